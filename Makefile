@@ -1,0 +1,33 @@
+# Two words do everything: `make demo` runs the whole pipeline on a CPU, `make test` checks it.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test lint bench install clean
+
+demo: install
+	$(BIN)/longlora run
+	$(BIN)/longlora promote
+
+test: install
+	$(BIN)/pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: install
+	$(BIN)/python -m benchmarks.attention
+
+install: .venv/installed
+
+# The lock of this tree is the reference machine's; another processor's last bits give another, which is no change of yours.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; set PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv

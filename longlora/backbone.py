@@ -1,0 +1,148 @@
+"""The base model, whatever it comes from, as one plain folder: safetensors, config.json, tokenizer, provenance.json.
+
+Sources: a hub id at a revision, a local folder, or a GGUF file inside a Python package (SmolLM2-135M is published so).
+Weights are never read from pickles and no code of a model's repository is run.
+"""
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from longlora.section import Section
+
+WEIGHTS = "*.safetensors"
+PLAIN_FILES = ("*.json", "tokenizer.model", "*.txt", "*.jinja")
+
+
+class Backbone(Section):
+    source: Literal["folder", "hub", "gguf"]
+    """folder: a local path; hub: a model hub id; gguf: a Python package, `name==version`, that carries one GGUF file."""
+    name: str
+    """The path, hub id or package."""
+    revision: str | None
+    """hub: a commit. folder and gguf: the sha256 of the weights (of one file); null takes what is there, unchecked."""
+    license: str
+    """Of the weights; carried into the model card and to the gate."""
+
+
+def fetch(backbone: Backbone, *, out: Path) -> None:
+    """Write the base model to the new folder `out`.
+
+    Raises:
+        ValueError: the source is not there, has no safetensors, or its digest is not the pinned one.
+    """
+    bring = {"folder": from_folder, "hub": from_hub, "gguf": from_gguf}[backbone.source]
+    bring(backbone, out=out)
+    config = AutoConfig.from_pretrained(out, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
+    if tokenizer.model_max_length != config.max_position_embeddings:
+        # Tokenizers converted from GGUF say 1e30 here.
+        tokenizer.model_max_length = config.max_position_embeddings
+        tokenizer.save_pretrained(out)
+    provenance = {**backbone.model_dump(), "sha256": {f.name: sha256(f) for f in sorted(out.glob(WEIGHTS))}}
+    (out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+
+
+def from_folder(backbone: Backbone, *, out: Path) -> None:
+    folder = Path(backbone.name).expanduser()
+    if not folder.is_dir():
+        raise ValueError(
+            f"backbone.name: no folder {folder} below {Path.cwd()}; a run sees only what git tracks, "
+            "so give an absolute path to a folder that git does not track"
+        )
+    copy_model(folder, out=out)
+    weights = sorted(out.glob(WEIGHTS))
+    if backbone.revision is not None:
+        expect_digest(weights[0], backbone.revision)
+
+
+def from_hub(backbone: Backbone, *, out: Path) -> None:
+    patterns = [WEIGHTS, *PLAIN_FILES]
+    copy_model(Path(snapshot_download(backbone.name, revision=backbone.revision, allow_patterns=patterns)), out=out)
+
+
+def copy_model(folder: Path, *, out: Path) -> None:
+    """Copy the model files of `folder`, and nothing else that lies there."""
+    if not any(folder.glob(WEIGHTS)):
+        raise ValueError(
+            f"{folder} holds no {WEIGHTS}; weights in other formats (.bin, .pth) are pickles and are not read"
+        )
+    out.mkdir(parents=True)
+    for pattern in (WEIGHTS, *PLAIN_FILES):
+        for file in folder.glob(pattern):
+            shutil.copyfile(file, out / file.name)
+
+
+def from_gguf(backbone: Backbone, *, out: Path) -> None:
+    """Dequantise a GGUF file into float32 safetensors."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = find_gguf(backbone.name, scratch=Path(scratch))
+        if backbone.revision is not None:
+            expect_digest(file, backbone.revision)
+        folder = str(file.parent)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
+        quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
+    # transformers refuses to save a model that came from GGUF, so its tensors move into one built from the same config.
+    config = type(quantised.config).from_dict(
+        {k: v for k, v in quantised.config.to_dict().items() if k != "quantization_config"}
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(quantised.state_dict(), strict=True)
+    model.tie_weights()
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def find_gguf(requirement: str, *, scratch: Path) -> Path:
+    """The one GGUF file of an installed package, else of its wheel, fetched without its dependencies into `scratch`."""
+    package = requirement.partition("==")[0].replace("-", "_")
+    spec = importlib.util.find_spec(package)
+    if spec is not None and spec.submodule_search_locations:
+        found = [f for place in spec.submodule_search_locations for f in Path(place).rglob("*.gguf")]
+    else:
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            str(scratch),
+            "--",
+            requirement,
+        ]
+        if subprocess.run(command, check=False).returncode:
+            raise ValueError(f"backbone.name: package '{requirement}' is not installed and could not be downloaded")
+        wheel = next(scratch.glob("*.whl"))
+        with zipfile.ZipFile(wheel) as archive:
+            members = [m for m in archive.namelist() if m.endswith(".gguf")]
+            found = [scratch / Path(m).name for m in members]
+            for member, file in zip(members, found, strict=True):
+                with archive.open(member) as source, file.open("wb") as target:
+                    shutil.copyfileobj(source, target)
+    if len(found) != 1:
+        raise ValueError(f"package '{requirement}' must hold one GGUF file, it holds {len(found)}")
+    return found[0]
+
+
+def expect_digest(file: Path, digest: str) -> None:
+    actual = sha256(file)
+    if actual != digest:
+        raise ValueError(f"{file.name} has sha256 {actual}, backbone.revision pins {digest}")
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

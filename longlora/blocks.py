@@ -1,0 +1,241 @@
+"""Documents -> tokens -> full-length blocks that remember which document each token is from.
+
+Text is tokenised once, outside the training job (a distributed job that tokenises runs into the collective time-out), into
+safetensors files that every rank maps into memory and shares. The split into training and held-out is by document, so no
+held-out sentence is ever a neighbour of a training sentence.
+
+Letters: L tokens of a block.
+"""
+
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset, load_dataset
+from pydantic import Field
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from torch.utils.data import Dataset as TorchDataset
+from transformers import PreTrainedTokenizerBase
+
+from longlora.section import Section
+
+IGNORED = -100  # a label that does not count
+
+
+class Recall(Section):
+    reach: int = Field(gt=0)
+    """Tokens between a fact and its question, at most. Beyond a group S2-Attn can not see the fact: then it teaches guessing."""
+    count: int = Field(ge=0)
+    """How many different exercises are written."""
+
+
+class Blocks(Section):
+    source: Literal["package", "text", "jsonl", "parquet", "hub"]
+    """package: text files of an installed Python package; text: a folder of .txt files; jsonl, parquet: file, folder or
+    pattern; hub: a `datasets` hub id."""
+    name: str
+    split: str | None
+    """hub: which split; otherwise null."""
+    field: str
+    """jsonl, parquet, hub: the column that holds the text."""
+    license: str
+    """Of the texts; carried into the model card."""
+    held_out: list[str] | float
+    """Names of documents (file stem, or row number) that are never trained on, or a share of all documents."""
+    seed: int
+    recall: Recall
+
+
+def read(blocks: Blocks) -> Dataset:
+    """The documents, as rows of `name` and `text`, in a fixed order.
+
+    Raises:
+        ValueError: nothing is found, or a column is missing (the columns there are, are named).
+    """
+    if blocks.source in ("package", "text"):
+        files = text_files(blocks)
+        rows = Dataset.from_dict({"name": [f.stem for f in files], "text": [f.read_text("utf-8") for f in files]})
+        return rows
+    if blocks.source == "hub":
+        rows = load_dataset(blocks.name, split=blocks.split or "train")
+    else:
+        files = sorted(str(f) for f in matching(Path(blocks.name), suffix=blocks.source))
+        rows = load_dataset("json" if blocks.source == "jsonl" else "parquet", data_files=files, split="train")
+    if blocks.field not in rows.column_names:
+        raise ValueError(
+            f"blocks.field: no column '{blocks.field}' in {blocks.name}; there are {', '.join(rows.column_names)}"
+        )
+    return rows.map(
+        lambda row, index: {"name": str(index), "text": row[blocks.field]},
+        with_indices=True,
+        remove_columns=rows.column_names,
+    )
+
+
+def text_files(blocks: Blocks) -> list[Path]:
+    if blocks.source == "text":
+        return matching(Path(blocks.name), suffix="txt")
+    spec = importlib.util.find_spec(blocks.name)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"blocks.name: package '{blocks.name}' is not installed; pip install {blocks.name}")
+    return matching(Path(next(iter(spec.submodule_search_locations))), suffix="txt")
+
+
+def matching(place: Path, *, suffix: str) -> list[Path]:
+    """`place` itself, or all files below it with the suffix, sorted by path."""
+    files = sorted(place.rglob(f"*.{suffix}")) if place.is_dir() else [place] if place.is_file() else []
+    if not files:
+        raise ValueError(f"blocks.name: no .{suffix} file at {place} (seen from {Path.cwd()})")
+    return files
+
+
+def tokenise(rows: Dataset, *, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Rows of `name` and `tokens`: the text's tokens between the model's begin and end marks, where it has them.
+
+    A batch at a time: the fast tokenizers spread a batch over all cores by themselves.
+    """
+    before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    after = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+    def encode(batch: dict[str, Any]) -> dict[str, Any]:
+        encoded = tokenizer(batch["text"], add_special_tokens=False, verbose=False)["input_ids"]
+        return {"tokens": [before + ids + after for ids in encoded]}
+
+    return rows.map(encode, batched=True, batch_size=64, remove_columns=["text"])
+
+
+def split(names: list[str], *, held_out: list[str] | float, seed: int) -> tuple[list[int], list[int]]:
+    """Row numbers for training and held-out.
+
+    Raises:
+        ValueError: a held-out name is not there, or one side would be empty.
+    """
+    if isinstance(held_out, float):
+        order = np.random.default_rng(seed).permutation(len(names))
+        apart = sorted(order[: max(1, round(held_out * len(names)))].tolist())
+    else:
+        unknown = sorted(set(held_out) - set(names))
+        if unknown:
+            raise ValueError(
+                f"blocks.held_out: no document named {', '.join(unknown)}; there are {len(names)}, e.g. {names[0]}"
+            )
+        apart = [i for i, name in enumerate(names) if name in set(held_out)]
+    rest = sorted(set(range(len(names))) - set(apart))
+    if not rest or not apart:
+        raise ValueError(
+            f"blocks.held_out leaves {len(rest)} documents to train on and {len(apart)} to evaluate; both need one"
+        )
+    return rest, apart
+
+
+def write(documents: Iterable[np.ndarray], file: Path, *, vocabulary: int) -> None:
+    """Documents end to end: `tokens` and `offsets` (document i is tokens[offsets[i]:offsets[i+1]])."""
+    kind = np.uint16 if vocabulary <= 2**16 else np.int32
+    arrays = [np.asarray(d, dtype=kind) for d in documents]
+    offsets = np.concatenate([[0], np.cumsum([len(a) for a in arrays])]).astype(np.int64)
+    tokens = np.concatenate(arrays) if arrays else np.empty(0, kind)
+    save_file({"tokens": tokens, "offsets": offsets}, file)
+
+
+def documents(file: Path) -> list[np.ndarray]:
+    """The documents of a tokens file, as views of the mapped file (through torch: safetensors' numpy reader copies)."""
+    with safe_open(file, framework="pt") as tensors:
+        tokens, offsets = tensors.get_tensor("tokens").numpy(), tensors.get_tensor("offsets").numpy()
+    return [tokens[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+
+
+def prepare(
+    blocks: Blocks, *, tokenizer: PreTrainedTokenizerBase, exercises: Iterator[list[int]], texts: Dataset, out: Path
+) -> dict[str, Any]:
+    """Write train, held-out and recall tokens below `out`; return the counts."""
+    rows = tokenise(texts, tokenizer=tokenizer).with_format("numpy")
+    names = list(texts["name"])
+    train, held_out = split(names, held_out=blocks.held_out, seed=blocks.seed)
+    out.mkdir(parents=True)
+    vocabulary = len(tokenizer)
+    lengths = {}
+    for part, members in {"train": train, "heldout": held_out}.items():
+        tokens = [rows[i]["tokens"] for i in members]
+        lengths[part] = [len(t) for t in tokens]
+        write(tokens, out / f"{part}.safetensors", vocabulary=vocabulary)
+    write((np.asarray(e) for e in exercises), out / "recall.safetensors", vocabulary=vocabulary)
+    provenance = {
+        "source": blocks.source,
+        "name": blocks.name,
+        "license": blocks.license,
+        "held_out": [names[i] for i in held_out],
+    }
+    (out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+    return {part: {"documents": len(n), "tokens": sum(n), "longest": max(n)} for part, n in lengths.items()}
+
+
+class PackedBlocks(TorchDataset[dict[str, torch.Tensor]]):
+    """Exactly `samples` training blocks of L tokens, in the order they are trained on.
+
+    The training documents, in a seeded order, end to end, are cut every L tokens; recall exercises are blocks of their own.
+    Which block comes when is drawn once from the seed: resuming is a matter of skipping, and the number of ranks changes
+    nothing. `position_ids` start anew with each document, which is how transformers marks packed sequences; the first token
+    of a document is no target, so that no loss crosses a border.
+    """
+
+    def __init__(self, folder: Path, *, length: int, samples: int, recall_share: float, seed: int) -> None:
+        generator = np.random.default_rng(seed)
+        texts = documents(folder / "train.safetensors")
+        self.length = length
+        self.exercises = documents(folder / "recall.safetensors")
+        self.texts = [texts[i] for i in generator.permutation(len(texts))]
+        self.starts = np.concatenate([[0], np.cumsum([len(t) for t in self.texts])])
+        count = int(self.starts[-1]) // length
+        if count == 0:
+            raise ValueError(f"the training documents hold {self.starts[-1]} tokens, a block needs {length}")
+        if recall_share > 0 and not self.exercises:
+            raise ValueError(f"fit.recall_share = {recall_share} needs exercises, and blocks.recall.count is 0")
+        recalls = round(samples * recall_share)
+        kinds = generator.permutation(np.arange(samples) < recalls)
+        self.plan = np.empty(samples, dtype=np.int64)
+        self.plan[~kinds] = drawn(count, samples - recalls, generator)
+        self.plan[kinds] = -1 - drawn(len(self.exercises), recalls, generator) if recalls else 0
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        which = int(self.plan[index])
+        if which < 0:
+            tokens_L = self.exercises[-1 - which].astype(np.int64)
+            if len(tokens_L) != self.length:
+                raise ValueError(
+                    f"a recall exercise has {len(tokens_L)} tokens, a block {self.length}: prepare the data anew"
+                )
+            return block(tokens_L, borders=[0])
+        first, last = which * self.length, (which + 1) * self.length
+        a, b = np.searchsorted(self.starts, [first, last - 1], side="right") - 1
+        inside = [self.texts[i] for i in range(a, b + 1)]
+        tokens_L = np.concatenate(inside)[first - self.starts[a] :][: self.length].astype(np.int64)
+        return block(tokens_L, borders=[0, *(self.starts[a + 1 : b + 1] - first)])
+
+
+def drawn(count: int, samples: int, generator: np.random.Generator) -> np.ndarray:
+    """`samples` of `count` things, each once before any comes again."""
+    rounds = -(-samples // count) if samples else 0
+    return (
+        np.concatenate([generator.permutation(count) for _ in range(rounds)])[:samples]
+        if rounds
+        else np.empty(0, np.int64)
+    )
+
+
+def block(tokens_L: np.ndarray, *, borders: list[int]) -> dict[str, torch.Tensor]:
+    """One training sample; `borders` are the places where a document starts (0 first, also in the middle of one)."""
+    positions_L = np.arange(len(tokens_L))
+    labels_L = tokens_L.copy()
+    for border in borders[1:]:
+        positions_L[border:] = np.arange(len(tokens_L) - border)
+        labels_L[border] = IGNORED
+    arrays = {"input_ids": tokens_L, "labels": labels_L, "position_ids": positions_L}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

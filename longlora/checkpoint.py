@@ -1,0 +1,124 @@
+"""Checkpoints: whole or absent, without pickle, and found only by the run they belong to.
+
+They lie outside the stage's outputs, which DVC deletes before every attempt, in a folder named by a digest of all that
+determines the result: a retry resumes, a changed parameter never resumes from a foreign checkpoint. Tested: a run that was
+cut off anywhere ends with the bytes of one that was not.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from longlora.adapter import trained_parameters
+from longlora.section import Section
+
+
+class ExactTrainer(Trainer):
+    """The Trainer with checkpoints that are whole or absent, hold no pickle, and resume bit for bit."""
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        root = Path(self.args.output_dir)
+        partial = root / f"partial-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            parameters = {name: p.detach().contiguous() for name, p in trained_parameters(self.model).items()}
+            save_file(parameters, partial / "parameters.safetensors")
+            save_file(flat_state(self.optimizer), partial / "optimizer.safetensors")
+            save_file({"cpu": torch.get_rng_state()}, partial / "random.safetensors")
+            self.state.save_to_json(str(partial / "trainer_state.json"))
+            partial.rename(root / f"checkpoint-{self.state.global_step}")
+            for old in sorted(root.glob("checkpoint-*"), key=checkpoint_step)[:-1]:
+                shutil.rmtree(old)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        saved = load_file(Path(resume_from_checkpoint) / "parameters.safetensors")
+        own = trained_parameters(self.model)
+        assert saved.keys() == own.keys()
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(saved[name])
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        load_flat_state(self.optimizer, load_file(Path(checkpoint) / "optimizer.safetensors"))
+        # The schedule is a function of the step alone; only its place in time has to be found again.
+        step, schedule = self.state.global_step, self.lr_scheduler
+        rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+        schedule.load_state_dict(
+            {**schedule.state_dict(), "last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
+        )
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            torch.set_rng_state(load_file(Path(checkpoint) / "random.safetensors")["cpu"])
+
+
+def flat_state(adam: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Adam's state as named tensors, `<parameter number>.<name>`."""
+    return {
+        f"{number}.{name}": value.detach().contiguous()
+        for number, state in adam.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+
+def load_flat_state(adam: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = value
+    adam.load_state_dict({"state": state, "param_groups": adam.state_dict()["param_groups"]})
+
+
+class Stop(TrainerCallback):
+    """SIGTERM (a scheduler's, or ours) ends training after the current step, with a checkpoint."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        signal.signal(signal.SIGTERM, self.ask)
+
+    def ask(self, number: int, frame: Any) -> None:
+        self.asked = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+
+def digest(inputs: list[Path], *, sections: tuple[Section, ...]) -> str:
+    """A name for all that determines the result: the sections and every byte of the inputs."""
+    total = hashlib.sha256(json.dumps([s.model_dump() for s in sections], sort_keys=True).encode())
+    for file in sorted(f for folder in inputs for f in folder.rglob("*") if f.is_file()):
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
+def checkpoint_folder(name: str) -> Path:
+    """Outside the stage's outputs, which DVC deletes before every attempt."""
+    return Path(os.environ.get("LONGLORA_CHECKPOINTS", ".longlora/checkpoints")) / name
+
+
+def checkpoint_step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def latest(checkpoints: Path) -> Path | None:
+    return max(checkpoints.glob("checkpoint-*"), key=checkpoint_step, default=None)

@@ -1,0 +1,236 @@
+"""Fine-tuning: the transformers Trainer, with the few things that long contexts ask for.
+
+The batch is said once, globally, and accumulation is derived from it. The loss is computed in chunks. A loss that is not
+finite ends the run. Checkpoints are whole or absent, hold no pickle, and lie in a folder named by a digest of all that
+determines the result: the same run resumes bit for bit, another run never finds them.
+"""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from pydantic import Field
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from longlora.adapter import Adapter, attach, save, trained_parameters
+from longlora.attention import Attention, enable
+from longlora.blocks import PackedBlocks
+from longlora.checkpoint import ExactTrainer, Stop, checkpoint_folder, checkpoint_step, digest, latest
+from longlora.history import History, write_cost
+from longlora.loss import chunk_loss
+from longlora.position import Position, extend
+from longlora.section import Section
+
+
+class Fit(Section):
+    steps: int = Field(gt=0)
+    """Optimiser steps."""
+    global_batch: int = Field(gt=0)
+    """Sequences per optimiser step, over all processes."""
+    micro_batch: int = Field(gt=0)
+    """Sequences per process that are in memory at once."""
+    recall_share: float = Field(ge=0, le=1)
+    """Share of the blocks that are recall exercises."""
+    learning_rate: float = Field(gt=0)
+    b_learning_rate_ratio: float = Field(gt=0)
+    """Hayou et al. 2024: learning rate of the B matrices over that of A; 1 is off."""
+    schedule: Literal["constant_with_warmup", "linear", "cosine"]
+    warmup_steps: int = Field(ge=0)
+    betas: tuple[float, float]
+    weight_decay: float = Field(ge=0)
+    max_grad_norm: float = Field(gt=0)
+    dtype: Literal["float32", "bfloat16"]
+    """Of the frozen weights and the arithmetic; trained weights are kept in float32."""
+    gradient_checkpointing: bool
+    loss_chunk: int = Field(gt=0)
+    """Tokens whose logits are in memory at once."""
+    checkpoint_steps: int = Field(gt=0)
+    log_steps: int = Field(gt=0)
+    seed: int
+
+    def accumulation(self, processes: int) -> int:
+        """Micro-batches per optimiser step and process.
+
+        Raises:
+            ValueError: the global batch is not a multiple of micro_batch x processes.
+        """
+        together = self.micro_batch * processes
+        if self.global_batch % together:
+            fitting = max(together, self.global_batch // together * together)
+            raise ValueError(
+                f"fit.global_batch = {self.global_batch} must be a multiple of micro_batch x processes = "
+                f"{self.micro_batch} x {processes}; the nearest is {fitting}"
+            )
+        return self.global_batch // together
+
+
+def train(
+    tokens: Path,
+    *,
+    base: Path,
+    out: Path,
+    history: Path,
+    cost: Path,
+    position: Position,
+    attention: Attention,
+    adapter: Adapter,
+    settings: Fit,
+) -> None:
+    """Fine-tune `base` on the blocks of `tokens`; write the adapter `out`, the training `history` and its `cost`.
+
+    Raises:
+        ValueError: settings that do not fit together, or a loss that is not finite.
+        SystemExit: 143 after SIGTERM, with a checkpoint written.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    sections = (position, attention, adapter, settings)
+    checkpoints = checkpoint_folder(digest([tokens, base], sections=sections))
+    blocks = PackedBlocks(
+        tokens,
+        length=position.context,
+        samples=settings.steps * settings.global_batch,
+        recall_share=settings.recall_share,
+        seed=settings.seed,
+    )
+    set_seed(settings.seed)
+    model = build(base, position=position, attention=attention, adapter=adapter, dtype=settings.dtype)
+    restore_head = chunk_loss(causal_model(model), chunk=settings.loss_chunk)
+    trainer = LongTrainer(
+        model=model,
+        train_dataset=blocks,
+        args=arguments(settings, checkpoints=checkpoints, accumulation=settings.accumulation(processes)),
+        callbacks=[
+            History(history, steps=settings.steps, tokens_per_step=settings.global_batch * position.context),
+            Switch(model, attention=attention, steps=settings.steps),
+            stop := Stop(),
+        ],
+        optimizers=(optimizer(model, settings), None),
+    )
+    trainer.remove_callback(PrinterCallback)  # History prints
+    started = time.monotonic()
+    first = latest(checkpoints)
+    trainer.train(resume_from_checkpoint=str(first) if first else None)
+    if stop.asked:
+        raise SystemExit(143)
+    if trainer.is_world_process_zero():
+        restore_head()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save(model, out)
+        steps = settings.steps - (checkpoint_step(first) if first else 0)
+        write_cost(
+            cost,
+            model=model,
+            tokens=steps * settings.global_batch * position.context,
+            seconds=time.monotonic() - started,
+        )
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def build(
+    base: Path, *, position: Position, attention: Attention, adapter: Adapter, dtype: str
+) -> PreTrainedModel | PeftModel:
+    """The base under the new position settings, with S2-Attn switched on and the trainable parts attached."""
+    config = extend(
+        AutoConfig.from_pretrained(base, local_files_only=True), method=position.method, context=position.context
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        base, config=config, local_files_only=True, dtype=getattr(torch, dtype)
+    )
+    model.config.use_cache = False
+    enable(model, attention)
+    if dtype == "bfloat16" and adapter.method == "lora":
+        # The trained embedding is float32; without this the whole residual stream would be, at twice the memory.
+        model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.to(torch.bfloat16))
+    return attach(model, adapter)
+
+
+def causal_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(inner, PreTrainedModel)
+    return inner
+
+
+def arguments(settings: Fit, *, checkpoints: Path, accumulation: int) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.micro_batch,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.dtype == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        # PackedBlocks holds the order already, so resuming is skipping.
+        train_sampling_strategy="sequential",
+        save_strategy="steps",
+        save_steps=settings.checkpoint_steps,
+        logging_steps=settings.log_steps,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to="none",
+        seed=settings.seed,
+    )
+
+
+def optimizer(model: nn.Module, settings: Fit) -> torch.optim.AdamW:
+    """AdamW over the trained parameters, the B matrices at their own rate (Hayou et al.)."""
+    trained = trained_parameters(model)
+    b_matrices = {name for name in trained if ".lora_B." in name}
+    groups = [
+        {"params": [p for name, p in trained.items() if name not in b_matrices], "lr": settings.learning_rate},
+        {
+            "params": [p for name, p in trained.items() if name in b_matrices],
+            "lr": settings.learning_rate * settings.b_learning_rate_ratio,
+        },
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], betas=settings.betas, weight_decay=settings.weight_decay
+    )
+
+
+class LongTrainer(ExactTrainer):
+    """The exact Trainer, without patience for a loss that is not finite."""
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower fit.learning_rate, or look at the data"
+            )
+        return loss
+
+
+class Switch(TrainerCallback):
+    """Full attention for the last steps, if asked for: what sparse training leaves undone at long range."""
+
+    def __init__(self, model: PreTrainedModel | PeftModel, *, attention: Attention, steps: int) -> None:
+        self.model, self.attention = causal_model(model), attention
+        self.first_full = steps - round(steps * attention.full_attention_last)
+        self.switched = False
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step >= self.first_full and not self.switched:
+            enable(self.model, self.attention.model_copy(update={"pattern": "full"}))
+            self.switched = True

@@ -1,0 +1,89 @@
+"""Cross-entropy whose logits exist only a chunk at a time: L x vocabulary is never held at once.
+
+At L = 100,000 and 32,000 words the float32 logits alone are 12.8 GB, and their gradient as much again. PyTorch's
+`linear_cross_entropy` takes the product with the head and the loss together, chunk by chunk, and computes the gradient in
+the same pass. Tested against the plain loss of transformers, values and gradients.
+
+Letters: B batch, L tokens, D hidden size, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import LinearCrossEntropyOptions
+from torch.nn.functional import linear_cross_entropy
+from transformers import PreTrainedModel
+
+IGNORED = -100
+
+
+class HiddenHead(nn.Module):
+    """Stands where the language-model head was and passes the hidden states on; the loss applies the head it keeps."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.head = head
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return self.head.weight
+
+    def forward(self, hidden_BLD: torch.Tensor) -> torch.Tensor:
+        return hidden_BLD
+
+
+def chunked_cross_entropy(
+    hidden_BLD: torch.Tensor, weight_VD: torch.Tensor, labels_BL: torch.Tensor, *, chunk: int, reduction: str = "mean"
+) -> torch.Tensor:
+    """Next-token cross-entropy of `hidden_BLD @ weight_VD.T`, at most `chunk` rows of logits in memory.
+
+    Labels are not shifted yet: token t is judged against label t + 1. A label of -100 does not count.
+    """
+    device = hidden_BLD.device.type
+    # Autocast does not know this function. Trained norms leave the hidden states in float32.
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_BLD.dtype
+    options = LinearCrossEntropyOptions(batch_chunk_size=chunk, chunking_method=None)
+    return linear_cross_entropy(
+        hidden_BLD[:, :-1].flatten(0, 1).to(dtype),
+        weight_VD.to(dtype),
+        labels_BL[:, 1:].flatten(),
+        reduction=reduction,
+        ignore_index=IGNORED,
+        options=options,
+    )
+
+
+def chunk_loss(model: PreTrainedModel, *, chunk: int) -> Callable[[], None]:
+    """Make `model(labels=...)` compute its loss in chunks; return what puts the head back.
+
+    Raises:
+        ValueError: the model does something to its logits (soft-capping, scaling) that this loss would leave out.
+    """
+    head = model.get_output_embeddings()
+    tokens_BL = torch.arange(8, device=head.weight.device)[None]
+    probe = {"input_ids": tokens_BL, "labels": tokens_BL}
+    half = head.weight.dtype == torch.bfloat16 or model.dtype == torch.bfloat16
+    autocast = torch.autocast(head.weight.device.type, dtype=torch.bfloat16, enabled=half)
+    with torch.inference_mode(), autocast:
+        plain = model(**probe).loss
+
+    def loss(
+        logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: Any = None, **ignored: Any
+    ) -> torch.Tensor:
+        # `logits` are hidden states here: HiddenHead passed them on.
+        if num_items_in_batch is None:
+            return chunked_cross_entropy(logits, head.weight, labels, chunk=chunk)
+        return chunked_cross_entropy(logits, head.weight, labels, chunk=chunk, reduction="sum") / num_items_in_batch
+
+    model.set_output_embeddings(HiddenHead(head))
+    model.loss_function = loss
+    with torch.inference_mode(), autocast:
+        chunked = model(**probe).loss
+    tolerance = 1e-2 if half else 1e-4
+    if not torch.allclose(plain.float(), chunked.float(), rtol=tolerance):
+        raise ValueError(
+            f"{type(model).__name__} changes its logits after the head; the chunked loss is {chunked:.4f}, its own {plain:.4f}"
+        )
+    return lambda: model.set_output_embeddings(head)

@@ -1,0 +1,90 @@
+"""A section of params.yaml as a typed, frozen value, and the one way a stage is called.
+
+A stage is a function. Its `Path` arguments come from the command line in order, its `Section` arguments from params.yaml by
+name; nothing else reads configuration. Stated once here, checked against dvc.yaml by tests/test_contract.py.
+"""
+
+import difflib
+import inspect
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Section(BaseModel):
+    """Every key is required, none may be unknown: params.yaml says all, and says it once."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def read_params(path: Path) -> dict[str, Any]:
+    """All of a params file as plain containers. OmegaConf reads `2e-5` as a number and refuses a key given twice."""
+    params = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    if not isinstance(params, dict):
+        raise ValueError(f"{path} must hold sections (name: {{key: value}}), not a {type(params).__name__}")
+    return {str(name): section for name, section in params.items()}
+
+
+def section_of(kind: type[S], params: dict[str, Any], name: str) -> S:
+    """The section `name` of `params`, typed.
+
+    Raises:
+        ValueError: a key is missing, unknown (the nearest known one is named) or outside its range; all of them in one line.
+    """
+    if name not in params:
+        raise ValueError(f"params: section '{name}' is missing{nearest(name, list(params))}")
+    try:
+        return kind.model_validate(params[name])
+    except ValidationError as error:
+        raise ValueError("params: " + "; ".join(complaint(kind, name, e) for e in error.errors())) from None
+
+
+def complaint(kind: type[Section], name: str, error: Any) -> str:
+    """One pydantic error in words: which key, which rule, which value, and the nearest right name for an unknown key."""
+    key = ".".join([name, *map(str, error["loc"])])
+    if error["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{nearest(str(error['loc'][-1]), list(kind.model_fields))}"
+    if error["type"] == "missing":
+        return f"key '{key}' is missing"
+    return f"{key} = {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """`; did you mean 'x'?`, or the list of what there is."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; there are: {', '.join(known)}"
+
+
+def call(stage: Callable[..., None], paths: list[str], params: dict[str, Any]) -> None:
+    """Call `stage` with its paths and its typed sections."""
+    arguments = list(inspect.signature(stage, eval_str=True).parameters.values())
+    wanted = [a.name for a in arguments if a.annotation is Path]
+    if len(wanted) != len(paths):
+        raise ValueError(f"{stage.__name__} takes {len(wanted)} paths ({', '.join(wanted)}), got {len(paths)}")
+    given = iter(paths)
+    stage(*[Path(next(given)) if a.annotation is Path else section_of(a.annotation, params, a.name) for a in arguments])
+
+
+def run(stage: Callable[..., None]) -> None:
+    """Entry point of every stage. A mistake of the user's ends in one line and status 2; a defect of ours in a traceback."""
+    try:
+        call(stage, sys.argv[1:], read_params(Path("params.yaml")))
+    except (ValueError, OSError) as error:
+        if not raised_here(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def raised_here(error: BaseException) -> bool:
+    """Whether this library raised `error` on purpose (rather than something below it, by surprise)."""
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return raised_in.is_relative_to(Path(__file__).parent)

@@ -1,0 +1,32 @@
+"""Tokenise the documents once; split them into training and held-out; write recall exercises."""
+
+import json
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from longlora.blocks import Blocks, prepare, read, split
+from longlora.position import Position
+from longlora.recall import exercises
+from longlora.section import run
+
+
+def stage(base: Path, tokens: Path, counts: Path, blocks: Blocks, position: Position) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    rows = read(blocks)
+    train, _ = split(list(rows["name"]), held_out=blocks.held_out, seed=blocks.seed)
+    drill = exercises(
+        [rows[i]["text"] for i in train],
+        tokenizer=tokenizer,
+        length=position.context,
+        reach=blocks.recall.reach,
+        count=blocks.recall.count,
+        seed=blocks.seed,
+    )
+    report = prepare(blocks, tokenizer=tokenizer, exercises=drill, texts=rows, out=tokens)
+    counts.parent.mkdir(parents=True, exist_ok=True)
+    counts.write_text(json.dumps({"blocks": report}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run(stage)

@@ -1,0 +1,37 @@
+"""Fine-tune the extended model."""
+
+from pathlib import Path
+
+from longlora.adapter import Adapter
+from longlora.attention import Attention
+from longlora.fit import Fit, train
+from longlora.position import Position
+from longlora.section import run
+
+
+def stage(
+    tokens: Path,
+    base: Path,
+    tuned: Path,
+    history: Path,
+    cost: Path,
+    position: Position,
+    attention: Attention,
+    adapter: Adapter,
+    fit: Fit,
+) -> None:
+    train(
+        tokens,
+        base=base,
+        out=tuned,
+        history=history,
+        cost=cost,
+        position=position,
+        attention=attention,
+        adapter=adapter,
+        settings=fit,
+    )
+
+
+if __name__ == "__main__":
+    run(stage)

@@ -1,0 +1,15 @@
+"""Write a baseline: the base under untrained rotary scaling. The folder is named by the method."""
+
+from pathlib import Path
+
+from longlora.position import Position
+from longlora.rescale import rescale
+from longlora.section import run
+
+
+def stage(base: Path, model: Path, position: Position) -> None:
+    rescale(base, method=model.name, context=position.context, out=model)
+
+
+if __name__ == "__main__":
+    run(stage)

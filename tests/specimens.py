@@ -1,0 +1,86 @@
+"""Small things to test on: random models and a tokenizer trained on a paragraph. All sizes differ."""
+
+from pathlib import Path
+
+import torch
+from longlora.attention import Attention
+from longlora.position import Position
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from longlora.adapter import Adapter
+from longlora.fit import Fit
+
+TEXT = (
+    "The committee met on the 14th of March, heard nine witnesses, and wrote a report of 260 pages that nobody read. "
+    * 40
+)
+
+
+def llama(*, seed: int = 0, tied: bool = True, vocabulary: int = 300, window: int = 64) -> LlamaForCausalLM:
+    """A random Llama with an odd number of heads and grouped keys."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=36,
+        intermediate_size=52,
+        num_hidden_layers=2,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        head_dim=4,
+        max_position_embeddings=window,
+        tie_word_embeddings=tied,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def tokenizer(*, window: int = 64) -> PreTrainedTokenizerFast:
+    """Byte-level pairs, single digits, and marks for begin and end."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        [TEXT],
+        trainers.BpeTrainer(
+            vocab_size=300,
+            special_tokens=["<bos>", "<eos>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<bos>", eos_token="<eos>", model_max_length=window)
+
+
+def folder(place: Path, *, tied: bool = True, window: int = 64) -> Path:
+    """A whole model folder, as the backbone stage leaves one."""
+    llama(tied=tied, window=window).save_pretrained(place)
+    tokenizer(window=window).save_pretrained(place)
+    return place
+
+
+ATTENTION = Attention(pattern="s2", shift="boundaries", group_ratio=0.25, full_attention_last=0.0, backend="sdpa")
+POSITION = Position(method="yarn", context=128)
+ADAPTER = Adapter(
+    method="lora", rank=3, alpha=6.0, dropout=0.0, targets=["q_proj", "v_proj"], trainable=["embeddings", "norms"]
+)
+FIT = Fit(
+    steps=6,
+    global_batch=4,
+    micro_batch=2,
+    recall_share=0.25,
+    learning_rate=3e-3,
+    b_learning_rate_ratio=1.0,
+    schedule="constant_with_warmup",
+    warmup_steps=2,
+    betas=(0.9, 0.95),
+    weight_decay=0.0,
+    max_grad_norm=1.0,
+    dtype="float32",
+    gradient_checkpointing=False,
+    loss_chunk=50,
+    checkpoint_steps=2,
+    log_steps=1,
+    seed=5,
+)

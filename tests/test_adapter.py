@@ -1,0 +1,101 @@
+"""What is trained, what is saved, and that stock peft gets the same model back."""
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from specimens import ADAPTER, llama
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+from longlora.adapter import Adapter, attach, save, trained_parameters
+
+
+def nudged(model):
+    """`model` after one step in a random direction, so that nothing trained is at its start."""
+    generator = torch.Generator().manual_seed(1)
+    for p in trained_parameters(model).values():
+        p.data += 0.05 * torch.randn(p.shape, generator=generator)
+    return model.eval()
+
+
+def logits(model):
+    with torch.inference_mode():
+        return model(input_ids=torch.arange(40)[None]).logits
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_low_rank_matrices_embeddings_and_norms_are_trained_and_nothing_else(tied):
+    trained = trained_parameters(attach(llama(tied=tied), ADAPTER))
+    kinds = {"lora": 0, "embed_tokens": 0, "norm": 0}
+    for name in trained:
+        kinds[next(kind for kind in kinds if kind in name)] += 1
+    assert kinds == {"lora": 2 * 2 * 2, "embed_tokens": 1, "norm": 2 * 2 + 1}
+
+
+def test_trained_weights_are_float32_and_frozen_ones_stay_as_they_are():
+    model = attach(llama().bfloat16(), ADAPTER)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_stock_peft_loads_the_adapter_and_gives_the_same_logits(tied, tmp_path):
+    model = nudged(attach(llama(tied=tied), ADAPTER))
+    save(model, tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(llama(tied=tied), tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(loaded), logits(model))
+    assert not torch.allclose(logits(model), logits(llama(tied=tied)), atol=1e-2)
+
+
+def test_tied_embeddings_stay_tied():
+    model = nudged(attach(llama(tied=True), ADAPTER)).merge_and_unload()
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_the_adapter_names_no_place(tmp_path):
+    save(attach(llama(), ADAPTER), tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] is None
+    assert {f.name for f in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "config.json",
+    }
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path):
+    for name in ("one", "two"):
+        save(attach(llama(), ADAPTER), tmp_path / name)
+    for file in (tmp_path / "one").iterdir():
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
+
+
+def test_a_model_with_other_names_is_served_too(tmp_path):
+    sizes = {"vocab_size": 90, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
+    model = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, num_attention_heads=4, tie_word_embeddings=False))
+    adapted = attach(model, ADAPTER.model_copy(update={"targets": ["query_key_value", "dense"]}))
+    names = " ".join(trained_parameters(adapted))
+    assert all(
+        part in names for part in ("embed_in", "input_layernorm", "post_attention_layernorm", "final_layer_norm")
+    )
+    save(adapted, tmp_path / "adapter")
+    assert "base_model.model.gpt_neox.embed_in.weight" in load_file(tmp_path / "adapter/adapter_model.safetensors")
+
+
+def test_a_target_that_is_not_there_is_named_with_the_nearest():
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM has no linear layer 'q_porj'; did you mean 'q_proj'"):
+        attach(llama(), ADAPTER.model_copy(update={"targets": ["q_porj"]}))
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    model = attach(llama(), ADAPTER)
+    next(iter(trained_parameters(model).values())).data[0] = torch.nan
+    with pytest.raises(ValueError, match="1 trained tensors hold NaN"):
+        save(model, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_full_trains_everything():
+    model = attach(llama(), Adapter(**{**ADAPTER.model_dump(), "method": "full"}))
+    assert all(p.requires_grad for p in model.parameters())

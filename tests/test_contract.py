@@ -1,0 +1,80 @@
+"""dvc.yaml must agree with the code it runs: same files, same sections, same paths."""
+
+import ast
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from longlora.section import Section, read_params, section_of
+
+ROOT = Path(__file__).parent.parent
+PIPELINE = OmegaConf.to_container(OmegaConf.create(re.sub(r"\\?\$\{", "<{", (ROOT / "dvc.yaml").read_text())))
+STAGES = PIPELINE["stages"]
+
+
+def reached(path: Path) -> set[str]:
+    """Every longlora file that `path` imports, directly or not, itself included."""
+    names = {n.module for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom) and n.module}
+    files = [f for name in names if (f := ROOT.joinpath(*name.split(".")).with_suffix(".py")).exists()]
+    return {str(path.relative_to(ROOT))}.union(*map(reached, files))
+
+
+def entries(stage: dict, *keys: str) -> list[str]:
+    """The plain names under `keys`, options dropped."""
+    return [e if isinstance(e, str) else next(iter(e)) for k in keys for e in stage.get(k, [])]
+
+
+def signature(name: str) -> dict[str, type]:
+    function = importlib.import_module(f"longlora.stages.{name}").stage
+    return {n: p.annotation for n, p in inspect.signature(function, eval_str=True).parameters.items()}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_code_deps_are_the_files_the_stage_reaches(name):
+    code = {d for d in entries(STAGES[name], "deps") if d.endswith(".py")}
+    assert code == reached(ROOT / f"longlora/stages/{name}.py")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_params_are_the_sections_the_stage_takes(name):
+    assert STAGES[name].get("params", []) == [n for n, kind in signature(name).items() if kind is not Path]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_command_paths_are_the_data_deps_then_the_outs(name):
+    paths = STAGES[name]["cmd"].split(f"longlora.stages.{name} ")[1].split()
+    data = [d for d in entries(STAGES[name], "deps") if not d.endswith(".py")]
+    outs = entries(STAGES[name], "outs", "plots", "metrics")
+    assert paths[: len(data)] == data
+    assert sorted(paths[len(data) :]) == sorted(outs)
+    assert len(paths) == [*signature(name).values()].count(Path)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_says_what_it_does(name):
+    assert STAGES[name]["desc"].endswith(".")
+
+
+SECTIONS = {n: kind for stage in STAGES for n, kind in signature(stage).items() if kind is not Path}
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+def test_params_yaml_holds_exactly_the_sections_that_stages_take():
+    params = read_params(ROOT / "params.yaml")
+    assert params.keys() == SECTIONS.keys()
+    for name, kind in SECTIONS.items():
+        assert issubclass(kind, Section)
+        section_of(kind, params, name)
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if r.stem != "shapes"], ids=lambda r: r.stem)
+def test_every_recipe_is_valid_over_params_yaml(recipe):
+    merged = OmegaConf.merge(OmegaConf.load(ROOT / "params.yaml"), OmegaConf.load(recipe))
+    params = OmegaConf.to_container(merged, resolve=True)
+    for name, kind in SECTIONS.items():
+        section_of(kind, params, name)
+    assert params.keys() == SECTIONS.keys()

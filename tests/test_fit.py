@@ -1,0 +1,199 @@
+"""Training: the loss is right, a run resumes bit for bit, and what can not work stops with its reason."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from specimens import ADAPTER, ATTENTION, FIT, POSITION, folder
+
+from longlora import fit as module
+from longlora.blocks import write
+from longlora.checkpoint import checkpoint_step, digest
+from longlora.fit import train
+from longlora.history import COLUMNS
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A base, tokens that can be learnt, and a checkpoint folder of its own."""
+    monkeypatch.setenv("LONGLORA_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    folder(tmp_path / "base")
+    tokens = tmp_path / "tokens"
+    tokens.mkdir()
+    cycle = np.arange(900) % 31
+    write([cycle, cycle[:70], cycle[:400]], tokens / "train.safetensors", vocabulary=300)
+    write([cycle[:128], cycle[5:133]], tokens / "recall.safetensors", vocabulary=300)
+    return tmp_path
+
+
+def run(place: Path, name: str, **changes) -> Path:
+    """Train into place/name; `changes` are keys of the fit section."""
+    train(
+        place / "tokens",
+        base=place / "base",
+        out=place / name,
+        history=place / f"{name}.csv",
+        cost=place / f"{name}.json",
+        position=POSITION,
+        attention=changes.pop("attention", ATTENTION),
+        adapter=changes.pop("adapter", ADAPTER),
+        settings=FIT.model_copy(update=changes),
+    )
+    return place / name
+
+
+def weights(adapter: Path) -> bytes:
+    return (adapter / "adapter_model.safetensors").read_bytes()
+
+
+def history(file: Path) -> list[dict[str, float]]:
+    with file.open() as stream:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(stream)]
+
+
+def test_the_loss_falls_and_the_history_and_cost_are_written(place):
+    run(place, "tuned", steps=20, checkpoint_steps=100)
+    rows = history(place / "tuned.csv")
+    assert list(rows[0]) == list(COLUMNS)
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert rows[-1]["tokens"] == 20 * 4 * 128
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.3
+    assert json.loads((place / "tuned.json").read_text())["cost"]["trainable_parameters"] > 300 * 36
+
+
+def test_the_same_run_gives_the_same_bytes_and_another_seed_others(place):
+    assert weights(run(place, "one")) == weights(run(place, "two"))
+    assert (place / "one.csv").read_bytes() == (place / "two.csv").read_bytes()
+    assert weights(run(place, "three", seed=6)) != weights(place / "one")
+
+
+def test_accumulation_changes_nothing_but_the_last_bits(place):
+    run(place, "whole", micro_batch=4, recall_share=0.0)
+    run(place, "parts", micro_batch=1, recall_share=0.0)
+    for a, b in zip(history(place / "whole.csv"), history(place / "parts.csv"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+def test_a_run_that_was_cut_off_resumes_bit_for_bit(place, monkeypatch):
+    wanted = weights(run(place, "whole"))
+    step = module.LongTrainer.training_step
+
+    def killed(self, *args, **kwargs):
+        if self.state.global_step == 5:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.LongTrainer, "training_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(place, "resumed")
+    assert [f.name for f in (place / "checkpoints").rglob("checkpoint-*")] == ["checkpoint-4"]
+    assert weights(run(place, "resumed")) == wanted
+    assert (place / "resumed.csv").read_bytes() == (place / "whole.csv").read_bytes()
+    assert not list((place / "checkpoints").rglob("checkpoint-*"))
+
+
+def test_a_foreign_checkpoint_is_never_resumed():
+    sections = (POSITION, ATTENTION, ADAPTER, FIT)
+    other = (POSITION, ATTENTION, ADAPTER, FIT.model_copy(update={"learning_rate": 4e-3}))
+    assert digest([], sections=sections) != digest([], sections=other)
+
+
+def test_a_changed_input_is_another_run(place):
+    before = digest([place / "tokens"], sections=())
+    file = place / "tokens/recall.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    assert digest([place / "tokens"], sections=()) != before
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(place):
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d: lower fit.learning_rate"):
+        run(place, "tuned", learning_rate=1e12, steps=6)
+    assert not (place / "tuned").exists()
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "processes", "wanted"), [(8, 2, 2, 2), (6, 1, 3, 2), (7, 2, 1, None), (4, 1, 3, None)]
+)
+def test_accumulation_is_derived_from_the_global_batch(batch, micro, processes, wanted):
+    settings = FIT.model_copy(update={"global_batch": batch, "micro_batch": micro})
+    if wanted:
+        assert settings.accumulation(processes) == wanted
+    else:
+        with pytest.raises(ValueError, match=rf"global_batch = {batch} must be a multiple of .* {micro} x {processes}"):
+            settings.accumulation(processes)
+
+
+def test_the_last_steps_are_in_full_attention_when_asked(place):
+    run(place, "sparse", steps=4, recall_share=0.0)
+    run(place, "ended", steps=4, recall_share=0.0, attention=ATTENTION.model_copy(update={"full_attention_last": 0.5}))
+    sparse, ended = history(place / "sparse.csv"), history(place / "ended.csv")
+    assert sparse[:2] == ended[:2]
+    assert sparse[2]["loss"] != ended[2]["loss"]
+
+
+def test_hayous_ratio_moves_only_the_b_matrices_more(place):
+    plain = load_file(run(place, "plain", steps=1, warmup_steps=0) / "adapter_model.safetensors")
+    faster = load_file(
+        run(place, "faster", steps=1, warmup_steps=0, b_learning_rate_ratio=4.0) / "adapter_model.safetensors"
+    )
+    for name in plain:
+        if "lora_B" in name:
+            torch.testing.assert_close(faster[name], 4 * plain[name])
+        else:
+            torch.testing.assert_close(faster[name], plain[name])
+
+
+def test_bfloat16_and_gradient_checkpointing_train_too(place):
+    run(place, "plain")
+    run(place, "spared", gradient_checkpointing=True)
+    assert history(place / "plain.csv") == history(place / "spared.csv")
+    run(place, "half", dtype="bfloat16")
+    assert history(place / "half.csv")[0]["loss"] == pytest.approx(history(place / "plain.csv")[0]["loss"], rel=2e-2)
+
+
+def test_full_fine_tuning_is_one_setting_away(place):
+    tuned = run(place, "tuned", adapter=ADAPTER.model_copy(update={"method": "full"}))
+    assert (tuned / "model.safetensors").exists()
+
+
+SCRIPT = """
+import sys
+sys.path[:0] = [{tests!r}, {root!r}]
+from pathlib import Path
+from test_fit import run
+run(Path({place!r}), "tuned", steps=400)
+"""
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_process_leaves_a_whole_checkpoint(place, signal_number):
+    script = SCRIPT.format(tests=str(ROOT / "tests"), root=str(ROOT), place=str(place))
+    process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ}, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while not list((place / "checkpoints").rglob("checkpoint-*")) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal_number)
+    code = process.wait(timeout=60)
+    assert code == (-9 if signal_number == signal.SIGKILL else 143)
+    checkpoints = list((place / "checkpoints").rglob("checkpoint-*"))
+    assert checkpoints
+    newest = max(checkpoints, key=checkpoint_step)
+    assert {f.name for f in newest.iterdir()} >= {
+        "parameters.safetensors",
+        "optimizer.safetensors",
+        "trainer_state.json",
+    }

@@ -1,0 +1,81 @@
+"""The merged model is the adapter model, opens with plain transformers, and says its own context."""
+
+import json
+
+import pytest
+import torch
+from longlora.position import extend
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from specimens import ADAPTER, POSITION, folder, llama
+from test_adapter import logits, nudged
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from longlora.adapter import attach, save
+from longlora.merge import merge
+
+
+@pytest.fixture(params=[True, False], ids=["tied", "untied"])
+def trained(request, tmp_path):
+    """A base folder and a trained adapter of it, under YaRN."""
+    base = folder(tmp_path / "base", tied=request.param)
+    config = extend(AutoConfig.from_pretrained(base), method=POSITION.method, context=POSITION.context)
+    model = nudged(attach(AutoModelForCausalLM.from_pretrained(base, config=config), ADAPTER))
+    save(model, tmp_path / "adapter")
+    return base, tmp_path / "adapter", model
+
+
+def test_merged_logits_are_the_adapters_in_plain_transformers(trained, tmp_path):
+    base, adapter, model = trained
+    assert merge(base, adapter, out=tmp_path / "merged") < 1e-5
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(merged), logits(model), rtol=1e-4, atol=1e-5)
+
+
+def test_context_and_rope_are_in_the_merged_config_and_its_tokenizer(trained, tmp_path):
+    base, adapter, _ = trained
+    merge(base, adapter, out=tmp_path / "merged")
+    config = AutoConfig.from_pretrained(tmp_path / "merged")
+    assert config.max_position_embeddings == 128
+    assert config.rope_parameters["rope_type"] == "yarn"
+    assert config.rope_parameters["factor"] == 2.0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert tokenizer.model_max_length == 128
+    assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(base).get_vocab()
+
+
+def test_a_merge_that_changes_the_logits_writes_nothing(trained, tmp_path, monkeypatch):
+    base, adapter, _ = trained
+    honest = PeftModel.merge_and_unload if hasattr(PeftModel, "merge_and_unload") else None
+    assert honest is None  # it is found through the tuner, so the tuner's is replaced
+
+    from peft.tuners.lora import LoraModel
+
+    def forgetful(self, *args, **kwargs):
+        merged = merge_and_unload(self, *args, **kwargs)
+        merged.model.norm.weight.data *= 1.01
+        return merged
+
+    merge_and_unload = LoraModel.merge_and_unload
+    monkeypatch.setattr(LoraModel, "merge_and_unload", forgetful)
+    with pytest.raises(ValueError, match="merged logits differ by 0.01 of the largest"):
+        merge(base, adapter, out=tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_an_adapter_with_nan_is_not_merged(trained, tmp_path):
+    base, adapter, _ = trained
+    weights = load_file(adapter / "adapter_model.safetensors")
+    weights[next(iter(weights))][0] = torch.nan
+    save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="merged weights hold NaN or infinity"):
+        merge(base, adapter, out=tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_the_dtype_of_the_base_is_kept(tmp_path):
+    base = folder(tmp_path / "base")
+    llama().bfloat16().save_pretrained(base)
+    save(nudged(attach(llama(), ADAPTER)), tmp_path / "adapter")
+    merge(base, tmp_path / "adapter", out=tmp_path / "merged")
+    assert json.loads((tmp_path / "merged/config.json").read_text())["dtype"] == "bfloat16"

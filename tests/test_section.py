@@ -1,0 +1,66 @@
+"""A mistake in params.yaml gets one clear line; a defect of ours keeps its traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from longlora.section import Section, call, read_params, section_of
+
+
+class Knobs(Section):
+    rate: float
+    names: list[str]
+
+
+GOOD = {"rate": 2e-5, "names": ["a"]}
+
+
+def test_numbers_in_scientific_notation_are_numbers(tmp_path):
+    (tmp_path / "params.yaml").write_text("knobs: {rate: 2e-5, names: [a]}\n")
+    assert section_of(Knobs, read_params(tmp_path / "params.yaml"), "knobs").rate == 2e-5
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({**GOOD, "rates": 1}, ["unknown key 'knobs.rates'", "did you mean 'rate'?"]),
+        ({"rate": 1.0}, ["key 'knobs.names' is missing"]),
+        ({**GOOD, "rate": "fast"}, ["knobs.rate = 'fast'", "valid number"]),
+        ({**GOOD, "rate": float("nan")}, ["knobs.rate", "finite"]),
+        ({"rate": "x", "nmes": []}, ["knobs.rate", "knobs.names", "knobs.nmes"]),
+    ],
+)
+def test_every_mistake_is_named_in_one_line(section, words):
+    with pytest.raises(ValueError) as raised:
+        section_of(Knobs, {"knobs": section}, "knobs")
+    assert all(word in str(raised.value) for word in words)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_section_names_the_nearest():
+    with pytest.raises(ValueError, match="section 'knobs' is missing; did you mean 'knob'"):
+        section_of(Knobs, {"knob": {}}, "knobs")
+
+
+def test_a_stage_gets_paths_in_order_and_sections_by_name():
+    seen = {}
+
+    def stage(first: Path, knobs: Knobs, second: Path) -> None:
+        seen.update(first=first, second=second, rate=knobs.rate)
+
+    call(stage, ["a", "b"], {"knobs": GOOD})
+    assert seen == {"first": Path("a"), "second": Path("b"), "rate": 2e-5}
+    with pytest.raises(ValueError, match=r"takes 2 paths \(first, second\), got 1"):
+        call(stage, ["a"], {"knobs": GOOD})
+
+
+def test_a_users_mistake_ends_in_one_line_and_status_two(tmp_path):
+    (tmp_path / "params.yaml").write_text("position: {method: yarm, context: 1}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "longlora.stages.rescale", "base", "out"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: params: position.method = 'yarm'")
+    assert "Traceback" not in done.stderr
