@@ -34,6 +34,15 @@ class Recall(Section):
     """How many different exercises are written."""
 
 
+class HeldOut(Section):
+    """Documents that are never trained on."""
+
+    names: list[str]
+    """By name: the file's stem, or the row number."""
+    share: float = Field(ge=0, lt=1)
+    """If none is named: this share of all documents, drawn from the seed."""
+
+
 class Blocks(Section):
     source: Literal["package", "text", "jsonl", "parquet", "hub"]
     """package: text files of an installed Python package; text: a folder of .txt files; jsonl, parquet: file, folder or
@@ -45,8 +54,7 @@ class Blocks(Section):
     """jsonl, parquet, hub: the column that holds the text."""
     license: str
     """Of the texts; carried into the model card."""
-    held_out: list[str] | float
-    """Names of documents (file stem, or row number) that are never trained on, or a share of all documents."""
+    held_out: HeldOut
     seed: int
     recall: Recall
 
@@ -109,22 +117,22 @@ def tokenise(rows: Dataset, *, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     return rows.map(encode, batched=True, batch_size=64, remove_columns=["text"])
 
 
-def split(names: list[str], *, held_out: list[str] | float, seed: int) -> tuple[list[int], list[int]]:
+def split(names: list[str], *, held_out: HeldOut, seed: int) -> tuple[list[int], list[int]]:
     """Row numbers for training and held-out.
 
     Raises:
         ValueError: a held-out name is not there, or one side would be empty.
     """
-    if isinstance(held_out, float):
-        order = np.random.default_rng(seed).permutation(len(names))
-        apart = sorted(order[: max(1, round(held_out * len(names)))].tolist())
-    else:
-        unknown = sorted(set(held_out) - set(names))
+    if held_out.names:
+        unknown = sorted(set(held_out.names) - set(names))
         if unknown:
             raise ValueError(
-                f"blocks.held_out: no document named {', '.join(unknown)}; there are {len(names)}, e.g. {names[0]}"
+                f"blocks.held_out.names: no document named {', '.join(unknown)}; there are {len(names)}, e.g. {names[0]}"
             )
-        apart = [i for i, name in enumerate(names) if name in set(held_out)]
+        apart = [i for i, name in enumerate(names) if name in set(held_out.names)]
+    else:
+        order = np.random.default_rng(seed).permutation(len(names))
+        apart = sorted(order[: round(held_out.share * len(names))].tolist())
     rest = sorted(set(range(len(names))) - set(apart))
     if not rest or not apart:
         raise ValueError(

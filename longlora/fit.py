@@ -5,6 +5,7 @@ finite ends the run. Checkpoints are whole or absent, hold no pickle, and lie in
 determines the result: the same run resumes bit for bit, another run never finds them.
 """
 
+import json
 import os
 import shutil
 import time
@@ -108,8 +109,9 @@ def train(
         seed=settings.seed,
     )
     set_seed(settings.seed)
-    model = build(base, position=position, attention=attention, adapter=adapter, dtype=settings.dtype)
+    model = build(base, position=position, adapter=adapter, dtype=settings.dtype)
     restore_head = chunk_loss(causal_model(model), chunk=settings.loss_chunk)
+    enable(causal_model(model), attention)
     trainer = LongTrainer(
         model=model,
         train_dataset=blocks,
@@ -131,6 +133,8 @@ def train(
         restore_head()
         out.parent.mkdir(parents=True, exist_ok=True)
         save(model, out)
+        recipe = {type(s).__name__.lower(): s.model_dump() for s in sections}
+        (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
         steps = settings.steps - (checkpoint_step(first) if first else 0)
         write_cost(
             cost,
@@ -141,10 +145,8 @@ def train(
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def build(
-    base: Path, *, position: Position, attention: Attention, adapter: Adapter, dtype: str
-) -> PreTrainedModel | PeftModel:
-    """The base under the new position settings, with S2-Attn switched on and the trainable parts attached."""
+def build(base: Path, *, position: Position, adapter: Adapter, dtype: str) -> PreTrainedModel | PeftModel:
+    """The base under the new position settings, with the trainable parts attached."""
     config = extend(
         AutoConfig.from_pretrained(base, local_files_only=True), method=position.method, context=position.context
     )
@@ -152,7 +154,6 @@ def build(
         base, config=config, local_files_only=True, dtype=getattr(torch, dtype)
     )
     model.config.use_cache = False
-    enable(model, attention)
     if dtype == "bfloat16" and adapter.method == "lora":
         # The trained embedding is float32; without this the whole residual stream would be, at twice the memory.
         model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.to(torch.bfloat16))

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from specimens import tokenizer
 
-from longlora.blocks import Blocks, PackedBlocks, Recall, documents, prepare, read, split, write
+from longlora.blocks import Blocks, HeldOut, PackedBlocks, Recall, documents, prepare, read, split, write
 
 BLOCKS = Blocks(
     source="text",
@@ -16,7 +16,7 @@ BLOCKS = Blocks(
     split=None,
     field="text",
     license="public domain",
-    held_out=["b"],
+    held_out=HeldOut(names=["b"], share=0.0),
     seed=3,
     recall=Recall(reach=8, count=2),
 )
@@ -65,13 +65,16 @@ def test_what_is_not_there_is_named(tmp_path, change, words):
 
 def test_split_is_by_document_and_seeded():
     names = [str(i) for i in range(11)]
-    assert split(names, held_out=["4", "2"], seed=0) == ([0, 1, 3, 5, 6, 7, 8, 9, 10], [2, 4])
-    assert split(names, held_out=0.3, seed=1) == split(names, held_out=0.3, seed=1)
-    assert split(names, held_out=0.3, seed=1) != split(names, held_out=0.3, seed=2)
+    named = HeldOut(names=["4", "2"], share=0.0)
+    assert split(names, held_out=named, seed=0) == ([0, 1, 3, 5, 6, 7, 8, 9, 10], [2, 4])
+    third = HeldOut(names=[], share=0.3)
+    assert split(names, held_out=third, seed=1) == split(names, held_out=third, seed=1)
+    assert split(names, held_out=third, seed=1) != split(names, held_out=third, seed=2)
+    assert len(split(names, held_out=third, seed=1)[1]) == 3
     with pytest.raises(ValueError, match="no document named 12"):
-        split(names, held_out=["12"], seed=0)
-    with pytest.raises(ValueError, match="leaves 0 documents"):
-        split(names, held_out=1.0, seed=0)
+        split(names, held_out=HeldOut(names=["12"], share=0.0), seed=0)
+    with pytest.raises(ValueError, match="leaves 11 documents to train on and 0 to evaluate"):
+        split(names, held_out=HeldOut(names=[], share=0.0), seed=0)
 
 
 def test_prepared_tokens_are_the_documents_between_their_marks(texts, tmp_path):

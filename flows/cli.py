@@ -1,0 +1,254 @@
+"""The command line. Help needs nothing but typer: each command imports what it uses."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from tasks.workspace import Project
+
+app = typer.Typer(
+    help="Extend a language model's context with LongLoRA: run the pipeline, compare runs, promote models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Recipe = Annotated[
+    str | None, typer.Option("--recipe", "-r", help="An overlay of params.yaml: a file of recipes/, by its name.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", "-s", help="key=value, such as fit.steps=200. May be repeated.")
+]
+Run = Annotated[
+    str | None, typer.Argument(help="Its key or MLflow id, or their beginning; default: the last finished.")
+]
+Promote = Annotated[bool, typer.Option("--promote", help="Promote the model afterwards, if it deserves it.")]
+
+
+def here() -> "Project":
+    """The project of the current folder, its servers' addresses in the environment."""
+    from tasks import servers, workspace
+
+    where = workspace.project(Path.cwd())
+    servers.use_environment(where)
+    return where
+
+
+@app.command()
+def run(recipe: Recipe = None, overrides: Overrides = None, promote: Promote = False) -> None:
+    """Bring every stage up to date, in a folder of its own, and record the run."""
+    where = here()
+    from flows.place import open_place
+    from flows.terminal import show_plan, show_report
+    from tasks import servers, storage, workspace
+
+    state = workspace.snapshot(where, recipe=recipe, overrides=overrides)
+    with workspace.hold(where, state.key):
+        place = open_place(where, state)
+        stages = place.pipeline.plan()
+        show_plan(stages)
+        noted = storage.noted(where, state.key)
+        done = (
+            noted is not None
+            and all(stage.status != "stale" for stage in stages)
+            and noted.record == storage.record_commit(where, state, place.folder)
+            and noted.tracking == os.environ["MLFLOW_TRACKING_URI"]
+        )
+    if done:
+        print("every stage is unchanged, and the run is recorded")
+    else:
+        with servers.prefect_api(where) as ready:
+            from flows.pipeline import pipeline
+
+            ready()
+            pipeline(recipe, overrides or [], promote=promote)
+    show_report(place)
+    if promote and done:
+        promote_run(where, state.key)
+
+
+@app.command()
+def promote(run: Run = None) -> None:
+    """Register a run's model; make it champion if its verdict passes and it beats the present one."""
+    promote_run(here(), run)
+
+
+def promote_run(where: "Project", wanted: str | None) -> None:
+    from tasks import promotion, servers, tracking
+
+    client = tracking.connect()
+    said = promotion.nothing_to_do(client, where, promotion.chosen(client, where, wanted))
+    if not said:
+        with servers.prefect_api(where) as ready:
+            from flows.promote import promote as promote_flow
+
+            ready()
+            said = promote_flow(wanted)
+    print(said)
+
+
+@app.command()
+def rollback(why: Annotated[str, typer.Option("--why", help="The reason, for the record.")] = "") -> None:
+    """Make the champion before the present one champion again."""
+    where = here()
+    from tasks import promotion, tracking
+
+    print(promotion.rollback(tracking.connect(), where, why))
+
+
+@app.command()
+def history() -> None:
+    """Every move of the champion: from, to, when, who, why."""
+    where = here()
+    from flows.listing import show_history
+    from tasks import promotion, registry, tracking
+
+    name = promotion.model_at(where, "HEAD").name
+    show_history(name, registry.moves(tracking.connect(), name))
+
+
+@app.command()
+def runs() -> None:
+    """The runs, to compare."""
+    where = here()
+    from flows.listing import show_runs
+    from tasks import promotion, tracking
+
+    show_runs(tracking.connect(), where, promotion.model_at(where, "HEAD"))
+
+
+@app.command()
+def plan(
+    recipe: Recipe = None,
+    overrides: Overrides = None,
+    gpu: Annotated[str, typer.Option(help="By name, such as A100-80GB.")] = "A100-80GB",
+    gpus: Annotated[int, typer.Option(help="How many.")] = 1,
+    zero: Annotated[int, typer.Option(help="DeepSpeed ZeRO stage, 0 to 3.")] = 0,
+    sequence_parallel: Annotated[int, typer.Option(help="GPUs that share one sequence.")] = 1,
+    offload_optimizer: Annotated[bool, typer.Option("--offload-optimizer")] = False,
+    offload_parameters: Annotated[bool, typer.Option("--offload-parameters")] = False,
+    price: Annotated[float | None, typer.Option(help="Of one GPU for one hour.")] = None,
+) -> None:
+    """What fine-tuning would take: hours, memory, price, whether it fits, and if not, what would."""
+    from flows.plan import plan as plan_lines
+    from longlora.hardware import Hardware
+    from tasks import workspace
+
+    hardware = Hardware.of(
+        gpu,
+        gpus=gpus,
+        zero=zero,
+        sequence_parallel=sequence_parallel,
+        offload_optimizer=offload_optimizer,
+        offload_parameters=offload_parameters,
+        price=price,
+    )
+    where = workspace.project(Path.cwd())
+    for line in plan_lines(where, recipe=recipe, overrides=overrides or [], hardware=hardware):
+        print(line)
+
+
+@app.command()
+def deploy(
+    name: Annotated[str, typer.Option(help="Of the deployment.")] = "pipeline",
+    cron: Annotated[str | None, typer.Option(help="When: minute hour day month weekday, such as '0 3 * * 1'.")] = None,
+    interval: Annotated[float | None, typer.Option(help="Seconds between two runs.")] = None,
+    timezone: Annotated[str, typer.Option(help="Of the cron times.")] = "UTC",
+    recipe: Recipe = None,
+    overrides: Overrides = None,
+    promote: Promote = False,
+) -> None:
+    """Put the pipeline on a schedule."""
+    where = here()
+    from flows.deploy import deploy as deploy_pipeline
+
+    print(
+        deploy_pipeline(
+            where,
+            name=name,
+            cron=cron,
+            interval=interval,
+            timezone=timezone,
+            recipe=recipe,
+            overrides=overrides or [],
+            promote=promote,
+        )
+    )
+
+
+@app.command()
+def up(
+    prefect_port: Annotated[int, typer.Option(help="Of Prefect's page.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Of MLflow's page.")] = 5000,
+) -> None:
+    """Run Prefect's server, a worker, and MLflow's server, on 127.0.0.1, until interrupted."""
+    where = here()
+    from tasks import servers
+
+    def ready(ours: list[servers.Up]) -> None:
+        for each in ours:
+            print(f"{each.name}: {each.page}")
+        print("a worker runs what is scheduled; Ctrl-C ends all of it")
+
+    servers.up(where, prefect_port=prefect_port, mlflow_port=mlflow_port, ready=ready)
+
+
+app.command("ui", help="The same as `up`.")(up)
+
+
+@app.command()
+def worker() -> None:
+    """Run scheduled runs on this machine, for a Prefect server that is up."""
+    where = here()
+    from tasks import servers
+
+    os.environ["PREFECT_API_URL"] = servers.running_prefect(where)
+    os.execv(sys.executable, servers.worker_command())
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine has and lacks. Ends with status 1 if something is lacking."""
+    where = here()
+    from flows.doctor import examine, show
+
+    findings = list(examine(where))
+    show(findings)
+    if any(finding.state == "lacks" for finding in findings):
+        raise SystemExit(1)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """A mistake or a failed stage ends in one line; a defect of ours keeps its traceback."""
+    try:
+        yield
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except Exception as error:
+        # named, not imported: what a command did not need must not be loaded to say that it failed
+        if type(error).__name__ not in ("StageError", "ParameterError", "RefusalError"):
+            raise
+        raise SystemExit(f"error: {error}") from None
+
+
+def main() -> None:
+    """The `longlora` command."""
+
+    def on_terminate(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, on_terminate)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    with plain_errors():
+        app()

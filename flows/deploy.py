@@ -1,0 +1,95 @@
+"""Put the pipeline on a schedule: prefect.yaml's deployment, with what the user asked for, given to the Prefect server."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect.client.schemas.schedules import CronSchedule
+from pydantic import ValidationError
+
+from tasks.servers import running_prefect
+from tasks.workspace import Project, snapshot
+
+
+def deploy(
+    where: Project,
+    *,
+    name: str,
+    cron: str | None,
+    interval: float | None,
+    timezone: str,
+    recipe: str | None,
+    overrides: list[str],
+    promote: bool,
+) -> str:
+    """Deploy the pipeline as `name`. Returns what was done.
+
+    Args:
+        cron: five fields, such as "0 3 * * 1"; or
+        interval: seconds between two runs; without either, it runs when asked to.
+
+    Raises:
+        ValueError: a wrong recipe, key or schedule, or no server.
+    """
+    snapshot(where, recipe=recipe, overrides=overrides)  # a slip in a key is said now, not at night
+    address = running_prefect(where)
+    entry = deployment(where, "pipeline")
+    entry |= {"name": name, "schedules": schedules(cron, interval, timezone)}
+    entry["parameters"] |= {"recipe": recipe, "overrides": overrides, "promote": promote}
+    ask_prefect(where, address, entry)
+    when = f"by cron '{cron}' ({timezone})" if cron else f"every {interval:g} s" if interval else "when asked to"
+    return f"pipeline/{name} runs {when}, at the commit checked out in {where.tree}; a worker must be up: `longlora up`"
+
+
+def deployment(where: Project, name: str) -> dict[str, Any]:
+    """The entry `name` of prefect.yaml."""
+    path = where.tree / "prefect.yaml"
+    if not path.exists():
+        raise ValueError(f"{where.tree} has no prefect.yaml: it says what can be deployed")
+    return dict(next(entry for entry in yaml.safe_load(path.read_text())["deployments"] if entry["name"] == name))
+
+
+def schedules(cron: str | None, interval: float | None, timezone: str) -> list[dict[str, Any]]:
+    if cron and interval:
+        raise ValueError("--cron and --interval: give one of them")
+    if cron:
+        try:
+            CronSchedule(cron=cron, timezone=timezone)
+        except ValidationError as error:
+            said = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+            raise ValueError(
+                f"--cron {cron!r} --timezone {timezone}: {said}; right is, for instance, '0 3 * * 1'"
+            ) from None
+        return [{"cron": cron, "timezone": timezone}]
+    if interval is not None and interval < 60:
+        raise ValueError(f"--interval {interval:g}: must be 60 seconds or more")
+    return [{"interval": interval, "timezone": timezone}] if interval else []
+
+
+def ask_prefect(where: Project, address: str, entry: dict[str, Any]) -> None:
+    """Make the work pool, if need be, and the deployment, by Prefect's own command."""
+    env = {
+        **os.environ,
+        "PREFECT_API_URL": address,
+        "PREFECT_CLI_PROMPT": "false",
+        "PWD": str(where.tree),
+    }  # prefect.yaml asks for PWD
+    pool = entry["work_pool"]["name"]
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "prefect.yaml"
+        file.write_text(yaml.safe_dump({"name": "longlora", "deployments": [entry]}))
+        for arguments in (
+            ["work-pool", "create", pool, "--type", "process", "--overwrite"],
+            ["deploy", "--prefect-file", str(file), "--name", entry["name"]],
+        ):
+            command = [sys.executable, "-m", "prefect", *arguments]
+            done = subprocess.run(command, cwd=where.tree, env=env, capture_output=True, text=True)
+            if done.returncode:
+                said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+                raise ValueError(
+                    f"prefect {' '.join(arguments[:2])}: {said[-1] if said else f'status {done.returncode}'}"
+                )

@@ -1,0 +1,131 @@
+"""What this machine has and lacks, one line each."""
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from typing import Literal, NamedTuple
+
+import psutil
+from packaging.specifiers import SpecifierSet
+from rich.console import Console
+from rich.table import Table
+
+from tasks.servers import found_prefect, is_local_tracking, must_be_reachable
+from tasks.stages import remote_of
+from tasks.workspace import Project, git, gpus, person
+
+# what these must be, and what happens otherwise
+BOUNDS = {
+    "fastapi": ("<0.151", "Prefect's deployments and then its server fail"),
+    "sqlalchemy": ("<2.1", "Prefect's scheduler dies without a word"),
+    "transformers": (">=5", "the attention interface is another"),
+}
+
+
+class Finding(NamedTuple):
+    what: str
+    state: Literal["ok", "note", "lacks"]
+    """`note`: fine without it; `lacks`: something asked for will not work."""
+    said: str
+
+
+def examine(where: Project) -> Iterator[Finding]:
+    """Everything worth knowing before a run."""
+    yield Finding(
+        "python", "ok" if sys.version_info >= (3, 11) else "lacks", f"{platform.python_version()} at {sys.executable}"
+    )
+    yield from packages()
+    yield from machine(where)
+    yield from repository(where)
+    yield from servers(where)
+
+
+def packages() -> Iterator[Finding]:
+    for name in (
+        "torch",
+        "transformers",
+        "peft",
+        "prefect",
+        "dvc",
+        "mlflow",
+        *(n for n in BOUNDS if n != "transformers"),
+    ):
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            yield Finding(name, "lacks", "not installed")
+            continue
+        bound, otherwise = BOUNDS.get(name, ("", ""))
+        fits = not bound or SpecifierSet(bound).contains(found)
+        yield Finding(name, "ok" if fits else "lacks", found if fits else f"{found}, and must be {bound}: {otherwise}")
+    schemes = {entry.name for entry in entry_points(group="mlflow.artifact_repository")}
+    said = (
+        "installed"
+        if "dvc" in schemes
+        else "missing: install the project with pip, or registered models can not be loaded"
+    )
+    yield Finding("dvc:// for MLflow", "ok" if "dvc" in schemes else "lacks", said)
+    for name, use in {"deepspeed": "several GPUs", "flash_attn": "fast attention on GPUs"}.items():
+        there = importlib.util.find_spec(name) is not None
+        yield Finding(
+            name.replace("_", "-"), "ok" if there else "note", "installed" if there else f"not installed (for {use})"
+        )
+
+
+def machine(where: Project) -> Iterator[Finding]:
+    found = gpus()
+    yield Finding("GPUs", "note" if found == "none" else "ok", found)
+    memory = psutil.virtual_memory()
+    yield Finding(
+        "CPUs", "ok", f"{os.cpu_count()}, {memory.available / 2**30:.0f} of {memory.total / 2**30:.0f} GiB memory free"
+    )
+    free = shutil.disk_usage(where.root).free / 2**30
+    yield Finding("disk", "ok" if free > 10 else "lacks", f"{free:.0f} GiB free at {where.root}")
+
+
+def repository(where: Project) -> Iterator[Finding]:
+    yield Finding("git", "ok", f"{git('--version', cwd=where.root).removeprefix('git version ')}, as {person(where)}")
+    changed = len(git("status", "--porcelain", cwd=where.tree).splitlines())
+    said = f"{changed} changed files: runs are recorded as dirty, scheduled ones refused" if changed else "clean"
+    yield Finding(
+        "checkout", "note" if changed else "ok", f"{git('rev-parse', '--short', 'HEAD', cwd=where.tree)}, {said}"
+    )
+    remote = remote_of(where.tree)
+    yield Finding(
+        "DVC remote",
+        "ok" if remote else "lacks",
+        remote or "none: `dvc remote add -d NAME URL`; data stays in the cache",
+    )
+    elsewhere = os.environ.get("LONGLORA_GIT_REMOTE")
+    yield Finding(
+        "runs pushed to", "ok" if elsewhere else "note", elsewhere or "nowhere (LONGLORA_GIT_REMOTE is not set)"
+    )
+
+
+def servers(where: Project) -> Iterator[Finding]:
+    try:
+        known = found_prefect(where)
+        yield Finding(
+            "Prefect", "ok", known or "no server is up: a run starts one for itself (`longlora up` keeps one)"
+        )
+    except ValueError as error:
+        yield Finding("Prefect", "lacks", str(error))
+    try:
+        must_be_reachable("MLFLOW_TRACKING_URI")
+        yield Finding(
+            "MLflow", "ok", "the project's own database" if is_local_tracking(where) else "MLFLOW_TRACKING_URI answers"
+        )
+    except ValueError as error:
+        yield Finding("MLflow", "lacks", str(error))
+
+
+def show(findings: list[Finding]) -> None:
+    marks = {"ok": "[green]ok", "note": "[yellow]-", "lacks": "[red]lacks"}
+    table = Table("", "", "", box=None, pad_edge=False, show_header=False)
+    for finding in findings:
+        table.add_row(finding.what, marks[finding.state], finding.said)
+    Console().print(table)

@@ -1,0 +1,53 @@
+"""Tables of what MLflow knows: runs to compare, and the moves of the champion."""
+
+from datetime import datetime
+
+from mlflow import MlflowClient
+from rich.console import Console
+from rich.table import Table
+
+from tasks import promotion, registry, tracking
+from tasks.registry import Move
+from tasks.stages import Artifact
+from tasks.workspace import Project
+
+
+def show_history(name: str, moves: list[Move]) -> None:
+    table = Table(
+        "when (UTC)", "how", "from", "to", "who", "why", "run", box=None, pad_edge=False, title=f"champion of {name}"
+    )
+    for move in moves:
+        table.add_row(move.when, move.how, move.origin or "-", move.to or "-", move.who, move.why, move.run[:8])
+    Console().print(table if moves else f"{name} has had no champion yet")
+
+
+def show_runs(client: MlflowClient, where: Project, model: Artifact) -> None:
+    """A row per run: what was varied, how it ended, its verdict, and the metric that champions are compared by."""
+    better = promotion.better_of(model)
+    found = client.search_runs(
+        [tracking.experiment_id(client, where, model.name)], order_by=["attributes.start_time DESC"]
+    )
+    titles = {}
+    for alias in (registry.CHAMPION, registry.CANDIDATE):
+        version = registry.holder(client, model.name, alias)
+        if version:
+            titles[version.run_id] = f"{titles.get(version.run_id, '')} {alias}".strip()
+    measure = [f"{better.metric} at {better.step}" if better.step else better.metric] if better else []
+    table = Table("run", "started", "state", "recipe", "set", "verdict", *measure, "", box=None, pad_edge=False)
+    for run in found:
+        tags = run.data.tags
+        started = datetime.fromtimestamp(run.info.start_time / 1000).strftime("%Y-%m-%d %H:%M")
+        verdict = {1.0: "passed", 0.0: "refused"}.get(run.data.metrics.get("passed", -1.0), "")
+        value = [promotion.value_of(client, run.info.run_id, better)] if better else []
+        dirty = " (dirty)" if tags.get("longlora.dirty") == "true" else ""
+        table.add_row(
+            tags.get(tracking.KEY, run.info.run_id) + dirty,
+            started,
+            run.info.status.lower(),
+            tags.get("longlora.recipe", ""),
+            tags.get("longlora.overrides", ""),
+            verdict,
+            *[f"{v:.4g}" if v is not None else "" for v in value],
+            titles.get(run.info.run_id, ""),
+        )
+    Console().print(table if found else "no runs yet: `longlora run`")

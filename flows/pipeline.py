@@ -1,0 +1,156 @@
+"""Run dvc.yaml under Prefect. The graph is DVC's; retries, logs and tags are Prefect's; the record is MLflow's and git's.
+
+One task run per stage, named by it. A run happens in its own worktree, under a lock of its key: the same key again is how a run is
+resumed, and what was done is not done twice.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from prefect import State, flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import StateType, TaskRun
+from prefect.runtime import flow_run
+from prefect.states import Completed, Crashed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.place import Place, open_place
+from flows.recording import Recording
+from tasks import servers, storage, supervise, workspace
+from tasks.stages import ParameterError, Stage
+
+
+@flow(name="pipeline", task_runner=ThreadPoolTaskRunner(max_workers=int(os.environ.get("LONGLORA_JOBS", "1"))))
+def pipeline(
+    recipe: str | None = None, overrides: list[str] | None = None, scheduled: bool = False, promote: bool = False
+) -> str:
+    """Bring every stage up to date in a worktree of its own, and record the run. Returns the run's key.
+
+    Args:
+        recipe: a file of recipes/, by its name.
+        overrides: `section.key=value`, laid over the recipe.
+        scheduled: refuse a checkout with uncommitted changes.
+        promote: promote the run's model afterwards.
+
+    Raises:
+        RefusalError: the model does not deserve promotion.
+        ValueError: bad parameters, or a dirty checkout when scheduled.
+        StageError: a stage ended with an error; its last words.
+    """
+    where = workspace.project(Path.cwd())
+    servers.use_environment(where)  # a worker may not have it
+    state = workspace.snapshot(where, recipe=recipe, overrides=overrides)
+    if scheduled and state.dirty:
+        raise ValueError(
+            f"{where.tree} has uncommitted changes, and a scheduled run must be reproducible: commit them first"
+        )
+    with workspace.hold(where, state.key):
+        name_run(f"{state.recipe or 'params'}-{state.key}")
+        place = open_place(where, state)
+        supervise.sweep(place.folder)
+        run_place(place)
+    if promote:
+        from flows.promote import (
+            promote as promote_flow,
+        )  # MLflow is imported by now, and not before the first stage runs
+
+        print(promote_flow(state.key), flush=True)
+    return state.key
+
+
+def run_place(place: Place) -> None:
+    """Run and record; whatever happens, no process is left, and MLflow knows how it ended."""
+    recording = Recording(place)
+    status = "FAILED"
+    try:
+        place.pipeline.warm()
+        reproduce_all(place, recording)
+        commit = record(place, recording)
+        run_id = recording.wait()
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        supervise.stop_all()  # a stage still runs if this thread was interrupted
+        place.pipeline.close()
+        recording.finish(status)
+    storage.note(place.where, place.state.key, storage.Finished(commit, run_id, recording.uri))
+
+
+def name_run(name: str) -> None:
+    """Give the flow run its name; runs of that name that still count as running are dead, for we hold the key's lock."""
+    with get_client(sync_client=True) as client:
+        same = FlowRunFilter(
+            name=FlowRunFilterName(any_=[name]),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])),
+        )
+        for dead in client.read_flow_runs(flow_run_filter=same):
+            client.set_flow_run_state(dead.id, Crashed(message="its process ended without a word"), force=True)
+        client.update_flow_run(flow_run.get_id(), name=name)
+
+
+def reproduce_all(place: Place, recording: Recording) -> None:
+    """Every stage as a task, each after its upstream; what does not depend on a failed stage still runs.
+
+    Raises:
+        StageError: the first one that failed.
+    """
+    futures: dict[str, Any] = {}
+    for stage in place.pipeline.plan():
+        options = {"name": stage.name, "task_run_name": stage.name, "description": stage.desc, **stage.meta}
+        upstream = [futures[name] for name in stage.upstream]
+        futures[stage.name] = reproduce.with_options(**options).submit(place, stage, recording, wait_for=upstream)
+    states = {name: future.wait() or future.state for name, future in futures.items()}
+    for state in states.values():
+        if state.is_failed() or state.is_crashed():
+            raise state.result(raise_on_failure=False)
+
+
+def worth_another_try(task: Any, run: TaskRun, state: State) -> bool:
+    """A mistake in the parameters stays one; anything else (network, memory) may pass."""
+    return not isinstance(state.result(raise_on_failure=False), ParameterError)
+
+
+@task(cache_policy=NO_CACHE, retry_condition_fn=worth_another_try)
+def reproduce(place: Place, stage: Stage, recording: Recording) -> State[None]:
+    """Bring one stage up to date, its output in this task's log, its results in MLflow."""
+    log, outs = get_run_logger(), place.pipeline.outs(stage.name)
+
+    def hear(line: str) -> None:
+        log.info("%s", line)
+        print(f"{stage.name} | {line}", flush=True)
+
+    status = stage.status if stage.status != "stale" else place.pipeline.settle(stage.name)
+    if status == "stale":
+        place.pipeline.reproduce(stage.name, on_line=hear, on_tick=lambda: recording.follow(outs))
+    recording.stage(stage.name, place.pipeline.outs(stage.name))
+    if status == "stale":
+        return Completed(message=stage.desc)
+    print(f"{stage.name} | {status}", flush=True)
+    return Completed(name="Cached", message=f"{status}: {stage.desc}")
+
+
+@task(task_run_name="record", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5)
+def record(place: Place, recording: Recording) -> str:
+    """Keep the run: its commit under its own ref, its data on the remote, both named in MLflow. Returns the commit."""
+    where, state = place.where, place.state
+    commit = storage.record(where, state, place.folder)
+    remote = place.pipeline.push()
+    address = storage.publish(where, state.key)
+    text = place.summary()
+    if text:
+        create_markdown_artifact(text, key=f"run-{state.key}", description=f"Run {state.key}")
+    recording.summary(
+        text,
+        record=commit,
+        ref=workspace.record_ref(state.key),
+        remote=storage.without_credentials(remote),
+        git=address,
+        verdict=place.verdict(),
+    )
+    return commit

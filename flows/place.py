@@ -1,0 +1,59 @@
+"""Where one run happens: its project, its snapshot, its worktree, and what dvc.yaml says of its results."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.stages import Artifact, Pipeline, link
+from tasks.workspace import Project, Snapshot, worktree
+
+
+@dataclass(frozen=True)
+class Place:
+    where: Project
+    state: Snapshot
+    folder: Path
+    pipeline: Pipeline
+
+    @property
+    def name(self) -> str:
+        """The registered model's name, which names the experiment too; the folder's name if dvc.yaml has none."""
+        model = self.artifact("model")
+        return model.name if model else self.where.root.name
+
+    def artifact(self, kind: str) -> Artifact | None:
+        """The first of dvc.yaml's `artifacts:` of this type."""
+        return next((artifact for artifact in self.pipeline.artifacts() if artifact.type == kind), None)
+
+    def verdict(self) -> str:
+        """The path of the gate's verdict: the metric called verdict.json; '' without one."""
+        metrics = [out.path for out in self.pipeline.outs() if out.kind == "metric"]
+        return next((path for path in metrics if Path(path).name == "verdict.json"), "")
+
+    def report(self) -> list[Path]:
+        """The files of the artifact of type report: the summary (Markdown) first, then pictures and pages."""
+        artifact = self.artifact("report")
+        if not artifact:
+            return []
+        path = self.folder / artifact.path
+        files = [file for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+        return sorted(files, key=lambda file: (file.name != "summary.md", file.suffix != ".md", str(file)))
+
+    def summary(self) -> str:
+        """The report's Markdown, or ''."""
+        files = [file for file in self.report() if file.suffix == ".md"]
+        return files[0].read_text() if files else ""
+
+
+def open_place(where: Project, state: Snapshot) -> Place:
+    """The place of run `state.key`, made or found again. Call it under the lock of its key."""
+    folder = worktree(where, state)
+    link(folder, to=where.tree, cache_home=where.root)
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",  # this interpreter
+        "PYTHONUNBUFFERED": "1",
+        "SHELL": "/bin/sh",  # DVC runs commands by the user's shell, and dvc.yaml is written for sh
+        "LONGLORA_CHECKPOINTS": str(where.state / "checkpoints"),
+    }
+    return Place(where, state, folder, Pipeline(folder, environment=environment))

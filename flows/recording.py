@@ -1,0 +1,65 @@
+"""MLflow's part of a run, in a thread of its own: stages do not wait for it, nor for the five seconds that importing it takes.
+
+Nothing is lost by that: all of it is in files, and is sent again when the run is run again.
+"""
+
+import os
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from flows.place import Place
+from tasks.servers import must_be_reachable
+from tasks.stages import Out
+
+if TYPE_CHECKING:
+    from tasks.tracking import Tracker
+
+EVERY = 5.0  # seconds between two looks at a curve
+
+
+class Recording:
+    """What goes to MLflow, in the order of the calls. A failure to send is raised by `wait`."""
+
+    def __init__(self, place: Place) -> None:
+        """Raises ValueError if nobody answers at MLFLOW_TRACKING_URI."""
+        must_be_reachable("MLFLOW_TRACKING_URI")
+        self.uri = os.environ["MLFLOW_TRACKING_URI"]
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
+        self._opened = self._thread.submit(open_tracker, place)
+        self._sent: list[Future[None]] = []
+        self._look: Future[None] | None = None
+        self._due = 0.0
+
+    def follow(self, outs: list[Out]) -> None:
+        """Send what is new in `outs`' curves, if the last look is some time ago."""
+        if time.monotonic() >= self._due and (self._look is None or self._look.done()):
+            self._look = self._thread.submit(lambda: self._opened.result().follow(outs))
+            self._due = time.monotonic() + EVERY
+
+    def stage(self, name: str, outs: list[Out]) -> None:
+        """Send all that a finished stage has to show."""
+        self._sent.append(self._thread.submit(lambda: self._opened.result().stage(name, outs)))
+
+    def summary(self, text: str, **tags: str) -> None:
+        """Send the run's description, and tags (as longlora.*)."""
+        self._sent.append(self._thread.submit(lambda: self._opened.result().describe(text)))
+        self._sent.append(self._thread.submit(lambda: self._opened.result().tag(**tags)))
+
+    def wait(self) -> str:
+        """Wait until all is sent; the MLflow run's id."""
+        for sent in self._sent:
+            sent.result()
+        return self._opened.result().run_id
+
+    def finish(self, status: str) -> None:
+        """End the MLflow run as FINISHED, FAILED or KILLED."""
+        self._thread.submit(lambda: self._opened.result().finish(status)).result()
+        self._thread.shutdown()
+
+
+def open_tracker(place: Place) -> "Tracker":
+    """The MLflow run of the place's key."""
+    from tasks import tracking
+
+    return tracking.Tracker(tracking.connect(), place.where, place.state, experiment=place.name, folder=place.folder)

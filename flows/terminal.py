@@ -1,0 +1,41 @@
+"""What a run says at its end: its stages, its report, where to look."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+from flows.place import Place
+from tasks.stages import Stage
+
+PICTURES = {".png", ".svg", ".html"}
+MARKS = {
+    "unchanged": "[green]unchanged",
+    "restored": "[cyan]restored from the cache",
+    "stale": "[yellow]to be computed",
+}
+
+
+def show_plan(stages: list[Stage]) -> None:
+    table = Table("stage", "state", "what it does", box=None, pad_edge=False)
+    for stage in stages:
+        table.add_row(stage.name, MARKS[stage.status], stage.desc)
+    Console().print(table)
+
+
+def show_report(place: Place) -> None:
+    """The run's summary, its pictures, and the command that opens the pages."""
+    console, here = Console(), Path.cwd()
+    text = place.summary()
+    if text:
+        console.print(Markdown(text))
+    for file in place.report():
+        if file.suffix in PICTURES:
+            console.print(
+                file.relative_to(here) if file.is_relative_to(here) else file, highlight=False, soft_wrap=True
+            )
+    console.print(f"run {place.state.key} in {place.folder}", highlight=False, soft_wrap=True)
+    console.print(
+        "`longlora up` opens the pages of MLflow and Prefect, `longlora runs` compares runs.", highlight=False
+    )

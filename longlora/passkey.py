@@ -1,0 +1,208 @@
+"""Passkey retrieval (Mohtashami and Jaggi 2023; LongLoRA section 4.3): a number hidden in filler, at every depth of every length.
+
+The answer is checked without generating it: where a model's first choice at every place of the right answer is the right
+token, its greedy answer is the right answer, and the other way round. So one forward pass over prompt and answer decides.
+Prompts of one length share the filler before their keys: it is computed once, into a cache that every prompt continues.
+
+Letters: B prompts of a batch, L tokens of a prompt with its answer, A tokens of an answer.
+"""
+
+import random
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, field_validator
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
+
+from longlora.interval import binomial
+from longlora.prompt import chat_turn, continuation, opening
+from longlora.section import Section
+
+HEAD = (
+    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
+    "I will quiz you about the important information there.\n"
+)
+FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+NEEDLE = "\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
+QUESTION = "\nWhat is the pass key?"
+LEAD = "The pass key is"
+BATCH_TOKENS = 16384
+"""Tokens in the cache, at most (one prompt may be longer)."""
+CHUNK = 512
+"""Tokens of one forward pass over a cache: its mask has chunk x length entries, a share chunk / 2 length of them wasted."""
+
+
+class Passkey(Section):
+    lengths: list[int] = Field(min_length=1)
+    """Prompts in tokens, answer included."""
+    depths: list[float] = Field(min_length=1)
+    """Where the key lies: the share of the filler that stands before it, 0 to 1."""
+    samples: int = Field(gt=0)
+    """Keys for each length and depth."""
+    digits: int = Field(gt=0)
+    prompt: Literal["plain", "chat"]
+    """plain: the authors' text, to be continued; chat: the same as a user's turn in the tokenizer's own template."""
+    seed: int
+
+    @field_validator("lengths", "depths")
+    @classmethod
+    def named_once(cls, values: list[float]) -> list[float]:
+        if len(set(values)) < len(values):
+            raise ValueError("a value stands twice")
+        return values
+
+    @field_validator("depths")
+    @classmethod
+    def shares(cls, depths: list[float]) -> list[float]:
+        if not all(0 <= d <= 1 for d in depths):
+            raise ValueError("a depth is a share of the filler, from 0 to 1")
+        return depths
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The question as token ids; its first `shared` tokens are the same for every key."""
+
+    question: list[int]
+    answer: list[int]
+    shared: int
+
+
+class Writer:
+    """Writes prompts of an exact number of tokens. Only the filler gives way; it is cut between tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, prompt: str) -> None:
+        self.tokenizer = tokenizer
+        if prompt == "chat":
+            before, after = chat_turn(tokenizer)
+            self.head = continuation(tokenizer, before + HEAD, after="")
+            self.end = continuation(tokenizer, QUESTION + after + LEAD, after="again")
+        else:
+            self.head = opening(tokenizer, HEAD)
+            self.end = continuation(tokenizer, QUESTION + " " + LEAD, after="again")
+        self.first = continuation(tokenizer, FILLER, after="\n")
+        self.next = continuation(tokenizer, " " + FILLER, after=FILLER)
+
+    def write(self, key: str, *, length: int, depth: float) -> Prompt:
+        """The prompt for `key`: question and answer together have `length` tokens.
+
+        Raises:
+            ValueError: `length` has no room for the fixed parts.
+        """
+        needle = continuation(self.tokenizer, NEEDLE.format(key=key), after="again")
+        answer = continuation(self.tokenizer, " " + key, after=LEAD)
+        room = length - len(self.head) - len(needle) - len(self.end) - len(answer)
+        if room < 0:
+            raise ValueError(f"passkey.lengths: {length} tokens are too few, without filler it is {length - room}")
+        before = round(depth * room)
+        question = self.head + self.filler(before) + needle + self.filler(room - before) + self.end
+        return Prompt(question, answer, shared=len(self.head) + before)
+
+    def filler(self, count: int) -> list[int]:
+        repeats = max(0, -(-(count - len(self.first)) // len(self.next)))
+        return (self.first + self.next * repeats)[:count]
+
+
+def shareable(model: PreTrainedModel) -> bool:
+    """Whether a prefix's cache serves longer texts: every layer keeps all of it, and no rotary angle depends on the length."""
+    rotary = (model.config.get_text_config().to_dict().get("rope_parameters") or {}).get("rope_type")
+    layers = DynamicCache(config=model.config).layers
+    return rotary not in ("dynamic", "longrope") and all(type(layer) is DynamicLayer for layer in layers)
+
+
+@torch.inference_mode()
+def hits(model: PreTrainedModel, *, cells: list[list[Prompt]], share: bool) -> list[list[bool]]:
+    """Whether the greedy answer to each prompt is its answer, token for token. All prompts have one length.
+
+    With `share`, what stands before the needles is computed once for all cells: they are taken from the deepest needle to
+    the shallowest, and the cache is cut back to each cell's own prefix.
+    """
+    if not share:
+        return [[answered(model, [p], cache=None)[0] for p in cell] for cell in cells]
+    prefixes = [min(p.shared for p in cell) for cell in cells]
+    order = sorted(range(len(cells)), key=lambda i: -prefixes[i])
+    some = cells[order[0]][0]
+    cache = DynamicCache(config=model.config)
+    read(model, torch.tensor([some.question[: prefixes[order[0]]]], device=model.device), cache=cache, keep=1)
+    size = min(max(map(len, cells)), max(1, BATCH_TOKENS // len(some.question + some.answer)))
+    cache.batch_repeat_interleave(size)
+    result: list[list[bool]] = [[] for _ in cells]
+    for number in order:
+        for first in range(0, len(cells[number]), size):
+            group = cells[number][first : first + size]
+            cut(cache, prefixes[number])
+            # The cache has `size` rows; a last, smaller group is filled up.
+            filled = (group + [group[-1]] * size)[:size]
+            result[number] += answered(model, filled, cache=cache)[: len(group)]
+    return result
+
+
+def cut(cache: DynamicCache, length: int) -> None:
+    surplus = cache.get_seq_length() - length
+    assert surplus >= 0
+    if surplus:
+        cache.crop(-surplus)
+
+
+def answered(model: PreTrainedModel, prompts: list[Prompt], *, cache: DynamicCache | None) -> list[bool]:
+    tokens_BL = torch.tensor([p.question + p.answer for p in prompts], device=model.device)
+    kept = max(len(p.answer) for p in prompts)
+    known = cache.get_seq_length() if cache else 0
+    choice_BA = read(model, tokens_BL[:, known:-1], cache=cache, keep=kept)
+    right_BA = (choice_BA == tokens_BL[:, -kept:]).tolist()
+    return [all(row[-len(p.answer) :]) for row, p in zip(right_BA, prompts, strict=True)]
+
+
+def read(model: PreTrainedModel, tokens_BL: torch.Tensor, *, cache: DynamicCache | None, keep: int) -> torch.Tensor:
+    """First choices (B, keep) after the last `keep` tokens; over a cache in chunks, so that no mask is length x length."""
+    if cache is None:
+        return model(input_ids=tokens_BL, use_cache=False, logits_to_keep=keep).logits.argmax(dim=-1)
+    chunk, length = max(CHUNK, keep), tokens_BL.shape[1]
+    # The first chunk is the short one: a short last one would hold too few logits.
+    first = (length - 1) % chunk + 1
+    choice_BA = tokens_BL[:, :0]
+    for start, end in zip([0, *range(first, length, chunk)], range(first, length + 1, chunk), strict=True):
+        out = model(input_ids=tokens_BL[:, start:end], past_key_values=cache, use_cache=True, logits_to_keep=keep)
+        choice_BA = out.logits.argmax(dim=-1)
+    return choice_BA
+
+
+def measure(
+    model: PreTrainedModel, *, label: str, tokenizer: PreTrainedTokenizerBase, settings: Passkey
+) -> dict[str, Any]:
+    """Accuracy of the model `label` by length, and within it by depth, with exact 95 % intervals.
+
+    Raises:
+        ValueError: a length has no room for the prompt, or there is no chat template for a chat prompt.
+    """
+    writer, share = Writer(tokenizer, prompt=settings.prompt), shareable(model)
+    result: dict[str, Any] = {"prompt": settings.prompt}
+    for length in sorted(settings.lengths):
+        cells = [
+            [writer.write(key, length=length, depth=d) for key in keys(settings, length=length, depth=d)]
+            for d in settings.depths
+        ]
+        by_depth = hits(model, cells=cells, share=share)
+        found = [hit for row in by_depth for hit in row]
+        cuts = {f"{d:.2f}": score(row) for d, row in zip(settings.depths, by_depth, strict=True)}
+        result[str(length)] = score(found) | {"depth": cuts}
+        print(f"{length} tokens: {sum(found)} of {len(found)} keys found", flush=True)
+    return {"passkey": {label: result}}
+
+
+def keys(settings: Passkey, *, length: int, depth: float) -> list[str]:
+    """A cell's keys: they depend on the seed and the cell, not on which other cells there are."""
+    generator = random.Random(f"{settings.seed} {length} {depth}")
+    return [str(generator.randrange(10 ** (settings.digits - 1), 10**settings.digits)) for _ in range(settings.samples)]
+
+
+def score(found: list[bool]) -> dict[str, Any]:
+    low, high = binomial(sum(found), len(found))
+    return {
+        "value": round(sum(found) / len(found), 6),
+        "low": round(low, 6),
+        "high": round(high, 6),
+        "trials": len(found),
+    }

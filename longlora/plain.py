@@ -1,0 +1,40 @@
+"""A model opened as any user would open it: a plain folder, transformers' own class, ordinary full attention.
+
+Evaluation never sees the sparse attention of training. float32 on a CPU, so that scores are the weights' and not the
+rounding's; bfloat16 on a GPU.
+"""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def open_model(folder: Path) -> PreTrainedModel:
+    """The model of `folder`, ready to be asked: on the GPU if there is one, over all of them if it needs them.
+
+    Raises:
+        ValueError: there is no model at `folder`.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"no model at {folder} (no config.json there, seen from {Path.cwd()})")
+    cuda = torch.cuda.is_available()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        local_files_only=True,
+        dtype=torch.bfloat16 if cuda else torch.float32,
+        attn_implementation="sdpa",
+        device_map="auto" if cuda else "cpu",
+    )
+    return model.eval().requires_grad_(False)
+
+
+def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of `folder`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not (folder / "tokenizer_config.json").is_file():
+        raise ValueError(f"no tokenizer at {folder} (no tokenizer_config.json there, seen from {Path.cwd()})")
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -1,0 +1,169 @@
+"""Recall exercises: text with facts hidden in it, each asked for again further on.
+
+Perplexity hardly rewards reading far back: a model can get it all back after its positions were rescaled, and find nothing
+any more. Exercises put retrieval into the training data. They take many forms (key and value in many wordings, lists, several
+facts open at once, real text or senseless filler between them), because a model drilled on one prompt learns that prompt.
+One form is the pass-key prompt of Mohtashami and Jaggi 2023 (arXiv 2305.16300), which LongLoRA's authors evaluate with.
+
+`reach` bounds the distance between a fact and its answer. With shifted sparse attention of group size G, a pair within G / 2
+is seen by at least half of the heads wherever it falls; beyond G it is seen by none, and then asking teaches guessing.
+"""
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+PREAMBLE = (
+    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
+    "I will quiz you about the important information there.\n"
+)
+FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
+LABELS = (
+    "pass key", "secret number", "code", "account", "answer", "license", "telephone number", "magic word", "address",
+    "lucky number", "reference", "ticket",
+)  # fmt: skip
+# A fact, and its question with the answer. A {label} alone stands for one fact of an exercise; each {name} is new.
+FORMS = (
+    (
+        "The {label} is {value}. Remember it. {value} is the {label}.\n",
+        "What is the {label}? The {label} is {value}.\n",
+    ),
+    ("Note that the {label} is {value}.\n", "Question: what was the {label}? Answer: {value}.\n"),
+    ("The {label} of {name} is {value}.\n", "What is the {label} of {name}? The {label} of {name} is {value}.\n"),
+    ("{name} has the {label} {value}.\n", "Which {label} has {name}? It is {value}.\n"),
+    ("Remember: {name} means {value}.\n", "Now, {name} means {value}.\n"),
+    ("{name}: {value}\n", "{name}: {value}\n"),
+    ("{name} = {value}\n", "print {name}\n{value}\n"),
+    ("We sent {value} to {name}.\n", "What did we send to {name}? We sent {value}.\n"),
+)
+BARE = 2  # that many forms have no {name}
+SHORTEST = 64  # tokens that hold a fact and its question
+
+
+class Exercise(NamedTuple):
+    tokens: list[int]
+    asked: list[tuple[int, int, int, int]]
+    """Per question: fact [first, last) and question with answer [first, last), as places in `tokens`."""
+
+
+def exercises(
+    texts: Sequence[str], *, tokenizer: PreTrainedTokenizerBase, length: int, reach: int, count: int, seed: int
+) -> Iterator[list[int]]:
+    """`count` exercises of exactly `length` tokens, the same for the same seed.
+
+    No more than `reach` tokens lie between the first token of a fact and the last of its answer (both counted). Names and
+    word values are taken from `texts`, so exercises speak their language; the questions are English.
+
+    Raises:
+        ValueError: `reach` is longer than `length`, or too short for a fact and its question; the texts hold no words.
+    """
+    if reach > length:
+        raise ValueError(
+            f"blocks.recall.reach = {reach} is more than the {length} tokens of an exercise; at most {length}"
+        )
+    if reach < SHORTEST:
+        raise ValueError(f"blocks.recall.reach = {reach} has no room for a fact and its question; at least {SHORTEST}")
+    words = sorted({word for text in texts for word in re.findall(r"\b[^\W\d_]{4,12}\b", text)})
+    if len(words) < 2 * length:
+        # Names are drawn without putting back, a few per exercise; a handful of words would also teach the words.
+        words = [f"{word}{i}" for i in range(-(-2 * length // max(1, len(words)))) for word in words]
+    if not words:
+        raise ValueError("recall exercises take their names from the training texts, and those hold no words")
+    dice = random.Random(seed)
+    for _ in range(count):
+        yield exercise(texts, words=words, tokenizer=tokenizer, length=length, reach=reach, dice=dice).tokens
+
+
+def exercise(
+    texts: Sequence[str],
+    *,
+    words: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    reach: int,
+    dice: random.Random,
+) -> Exercise:
+    """One exercise: facts and questions, each question due at a random distance, and background between them."""
+    senseless = dice.random() < 0.3
+    background = filler_tokens(tokenizer, length) if senseless else text_tokens(texts, tokenizer, length, dice)
+    tokens = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    if senseless and dice.random() < 0.7:
+        tokens += encode(PREAMBLE, tokenizer)
+    crowd = dice.choice((1, 2, 4, 8))  # facts that may be open at once
+    facts = new_facts(words, dice)
+    open_: list[tuple[int, int, int, list[int]]] = []  # due at, fact [first, last), question
+    asked = []
+    newline = encode("\n", tokenizer)[-1]
+    while len(tokens) < length:
+        open_.sort()
+        if open_ and open_[0][0] <= len(tokens):
+            _, first, last, question = open_.pop(0)
+            tokens += [] if tokens[-1:] == [newline] else [newline]
+            if len(tokens) + len(question) - first <= reach:
+                asked.append((first, last, len(tokens), len(tokens) + len(question)))
+                tokens += question
+        elif len(open_) < crowd:
+            tokens += [] if tokens[-1:] == [newline] else [newline]
+            fact, question = (encode(part, tokenizer) for part in next(facts))
+            first, last = len(tokens), len(tokens) + len(fact)
+            tokens += fact
+            room = min(reach, length - first) - len(fact) - len(question)
+            if room >= 0:
+                # Squared, so that half of the answers lie within a quarter of the reach, and many fit into an exercise.
+                open_.append((last + int(room * dice.random() ** 2), first, last, question))
+        else:
+            gap = min(open_[0][0] - len(tokens), dice.randint(4, 200))
+            tokens += background[:gap]
+            background = background[gap:]
+    return Exercise(tokens[:length], [places for places in asked if places[-1] <= length])
+
+
+def new_facts(words: Sequence[str], dice: random.Random) -> Iterator[tuple[str, str]]:
+    """Facts with their questions, no two about the same thing."""
+    labels = dice.sample(LABELS, len(LABELS))
+    taken = set[str]()
+    while True:
+        form = dice.randrange(len(FORMS))
+        if form < BARE and not labels:
+            form = dice.randrange(BARE, len(FORMS))
+        label = labels.pop() if form < BARE else dice.choice(LABELS)
+        name = dice.choice(words)
+        while name in taken:
+            name = dice.choice(words)
+        taken.add(name)
+        value = new_value(words, dice)
+        fact, question = (part.format(label=label, name=name, value=value) for part in FORMS[form])
+        yield fact, question
+
+
+def new_value(words: Sequence[str], dice: random.Random) -> str:
+    """Mostly a number of 3 to 8 digits, often 5; sometimes words."""
+    if dice.random() < 0.25:
+        return " ".join(dice.choices(words, k=dice.randint(1, 3)))
+    digits = dice.choice((3, 4, 5, 5, 5, 6, 7, 8))
+    return str(dice.randrange(10 ** (digits - 1), 10**digits))
+
+
+def filler_tokens(tokenizer: PreTrainedTokenizerBase, length: int) -> list[int]:
+    once = encode(FILLER, tokenizer)
+    return once * (length // len(once) + 1)
+
+
+def text_tokens(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, dice: random.Random
+) -> list[int]:
+    """At least `length` tokens of running text, from a random place."""
+    tokens: list[int] = []
+    while len(tokens) < length:
+        text = dice.choice(texts)
+        # A token is rarely longer than eight characters; what is too short is continued from another place.
+        first = text.find(" ", dice.randrange(max(1, len(text) - 8 * length))) + 1
+        tokens += encode(text[first : first + 8 * length], tokenizer) or [0]
+    return tokens
+
+
+def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,0 +1,16 @@
+"""Write the report from what the other stages found."""
+
+from pathlib import Path
+
+from longlora.findings import gather
+from longlora.report import write
+from longlora.section import run
+
+
+def stage(base: Path, texts: Path, recipe: Path, scores: Path, verdict: Path, history: Path, reports: Path) -> None:
+    findings = gather(scores, verdict=verdict, history=history, base=base, texts=texts, recipe=recipe)
+    write(findings, out=reports)
+
+
+if __name__ == "__main__":
+    run(stage)

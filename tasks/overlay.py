@@ -1,0 +1,105 @@
+"""params.yaml under a recipe and overrides: the same keys, other values.
+
+An overlay says only what differs. It may not add a key, so a slip of the pen is one line with the nearest right name and not a
+default silently kept; whether a value is in its range is the stages' business.
+"""
+
+import difflib
+import math
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+
+def recipe_file(tree: Path, name: str) -> Path:
+    """`recipes/NAME.yaml` of `tree`; only names that are there, so no name can leave the folder.
+
+    Raises:
+        ValueError: no such recipe; says the nearest one.
+    """
+    known = {path.stem: path for path in sorted((tree / "recipes").glob("*.yaml"))}
+    if name not in known:
+        raise ValueError(f"no recipe '{name}'{nearest(name, list(known))}")
+    return known[name]
+
+
+def merged(params: str, *, recipe: str | None = None, overrides: list[str] | None = None) -> str:
+    """The text of params.yaml with `recipe` (YAML text) and then `overrides` (`key.key=value`) laid over it.
+
+    Values that change nothing give back the very same text, so that they do not make another run of it.
+
+    Raises:
+        ValueError: an overlay is no YAML, names an unknown key, or puts a value where a section or list is (or the reverse).
+    """
+    base = plain(parse(params, "params.yaml"))
+    layers = [parse(recipe, "the recipe")] if recipe is not None else []
+    layers += [assignment(item) for item in overrides or []]
+    for layer in layers:
+        check(plain(layer), base, ())
+    result = plain(OmegaConf.merge(OmegaConf.create(base), *layers))
+    return params if result == base else OmegaConf.to_yaml(OmegaConf.create(result))
+
+
+def parse(text: str, source: str) -> Any:
+    try:
+        return OmegaConf.create(text)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{source} is not readable as YAML: {' '.join(str(error).split())}") from None
+
+
+def assignment(item: str) -> Any:
+    """One `key.key=value` as a config."""
+    key, equals, value = item.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"--set {item!r}: must be key=value, such as fit.steps=200")
+    if "${" in value:  # an environment variable could be read into a file that is kept and pushed
+        raise ValueError(f"--set {key}: write the value itself, not a reference to one")
+    try:
+        return OmegaConf.from_dotlist([item])
+    except (YAMLError, OmegaConfBaseException):
+        raise ValueError(f"--set {item!r}: the value is not readable as YAML") from None
+
+
+def plain(config: Any) -> dict[str, Any]:
+    try:
+        values = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"params: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"params must be sections (name: {{key: value}}), not a {type(values).__name__}")
+    return {str(key): value for key, value in values.items()}
+
+
+def check(overlay: dict[str, Any], base: dict[str, Any], path: tuple[str, ...]) -> None:
+    """Every key of `overlay` is one of `base`, with a value of the same shape."""
+    for key, value in overlay.items():
+        name = ".".join((*path, str(key)))
+        if key not in base:
+            raise ValueError(f"unknown key '{name}'{nearest(str(key), [str(k) for k in base])}")
+        old = base[key]
+        if isinstance(old, dict) and isinstance(value, dict):
+            check(value, old, (*path, str(key)))
+        elif shape(old) != shape(value) and None not in (old, value):
+            raise ValueError(f"{name} = {value!r}: must be {shape(old)}, as in {name} = {old!r}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} = {value!r}: must be finite")
+
+
+def shape(value: Any) -> str:
+    """What can be said about a value's type without knowing its section."""
+    if isinstance(value, dict):
+        return "a section"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, bool):
+        return "true or false"
+    return "a number" if isinstance(value, int | float) else "text"
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """`; did you mean 'x'?`, or the list of what there is."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; there are: {', '.join(known) or 'none'}"

@@ -1,0 +1,194 @@
+"""Which model may be champion, and making it so.
+
+The gate's verdict is a file of the run; what only the registry knows is added here: the model must beat the present champion by the
+metric that dvc.yaml names (`artifacts: NAME: meta: better: {metric, step, order}`).
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
+
+from tasks import registry, tracking
+from tasks.registry import CANDIDATE, CHAMPION
+from tasks.stages import Artifact, artifacts_at, read
+from tasks.workspace import Project, hold, person, record_ref
+
+
+class RefusalError(Exception):
+    """The candidate does not become champion; the message has a reason per line."""
+
+
+@dataclass(frozen=True)
+class Better:
+    """`meta.better` of the model in dvc.yaml: the metric that a champion must win by."""
+
+    metric: str
+    """As MLflow knows it: names joined by '/'."""
+    step: int
+    """The length, for a metric over lengths."""
+    order: Literal["lower", "higher"]
+
+
+def promote(client: MlflowClient, where: Project, run: Run) -> str:
+    """Register `run`'s model as candidate, and then as champion. Returns what was done.
+
+    Raises:
+        RefusalError: it stays candidate.
+        ValueError: the run is not finished.
+    """
+    source, model = source_and_model(where, run)
+    with hold(where, lock_name(model.name)):
+        champion = registry.holder(client, model.name, CHAMPION)
+        version = registry.register(client, model.name, source=source, run=run, desc=model.desc, labels=model.labels)
+        if champion and str(champion.version) == str(version.version):
+            return already(model.name, champion)
+        client.set_registered_model_alias(model.name, CANDIDATE, version.version)
+        against = objections(client, where, run, champion, better_of(model))
+        if against:
+            stays = f"champion stays version {champion.version}" if champion else "there is no champion"
+            reasons = "".join(f"\n  {line}" for line in against)
+            raise RefusalError(f"{model.name} version {version.version} stays candidate, {stays}:{reasons}")
+        better = better_of(model) if champion else None
+        why = "the verdict passed" + (
+            f", and {better.metric} is {better.order} than version {champion.version}'s" if better else ""
+        )
+        who = person(where)
+        registry.move(client, model.name, str(version.version), how="promote", who=who, why=why, run=run.info.run_id)
+    return f"{model.name} version {version.version} is champion: {why}"
+
+
+def nothing_to_do(client: MlflowClient, where: Project, run: Run) -> str:
+    """What to say if `run`'s model is the champion already, else ''."""
+    source, model = source_and_model(where, run)
+    champion = registry.holder(client, model.name, CHAMPION)
+    return already(model.name, champion) if champion and champion.source == source else ""
+
+
+def already(name: str, champion: ModelVersion) -> str:
+    return f"{name} version {champion.version} is the champion already"
+
+
+def source_and_model(where: Project, run: Run) -> tuple[str, Artifact]:
+    """The address of `run`'s model, and what its own dvc.yaml says of it."""
+    tags = run.data.tags
+    record = tags.get("longlora.record", "")
+    if run.info.status != "FINISHED" or not record:
+        key, status = tags.get(tracking.KEY, run.info.run_id), run.info.status.lower()
+        raise ValueError(f"run {key} is {status}, and only a finished one can be promoted")
+    model = model_at(where, record)
+    repo, ref = tags.get("longlora.git") or str(where.root), record_ref(tags[tracking.KEY])
+    return registry.source_of(model.name, path=model.path, rev=record, repo=repo, ref=ref), model
+
+
+def rollback(client: MlflowClient, where: Project, why: str) -> str:
+    """Point champion at the version before the present one. Returns what was done.
+
+    Raises:
+        ValueError: there was none before.
+    """
+    name = model_at(where, "HEAD").name
+    with hold(where, lock_name(name)):
+        before = registry.predecessor(registry.moves(client, name))
+        if before is None:
+            raise ValueError(f"{name} had no champion before the present one: see `longlora history`")
+        run = client.get_model_version(name, before).run_id or ""
+        registry.move(client, name, before, how="rollback", who=person(where), why=why, run=run)
+    return f"{name} version {before} is champion again"
+
+
+def objections(
+    client: MlflowClient, where: Project, run: Run, champion: ModelVersion | None, better: Better | None
+) -> list[str]:
+    """Why `run`'s model may not become champion, one line per rule; nothing if it may."""
+    verdict = verdict_of(where, run)
+    found = [
+        f"{rule.get('rule', 'rule')}: {rule.get('reason', '')}"
+        for rule in verdict.get("rules", [])
+        if not rule.get("passed")
+    ]
+    if verdict.get("passed") is not True and not found:
+        found = ["the verdict is not 'passed: true'"]
+    if champion and better:
+        found += comparison(client, run.info.run_id, str(champion.run_id), str(champion.version), better)
+    return found
+
+
+def comparison(client: MlflowClient, ours: str, theirs: str, version: str, better: Better) -> list[str]:
+    mine, other = value_of(client, ours, better), value_of(client, theirs, better)
+    what = f"{better.metric} at {better.step}" if better.step else better.metric
+    if mine is None or other is None:
+        return [f"better: {what} is missing in {'this run' if mine is None else 'the run of champion ' + version}"]
+    if (mine < other) if better.order == "lower" else (mine > other):
+        return []
+    return [f"better: {what} is {mine:.6g}, and must be {better.order} than {other:.6g} of champion version {version}"]
+
+
+def value_of(client: MlflowClient, run_id: str, better: Better) -> float | None:
+    points = [point for point in client.get_metric_history(run_id, better.metric) if point.step == better.step]
+    return points[-1].value if points else None
+
+
+def verdict_of(where: Project, run: Run) -> dict[str, Any]:
+    """The gate's verdict at the run's recorded commit: `verdict.json` among its metrics.
+
+    Raises:
+        ValueError: the run is not recorded, or has no verdict.
+    """
+    rev, path = run.data.tags.get("longlora.record"), run.data.tags.get("longlora.verdict")
+    if not rev or not path:
+        raise ValueError(f"run {run.info.run_name} has no recorded verdict: only a finished run can be promoted")
+    verdict = json.loads(read(where.root, rev, path))
+    if not isinstance(verdict, dict):
+        raise ValueError(f"{path} of {run.info.run_name} must be {{passed: ..., rules: [...]}}")
+    return verdict
+
+
+def model_at(where: Project, rev: str) -> Artifact:
+    """The model of dvc.yaml at commit `rev`.
+
+    Raises:
+        ValueError: it names none.
+    """
+    models = [artifact for artifact in artifacts_at(where.root, rev) if artifact.type == "model"]
+    if not models:
+        raise ValueError("dvc.yaml has no `artifacts:` of `type: model`, so there is no name to register a model under")
+    return models[0]
+
+
+def better_of(model: Artifact) -> Better | None:
+    return Better(**model.meta["better"]) if "better" in model.meta else None
+
+
+def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
+    """The run whose key or MLflow id begins with `wanted`; without it, the last finished one.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    experiment = tracking.experiment_id(client, where, model_at(where, "HEAD").name)
+    runs = client.search_runs([experiment], order_by=["attributes.end_time DESC"], max_results=1000)
+    if wanted is None:
+        runs = [run for run in runs if run.info.status == "FINISHED"][:1]
+    else:
+        runs = [
+            r
+            for r in runs
+            if r.info.run_id.startswith(wanted) or r.data.tags.get("longlora.key", "").startswith(wanted)
+        ]
+    if len(runs) == 1:
+        return runs[0]
+    if not runs:
+        raise ValueError(
+            f"no run '{wanted}': `longlora runs` lists them" if wanted else "no finished run yet: `longlora run`"
+        )
+    raise ValueError(
+        f"'{wanted}' could be {', '.join(r.data.tags.get('longlora.key', r.info.run_id) for r in runs[:5])}"
+    )
+
+
+def lock_name(name: str) -> str:
+    return f"registry-{name}"

@@ -1,0 +1,110 @@
+"""MLflow's model registry: versions by reference, aliases, and a record of every move.
+
+An alias can be set by anyone, and the last writer wins; so a move is made under a lock of the machine, the alias is read inside it,
+and what moved is kept as tags of the registered model: from, to, when, who, why, run.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Literal
+from urllib.parse import urlencode
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+CHAMPION, CANDIDATE = "champion", "candidate"
+MOVE = "longlora.move."
+
+
+@dataclass(frozen=True)
+class Move:
+    """One move of the champion alias."""
+
+    how: Literal["promote", "rollback", "found"]
+    """`found`: the alias was not where the record left it."""
+    origin: str | None
+    """The version it was on."""
+    to: str | None
+    when: str
+    who: str
+    why: str
+    run: str
+
+
+def source_of(name: str, *, path: str, rev: str, repo: str, ref: str) -> str:
+    """The address of `path` at commit `rev` (kept under `ref`) of the git repository `repo`."""
+    # the path is no part of the address proper, where MLflow would cut off its last folder
+    return f"dvc://{name}?{urlencode({'path': path, 'rev': rev, 'repo': repo, 'ref': ref}, safe='/:@')}"
+
+
+def register(client: MlflowClient, name: str, *, source: str, run: Run, desc: str, labels: list[str]) -> ModelVersion:
+    """The version of model `name` with this source, made if there is none."""
+    try:
+        client.create_registered_model(name, tags={label: "" for label in labels}, description=desc)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if version.source == source:
+            return version
+    tags = {key: run.data.tags.get(key, "") for key in ("longlora.key", "longlora.recipe", "longlora.record")}
+    return client.create_model_version(name, source, run_id=run.info.run_id, tags=tags, description=run.info.run_name)
+
+
+def holder(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    """The version that `alias` points to."""
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def moves(client: MlflowClient, name: str) -> list[Move]:
+    """The record, oldest first."""
+    try:
+        tags = client.get_registered_model(name).tags
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return []
+        raise
+    return [Move(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(MOVE)]
+
+
+def move(
+    client: MlflowClient, name: str, to: str, *, how: Literal["promote", "rollback"], who: str, why: str, run: str
+) -> None:
+    """Point champion at version `to`, and record it. Call it under the registry's lock.
+
+    The record is written first: should we die between the two, the next move finds the alias elsewhere, and says so.
+    """
+    past, champion = moves(client, name), holder(client, name, CHAMPION)
+    now = str(champion.version) if champion else None  # MLflow says a number or a text, by store
+    if now != (past[-1].to if past else None):
+        write(client, name, len(past), Move("found", past[-1].to if past else None, now, stamp(), who, "not by us", ""))
+        past = moves(client, name)
+    write(client, name, len(past), Move(how, now, to, stamp(), who, why, run))
+    client.set_registered_model_alias(name, CHAMPION, to)
+
+
+def write(client: MlflowClient, name: str, number: int, made: Move) -> None:
+    client.set_registered_model_tag(name, f"{MOVE}{number:06d}", json.dumps(asdict(made)))
+
+
+def stamp() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def predecessor(past: list[Move]) -> str | None:
+    """The version that was champion before the present one, promotions undone by a rollback left out."""
+    line: list[str | None] = []
+    for made in past:
+        if made.how == "rollback" and len(line) > 1:
+            line.pop()
+        elif made.how != "rollback":
+            line.append(made.to)
+    return line[-2] if len(line) > 1 else None

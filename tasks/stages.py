@@ -1,0 +1,289 @@
+"""DVC: the graph, what is stale, and one stage brought up to date. The only module that touches DVC's engine.
+
+`dvc.repo.Repo` is not a promised interface; what is used of it is used here. Freshness is DVC's word: `dvc.lock`, its cache, its
+run cache, its remote. Nothing of it is remembered anywhere else.
+"""
+
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import chdir, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import networkx
+from dvc.api import DVCFileSystem
+from dvc.config import Config
+from dvc.exceptions import DvcException
+from dvc.repo import Repo, lock_repo
+from dvc.stage.cache import RunCacheNotFoundError
+from dvc.stage.exceptions import StageCmdFailedError
+
+from tasks.supervise import Child
+
+Status = Literal["unchanged", "restored", "stale"]
+CAUSE = "error: "
+
+
+@dataclass(frozen=True)
+class Out:
+    """One output of a stage, as dvc.lock says it."""
+
+    path: str
+    """Relative to the project."""
+    kind: Literal["out", "metric", "plot"]
+    md5: str | None
+    size: int | None
+    """Bytes."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """A plot's own keys (x, y, title)."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    desc: str
+    meta: dict[str, Any]
+    upstream: tuple[str, ...]
+    status: Status
+    """`restored`: computed before, by another run; its outputs came from the cache or the remote."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An entry of dvc.yaml's `artifacts:`."""
+
+    name: str
+    path: str
+    """Relative to the project."""
+    type: str
+    desc: str
+    labels: list[str]
+    meta: dict[str, Any]
+
+
+class StageError(Exception):
+    """A stage did not end well. The message is what the stage said last."""
+
+
+class ParameterError(StageError):
+    """The stage refused its parameters (status 2): to try again is of no use."""
+
+
+class Pipeline:
+    """dvc.yaml of one worktree. Its calls may come from several threads."""
+
+    def __init__(self, folder: Path, *, environment: Mapping[str, str]) -> None:
+        """`environment`: what its stages are told beyond their files."""
+        logging.getLogger("dvc").setLevel(logging.ERROR)
+        self.folder = folder
+        self._environment = {**stage_environment(), **environment}
+        self._lock = threading.RLock()
+        self._spare: Child | None = None
+        self._repo = Repo(str(folder), _wait_for_lock=True)
+
+    @contextmanager
+    def _engine(self) -> Iterator[None]:
+        """DVC's own lock, its memory of files dropped, and its folder current: the run cache takes "dvc.yaml" from there."""
+        with self._lock, chdir(self.folder), lock_repo(self._repo):
+            yield
+
+    def plan(self) -> list[Stage]:
+        """Every stage, upstream first, after restoring what was computed before."""
+        with self._engine():
+            graph = self._repo.index.graph
+            order = list(networkx.dfs_postorder_nodes(graph))
+            upstream = {stage.name: tuple(s.name for s in graph.successors(stage)) for stage in order}
+            said = [(stage.name, stage.desc or "", stage.meta or {}) for stage in order]
+        statuses: dict[str, Status] = {}
+        for name in upstream:
+            waits = any(statuses[above] == "stale" for above in upstream[name])
+            statuses[name] = "stale" if waits else self.settle(name)
+        return [Stage(name, desc, dict(meta), upstream[name], statuses[name]) for name, desc, meta in said]
+
+    def settle(self, name: str) -> Status:
+        """Whether `name` is up to date; if it is not, but its outputs are known for these very inputs, fetch them."""
+        with self._engine():
+            stage = self._stage(name)
+            if not stage.changed():
+                return "unchanged"
+            if not self._known(stage):
+                return "stale"
+            self._repo.reproduce(name, single_item=True)  # finds the run cache, and runs no command
+            return "restored"
+
+    def _known(self, stage: Any) -> bool:
+        """Whether DVC can give `stage`'s outputs without running it."""
+        if not stage.changed(allow_missing=True):  # only the files are missing
+            try:
+                if not stage.outs_cached():
+                    self._repo.fetch(stage.name)
+                return stage.outs_cached()
+            except DvcException:
+                return False
+        try:
+            stage.save_deps()
+            self._repo.stage_cache.restore(stage, dry=True)
+        except (RunCacheNotFoundError, DvcException):
+            return False
+        return True
+
+    def outs(self, name: str | None = None) -> list[Out]:
+        """The outputs of one stage, or of all."""
+        with self._engine():
+            return [
+                Out(
+                    path=out.fs.relpath(out.fs_path, str(self.folder)),
+                    kind="plot" if out.plot else "metric" if out.metric else "out",
+                    md5=out.hash_info.value if out.hash_info else None,
+                    size=out.meta.size if out.meta else None,
+                    options=dict(out.plot) if isinstance(out.plot, dict) else {},
+                )
+                for out in ([*self._repo.index.outs] if name is None else self._stage(name).outs)
+            ]
+
+    def push(self) -> str:
+        """Send the data of dvc.lock to the default remote; its address, or '' if there is none."""
+        with self._engine():
+            name = self._repo.config["core"].get("remote")
+            if not name:
+                return ""
+            self._repo.push()
+            return str(self._repo.config["remote"][name]["url"])
+
+    def artifacts(self) -> list[Artifact]:
+        with self._engine():
+            return artifacts_of(self._repo)
+
+    def _stage(self, name: str) -> Any:
+        return next(stage for stage in self._repo.index.stages if stage.name == name)
+
+    def reproduce(self, name: str, *, on_line: Callable[[str], None], on_tick: Callable[[], None]) -> None:
+        """Bring one stage up to date, as a supervised process, its output given to `on_line`.
+
+        Raises:
+            StageError: it ended with an error; `ParameterError` if it refused its parameters.
+        """
+        said: list[str] = []
+
+        def hear(line: str) -> None:
+            if line:
+                said.append(line)
+                del said[:-50]
+                on_line(line)
+
+        self.warm()
+        child, self._spare = self._spare, None
+        self.warm()
+        status = child.run(name, on_line=hear, on_tick=on_tick)
+        if status:
+            kind = ParameterError if status == 2 else StageError
+            raise kind(f"stage '{name}': {cause(said, status)}")
+
+    def warm(self) -> None:
+        """Have a process ready that waits for a stage's name: it imports DVC while we, or the stage before, do something else."""
+        if not self._spare:
+            command = [sys.executable, "-P", "-m", "tasks.stages"]
+            self._spare = Child(command, cwd=self.folder, env=self._environment)
+
+    def close(self) -> None:
+        """End the process that is waiting, if there is one."""
+        if self._spare:
+            self._spare.close()
+            self._spare = None
+
+
+def reproduce_one() -> int:
+    """The process of one stage: reads its name, does what `dvc repro --single-item NAME` does, ends with the stage's status."""
+    name = sys.stdin.readline().strip()
+    if not name:
+        return 0
+    logging.getLogger("dvc").setLevel(logging.ERROR)  # its advice (git add dvc.lock) is not for a run
+    try:
+        Repo(_wait_for_lock=True).reproduce(name, single_item=True, run_env={"PYTHONPATH": os.getcwd()})
+    except DvcException as error:
+        reason = error.__cause__ or error
+        if isinstance(reason, StageCmdFailedError):
+            status = re.search(r"exited with (\d+)$", str(reason))
+            return min(int(status[1]), 255) if status else 1
+        print(f"{CAUSE}{reason}", flush=True)
+        return 1
+    return 0
+
+
+def stage_environment() -> dict[str, str]:
+    """Ours without what is the orchestrator's: a stage needs no server, and no key to one."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+
+
+def cause(said: list[str], status: int) -> str:
+    """The stage's own last word."""
+    errors = [line for line in said if line.startswith(CAUSE)]
+    if errors:
+        return errors[-1].removeprefix(CAUSE)
+    return said[-1] if said else f"ended with status {status}"
+
+
+def artifacts_of(repo: Repo) -> list[Artifact]:
+    # repo.artifacts.read() gives the same, and takes a second to import a package that checks the names
+    return [
+        Artifact(
+            name=name,
+            path=entry["path"],
+            type=entry.get("type", ""),
+            desc=entry.get("desc", ""),
+            labels=entry.get("labels", []),
+            meta=entry.get("meta", {}),
+        )
+        for file in repo.index._artifacts.values()
+        for name, entry in file.items()
+    ]
+
+
+def artifacts_at(repo: Path, rev: str) -> list[Artifact]:
+    """`artifacts:` of dvc.yaml at commit `rev`."""
+    with Repo(str(repo), rev=rev) as past:
+        return artifacts_of(past)
+
+
+def read(repo: Path, rev: str, path: str) -> str:
+    """The text of `path` at commit `rev`, from git, DVC's cache or its remote.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    try:
+        return str(DVCFileSystem(str(repo), rev=rev).read_text(path))
+    except (FileNotFoundError, DvcException) as error:
+        raise ValueError(f"{path} at {rev[:12]} is neither in the cache nor on the DVC remote: {error}") from None
+
+
+def remote_of(checkout: Path) -> str:
+    """The address of the default DVC remote, or ''."""
+    config = Config(str(checkout / ".dvc"))
+    name = config["core"].get("remote")
+    return str(config["remote"][name]["url"]) if name else ""
+
+
+def link(folder: Path, *, to: Path, cache_home: Path) -> None:
+    """Give worktree `folder` the cache, remotes and credentials of checkout `to`, in its own .dvc/config.local.
+
+    A worktree has no config.local of the checkout's, and what is relative in .dvc/config would point beside it.
+    """
+    theirs = Config(str(to / ".dvc"))
+    with Config(str(folder / ".dvc")).edit("local") as ours:
+        for section, settings in theirs.read("local").items():
+            ours[section] = settings
+        ours["core"]["check_update"] = False  # no calls home
+        ours["cache"]["dir"] = str(theirs["cache"].get("dir") or cache_home / ".dvc" / "cache")
+        for name, remote in theirs["remote"].items():
+            ours["remote"].setdefault(name, {})["url"] = str(remote["url"])
+    (folder / ".dvc" / "config.local").chmod(0o600)
+
+
+if __name__ == "__main__":
+    sys.exit(reproduce_one())

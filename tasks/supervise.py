@@ -1,0 +1,205 @@
+"""One child process that cannot outlive us.
+
+A `Child` is this file run as a supervisor, in a session of its own; the supervisor starts the command. Our death, however it comes,
+closes the pipe that is the supervisor's stdin: then it ends the command and all that the command started, first kindly (TERM),
+then not (KILL). A signal aimed at us, a time-out raised in us and the end of the command take the same way out.
+Every process of a run carries its folder in an environment variable, so that `sweep` finds even those whose supervisor was killed.
+"""
+
+import contextlib
+import ctypes
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+GRACE = 10.0  # seconds between TERM and KILL: enough to finish writing a checkpoint of an adapter
+MARK = "LONGLORA_WORKTREE"
+TICK = 0.5  # seconds: how soon a time-out or a cancel is noticed
+
+running: set["Child"] = set()  # for `stop_all`
+
+
+class Child:
+    """A supervised command, started at once; it may wait for a line on its stdin before it does its work."""
+
+    def __init__(self, command: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> None:
+        self.cwd = cwd
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__)), *command],
+            cwd=cwd,
+            env={**env, MARK: str(cwd)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def run(self, line: str, *, on_line: Callable[[str], None], on_tick: Callable[[], None] = lambda: None) -> int:
+        """Tell the command `line`, and follow it to its end: what it prints goes to `on_line`, line by line.
+
+        `on_tick` is called about twice a second. Returns the exit status (128 + n where signal n ended it). Whatever is raised
+        here, nothing of the command is left running.
+        """
+        assert self.process.stdin
+        running.add(self)
+        try:
+            self.process.stdin.write(line.encode() + b"\n")
+            self.process.stdin.flush()
+            follow(self.process, on_line, on_tick)
+            status = self.process.wait()
+            return 128 - status if status < 0 else status
+        finally:
+            self.close()
+            running.discard(self)
+
+    def close(self) -> None:
+        """End the command and all it started; returns when they are gone."""
+        assert self.process.stdin and self.process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()  # the supervisor's sign
+        try:
+            self.process.wait(timeout=GRACE + 5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.process.returncode == -signal.SIGKILL:  # the supervisor itself was killed
+            sweep(self.cwd)
+        self.process.stdout.close()
+
+
+def follow(process: "subprocess.Popen[bytes]", on_line: Callable[[str], None], on_tick: Callable[[], None]) -> None:
+    """Read until the command's output ends or the supervisor does; a progress bar (\\r) counts as its last state."""
+    assert process.stdout
+    pipe, rest = process.stdout.fileno(), b""
+    os.set_blocking(pipe, False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        due = time.monotonic()
+        while True:
+            ended = process.poll() is not None
+            chunk = os.read(pipe, 1 << 16) if selector.select(0 if ended else TICK) else None
+            if chunk == b"" or (ended and chunk is None):
+                break
+            *lines, rest = (rest + (chunk or b"")).split(b"\n")
+            for line in lines:
+                on_line(visible(line))
+            if time.monotonic() >= due:
+                on_tick()
+                due = time.monotonic() + TICK
+    if rest.strip():
+        on_line(visible(rest))
+
+
+def visible(line: bytes) -> str:
+    """What a terminal would show at the end of `line`."""
+    return line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace").rstrip()
+
+
+def stop_all() -> None:
+    """End every command that another thread of ours follows: its `run` returns."""
+    for child in list(running):
+        child.process.terminate()
+
+
+def sweep(folder: Path) -> list[int]:
+    """Kill what an earlier run in `folder` left behind; the ids. Only safe for the holder of the run's lock."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(MARK) == str(folder):
+                process.kill()
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    psutil.wait_procs(found, timeout=5)
+    return [process.pid for process in found]
+
+
+# --- the supervisor's side
+
+
+def supervise(command: Sequence[str]) -> int:
+    """Be the parent of `command`; return its exit status. TERM, INT, or the end of stdin end it early (status 143)."""
+    adopt_orphans()
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    child = subprocess.Popen(command, stdin=subprocess.PIPE)
+    assert child.stdin
+    to_child = child.stdin
+
+    def pass_on() -> None:
+        with contextlib.suppress(BrokenPipeError):
+            while line := os.read(
+                0, 1024
+            ):  # empty when the last writer is gone: our parent has died, or wants us to end
+                to_child.write(line)
+                to_child.flush()
+        stop.set()
+
+    def wait_for_child() -> None:
+        child.wait()
+        stop.set()
+
+    for wait in (pass_on, wait_for_child):
+        threading.Thread(target=wait, daemon=True).start()
+    while not stop.wait(1.0):
+        pass
+    status = child.poll()
+    end(descendants())
+    if status is None:
+        return 128 + signal.SIGTERM
+    return 128 - status if status < 0 else status
+
+
+def adopt_orphans() -> None:
+    """On Linux, become the parent of descendants whose own parent dies, so that none can hide."""
+    if sys.platform == "linux":
+        set_child_subreaper = 36  # prctl(2)
+        ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
+
+
+def descendants() -> list[psutil.Process]:
+    """Our children and theirs (torchrun gives its workers sessions of their own), and whoever else is in our group."""
+    ours = psutil.Process().children(recursive=True)
+    known = {process.pid for process in ours} | {os.getpid()}
+    for pid in psutil.pids():
+        try:
+            if pid not in known and os.getpgid(pid) == os.getpgid(0):
+                ours.append(psutil.Process(pid))
+        except (ProcessLookupError, PermissionError, psutil.NoSuchProcess):
+            continue
+    return ours
+
+
+def end(processes: list[psutil.Process]) -> None:
+    """TERM, a grace, KILL; again for those that appeared meanwhile."""
+    for process in processes:
+        tell(process, signal.SIGTERM)
+    psutil.wait_procs(processes, timeout=GRACE)
+    while left := [process for process in descendants() if process.status() != psutil.STATUS_ZOMBIE]:
+        for process in left:
+            tell(process, signal.SIGKILL)
+        psutil.wait_procs(left, timeout=1)
+
+
+def tell(process: psutil.Process, number: signal.Signals) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+
+if __name__ == "__main__":
+    sys.exit(supervise(sys.argv[1:]))

@@ -1,0 +1,247 @@
+"""MLflow: one run per run key, filled from what DVC says.
+
+Parameters are params.yaml, metrics and curves are the files that dvc.yaml calls so, inputs are outputs with their hashes. Run ids
+are passed by hand: MLFLOW_RUN_ID in a child's environment would mark the run finished when the child ends.
+A curve is followed while its stage runs, and replayed where the stage was cached; points that MLflow has are not sent again.
+"""
+
+import csv
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+from tasks.servers import is_local_tracking, must_be_reachable
+from tasks.stages import Out
+from tasks.workspace import Project, Snapshot, gpus, person
+
+KEY = "longlora.key"
+BATCH = 1000  # metrics in one request: MLflow's own limit
+LONGEST_PARAM = 6000  # characters: MLflow's own limit
+PICTURES = {".png", ".svg", ".jpg", ".html", ".md", ".json"}
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "deepspeed",
+    "flash-attn",
+    "datasets",
+    "dvc",
+    "mlflow",
+    "prefect",
+)
+
+
+def connect() -> MlflowClient:
+    """A client of MLFLOW_TRACKING_URI (and MLFLOW_REGISTRY_URI, if that is another).
+
+    Raises:
+        ValueError: nobody answers there.
+    """
+    must_be_reachable("MLFLOW_TRACKING_URI")
+    return MlflowClient(os.environ["MLFLOW_TRACKING_URI"], os.environ.get("MLFLOW_REGISTRY_URI"))
+
+
+def experiment_id(client: MlflowClient, where: Project, name: str) -> str:
+    """The id of experiment `name`, made if need be; files of the project's own store go to its state folder."""
+    found = client.get_experiment_by_name(name)
+    if found:
+        return found.experiment_id
+    location = (where.state / "mlartifacts").as_uri() if is_local_tracking(where) else None
+    try:
+        return client.create_experiment(name, artifact_location=location)
+    except MlflowException:  # another process was first
+        found = client.get_experiment_by_name(name)
+        if not found:
+            raise
+        return found.experiment_id
+
+
+def find(client: MlflowClient, experiment: str, key: str) -> Run | None:
+    """The run with this key, the oldest should there be two."""
+    found = client.search_runs(
+        [experiment], f"tags.`{KEY}` = '{key}'", order_by=["attributes.start_time ASC"], max_results=1
+    )
+    return found[0] if found else None
+
+
+class Tracker:
+    """The MLflow run of one run key."""
+
+    def __init__(self, client: MlflowClient, where: Project, state: Snapshot, *, experiment: str, folder: Path) -> None:
+        self.client, self.folder = client, folder
+        home = experiment_id(client, where, experiment)
+        known = find(client, home, state.key)
+        tags = {**origin(where, state), **environment()}
+        run = known or client.create_run(home, tags=tags, run_name=f"{state.recipe or 'params'}-{state.key[:6]}")
+        self.run_id: str = run.info.run_id
+        self._sent: dict[str, set[int]] = {}
+        self._resumed = known is not None
+        if known:
+            client.update_run(self.run_id, status="RUNNING")
+            client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        params = [Param(key, value) for key, value in flat(yaml.safe_load((folder / "params.yaml").read_text()))]
+        for start in range(0, len(params), 100):
+            client.log_batch(self.run_id, params=params[start : start + 100])
+
+    def follow(self, outs: list[Out]) -> None:
+        """Send the points of `outs`' curves that are new."""
+        self._send(metric for out in outs if out.kind == "plot" for metric in curve(self.folder, out))
+
+    def stage(self, name: str, outs: list[Out]) -> None:
+        """All that a finished stage has to show: curves, metrics, pictures, the hashes of its data."""
+        self.follow(outs)
+        for out in outs:
+            path = self.folder / out.path
+            if out.kind == "metric":
+                numbers, words = measured(json.loads(path.read_text()))
+                self._send(iter(numbers))
+                self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in words])
+                self.client.log_artifact(self.run_id, str(path), str(Path(out.path).parent))
+            elif out.kind == "plot":
+                self.client.log_artifact(self.run_id, str(path), str(Path(out.path).parent))
+            else:
+                for picture in pictures(path):
+                    target = picture.relative_to(self.folder).parent
+                    self.client.log_artifact(self.run_id, str(picture), str(target))
+        data = [dataset(self.folder, name, out) for out in outs if out.kind == "out" and out.md5]
+        if data:
+            self.client.log_inputs(self.run_id, datasets=data)
+
+    def describe(self, text: str) -> None:
+        self.client.set_tag(self.run_id, "mlflow.note.content", text)
+
+    def tag(self, **tags: str) -> None:
+        """Set `tags` as longlora.*."""
+        self.client.log_batch(self.run_id, tags=[RunTag(f"longlora.{key}", value) for key, value in tags.items()])
+
+    def finish(self, status: str) -> None:
+        """End the run, with what it ran from and what it made."""
+        for name in ("params.yaml", "dvc.lock"):
+            if (self.folder / name).exists():
+                self.client.log_artifact(self.run_id, str(self.folder / name))
+        self.client.set_terminated(self.run_id, status)
+
+    def _send(self, metrics: Iterator[Metric]) -> None:
+        fresh = [metric for metric in metrics if self._is_new(metric)]
+        for start in range(0, len(fresh), BATCH):
+            self.client.log_batch(self.run_id, metrics=fresh[start : start + BATCH])
+        for metric in fresh:
+            self._sent[metric.key].add(metric.step)
+
+    def _is_new(self, metric: Metric) -> bool:
+        if metric.key not in self._sent:
+            history = self.client.get_metric_history(self.run_id, metric.key) if self._resumed else []
+            self._sent[metric.key] = {point.step for point in history}
+        return metric.step not in self._sent[metric.key]
+
+
+def flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested parameters as (dotted name, text)."""
+    if isinstance(values, dict):
+        return [
+            pair for key, value in values.items() for pair in flat(value, f"{prefix}.{key}" if prefix else str(key))
+        ]
+    text = values if isinstance(values, str) else json.dumps(values)
+    return [(prefix, text if len(text) <= LONGEST_PARAM else text[: LONGEST_PARAM - 1] + "…")]
+
+
+def measured(values: Any, path: tuple[str, ...] = ()) -> tuple[list[Metric], list[tuple[str, str]]]:
+    """Nested scores as metrics, names joined by '/', and what is no number as tags.
+
+    A name that is a whole number is a length: it becomes the metric's step, so that MLflow draws the score over lengths.
+    """
+    if isinstance(values, dict):
+        parts = [measured(value, (*path, str(key))) for key, value in values.items()]
+        return [metric for part in parts for metric in part[0]], [word for part in parts for word in part[1]]
+    if isinstance(values, bool | int | float):
+        steps = [int(name) for name in path if name.isdecimal()]
+        name = "/".join(part for part in path if not part.isdecimal())
+        return [Metric(name, float(values), now(), steps[-1] if steps else 0)], []
+    if values is None:
+        return [], []
+    text = values if isinstance(values, str) else json.dumps(values)
+    return [], [("/".join(path), text[:5000])]
+
+
+def curve(folder: Path, out: Out) -> Iterator[Metric]:
+    """The points of a CSV plot: one metric per column. A last line still being written is left for the next call."""
+    path = folder / out.path
+    if path.suffix != ".csv" or not path.exists():
+        return
+    text = path.read_text()
+    step_column = str(out.options.get("x", "step"))
+    for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):
+        step = number(row.get(step_column))
+        for column, cell in row.items():
+            value = number(cell)
+            if step is not None and value is not None and column != step_column:
+                yield Metric(f"{path.stem}/{column}", value, now(), int(step))
+
+
+def number(cell: str | None) -> float | None:
+    try:
+        value = float(cell or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) or cell in ("nan", "inf", "-inf") else None
+
+
+def pictures(path: Path) -> list[Path]:
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    small = [file for file in files if file.suffix in PICTURES and file.is_file()]
+    return small if any(file.suffix in PICTURES - {".json"} for file in small) else []
+
+
+def dataset(folder: Path, stage: str, out: Out) -> DatasetInput:
+    """An output as an MLflow dataset: its DVC hash is the digest."""
+    source = json.dumps({"path": out.path, "md5": out.md5, "bytes": out.size})
+    entity = Dataset(name=out.path, digest=str(out.md5)[:36], source_type="dvc", source=source)
+    return DatasetInput(dataset=entity, tags=[InputTag("mlflow.data.context", stage)])
+
+
+def origin(where: Project, state: Snapshot) -> dict[str, str]:
+    """Tags that say what was run."""
+    return {
+        KEY: state.key,
+        "longlora.recipe": state.recipe or "",
+        "longlora.overrides": " ".join(state.overrides),
+        "longlora.dirty": str(state.dirty).lower(),
+        "longlora.snapshot": state.commit,
+        "mlflow.source.name": where.root.name,
+        "mlflow.source.git.commit": state.head,
+        "mlflow.source.git.branch": state.branch,
+        "mlflow.user": person(where),
+    }
+
+
+def environment() -> dict[str, str]:
+    """Tags that say where it ran."""
+    tags = {"env.python": platform.python_version(), "env.platform": platform.platform(terse=True)}
+    for name in PACKAGES:
+        try:
+            tags[f"env.{name}"] = version(name)
+        except PackageNotFoundError:
+            continue
+    memory = psutil.virtual_memory().total / 2**30
+    return tags | {
+        "hardware.cpus": str(os.cpu_count()),
+        "hardware.memory": f"{memory:.0f} GiB",
+        "hardware.gpus": gpus(),
+    }
+
+
+def now() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,211 @@
+"""Git: the project, a snapshot of it, and a worktree of its own for every run.
+
+A run never works in the user's folder. Its tree (the files as they are now, the recipe and overrides written into params.yaml) is
+stored as a git object, and checked out under .longlora/worktrees. The key of a run is the id of that tree: the same files and the
+same numbers are the same run, which is how a run is resumed.
+"""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.overlay import merged, recipe_file
+
+LARGEST_UNTRACKED = 50_000_000  # bytes; a snapshot stores new files in git, and data belongs in DVC
+IDENTITY = {f"GIT_{who}_{what}": "longlora" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+
+@dataclass(frozen=True)
+class Project:
+    """A git repository with a dvc.yaml at its top."""
+
+    tree: Path
+    """The checkout that was asked about."""
+    root: Path
+    """The main checkout: the home of .longlora and of DVC's cache, shared by all worktrees."""
+
+    @property
+    def state(self) -> Path:
+        return self.root / ".longlora"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a run computes from, as git objects."""
+
+    key: str
+    """The first 12 digits of the tree's id."""
+    commit: str
+    head: str
+    """The commit that was checked out when the snapshot was made."""
+    branch: str
+    """Its branch, or 'detached'."""
+    dirty: bool
+    """Whether files differed from `head` (recipe and overrides apart)."""
+    recipe: str | None
+    overrides: tuple[str, ...]
+
+
+def git(*arguments: str, cwd: Path, stdin: str | None = None, env: dict[str, str] | None = None) -> str:
+    """Run git and return what it prints.
+
+    Raises:
+        ValueError: git ended with an error; its own last line.
+    """
+    done = subprocess.run(
+        ["git", *arguments], cwd=cwd, input=stdin, env={**os.environ, **(env or {})}, capture_output=True, text=True
+    )
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[-1]
+        raise ValueError(f"git {arguments[0]}: {said.removeprefix('fatal: ')}")
+    return done.stdout.strip("\n")
+
+
+def project(folder: Path) -> Project:
+    """The project that `folder` is in.
+
+    Raises:
+        ValueError: not in a git repository, or one without commit, dvc.yaml, params.yaml or .dvc at its top.
+    """
+    try:
+        tree = Path(git("rev-parse", "--show-toplevel", cwd=folder))
+    except ValueError:
+        raise ValueError(
+            f"{folder} is not in a git repository: clone the project with git, or run `git init`"
+        ) from None
+    root = Path(git("rev-parse", "--path-format=absolute", "--git-common-dir", cwd=tree)).parent
+    for needed in ("dvc.yaml", "params.yaml", ".dvc"):
+        if not (tree / needed).exists():
+            raise ValueError(f"{tree} has no {needed}: it must stand at the top of the git repository")
+    if not git("rev-list", "--all", "--max-count=1", cwd=tree):
+        raise ValueError(f"{tree} has no commit yet: a run is recorded on top of one")
+    return Project(tree=tree, root=root)
+
+
+def snapshot(where: Project, *, recipe: str | None = None, overrides: list[str] | None = None) -> Snapshot:
+    """Store the tree as it is now, with `recipe` and `overrides` in its params.yaml; the folder itself is not touched.
+
+    Raises:
+        ValueError: an unknown recipe or key, or a file too large for git.
+    """
+    tree, overrides = where.tree, overrides or []
+    refuse_large_files(tree)
+    params = merged(
+        (tree / "params.yaml").read_text(),
+        recipe=recipe_file(tree, recipe).read_text() if recipe else None,
+        overrides=overrides,
+    )
+    head = git("rev-parse", "HEAD", cwd=tree)
+    with tempfile.TemporaryDirectory() as scratch:
+        index = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
+        git("read-tree", "HEAD", cwd=tree, env=index)
+        # dvc.lock is what a run makes, not what it starts from: HEAD's stays
+        git("add", "--all", "--", ".", ":(exclude)dvc.lock", cwd=tree, env=index)
+        dirty = git("write-tree", cwd=tree, env=index) != git("rev-parse", "HEAD^{tree}", cwd=tree)
+        if params != (tree / "params.yaml").read_text():
+            stage_file(tree, "params.yaml", params, index)
+        content = git("write-tree", cwd=tree, env=index)
+    commit = (
+        head if content == git("rev-parse", "HEAD^{tree}", cwd=tree) else commit_tree(tree, content, head, "snapshot")
+    )
+    branch = git("rev-parse", "--abbrev-ref", "HEAD", cwd=tree)
+    return Snapshot(
+        key=content[:12],
+        commit=commit,
+        head=head,
+        branch="detached" if branch == "HEAD" else branch,
+        dirty=dirty,
+        recipe=recipe,
+        overrides=tuple(overrides),
+    )
+
+
+def refuse_large_files(tree: Path) -> None:
+    for name in filter(None, git("ls-files", "--others", "--exclude-standard", "-z", cwd=tree).split("\0")):
+        size = (tree / name).lstat().st_size
+        if size > LARGEST_UNTRACKED:
+            rule = f"new files up to {LARGEST_UNTRACKED // 10**6} MB become part of a run"
+            raise ValueError(f"{name} has {size // 10**6} MB: {rule}; ignore it (.gitignore) or track it (dvc add)")
+
+
+def stage_file(tree: Path, name: str, text: str, index: dict[str, str]) -> None:
+    """Put `text` as file `name` into the index."""
+    blob = git("hash-object", "-w", "--stdin", cwd=tree, stdin=text)
+    git("update-index", "--add", "--cacheinfo", f"100644,{blob},{name}", cwd=tree, env=index)
+
+
+def commit_tree(tree: Path, content: str, parent: str, message: str) -> str:
+    """A commit whose id depends on nothing but its content and parent."""
+    date = git("show", "--no-patch", "--format=%cI", parent, cwd=tree)
+    fixed = {**IDENTITY, "GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
+    return git("commit-tree", content, "-p", parent, "-m", f"longlora: {message}", cwd=tree, env=fixed)
+
+
+@contextmanager
+def hold(where: Project, key: str) -> Iterator[None]:
+    """Be the only one who works on run `key`; says so if that takes waiting.
+
+    The kernel frees the lock when its holder dies, however it dies.
+    """
+    folder = where.state / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{key}.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting: another process works on {key}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def worktree(where: Project, state: Snapshot) -> Path:
+    """The folder of run `state.key`, made or found again, its tracked files exactly the snapshot's. Call it under `hold`.
+
+    dvc.lock is left as an earlier attempt wrote it. Without one, it is the recorded run's if there is such a record, else HEAD's.
+    """
+    folder = where.state / "worktrees" / state.key
+    ready = folder / ".dvc" / "tmp" / "ready"  # .dvc/tmp is ignored by git
+    if ready.exists():
+        lock = Path(git("rev-parse", "--path-format=absolute", "--git-path", "index.lock", cwd=folder))
+        lock.unlink(missing_ok=True)  # left by a git that was killed: nobody else is in here
+        git("checkout", "--force", state.commit, "--", ".", ":(exclude)dvc.lock", cwd=folder)
+        return folder
+    if folder.exists():  # half made
+        shutil.rmtree(folder)
+    git("worktree", "prune", cwd=where.root)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    git("worktree", "add", "--force", "--detach", str(folder), state.commit, cwd=where.root)
+    record = git("for-each-ref", "--format=%(objectname)", record_ref(state.key), cwd=where.root)
+    if record:
+        git("checkout", record, "--", "dvc.lock", cwd=folder)
+    ready.parent.mkdir(parents=True, exist_ok=True)
+    ready.touch()
+    return folder
+
+
+def record_ref(key: str) -> str:
+    """Where the finished run `key` is kept in git."""
+    return f"refs/longlora/runs/{key}"
+
+
+def person(where: Project) -> str:
+    """Who is at work, as git knows them."""
+    try:
+        return git("config", "user.name", cwd=where.tree)
+    except ValueError:
+        return os.environ.get("USER", "unknown")
+
+
+def gpus() -> str:
+    """The GPUs' names by nvidia-smi; 'none' without it."""
+    if not shutil.which("nvidia-smi"):
+        return "none"
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=30)
+    return ", ".join(done.stdout.split("\n")[:-1]) or "none"

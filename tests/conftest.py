@@ -1,0 +1,57 @@
+"""Projects and servers that tests share. Every test gets real git, DVC, MLflow and Prefect, on folders of its own."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import dummy
+import pytest
+
+os.environ.update(dummy.ENV)
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dummy project, committed, never run."""
+    return dummy.make(tmp_path_factory.mktemp("template") / "dummy")
+
+
+@pytest.fixture
+def folder(template: Path, tmp_path: Path) -> Path:
+    """A clone of the dummy project."""
+    dummy.git(tmp_path, "clone", "--quiet", str(template), "dummy")
+    return tmp_path / "dummy"
+
+
+@pytest.fixture(scope="session")
+def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An MLflow database; to make one takes four seconds, so tests share it and use names of their own."""
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    MlflowClient(uri).search_experiments()
+    return uri
+
+
+@pytest.fixture(scope="session")
+def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prefect server with its scheduler; ends with the session."""
+    from tasks import servers
+
+    home = tmp_path_factory.mktemp("prefect")
+    port, log = servers.free_port(), home / "server.log"
+    settings = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
+        "DO_NOT_TRACK": "1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        server = servers.start(servers.prefect_command(port, schedules=True), log)
+    try:
+        servers.wait_for(f"http://{servers.HOST}:{port}/api/health", server, log)
+        yield f"http://{servers.HOST}:{port}/api"
+    finally:
+        servers.stop(server)

@@ -1,0 +1,283 @@
+"""The gate passes a good model and refuses each kind of bad one for the right reason, by the rules that ship in params.yaml."""
+
+import json
+import math
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from longlora.gate import Gate, Rule, judge, read
+from longlora.section import read_params, section_of
+from longlora.stages.gate import stage
+
+RULES = section_of(Gate, read_params(Path(__file__).parent.parent / "params.yaml"), "gate")
+LENGTHS = ("512", "1024", "4096")
+PLACES = 24
+TOKENS = 256
+# Difficulty differs far more from place to place than from model to model: only a comparison in pairs can tell them apart.
+HARDNESS = np.random.default_rng(0).normal(0, 0.5, PLACES)
+
+NATS = {
+    "base": {"512": 1.27, "1024": 1.55, "4096": 3.18},
+    "linear": {"512": 3.60, "1024": 3.60, "4096": 3.60},
+    "yarn": {"512": 1.37, "1024": 1.40, "4096": 1.64},
+    "extended": {"512": 1.26, "1024": 1.26, "4096": 1.26},
+}
+FOUND = {
+    "base": {"512": 1.0, "1024": 0.3, "4096": 0.0},
+    "linear": {"512": 0.1, "1024": 0.1, "4096": 0.0},
+    "yarn": {"512": 0.8, "1024": 0.6, "4096": 0.2},
+    "extended": {"512": 1.0, "1024": 0.975, "4096": 0.95},
+}
+FACTS = {name: {"value": 1, "reason": f"{name} is well"} for name in
+         ("whole", "finite", "logits", "trained", "context", "rope", "tokenizer")} | {
+    "window": {"value": 512, "reason": "of the base"}, "target": {"value": 4096, "reason": "trained for"},
+}  # fmt: skip
+
+
+def perplexity_node(nats: float) -> dict:
+    if not math.isfinite(nats):
+        return {"value": None, "low": None, "high": None, "tokens": PLACES * TOKENS}
+    mean = nats + HARDNESS.mean()
+    return {"value": math.exp(mean), "low": math.exp(mean - 0.2), "high": math.exp(mean + 0.2)}
+
+
+def write(folder: Path, *, nats=NATS, found=FOUND, facts=FACTS) -> Path:
+    """Scores as the stages write them."""
+    for measure in ("perplexity", "passkey"):
+        (folder / measure).mkdir(parents=True)
+    (folder / "integrity.json").write_text(json.dumps({"integrity": facts}))
+    for model, by_length in nats.items():
+        nodes = {n: perplexity_node(v) for n, v in by_length.items()} | {"places": PLACES}
+        (folder / f"perplexity/{model}.json").write_text(json.dumps({"perplexity": {model: nodes}}))
+        rows = [f"{n},0,{p},{TOKENS},{TOKENS * (v + HARDNESS[p])}" for n, v in by_length.items() for p in range(PLACES)]
+        (folder / f"perplexity/{model}.csv").write_text("\n".join(["length,document,end,tokens,nats", *rows]) + "\n")
+    for model, by_length in found.items():
+        nodes = {n: {"value": v, "low": v * 0.9, "high": min(1, v + 0.1)} for n, v in by_length.items()}
+        (folder / f"passkey/{model}.json").write_text(json.dumps({"passkey": {model: {"prompt": "plain"} | nodes}}))
+    return folder
+
+
+def changed(scores: dict, **extended: float) -> dict:
+    """The scores with those of the extended model changed: `at_512=...`."""
+    new = deepcopy(scores)
+    new["extended"] |= {name.removeprefix("at_"): value for name, value in extended.items()}
+    return new
+
+
+def fact(name: str, reason: str) -> dict:
+    return FACTS | {name: {"value": 0, "reason": reason}}
+
+
+def refusals(folder: Path) -> dict[str, str]:
+    verdict = judge(RULES, scores=read(folder))
+    refused = {r["name"]: r["reason"] for r in verdict["rules"] if not r["passed"]}
+    assert verdict["passed"] is not bool(refused)
+    return refused
+
+
+def test_a_good_model_passes_every_rule_that_ships(tmp_path):
+    assert refusals(write(tmp_path / "scores")) == {}
+
+
+BAD = {
+    "NaN weights": (
+        {"facts": fact("finite", "1 of 21 tensors hold NaN or infinity, a.weight first"),
+         "nats": changed(NATS, at_512=math.nan, at_1024=math.nan, at_4096=math.nan)},
+        {"every weight is finite": "1 of 21 tensors hold NaN", "it reads short texts as well as before": "not a number"},
+    ),
+    "truncated weights": (
+        {"facts": fact("whole", "does not open: header too small")},
+        {"the weights are whole": "does not open: header too small"},
+    ),
+    "untrained adapter": (
+        {"facts": fact("trained", "every weight is the base's"), "nats": NATS | {"extended": NATS["yarn"]},
+         "found": FOUND | {"extended": FOUND["yarn"]}},
+        {"the adapter has learnt something": "every weight is the base's",
+         "it reads long texts better than untrained YaRN": "1 (1 to 1) x perplexity/yarn/4096"},
+    ),
+    "RoPE missing": (
+        {"facts": fact("rope", 'the config has {"rope_type": "default"}')},
+        {"the config has the rotary settings of the training": "default"},
+    ),
+    "context forgotten": (
+        {"facts": fact("context", "the config says 512 positions, trained for were 4096")},
+        {"the config says the new context": "says 512 positions"},
+    ),
+    "wrong tokenizer": (
+        {"facts": fact("tokenizer", "not the base's tokenizer: other vocabulary")},
+        {"the tokenizer is the base's": "other vocabulary"},
+    ),
+    "leak-trained": (
+        {"nats": changed(NATS, at_512=2.6, at_1024=2.9, at_4096=3.4)},
+        {"it reads long texts as well as the base reads short ones": "perplexity/extended/4096 is",
+         "it reads long texts better than the base": "perplexity/base/4096",
+         "it reads short texts as well as before": "perplexity/base/512"},
+    ),
+    "short context lost": (
+        {"nats": changed(NATS, at_512=1.27 + math.log(1.08))},
+        {"it reads short texts as well as before": "1.08 (1.08 to 1.08) x perplexity/base/512 = 3.363"},
+    ),
+    "short retrieval lost": (
+        {"found": changed(FOUND, at_512=0.85)},
+        {"it retrieves from short texts as well as before": "is 0.85, at least 0.9 (0.9 x passkey/base/512 = 1)"},
+    ),
+    "perplexity without retrieval": (
+        {"found": changed(FOUND, at_4096=0.1)},
+        {"it retrieves from long texts": "passkey/extended/4096 is 0.1, at least 0.8 is asked",
+         "it retrieves from long texts no worse than untrained YaRN": "at least 0.15 (-0.05 + passkey/yarn/4096 = 0.2)"},
+    ),
+    "worse than untrained YaRN": (
+        {"nats": changed(NATS, at_4096=1.66)},
+        {"it reads long texts better than untrained YaRN": "perplexity/extended/4096 is"},
+    ),
+    "target never scored": (
+        {"found": FOUND | {"extended": {"512": 1.0, "1024": 1.0}}},
+        {"it retrieves from long texts": "passkey/extended/4096 was not scored; there are 512, 1024"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_each_kind_of_bad_model_is_refused_for_its_reason(kind, tmp_path):
+    scores, expected = BAD[kind]
+    refused = refusals(write(tmp_path / "scores", **scores))
+    for name, reason in expected.items():
+        assert reason in refused[name]
+
+
+@pytest.mark.parametrize("kind", ["short context lost", "short retrieval lost", "RoPE missing", "wrong tokenizer"])
+def test_one_defect_is_refused_by_one_rule(kind, tmp_path):
+    scores, expected = BAD[kind]
+    assert refusals(write(tmp_path / "scores", **scores)).keys() == expected.keys()
+
+
+def verdict_of(folder: Path, **rule) -> tuple[bool, str]:
+    verdict = judge(Gate(rules=[Rule(name="claim", **rule)]), scores=read(folder))
+    return verdict["passed"], verdict["rules"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "passed"),
+    [
+        ({"at_least": 0.95}, True),
+        ({"at_least": 0.951}, False),
+        ({"at_most": 0.95}, True),
+        ({"at_most": 0.949}, False),
+        ({"at_least": 0.95, "with_interval": True}, False),
+        ({"at_least": 0.85, "with_interval": True}, True),
+        ({"at_most": 0.95, "with_interval": True}, False),
+        ({"at_least": 0.95, "times": "passkey/base/512"}, True),
+        ({"at_least": 0.95, "times": "passkey/base/512", "with_interval": True}, False),
+        ({"at_least": 0.74, "plus": "passkey/yarn/target"}, True),
+        ({"at_least": 0.76, "plus": "passkey/yarn/target"}, False),
+    ],
+)
+def test_bounds_references_and_unfavourable_ends(rule, passed, tmp_path):
+    assert verdict_of(write(tmp_path / "s"), metric="passkey/extended/target", **rule)[0] is passed
+
+
+def test_pairs_tell_models_apart_whose_own_intervals_overlap(tmp_path):
+    nats = changed(NATS, at_4096=1.62)
+    rule = {
+        "metric": "perplexity/extended/4096",
+        "at_most": 1.0,
+        "times": "perplexity/yarn/4096",
+        "with_interval": True,
+    }
+    folder = write(tmp_path / "s", nats=nats)
+    assert verdict_of(folder, **rule)[0]
+    for file in folder.rglob("*.csv"):
+        file.unlink()
+    assert not verdict_of(folder, **rule)[0]
+
+
+def test_a_ratio_of_places_that_differ_is_not_taken(tmp_path):
+    folder = write(tmp_path / "s")
+    file = folder / "perplexity/yarn.csv"
+    file.write_text(file.read_text().replace("4096,0,7,", "4096,1,7,"))
+    rule = {
+        "metric": "perplexity/extended/4096",
+        "at_most": 1.0,
+        "times": "perplexity/yarn/4096",
+        "with_interval": True,
+    }
+    assert "(with its interval" in verdict_of(folder, **rule)[1]
+
+
+def test_an_uncertain_ratio_is_refused_though_its_value_holds(tmp_path):
+    folder = write(tmp_path / "s")
+    file = folder / "perplexity/extended.csv"
+    noise = iter(np.random.default_rng(1).normal(-0.01, 0.5, 3 * PLACES))
+    head, *rows = file.read_text().splitlines()
+    noisy = [
+        f"{row.rpartition(',')[0]},{TOKENS * (1.64 + HARDNESS[i % PLACES] + next(noise))}" for i, row in enumerate(rows)
+    ]
+    file.write_text("\n".join([head, *noisy]) + "\n")
+    rule = {"metric": "perplexity/extended/4096", "at_most": 1.0, "times": "perplexity/yarn/4096"}
+    assert verdict_of(folder, **rule)[0]
+    assert not verdict_of(folder, **rule, with_interval=True)[0]
+
+
+def test_window_is_the_longest_scored_length_inside_the_bases(tmp_path):
+    facts = FACTS | {"window": {"value": 1500, "reason": "of the base"}}
+    assert (
+        "passkey/base/1024 is 0.3"
+        in verdict_of(write(tmp_path / "a", facts=facts), metric="passkey/base/window", at_least=1)[1]
+    )
+    facts = FACTS | {"window": {"value": 511, "reason": "of the base"}}
+    passed, reason = verdict_of(write(tmp_path / "b", facts=facts), metric="passkey/base/window", at_least=0)
+    assert not passed and "no length up to the base's window, 511, was scored" in reason
+
+
+@pytest.mark.parametrize(
+    ("metric", "reason"),
+    [
+        ("perplexity/extnded/target", "perplexity/extnded was not scored; there are extended"),
+        ("perplexty/extended/target", "perplexty was not scored; there are perplexity"),
+        ("passkey/base/2048", "passkey/base/2048 was not scored; there are"),
+        ("passkey/base", "passkey/base is not a number"),
+        ("passkey/base/512/value/more", "was not scored; there are no scores"),
+    ],
+)
+def test_what_is_missing_is_refused_and_the_nearest_is_named(metric, reason, tmp_path):
+    passed, said = verdict_of(write(tmp_path / "s"), metric=metric, at_least=0)
+    assert not passed and reason in said
+
+
+@pytest.mark.parametrize(
+    ("rules", "complaint"),
+    [
+        ([], "at least 1"),
+        ([{"name": "n", "metric": "m"}], "one of at_most and at_least"),
+        ([{"name": "n", "metric": "m", "at_most": 1, "at_least": 1}], "one of at_most and at_least"),
+        ([{"name": "n", "metric": "m", "at_most": 1, "times": "a", "plus": "b"}], "both times and plus"),
+        ([{"name": "n", "metric": "m", "at_mots": 1}], "at_mots"),
+        ([{"name": "n", "metric": "m", "at_most": math.nan}], "finite"),
+    ],
+)
+def test_rules_that_mean_nothing_are_an_error(rules, complaint):
+    with pytest.raises(ValidationError, match=complaint):
+        Gate.model_validate({"rules": rules})
+
+
+def test_scores_that_are_none_or_no_json_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no scores below"):
+        read(tmp_path)
+    (tmp_path / "a.json").write_text('{"a": 1,\n oops}')
+    with pytest.raises(ValueError, match=r"a\.json: line 2"):
+        read(tmp_path)
+
+
+def test_stage_writes_a_refusal_as_a_result_with_strict_json_and_the_same_bytes_again(tmp_path):
+    folder = write(tmp_path / "s", **BAD["NaN weights"][0])
+    stage(folder, tmp_path / "out/verdict.json", RULES)
+    first = (tmp_path / "out/verdict.json").read_bytes()
+    verdict = json.loads(first, parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
+    assert verdict["passed"] is False
+    assert [r["name"] for r in verdict["rules"]] == [r.name for r in RULES.rules]
+    stage(folder, tmp_path / "out/verdict.json", RULES)
+    assert (tmp_path / "out/verdict.json").read_bytes() == first

@@ -1,0 +1,185 @@
+"""Facts about real broken model folders, and the gate's refusal of each by the rule that is meant for it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from longlora.gate import Gate, judge, read
+from longlora.integrity import logits, measure
+from longlora.position import Position, extend
+from longlora.section import read_params, section_of
+from longlora.stages.integrity import stage
+
+POSITION = Position(method="yarn", context=320)
+RULES = section_of(Gate, read_params(Path(__file__).parent.parent / "params.yaml"), "gate").rules
+FACTS = {r.metric.removeprefix("integrity/"): r.name for r in RULES if r.metric.startswith("integrity/")}
+
+
+def bytes_tokenizer(*, reverse: bool = False) -> PreTrainedTokenizerFast:
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=reverse)
+    vocabulary = {s: i for i, s in enumerate(["<s>", "</s>", *symbols])}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=258,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        max_position_embeddings=80,
+    )
+    folder = tmp_path_factory.mktemp("models") / "base"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    bytes_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def extended(base, tmp_path) -> Path:
+    """A good one: the base's weights moved a little, under the new positions."""
+    config = extend(AutoConfig.from_pretrained(base), method="yarn", context=320)
+    model = AutoModelForCausalLM.from_pretrained(base, config=config)
+    with torch.no_grad():
+        model.model.layers[1].self_attn.q_proj.weight += 0.01
+    model.save_pretrained(tmp_path / "extended")
+    bytes_tokenizer().save_pretrained(tmp_path / "extended")
+    return tmp_path / "extended"
+
+
+def edit_weights(folder: Path, change) -> None:
+    file = folder / "model.safetensors"
+    tensors = {name: t.clone() for name, t in load_file(file).items()}
+    change(tensors)
+    file.unlink()
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def edit_config(folder: Path, **changes) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def put_nan(tensors):
+    tensors["model.layers.0.mlp.up_proj.weight"][3, 5] = torch.nan
+
+
+def put_infinity(tensors):
+    tensors["model.norm.weight"][2] = torch.inf
+
+
+def drop_one(tensors):
+    del tensors["model.layers.1.self_attn.v_proj.weight"]
+
+
+def add_one(tensors):
+    tensors["model.layers.9.self_attn.v_proj.weight"] = torch.ones(3)
+
+
+def reshape_one(tensors):
+    tensors["model.norm.weight"] = torch.ones(25)
+
+
+def truncate(folder: Path, keep: int) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+
+
+def copy_base_weights(folder: Path, base: Path) -> None:
+    shutil.copyfile(base / "model.safetensors", folder / "model.safetensors")
+
+
+BAD = {
+    "NaN": (lambda f, b: edit_weights(f, put_nan), "finite", "layers.0.mlp.up_proj.weight first"),
+    "infinity": (lambda f, b: edit_weights(f, put_infinity), "finite", "1 of 21 tensors"),
+    "NaN in logits": (lambda f, b: edit_weights(f, put_nan), "logits", "positions 0 to 63 are not finite"),
+    "end cut off": (lambda f, b: truncate(f, -100), "whole", "not fully covered"),
+    "only a stub": (lambda f, b: truncate(f, 5), "whole", "header too small"),
+    "empty file": (lambda f, b: truncate(f, 0), "whole", "header too small"),
+    "no weights": (lambda f, b: (f / "model.safetensors").unlink(), "whole", "no file named model.safetensors"),
+    "tensor missing": (lambda f, b: edit_weights(f, drop_one), "whole", "1 missing keys: model.layers.1.self_attn.v_proj"),
+    "tensor to spare": (lambda f, b: edit_weights(f, add_one), "whole", "1 unexpected keys: model.layers.9"),
+    "wrong shape": (lambda f, b: edit_weights(f, reshape_one), "whole", "does not open"),
+    "config cut off": (lambda f, b: (f / "config.json").write_text('{"model_type":'), "whole", "does not open"),
+    "config is missing": (lambda f, b: (f / "config.json").unlink(), "context", "does not open"),
+    "untrained": (copy_base_weights, "trained", "every weight is the base's"),
+    "RoPE missing": (
+        lambda f, b: edit_config(f, rope_parameters={"rope_theta": 10000.0, "rope_type": "default"}),
+        "rope",
+        '"rope_type": "default"}, trained under was',
+    ),
+    "other factor": (
+        lambda f, b: edit_config(f, rope_parameters={"rope_theta": 10000.0, "rope_type": "linear", "factor": 2.0}),
+        "rope",
+        '"factor": 2.0',
+    ),
+    "context forgotten": (lambda f, b: edit_config(f, max_position_embeddings=80), "context", "80 positions, and should say 320"),
+    "other tokenizer": (
+        lambda f, b: bytes_tokenizer(reverse=True).save_pretrained(f),
+        "tokenizer",
+        "other vocabulary, other ids of a probe text",
+    ),
+    "tokenizer broken": (lambda f, b: (f / "tokenizer.json").write_text("{"), "tokenizer", "does not open"),
+}  # fmt: skip
+
+
+def test_a_good_model_has_every_fact_and_passes(base, extended, tmp_path):
+    stage(base, extended, tmp_path / "scores/integrity.json", POSITION)
+    scores = read(tmp_path / "scores")
+    facts = scores.tree["integrity"]
+    assert {name: facts[name]["value"] for name in FACTS} == dict.fromkeys(FACTS, 1)
+    assert (facts["window"]["value"], facts["target"]["value"]) == (80, 320)
+    assert facts["trained"]["reason"].startswith("1 of 21 tensors differ")
+
+
+def test_logits_are_looked_at_where_the_context_begins_and_where_it_ends(base, monkeypatch):
+    model, seen = AutoModelForCausalLM.from_pretrained(base), []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda **k: seen.append(k["position_ids"].flatten().tolist()) or forward(**k))
+    assert logits(model, length=320).value == 1
+    assert seen == [list(range(64)), list(range(256, 320))]
+
+
+def test_every_fact_is_asked_by_a_rule(base, extended):
+    facts = measure(base, extended=extended, position=POSITION)["integrity"]
+    assert facts.keys() - {"window", "target"} == FACTS.keys()
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_broken_folder_is_refused_by_the_rule_that_is_meant_for_it(kind, base, extended, tmp_path):
+    breaks, fact, reason = BAD[kind]
+    breaks(extended, base)
+    stage(base, extended, tmp_path / "scores/integrity.json", POSITION)
+    verdict = judge(
+        Gate(rules=[r for r in RULES if r.metric.startswith("integrity/")]), scores=read(tmp_path / "scores")
+    )
+    refused = {r["name"]: r["reason"] for r in verdict["rules"] if not r["passed"]}
+    assert not verdict["passed"]
+    assert reason in refused[FACTS[fact]]
+
+
+@pytest.mark.parametrize("method", ["none", "linear", "ntk", "dynamic", "yarn", "llama3"])
+def test_every_method_is_recognised_in_the_config_it_writes_and_in_no_others(method, base, extended):
+    extend(AutoConfig.from_pretrained(base), method=method, context=320).save_pretrained(extended)
+    for asked in ("none", "linear", "ntk", "dynamic", "yarn", "llama3"):
+        facts = measure(base, extended=extended, position=Position(method=asked, context=320))["integrity"]
+        assert facts["rope"]["value"] == (asked == method)
+        assert facts["context"]["value"] == ((asked == "dynamic") == (method == "dynamic"))
+
+
+def test_the_same_folder_gives_the_same_bytes(base, extended, tmp_path):
+    for name in ("a", "b"):
+        stage(base, extended, tmp_path / name / "integrity.json", POSITION)
+    assert (tmp_path / "a/integrity.json").read_bytes() == (tmp_path / "b/integrity.json").read_bytes()

@@ -1,0 +1,73 @@
+"""params.yaml under recipes and overrides."""
+
+import pytest
+import yaml
+
+from tasks.overlay import merged, recipe_file
+
+PARAMS = """
+# a comment that must survive
+fit: {steps: 100, rate: 2.0e-5, betas: [0.9, 0.95], name: null, fast: true}
+gate: {rules: []}
+"""
+
+
+def test_what_changes_nothing_gives_back_the_very_same_text():
+    assert merged(PARAMS) == PARAMS
+    assert merged(PARAMS, overrides=["fit.steps=100", "fit.rate=2e-5"]) == PARAMS
+    assert merged(PARAMS, recipe="fit: {steps: 100}") == PARAMS
+
+
+def test_recipe_then_overrides_the_last_word_wins_and_the_rest_stays():
+    text = merged(
+        PARAMS, recipe="fit: {steps: 5, name: a}", overrides=["fit.steps=7", "fit.betas=[0.5, 0.6]", "fit.steps=8"]
+    )
+    assert yaml.safe_load(text) == {
+        "fit": {"steps": 8, "rate": 2.0e-5, "betas": [0.5, 0.6], "name": "a", "fast": True},
+        "gate": {"rules": []},
+    }
+
+
+def test_small_numbers_stay_numbers_for_every_reader():
+    text = merged(PARAMS, overrides=["fit.rate=3e-7"])
+    assert yaml.safe_load(text)["fit"]["rate"] == 3e-7  # PyYAML reads 3e-7 as text, and 3.0e-07 as a number
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("fit.step=3", r"unknown key 'fit.step'; did you mean 'steps'\?"),
+        ("fti.steps=3", r"unknown key 'fti'; did you mean 'fit'\?"),
+        ("fit.steps=many", "fit.steps = 'many': must be a number"),
+        ("fit.fast=3", "must be true or false"),
+        ("fit.betas=3", "must be a list"),
+        ("fit=3", "must be a section"),
+        ("fit.steps={a: 1}", "must be a number"),
+        ("fit.rate=.inf", "must be finite"),
+        ("fit.steps", "must be key=value"),
+        ("=3", "must be key=value"),
+        ("fit.name=${oc.env:HOME}", "write the value itself"),
+        ("fit.steps=[1", "not readable as YAML"),
+    ],
+)
+def test_a_slip_is_one_line_with_the_rule(override, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        merged(PARAMS, overrides=[override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", ["fit: [", "- a", "fit: {steps: 1, steps: 2}", "other: 1"])
+def test_a_bad_recipe_is_one_line(recipe):
+    with pytest.raises(ValueError) as caught:
+        merged(PARAMS, recipe=recipe)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["bgi", "../secret", "/etc/passwd", ""])
+def test_a_recipe_is_one_of_the_folder(tmp_path, name):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "big.yaml").touch()
+    (tmp_path / "secret.yaml").touch()
+    assert recipe_file(tmp_path, "big") == tmp_path / "recipes" / "big.yaml"
+    with pytest.raises(ValueError, match="no recipe"):
+        recipe_file(tmp_path, name)

@@ -1,0 +1,191 @@
+"""Perplexity counts each token once, with the context it claims, and computes no logits that nobody asked for."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from longlora.perplexity import Perplexity, Sliding, Window, controlled, measure, nats, places, sliding_windows
+from longlora.stages.perplexity import stage
+
+VOCABULARY = 53
+
+
+def tiny(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        max_position_embeddings=16,
+        initializer_range=0.4,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def texts(*lengths: int) -> list[np.ndarray]:
+    generator = np.random.default_rng(7)
+    return [generator.integers(VOCABULARY, size=n).astype(np.uint16) for n in lengths]
+
+
+def settings(**changes) -> Perplexity:
+    return Perplexity(**{"lengths": [19, 41, 30], "last": 6, "samples": 5, "seed": 2, "sliding": None, **changes})
+
+
+def reference(model: LlamaForCausalLM, tokens: np.ndarray, *, context: int) -> float:
+    """Nats of the last token after `context` tokens, the plainest way: one forward pass, one softmax, in float64."""
+    prefix = torch.tensor(tokens[-1 - context : -1].astype(np.int64))[None]
+    with torch.no_grad():
+        logits = model(input_ids=prefix).logits[0, -1].double()
+    return -torch.log_softmax(logits, dim=-1)[int(tokens[-1])].item()
+
+
+def test_controlled_nats_are_those_of_each_last_token_in_its_own_window():
+    model, documents = tiny(), texts(90, 20, 77)
+    chosen, sums = controlled(model, documents=documents, settings=settings())
+    assert list(sums) == [19, 30, 41]
+    for length, sums_P in sums.items():
+        for place, got in zip(chosen, sums_P, strict=True):
+            tokens = documents[place.document][place.end - length : place.end]
+            expected = sum(reference(model, tokens[: length - k], context=length - k - 1) for k in range(6))
+            assert got == pytest.approx(expected, rel=1e-5)
+
+
+def test_places_lie_inside_documents_and_score_no_token_twice():
+    chosen = places([100, 40, 41, 203], longest=41, last=6, samples=1000, seed=0)
+    assert {p.document for p in chosen} == {0, 2, 3}
+    for p in chosen:
+        assert 41 <= p.end <= [100, 40, 41, 203][p.document]
+    scored = [(p.document, t) for p in chosen for t in range(p.end - 6, p.end)]
+    assert len(scored) == len(set(scored))
+    assert len(chosen) == 10 + 1 + 28
+
+
+def test_places_are_a_function_of_the_seed():
+    some = {seed: places([500], longest=41, last=6, samples=9, seed=seed) for seed in (1, 2)}
+    assert some[1] == places([500], longest=41, last=6, samples=9, seed=1) != some[2]
+    assert some[1] == sorted(some[1], key=lambda p: p.end)
+
+
+def test_no_document_long_enough_names_the_longest():
+    with pytest.raises(ValueError, match=r"no held-out document has 41 tokens.*longest has 40"):
+        places([12, 40, 3], longest=41, last=6, samples=5, seed=0)
+    with pytest.raises(ValueError, match="the longest has 0"):
+        places([], longest=41, last=6, samples=5, seed=0)
+
+
+@pytest.mark.parametrize(("length", "stride"), [(11, 4), (11, 10), (30, 7), (5000, 100)])
+def test_sliding_scores_every_token_once_with_the_longest_context_the_protocol_gives(length, stride):
+    sizes = [97, 1, 11, 8, 6000]
+    windows = sliding_windows(sizes, length=length, sliding=Sliding(stride=stride, tokens=10**6))
+    scored = [(w.document, t) for w in windows for t in range(w.end - w.scored, w.end)]
+    assert sorted(scored) == [(d, t) for d, size in enumerate(sizes) for t in range(1, size)]
+    for w in windows:
+        assert w.end - w.start <= length
+        first_scored = w.end - w.scored
+        assert w.start == 0 or first_scored - w.start >= length - stride
+
+
+def test_sliding_ends_with_its_budget():
+    windows = sliding_windows([97, 50], length=30, sliding=Sliding(stride=7, tokens=100))
+    assert sum(w.scored for w in windows) == 100
+
+
+def test_sliding_perplexity_is_the_mean_over_all_tokens_of_a_document():
+    model, documents = tiny(), texts(60)
+    given = settings(lengths=[19], samples=1, sliding=Sliding(stride=5, tokens=1000))
+    with_file = measure_to_memory(model, documents, given)
+    expected, scored_to = 0.0, 1
+    while scored_to < 60:
+        end = min(19 if scored_to == 1 else scored_to + 5, 60)
+        for t in range(scored_to, end):
+            expected += reference(model, documents[0][: t + 1], context=t - max(0, end - 19))
+        scored_to = end
+    result = with_file["sliding_perplexity"]["tiny"]["19"]
+    assert result["value"] == pytest.approx(np.exp(expected / 59), rel=1e-4)
+    assert result["tokens"] == 59
+
+
+def measure_to_memory(model, documents, given, tmp="/dev/null"):
+    from pathlib import Path
+
+    return measure(model, label="tiny", documents=documents, settings=given, parts=Path(tmp))
+
+
+def test_logits_are_made_for_scored_tokens_only():
+    model, documents = tiny(), texts(90, 77)
+    rows = []
+    model.lm_head.register_forward_hook(lambda m, i, output: rows.append(output.shape[:2]))
+    chosen, _ = controlled(model, documents=documents, settings=settings())
+    assert rows == [(len(chosen), 6)] * 3
+
+
+def test_nats_do_not_depend_on_what_else_is_in_the_batch():
+    model, documents = tiny(), texts(90)
+    windows = [Window(0, 10 * k, 10 * k + 30, 7) for k in range(6)]
+    together = nats(model, documents=documents, windows=windows)
+    alone = [nats(model, documents=documents, windows=[w])[0] for w in windows]
+    assert together == pytest.approx(alone, rel=1e-5)
+
+
+def test_batches_keep_windows_of_other_shapes_apart_and_give_each_its_own_result():
+    model, documents = tiny(), texts(90)
+    windows = [Window(0, 0, 30, 7), Window(0, 5, 24, 3), Window(0, 40, 70, 7), Window(0, 2, 32, 4)]
+    mixed = nats(model, documents=documents, windows=windows)
+    alone = [nats(model, documents=documents, windows=[w])[0] for w in windows]
+    assert mixed == pytest.approx(alone, rel=1e-5)
+
+
+def test_a_model_with_nan_weights_scores_null_and_not_a_number():
+    model, documents = tiny(), texts(90)
+    with torch.no_grad():
+        model.model.norm.weight[3] = torch.nan
+    figures = measure_to_memory(model, documents, settings())["perplexity"]["tiny"]["30"]
+    assert figures["value"] is figures["low"] is figures["high"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"lengths": [6, 41]}, "must be longer than last = 6, at least 7"),
+        ({"lengths": [41, 41]}, "stands twice"),
+        ({"sliding": {"stride": 19, "tokens": 5}}, "stride = 19 must be below the shortest length, 19"),
+        ({"samples": 0}, "greater than 0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_with_the_rule(changes, rule):
+    with pytest.raises(ValidationError, match=rule):
+        settings(**changes)
+
+
+def test_stage_writes_the_same_bytes_again_and_the_parts_that_make_up_the_score(tmp_path):
+    tiny().save_pretrained(tmp_path / "odd")
+    documents = texts(90, 20, 77)
+    offsets = np.cumsum([0, *map(len, documents)])
+    (tmp_path / "tokens").mkdir()
+    tensors = {"tokens": torch.from_numpy(np.concatenate(documents)), "offsets": torch.from_numpy(offsets)}
+    save_file(tensors, tmp_path / "tokens/heldout.safetensors")
+    written = []
+    for name in ("a", "b"):
+        out = tmp_path / name / "odd.json"
+        stage(tmp_path / "odd", tmp_path / "tokens", out, out.with_suffix(".csv"), settings())
+        written.append(out.read_bytes() + out.with_suffix(".csv").read_bytes())
+    assert written[0] == written[1]
+    scores = json.loads(out.read_text())["perplexity"]["odd"]
+    assert (scores["places"], scores["documents_too_short"]) == (5, 1)
+    for length in (19, 30, 41):
+        rows = [r for r in csv.DictReader(out.with_suffix(".csv").open()) if int(r["length"]) == length]
+        assert len(rows) == 5
+        total = sum(float(r["nats"]) for r in rows)
+        figures = scores[str(length)]
+        assert figures["value"] == pytest.approx(np.exp(total / 30), rel=1e-6)
+        assert figures["tokens"] == 30
+        assert figures["low"] <= figures["value"] <= figures["high"]

@@ -1,0 +1,606 @@
+"""The plan is held to the paper's tables, to autograd and the memory profiler on a small Llama, and to itself."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from longlora import cost, hardware, plan
+from longlora.adapter import Adapter, attach
+from longlora.attention import group_size
+from longlora.cost import Shape, Workload, activations, forward_flops, layer_bytes, trained_parameters
+from longlora.hardware import GPUS, Hardware, memory
+from longlora.loss import chunk_loss
+from longlora.plan import estimate, lines, shape_named, workload_from_params
+from longlora.section import read_params
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = OmegaConf.to_container(OmegaConf.load(ROOT / "recipes/shapes.yaml"))
+LLAMA = shape_named("meta-llama/Llama-2-7b-hf", configs=CONFIGS)
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+METHODS = {
+    "full": {"method": "full", "pattern": "full"},
+    "LoRA": {"method": "lora", "pattern": "full"},
+    "LongLoRA": {"method": "lora", "pattern": "s2"},
+}
+# Table 12: 1000 steps of 7B on 8 x A100-80GB, hours and GB per GPU; None is out of memory.
+HOURS = {
+    ("full", 8192): 7.4,
+    ("full", 16384): 16.3,
+    ("full", 32768): 39.8,
+    ("full", 65536): None,
+    ("LoRA", 8192): 6.0,
+    ("LoRA", 16384): 14.0,
+    ("LoRA", 32768): 36.5,
+    ("LoRA", 65536): 92.5,
+    ("LongLoRA", 8192): 5.2,
+    ("LongLoRA", 16384): 11.3,
+    ("LongLoRA", 32768): 24.6,
+    ("LongLoRA", 65536): 52.4,
+}
+GB = {
+    ("full", 8192): 46.3,
+    ("full", 16384): 57.4,
+    ("full", 32768): 68.8,
+    ("full", 65536): None,
+    ("LoRA", 8192): 25.7,
+    ("LoRA", 16384): 34.7,
+    ("LoRA", 32768): 46.5,
+    ("LoRA", 65536): 71.1,
+    ("LongLoRA", 8192): 25.6,
+    ("LongLoRA", 16384): 34.6,
+    ("LongLoRA", 32768): 46.4,
+    ("LongLoRA", 65536): 69.8,
+}
+MEASURED = [cell for cell, hours in HOURS.items() if hours is not None]
+FITTED = [(method, context) for method, context in MEASURED if context in (8192, 65536)]
+
+
+def workload(**fields) -> Workload:
+    """The paper's recipe: no chunked loss, everything else as the authors ran it."""
+    paper = {
+        "context": 8192,
+        "steps": 1000,
+        "global_batch": 64,
+        "micro_batch": 1,
+        "pattern": "s2",
+        "group_ratio": 0.25,
+        "full_attention_last": 0.0,
+        "backend": "auto",
+        "method": "lora",
+        "rank": 8,
+        "targets": ATTENTION,
+        "trainable": ("embeddings", "norms"),
+        "gradient_checkpointing": True,
+        "loss_chunk": None,
+        "dtype": "bfloat16",
+    }
+    return Workload(**{**paper, **fields})
+
+
+def node(**fields) -> Hardware:
+    """The paper's node."""
+    return Hardware.of("A100-80GB", **{"gpus": 8, "zero": 2, **fields})
+
+
+def table_12(method: str, context: int) -> plan.Estimate:
+    return estimate(LLAMA, workload(context=context, **METHODS[method]), node())
+
+
+# The paper's tables
+
+
+@pytest.mark.parametrize(
+    ("context", "full", "s2"),
+    [(8192, 143.5, 117.1), (16384, 357.2, 251.7), (32768, 996.0, 573.8), (65536, 3118.0, 1429.1)],
+)
+def test_forward_flops_are_those_of_table_11(context, full, s2):
+    d, n, f, v = 4096, 32, 11008, 32000
+    expected = {
+        "attention": 4 * context**2 * d * n,
+        "projections": 8 * context * d**2 * n,
+        "ffn": 6 * context * d * f * n,
+        "other": 2 * context * d * v,
+    }
+    for pattern, total, share in (("full", full, 1), ("s2", s2, 0.25)):
+        flops = forward_flops(LLAMA, workload=workload(context=context, pattern=pattern)).model_dump()
+        assert flops["total"] == pytest.approx(total * 1e12, rel=0.005)
+        assert flops["attention"] == pytest.approx(expected["attention"] * share, rel=1e-9)
+        assert {part: flops[part] for part in ("projections", "ffn", "other")} == pytest.approx(
+            {part: expected[part] for part in ("projections", "ffn", "other")}, rel=1e-9
+        )
+
+
+@pytest.mark.parametrize(("method", "context"), MEASURED)
+def test_hours_are_within_a_tenth_of_table_12(method, context):
+    assert table_12(method, context).hours == pytest.approx(HOURS[method, context], rel=0.10)
+
+
+@pytest.mark.parametrize(("method", "context"), MEASURED)
+def test_memory_is_within_15_percent_of_table_12_and_fits(method, context):
+    found = table_12(method, context)
+    assert found.gb_per_gpu == pytest.approx(GB[method, context], rel=0.15)
+    assert found.fits
+
+
+def test_full_fine_tuning_at_65536_is_out_of_memory_as_in_table_12():
+    assert HOURS["full", 65536] is None
+    assert not table_12("full", 65536).fits
+
+
+@pytest.mark.parametrize(
+    ("pattern", "context", "gb"), [("full", 8192, 55.5), ("full", 16384, None), ("s2", 8192, 30.3), ("s2", 16384, 57.1)]
+)
+def test_memory_without_a_fused_kernel_is_that_of_table_13_with_nothing_fitted_on_it(pattern, context, gb):
+    found = estimate(LLAMA, workload(pattern=pattern, context=context, backend="eager"), node())
+    assert found.fits == (gb is not None)
+    if gb is not None:
+        assert found.gb_per_gpu == pytest.approx(gb, rel=0.15)
+
+
+def least_squares(rows: list[list[float]]) -> np.ndarray:
+    """x that makes every row . x nearest to 1: the smallest relative errors, squared."""
+    return np.linalg.lstsq(np.array(rows), np.ones(len(rows)), rcond=None)[0]
+
+
+def test_the_rates_are_the_least_squares_of_the_fitted_cells():
+    assert 2 * len(FITTED) <= len(MEASURED)
+    rows = []
+    for method, context in FITTED:
+        flops = cost.step_flops(LLAMA, workload=workload(context=context, **METHODS[method]))
+        peak_hours = [f * 64 * 1000 / 8 / (GPUS["A100-80GB"].tflops * 1e12) / 3600 for f in flops]
+        rows.append([hours / HOURS[method, context] for hours in peak_hours])
+    slow, fast = least_squares(rows)
+    assert 1 / slow == pytest.approx(hardware.UTILISATION, rel=2e-3)
+    assert slow / fast == pytest.approx(hardware.ATTENTION_SPEED, rel=2e-3)
+
+
+def test_the_memory_constants_are_the_least_squares_of_the_fitted_cells():
+    rows = []
+    for method, context in FITTED:
+        work, gb = workload(context=context, **METHODS[method]), GB[method, context]
+        bare, _ = memory(LLAMA, workload=work, hardware=node(runtime_gb=0))
+        copy = 2 * trained_parameters(LLAMA, workload=work) / 2**30
+        left = gb - (bare.total - hardware.BUCKET_SHARE * copy)
+        rows.append([1 / gb, copy / gb, left / gb])
+    (runtime, share), *_ = np.linalg.lstsq(np.array(rows)[:, :2], np.array(rows)[:, 2], rcond=None)
+    assert runtime == pytest.approx(hardware.RUNTIME_GB, rel=2e-3)
+    assert share == pytest.approx(hardware.BUCKET_SHARE, rel=2e-3)
+
+
+# The architecture
+
+
+def test_trained_shares_of_llama_7b_are_the_papers():
+    def trained(*kinds: str) -> int:
+        return trained_parameters(LLAMA, workload=workload(trainable=kinds))
+
+    assert trained() == 8_388_608
+    assert trained("norms") - trained() == 266_240
+    assert trained("embeddings") - trained() == 131_072_000
+    assert trained_parameters(LLAMA, workload=workload(method="full")) == LLAMA.parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("meta-llama/Llama-2-7b-hf", 6_738_415_616),
+        ("meta-llama/Llama-2-13b-hf", 13_015_864_320),
+        ("meta-llama/Llama-2-70b-hf", 68_976_648_192),
+        ("meta-llama/Llama-3.1-8B", 8_030_261_248),
+        ("meta-llama/Llama-3.2-1B", 1_235_814_400),
+        ("mistralai/Mistral-7B-v0.1", 7_241_732_096),
+        ("Qwen/Qwen2.5-0.5B", 494_032_768),
+        ("Qwen/Qwen2.5-1.5B", 1_543_714_304),
+        ("Qwen/Qwen2.5-7B", 7_615_616_512),
+        ("Qwen/Qwen3-0.6B", 596_049_920),
+        ("Qwen/Qwen3-4B", 4_022_468_096),
+        ("Qwen/Qwen3-8B", 8_190_735_360),
+        ("HuggingFaceTB/SmolLM2-135M", 134_515_008),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008),
+    ],
+)
+def test_known_models_have_their_known_number_of_parameters(name, parameters):
+    assert shape_named(name, configs=CONFIGS).parameters == parameters
+
+
+def test_every_known_model_is_counted():
+    marks = test_known_models_have_their_known_number_of_parameters.pytestmark
+    assert {name for name, _ in marks[0].args[1]} == CONFIGS.keys()
+
+
+def test_fewer_key_value_heads_shrink_projections_and_memory_but_not_attention():
+    wide, narrow = (
+        Shape.from_config({**CONFIGS["mistralai/Mistral-7B-v0.1"], "num_key_value_heads": k}) for k in (32, 8)
+    )
+    work = workload(gradient_checkpointing=False)
+    assert forward_flops(wide, workload=work).attention == forward_flops(narrow, workload=work).attention
+    saved = 2 * 2 * 8192 * 4096 * (32 - 8) * 128 * 32  # k and v: a product of 2 FLOPs per weight and token, 32 layers
+    wide_flops, narrow_flops = (forward_flops(shape, workload=work).projections for shape in (wide, narrow))
+    assert wide_flops - narrow_flops == saved
+    assert layer_bytes(wide, workload=work) - layer_bytes(narrow, workload=work) == 2 * 2 * (32 - 8) * 128
+
+
+@pytest.mark.parametrize(("context", "ratio"), [(4097, 0.25), (8192, 0.25), (10, 0.7), (99, 1 / 3), (7, 1.0)])
+def test_groups_are_those_of_the_attention_itself(context, ratio):
+    assert workload(context=context, group_ratio=ratio).group == min(context, group_size(context, ratio))
+
+
+# Activations, against autograd and the memory profiler
+
+SMALL = LlamaConfig(
+    hidden_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=20,
+    intermediate_size=280,
+    vocab_size=1000,
+    tie_word_embeddings=False,
+)
+EVERY = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
+
+
+def small_model(work: Workload, *, layers: int) -> torch.nn.Module:
+    torch.manual_seed(1)
+    config = LlamaConfig.from_dict({**SMALL.to_dict(), "num_hidden_layers": layers})
+    dtype = getattr(torch, work.dtype)
+    model = LlamaForCausalLM(config).to(dtype)
+    model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.to(dtype))
+    model.config.use_cache = False
+    adapted = attach(
+        model,
+        Adapter(
+            method=work.method,
+            rank=work.rank,
+            alpha=16.0,
+            dropout=0.0,
+            targets=list(work.targets),
+            trainable=list(work.trainable),
+        ),
+    )
+    if work.loss_chunk:
+        chunk_loss(model, chunk=work.loss_chunk)
+    if work.gradient_checkpointing:
+        adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return adapted.train()
+
+
+def loss(model: torch.nn.Module, work: Workload) -> torch.Tensor:
+    ids_BL = torch.arange(work.context)[None] % SMALL.vocab_size
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=work.dtype == "bfloat16"):
+        return model(input_ids=ids_BL, labels=ids_BL, use_cache=False).loss
+
+
+def saved_bytes(work: Workload, *, layers: int) -> int:
+    """What autograd keeps for the backward of one step, parameters apart."""
+    model = small_model(work, layers=layers)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        held = loss(model, work)
+    del held
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"dtype": "float32"},
+        {"dtype": "float32", "trainable": ()},
+        {"dtype": "float32", "targets": EVERY},
+        {"dtype": "float32", "targets": ("q_proj", "down_proj"), "rank": 5},
+        {"dtype": "float32", "method": "full"},
+        {"dtype": "bfloat16"},
+        {"dtype": "bfloat16", "targets": EVERY},
+    ],
+    ids=str,
+)
+def test_a_layer_saves_what_autograd_saves(fields):
+    work = workload(context=256, pattern="full", gradient_checkpointing=False, **fields)
+    one, three = (saved_bytes(work, layers=layers) for layers in (1, 3))
+    expected = layer_bytes(Shape.from_config(SMALL.to_dict()), workload=work)
+    seen = (three - one) / 2 / work.context
+    assert expected == pytest.approx(seen, rel=0.01 if work.dtype == "float32" else 0.03)
+
+
+def peak_bytes(work: Workload) -> int:
+    """The highest point of a step, over what was there before it, by the profiler's record of every allocation."""
+    model = small_model(work, layers=SMALL.num_hidden_layers)
+    loss(model, work).backward()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
+        loss(model, work).backward()
+    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("chunk", [None, 128], ids=["plain", "chunked"])
+@pytest.mark.parametrize("targets", [ATTENTION, EVERY], ids=["attention", "every"])
+def test_a_steps_peak_is_what_the_profiler_sees_in_float32(checkpointing, chunk, targets):
+    work = workload(
+        context=1024,
+        pattern="full",
+        dtype="float32",
+        gradient_checkpointing=checkpointing,
+        loss_chunk=chunk,
+        targets=targets,
+    )
+    held = activations(Shape.from_config(SMALL.to_dict()), workload=work, tokens=work.context)
+    assert held.kept + max(held.layer, held.head + held.logits) == pytest.approx(peak_bytes(work), rel=0.05)
+
+
+# Laws of the plan
+
+
+def gb(work: Workload, machine: Hardware) -> float:
+    return memory(LLAMA, workload=work, hardware=machine)[0].total
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_each_zero_stage_takes_less_memory_than_the_one_before(method):
+    work = workload(method=method, loss_chunk=1024)
+    sizes = [gb(work, node(zero=zero)) for zero in range(4)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 4
+
+
+def test_memory_and_hours_grow_with_context_batch_and_what_is_trained():
+    base = estimate(LLAMA, workload(), node())
+    for fields in ({"context": 16384}, {"micro_batch": 2}, {"rank": 64}, {"method": "full"}):
+        assert estimate(LLAMA, workload(**fields), node()).gb_per_gpu > base.gb_per_gpu, fields
+    for fields in (
+        {"context": 16384},
+        {"global_batch": 128},
+        {"steps": 1001},
+        {"group_ratio": 0.5},
+        {"method": "full"},
+    ):
+        assert estimate(LLAMA, workload(**fields), node()).hours > base.hours, fields
+
+
+def test_checkpointing_trades_hours_for_memory():
+    without, with_it = (estimate(LLAMA, workload(gradient_checkpointing=on), node()) for on in (False, True))
+    assert with_it.gb_per_gpu < without.gb_per_gpu
+    assert with_it.hours > without.hours
+
+
+@pytest.mark.parametrize("degree", [2, 4, 8])
+def test_sequence_parallelism_divides_activations_and_leaves_the_hours(degree):
+    work = workload(context=65536, pattern="full")
+    alone, shared = (estimate(LLAMA, work, node(sequence_parallel=p)) for p in (1, degree))
+    for part in ("activations", "logits"):
+        assert getattr(shared.gb_parts, part) == pytest.approx(getattr(alone.gb_parts, part) / degree)
+    assert shared.gb_parts.parameters == alone.gb_parts.parameters
+    assert shared.hours == pytest.approx(alone.hours)
+
+
+def test_a_last_share_of_full_attention_costs_between_the_two_patterns():
+    s2, mixed, full = (
+        estimate(LLAMA, workload(context=65536, **fields), node()).hours
+        for fields in ({}, {"full_attention_last": 0.25}, {"pattern": "full"})
+    )
+    assert mixed == pytest.approx(0.75 * s2 + 0.25 * full)
+
+
+def test_one_group_is_full_attention():
+    one = estimate(LLAMA, workload(group_ratio=1.0), node())
+    full = estimate(LLAMA, workload(pattern="full"), node())
+    assert (one.flops_forward, one.hours, one.gb_per_gpu) == (full.flops_forward, full.hours, full.gb_per_gpu)
+
+
+def test_offload_moves_memory_to_the_host_and_adds_hours():
+    work = workload(method="full", context=16384)
+    here, away = (estimate(LLAMA, work, node(offload_optimizer=on)) for on in (False, True))
+    moved = here.gb_parts.optimiser + here.gb_parts.gradients
+    assert here.gb_per_gpu - away.gb_per_gpu == pytest.approx(moved)
+    assert away.gb_on_host - here.gb_on_host == pytest.approx(8 * moved)
+    assert away.hours > here.hours
+
+
+def test_parts_add_up_and_price_is_per_gpu_and_hour():
+    found = estimate(LLAMA, workload(steps=777), node(price=2.5))
+    parts = found.gb_parts.model_dump()
+    assert found.gb_per_gpu == pytest.approx(sum(size for part, size in parts.items() if part != "total"))
+    assert found.cost == pytest.approx(found.hours * 8 * 2.5)
+    assert found.tokens_per_second * found.hours * 3600 == pytest.approx(777 * 64 * 8192)
+    assert estimate(LLAMA, workload(), node()).cost is None
+
+
+# What would make it fit
+
+
+def test_the_remedy_is_the_single_change_with_the_fewest_hours():
+    work = workload(context=65536, gradient_checkpointing=False)
+    found = estimate(LLAMA, work, node())
+    assert not found.fits
+    rungs = plan.ladder(work, node())
+    alone = [estimate(LLAMA, *plan.changed(work, node(), [rung])) for rung in rungs]
+    fitting = [(e.hours, rung.words) for e, rung in zip(alone, rungs, strict=True) if e.fits]
+    assert len(fitting) > 1
+    assert found.remedy.changes == (min(fitting)[1],)
+
+
+def test_the_remedy_says_what_an_estimate_of_the_changed_run_says():
+    found = table_12("full", 65536)
+    by_name = {rung.words: rung for rung in plan.ladder(found.workload, found.hardware)}
+    after = plan.changed(found.workload, found.hardware, [by_name[words] for words in found.remedy.changes])
+    again = estimate(LLAMA, *after)
+    assert again.fits
+    assert (again.gb_per_gpu, again.hours) == (found.remedy.gb_per_gpu, found.remedy.hours)
+
+
+def test_changes_are_combined_only_where_none_suffices_and_none_is_idle():
+    work, machine = workload(method="full", context=65536, gradient_checkpointing=False), node(zero=0)
+    found = estimate(LLAMA, work, machine)
+    by_name = {rung.words: rung for rung in plan.ladder(work, machine)}
+    taken = [by_name[words] for words in found.remedy.changes]
+    assert len(taken) > 1
+    for rung in by_name.values():
+        assert not estimate(LLAMA, *plan.changed(work, machine, [rung])).fits
+    for rung in taken:
+        assert not estimate(LLAMA, *plan.changed(work, machine, [r for r in taken if r is not rung])).fits
+
+
+def test_where_nothing_helps_no_remedy_is_named():
+    found = estimate(LLAMA, workload(), Hardware.of("small", memory_gb=1, tflops=10))
+    assert not found.fits
+    assert found.remedy is None
+    assert any("nothing short of" in line for line in lines(found))
+
+
+def test_the_ladder_keeps_the_groups_of_a_shared_sequence_whole():
+    offered = [
+        c.hardware["sequence_parallel"] for c in plan.ladder(workload(), node()) if "sequence_parallel" in c.hardware
+    ]
+    assert offered == [2, 4]
+    whole = plan.ladder(workload(pattern="full"), node())
+    assert [c.hardware["sequence_parallel"] for c in whole if "sequence_parallel" in c.hardware] == [2, 4, 8]
+
+
+# At the door
+
+
+def params() -> dict:
+    return read_params(ROOT / "params.yaml")
+
+
+def test_params_yaml_gives_a_workload_of_its_own_numbers():
+    given, work = params(), workload_from_params(params())
+    for field, place in plan.KEYS.items():
+        section, key = place.split(".")
+        value = given[section][key]
+        assert getattr(work, field) == (tuple(value) if isinstance(value, list) else value)
+    assert plan.KEYS.keys() == Workload.model_fields.keys()
+
+
+@pytest.mark.parametrize(
+    "recipe", [r for r in sorted((ROOT / "recipes").glob("*.yaml")) if r.stem != "shapes"], ids=str
+)
+def test_every_recipe_of_a_hub_model_can_be_planned(recipe):
+    merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(ROOT / "params.yaml"), OmegaConf.load(recipe)))
+    work = workload_from_params(merged)
+    if merged["backbone"]["source"] == "hub":
+        assert estimate(shape_named(merged["backbone"]["name"], configs=CONFIGS), work, node()).hours > 0
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "words"),
+    [
+        ("fit", "steps", None, "missing 'fit.steps'"),
+        ("attention", None, None, "missing 'attention.pattern', 'attention.group_ratio'"),
+        ("fit", "steps", 0, "fit.steps = 0"),
+        ("fit", "dtype", "float8", "fit.dtype = 'float8'"),
+        ("adapter", "rank", -3, "adapter.rank = -3"),
+    ],
+)
+def test_a_bad_or_missing_key_is_named(section, key, value, words):
+    given = params()
+    if key is None:
+        del given[section]
+    elif value is None:
+        del given[section][key]
+    else:
+        given[section][key] = value
+    with pytest.raises(ValueError, match=words):
+        workload_from_params(given)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"context": 1}, "position.context = 1: .* at least 2 tokens"),
+        ({"group_ratio": 2.0}, "group of 16384 tokens is larger than the sequence of 8192"),
+        ({"group_ratio": 0.0}, "share in"),
+        ({"targets": ("q_proj", "v_porj")}, "'v_porj'; did you mean 'v_proj'"),
+        ({"global_batch": 60}, "60 must be a multiple of micro_batch x replicas = 1 x 8; the nearest is 64"),
+        ({"micro_batch": 3}, "64 must be a multiple of micro_batch x replicas = 3 x 8; the nearest is 72"),
+    ],
+)
+def test_numbers_that_do_not_fit_together_are_refused(fields, words):
+    with pytest.raises(ValueError, match=words):
+        estimate(LLAMA, workload(**fields), node())
+
+
+def test_a_context_that_the_gpus_can_not_share_is_refused():
+    with pytest.raises(
+        ValueError, match="8190 must be a multiple of the sequence-parallel degree 4; the nearest is 8192"
+    ):
+        estimate(LLAMA, workload(context=8190), node(sequence_parallel=4))
+
+
+def test_s2_needs_two_heads():
+    one = Shape.from_config({**CONFIGS["meta-llama/Llama-2-7b-hf"], "num_attention_heads": 1, "num_key_value_heads": 1})
+    with pytest.raises(ValueError, match="half the heads, the model has 1"):
+        estimate(one, workload(), node())
+
+
+@pytest.mark.parametrize(
+    ("gpu", "fields", "words"),
+    [
+        ("A100-80", {}, "unknown GPU 'A100-80'; did you mean 'A100-80GB'"),
+        ("h100-80gb", {}, "did you mean 'H100-80GB'"),
+        ("RTX", {"memory_gb": 24}, "give memory_gb and tflops"),
+        ("H200", {"gpus": 8, "sequence_parallel": 3}, r"degree 3 must divide the 8 GPUs: one of \[1, 2, 4, 8\]"),
+        ("H200", {"gpus": 0}, "hardware.gpus = 0"),
+        ("H200", {"zero": 4}, "hardware.zero = 4"),
+        ("H200", {"utilisation": 1.5}, "hardware.utilisation = 1.5"),
+        ("H200", {"price": -1}, "hardware.price = -1"),
+        ("H200", {"offload_optimizer": True}, "from ZeRO stage 1 on, and the stage is 0"),
+        ("H200", {"offload_parameters": True, "zero": 2}, "in ZeRO stage 3, and the stage is 2"),
+    ],
+)
+def test_hardware_that_contradicts_itself_is_refused(gpu, fields, words):
+    with pytest.raises(ValueError, match=words):
+        Hardware.of(gpu, **fields)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_size": None}, "lacks hidden_size"),
+        ({"num_local_experts": 8, "model_type": "mixtral"}, "not mixtral"),
+        ({"model_type": "gpt_neox"}, "not gpt_neox"),
+    ],
+)
+def test_architectures_the_plan_does_not_know_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        Shape.from_config({**CONFIGS["meta-llama/Llama-2-7b-hf"], **changes})
+
+
+def test_an_unknown_model_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'Qwen/Qwen3-8B'"):
+        shape_named("Qwen/Qwen3-8b", configs=CONFIGS)
+
+
+def test_the_estimate_goes_through_json_and_says_it_in_lines():
+    found = table_12("full", 65536)
+    said = json.loads(json.dumps(found.model_dump()))
+    assert {"hours", "gb_per_gpu", "fits"} <= said.keys()
+    assert said["flops_forward"].keys() == {"attention", "projections", "ffn", "other", "total"}
+    assert math.isclose(
+        sum(v for k, v in said["flops_forward"].items() if k != "total"), said["flops_forward"]["total"]
+    )
+    text = "\n".join(lines(found))
+    for words in ("does not fit", f"{found.gb_per_gpu:.1f} of 79.1 GB", found.remedy.changes[0]):
+        assert words in text
+
+
+def test_planning_loads_no_torch():
+    command = "import sys, longlora.plan; assert not {'torch', 'transformers'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", command], cwd=ROOT, check=True)

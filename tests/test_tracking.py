@@ -1,0 +1,168 @@
+"""MLflow filled from files, on a real store."""
+
+import json
+import os
+from pathlib import Path
+
+import dummy
+import pytest
+
+from tasks.stages import Out
+from tasks.workspace import project, snapshot, worktree
+
+
+@pytest.fixture
+def opened(folder, mlflow_uri, monkeypatch, tmp_path):
+    """A function that opens the folder's run, as each attempt of a flow does."""
+    from tasks import tracking
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "user.name")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "Tester")
+    where = project(folder)
+    state = snapshot(where, recipe="big", overrides=["train.steps=4"])
+    place = worktree(where, state)
+
+    def open_run() -> "tracking.Tracker":
+        return tracking.Tracker(tracking.connect(), where, state, experiment=tmp_path.name, folder=place)
+
+    return open_run
+
+
+def points(tracker, key: str) -> list[tuple[int, float]]:
+    return sorted((m.step, m.value) for m in tracker.client.get_metric_history(tracker.run_id, key))
+
+
+def write_history(folder: Path, text: str) -> list[Out]:
+    dummy.write(folder / "metrics" / "history.csv", text)
+    return [Out("metrics/history.csv", "plot", None, None, {"x": "step", "y": "loss"})]
+
+
+def test_a_length_becomes_the_step_and_the_rest_the_name():
+    from tasks.tracking import measured
+
+    metrics, words = measured(
+        {"perplexity": {"base": {"512": 3.5, "4096": 90}, "window": 512}, "passed": True, "why": ["a"], "no": None}
+    )
+    assert {(m.key, m.step): m.value for m in metrics} == {
+        ("perplexity/base", 512): 3.5,
+        ("perplexity/base", 4096): 90.0,
+        ("perplexity/window", 0): 512.0,
+        ("passed", 0): 1.0,
+    }
+    assert words == [("why", '["a"]')]
+
+
+def test_parameters_are_dotted_and_lists_are_json():
+    from tasks.tracking import LONGEST_PARAM, flat
+
+    assert flat({"a": {"b": [1, 2.5], "c": None, "d": "x"}, "e": True}) == [
+        ("a.b", "[1, 2.5]"),
+        ("a.c", "null"),
+        ("a.d", "x"),
+        ("e", "true"),
+    ]
+    assert len(flat({"long": "x" * 7000})[0][1]) == LONGEST_PARAM
+
+
+def test_a_run_says_what_it_ran_from(opened, folder):
+    tracker = opened()
+    run = tracker.client.get_run(tracker.run_id)
+    assert run.data.params == {
+        "train.rank": "16",
+        "train.steps": "4",
+        "train.seconds": "0.0",
+        "train.fail": "false",
+        "train.flaky": "0",
+        "score.lengths": "[4, 2]",
+        "gate.least": "1.0",
+    }
+    tags = run.data.tags
+    assert tags["mlflow.source.git.commit"] == dummy.git(folder, "rev-parse", "HEAD")
+    assert (tags["longlora.recipe"], tags["longlora.overrides"], tags["longlora.dirty"]) == (
+        "big",
+        "train.steps=4",
+        "false",
+    )
+    assert tags["mlflow.user"] == "Tester"
+    assert {"env.torch", "env.dvc", "hardware.cpus", "hardware.gpus"} <= tags.keys()
+    assert run.info.run_name.startswith("big-")
+
+
+def test_the_same_key_is_the_same_run(opened):
+    first = opened()
+    first.finish("FAILED")
+    second = opened()
+    assert second.run_id == first.run_id
+    assert second.client.get_run(second.run_id).info.status == "RUNNING"
+    second.finish("FINISHED")
+    run = second.client.get_run(second.run_id)
+    assert run.info.status == "FINISHED"
+    assert len(second.client.search_runs([run.info.experiment_id])) == 1
+
+
+def test_a_curve_is_followed_line_by_line_and_no_point_is_sent_twice(opened):
+    tracker = opened()
+    tracker.follow(
+        write_history(tracker.folder, "step,loss,rate\n5,2.0,0.1\n10,1.5,0.")
+    )  # the last line is being written
+    assert points(tracker, "history/loss") == [(5, 2.0)]
+    outs = write_history(tracker.folder, "step,loss,rate\n5,2.0,0.1\n10,1.5,0.05\n15,,0.02\n")
+    tracker.follow(outs)
+    tracker.follow(outs)
+    again = opened()  # as a resumed flow would
+    again.follow(outs)
+    assert points(again, "history/loss") == [(5, 2.0), (10, 1.5)]
+    assert points(again, "history/rate") == [(5, 0.1), (10, 0.05), (15, 0.02)]
+
+
+def test_a_curve_that_is_not_there_yet_is_no_error(opened):
+    tracker = opened()
+    tracker.follow([Out("metrics/none.csv", "plot", None, None, {})])
+
+
+def test_a_finished_stage_shows_metrics_pictures_and_hashes(opened):
+    tracker = opened()
+    folder = tracker.folder
+    dummy.write(folder / "metrics" / "score.json", json.dumps({"score": {"base": {"512": 1.5}}, "verdict": "good"}))
+    dummy.write(folder / "reports" / "summary.md", "# hello")
+    dummy.write(folder / "reports" / "deep" / "curve.svg", "<svg/>")
+    dummy.write(folder / "models" / "weights.safetensors", "0" * 100)
+    dummy.write(folder / "models" / "config.json", "{}")
+    outs = [
+        Out("metrics/score.json", "metric", "a1", 9),
+        Out("reports", "out", "b2.dir", 8),
+        Out("models", "out", "c3.dir", 102),
+    ]
+    tracker.stage("score", outs)
+    opened().stage("score", outs)  # resumed: nothing doubles
+    tracker.describe("# hello")
+    tracker.tag(record="abc")
+    tracker.finish("FINISHED")
+
+    run = tracker.client.get_run(tracker.run_id)
+    assert points(tracker, "score/base") == [(512, 1.5)]
+    assert (run.data.tags["verdict"], run.data.tags["longlora.record"], run.data.tags["mlflow.note.content"]) == (
+        "good",
+        "abc",
+        "# hello",
+    )
+    found = sorted((i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs)
+    assert found == [("models", "c3.dir"), ("reports", "b2.dir")]
+    files = {
+        f.path
+        for folder in ("", "metrics", "reports", "reports/deep")
+        for f in tracker.client.list_artifacts(tracker.run_id, folder)
+    }
+    assert {"metrics/score.json", "reports/summary.md", "reports/deep/curve.svg", "params.yaml"} <= files
+    assert "models" not in files  # weights are in DVC, and only there
+
+
+def test_a_server_that_is_not_there_is_said_at_once(monkeypatch):
+    from tasks import tracking
+
+    monkeypatch.setitem(os.environ, "MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:1/x")
+    with pytest.raises(ValueError, match=r"nobody answers at http://127.0.0.1:1 ") as caught:
+        tracking.connect()
+    assert "secret" not in str(caught.value)

@@ -1,0 +1,157 @@
+"""Snapshots, worktrees and locks, on real git."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import dummy
+import pytest
+
+from tasks import workspace
+from tasks.workspace import hold, project, snapshot, worktree
+
+
+def test_a_clean_checkout_is_its_own_snapshot(folder):
+    state = snapshot(project(folder))
+    assert state.commit == state.head == dummy.git(folder, "rev-parse", "HEAD")
+    assert dummy.git(folder, "rev-parse", "HEAD^{tree}").startswith(state.key)
+    assert (state.dirty, state.branch) == (False, "main")
+
+
+def test_the_same_content_is_the_same_run_whoever_asks(folder, template):
+    ours = snapshot(project(folder), overrides=["train.rank=9"])
+    theirs = snapshot(project(template), overrides=["train.rank=9"])
+    assert (ours.key, ours.commit) == (theirs.key, theirs.commit)
+    assert snapshot(project(folder), overrides=["train.rank=8"]).key == snapshot(project(folder)).key  # as it was
+    assert snapshot(project(folder), recipe="big").key != snapshot(project(folder)).key
+
+
+def test_a_snapshot_has_every_change_and_touches_nothing(folder):
+    (folder / "dummy" / "new.py").write_text("new")
+    (folder / "recipes" / "big.yaml").unlink()
+    (folder / "dummy" / "stage.py").write_text("changed")
+    dummy.git(folder, "add", "dummy/stage.py")
+    (folder / "dummy" / "stage.py").write_text("changed again")
+    (folder / "models").mkdir()
+    (folder / "models" / "ignored").touch()
+    (folder / "dvc.lock").write_text("a run's result")
+    before = (
+        dummy.git(folder, "status", "--porcelain"),
+        dummy.git(folder, "diff", "--cached"),
+        dummy.git(folder, "stash", "list"),
+    )
+
+    state = snapshot(project(folder), overrides=["train.rank=9"])
+
+    assert state.dirty
+    after = (
+        dummy.git(folder, "status", "--porcelain"),
+        dummy.git(folder, "diff", "--cached"),
+        dummy.git(folder, "stash", "list"),
+    )
+    assert after == before
+    changed = dummy.git(folder, "diff", "--name-status", "HEAD", state.commit).splitlines()
+    assert changed == ["A\tdummy/new.py", "M\tdummy/stage.py", "M\tparams.yaml", "D\trecipes/big.yaml"]
+    assert dummy.git(folder, "show", f"{state.commit}:dummy/stage.py") == "changed again"
+
+
+def test_overrides_alone_do_not_make_it_dirty(folder):
+    assert not snapshot(project(folder), overrides=["train.rank=9"]).dirty
+
+
+def test_a_file_too_large_for_git_is_refused_before_it_is_stored(folder):
+    with (folder / "weights.bin").open("wb") as file:
+        file.truncate(workspace.LARGEST_UNTRACKED + 1)
+    with pytest.raises(ValueError, match=r"weights.bin has 50 MB: new files up to 50 MB"):
+        snapshot(project(folder))
+
+
+def test_what_is_no_project_is_said_in_one_line(tmp_path, folder):
+    with pytest.raises(ValueError, match="not in a git repository"):
+        project(tmp_path)
+    dummy.git(folder, "rm", "--quiet", "dvc.yaml")
+    with pytest.raises(ValueError, match=r"has no dvc.yaml"):
+        project(folder)
+    empty = tmp_path / "empty"
+    for name in ("dvc.yaml", "params.yaml", ".dvc/config"):
+        dummy.write(empty / name, "")
+    dummy.git(empty, "init", "--quiet")
+    with pytest.raises(ValueError, match="has no commit yet"):
+        project(empty)
+
+
+def test_worktrees_share_the_main_checkouts_state(folder):
+    dummy.git(folder, "worktree", "add", "--quiet", "../other")
+    where = project(folder.parent / "other" / "dummy")
+    assert (where.tree, where.root) == (folder.parent / "other", folder)
+
+
+def test_a_worktree_is_the_snapshot_whatever_was_done_to_it(folder):
+    where = project(folder)
+    state = snapshot(where, overrides=["train.rank=9"])
+    made = worktree(where, state)
+    assert "rank: 9" in (made / "params.yaml").read_text()
+    (made / "dummy" / "stage.py").write_text("edited")
+    (made / "params.yaml").unlink()
+    (made / "dvc.lock").write_text("what an attempt before wrote")
+    index_lock = folder / ".git" / "worktrees" / state.key / "index.lock"
+    index_lock.touch()  # as a killed git leaves it
+    assert worktree(where, state) == made
+    assert (made / "dummy" / "stage.py").read_text() == dummy.FILES["dummy/stage.py"]
+    assert "rank: 9" in (made / "params.yaml").read_text()
+    assert (made / "dvc.lock").read_text() == "what an attempt before wrote"
+    assert dummy.git(folder, "status", "--porcelain") == ""
+
+
+def test_a_half_made_worktree_is_made_anew(folder):
+    where = project(folder)
+    state = snapshot(where)
+    half = where.state / "worktrees" / state.key
+    dummy.write(half / "params.yaml", "half")
+    assert (worktree(where, state) / "params.yaml").read_text() == dummy.FILES["params.yaml"]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from tasks.workspace import hold, project
+with hold(project(Path(sys.argv[1])), "key"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_holder_of_a_key_at_a_time_and_death_frees_it(folder, capsys):
+    other = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        with hold(project(folder), "another key"):
+            pass
+        assert capsys.readouterr().out == ""
+        started = time.monotonic()
+        subprocess.Popen(
+            [sys.executable, "-c", f"import os, time; time.sleep(1); os.kill({other.pid}, {int(signal.SIGKILL)})"]
+        )
+        with hold(project(folder), "key"):
+            assert time.monotonic() - started > 0.5
+        assert capsys.readouterr().out == "waiting: another process works on key\n"
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_the_recorded_lock_is_where_a_new_worktree_starts(folder):
+    from tasks.storage import record
+
+    where = project(folder)
+    state = snapshot(where)
+    first = worktree(where, state)
+    (first / "dvc.lock").write_text("schema: '2.0'\n")
+    commit = record(where, state, first)
+    assert record(where, state, first) == commit  # the same lock, the same commit
+    assert dummy.git(folder, "diff", "--name-only", state.commit, commit) == "dvc.lock"
+    dummy.git(folder, "worktree", "remove", "--force", str(first))
+    assert (worktree(where, state) / "dvc.lock").read_text() == "schema: '2.0'\n"
+    assert os.path.exists(folder / ".git")
