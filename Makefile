@@ -3,11 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint bench install clean
+.PHONY: demo smoke test lint bench install clean
 
 demo: install
 	$(BIN)/longlora run
 	$(BIN)/longlora promote
+
+# The whole pipeline once more, as small as it gets: that it runs, not that the model is good.
+smoke: install
+	$(BIN)/longlora run --set fit.steps=2 --set blocks.recall.count=8 --set perplexity.samples=2 --set passkey.samples=1
 
 test: install
 	$(BIN)/pytest

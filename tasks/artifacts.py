@@ -1,6 +1,6 @@
 """The `dvc` scheme for MLflow: a registered model whose weights are in DVC, and nowhere else.
 
-A source reads `dvc://NAME?path=PATH&rev=COMMIT&repo=ADDRESS[&ref=REF]`, as tasks/registry.py writes it: the commit holds the
+A source reads `dvc://NAME/PATH?rev=COMMIT&repo=ADDRESS[&ref=REF]`, as tasks/registry.py writes it: the commit holds the
 dvc.lock of the run that made the model.
 MLflow finds this class by the installed entry point `mlflow.artifact_repository`; nothing else imports this module, because MLflow
 must be imported first.
@@ -17,13 +17,14 @@ from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 from mlflow.entities import FileInfo
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
+MLMODEL = "MLmodel"
 TOKENIZER = "components/tokenizer"  # where the transformers flavour looks for it
 WEIGHTS = (".safetensors", ".safetensors.index.json")
 
@@ -35,9 +36,9 @@ class DvcArtifactRepository(ArtifactRepository):
         super().__init__(artifact_uri, tracking_uri, registry_uri)
         parts = urlsplit(artifact_uri)
         query = {key: values[0] for key, values in parse_qs(parts.query).items()}
-        if parts.scheme != "dvc" or not {"path", "rev", "repo"} <= query.keys():
-            raise MlflowException(f"{artifact_uri} is not of the form dvc://NAME?path=PATH&rev=COMMIT&repo=ADDRESS")
-        self.path, self.rev, self.repo, self.ref = query["path"], query["rev"], query["repo"], query.get("ref")
+        if parts.scheme != "dvc" or not {"rev", "repo"} <= query.keys():
+            raise MlflowException(f"{artifact_uri} is not of the form dvc://NAME/PATH?rev=COMMIT&repo=ADDRESS")
+        self.path, self.rev, self.repo, self.ref = unquote(parts.path), query["rev"], query["repo"], query.get("ref")
 
     @cached_property
     def files(self) -> Any:
@@ -58,18 +59,20 @@ class DvcArtifactRepository(ArtifactRepository):
 
     @cached_property
     def listing(self) -> dict[str, str]:
-        """Every file on offer, by its path here: the path in the repository, or '' for MLmodel."""
+        """Every file on offer, by its path here: the path in the repository, or for an MLmodel that of its config.json."""
         root = f"/{self.path.strip('/')}"
         found = [str(file) for file in self.files.find(root)]
         if not found:
             raise MlflowException(f"{root} is not in {self.repo} at {self.rev}, or its data is not on the DVC remote")
         here = {file.removeprefix(root).lstrip("/") or Path(root).name: file for file in found}
-        if "config.json" not in here or not any(name.endswith(".safetensors") for name in here):
-            return here
-        small = {
-            f"{TOKENIZER}/{name}": file for name, file in here.items() if "/" not in name and not name.endswith(WEIGHTS)
-        }
-        return {**here, **small, "MLmodel": ""}
+        for folder in {name.rpartition("/")[0] for name in here if Path(name).name == "config.json"}:
+            inside = {n: f for n, f in here.items() if n.rpartition("/")[0] == folder}
+            if any(name.endswith(".safetensors") for name in inside):
+                under = f"{folder}/" if folder else ""
+                small = {Path(name).name: file for name, file in inside.items() if not name.endswith(WEIGHTS)}
+                here |= {f"{under}{TOKENIZER}/{name}": file for name, file in small.items()}
+                here[f"{under}{MLMODEL}"] = small["config.json"]
+        return here
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
         folder = f"{path.rstrip('/')}/" if path else ""
@@ -81,25 +84,26 @@ class DvcArtifactRepository(ArtifactRepository):
 
     def _size(self, name: str) -> int | None:
         """Bytes; DVC does not know them for the files of a folder before it has fetched it."""
-        return self.files.size(self.listing[name]) if self.listing[name] else len(self._mlmodel())
+        source = self.listing[name]
+        return len(self._mlmodel(source)) if Path(name).name == MLMODEL else self.files.size(source)
 
     def _download_file(self, remote_file_path: str, local_path: str) -> None:
         if remote_file_path not in self.listing:
             raise MlflowException(f"{remote_file_path} is not in {self.artifact_uri}")
         source = self.listing[remote_file_path]
-        if source:
-            self.files.get_file(source, local_path)
+        if Path(remote_file_path).name == MLMODEL:
+            Path(local_path).write_bytes(self._mlmodel(source))
         else:
-            Path(local_path).write_bytes(self._mlmodel())
+            self.files.get_file(source, local_path)
 
-    def _mlmodel(self) -> bytes:
+    def _mlmodel(self, config_file: str) -> bytes:
         """What mlflow.transformers and mlflow.pyfunc need to know to load the folder with plain transformers."""
-        config = json.loads(self.files.read_text(self.listing["config.json"]))
+        config = json.loads(self.files.read_text(config_file))
         flavour = {
             "task": "text-generation",
             "instance_type": "TextGenerationPipeline",
             "pipeline_model_type": config["architectures"][0],
-            "source_model_name": self.path,
+            "source_model_name": Path(config_file).parent.name,
             "model_binary": ".",
             "components": ["tokenizer"],
             "tokenizer_type": "AutoTokenizer",

@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Literal
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -36,8 +36,7 @@ class Move:
 
 def source_of(name: str, *, path: str, rev: str, repo: str, ref: str) -> str:
     """The address of `path` at commit `rev` (kept under `ref`) of the git repository `repo`."""
-    # the path is no part of the address proper, where MLflow would cut off its last folder
-    return f"dvc://{name}?{urlencode({'path': path, 'rev': rev, 'repo': repo, 'ref': ref}, safe='/:@')}"
+    return f"dvc://{name}/{quote(path)}?{urlencode({'rev': rev, 'repo': repo, 'ref': ref}, safe='/:@')}"
 
 
 def register(client: MlflowClient, name: str, *, source: str, run: Run, desc: str, labels: list[str]) -> ModelVersion:

@@ -97,7 +97,7 @@ def test_the_first_that_passes_becomes_champion_by_reference(empty, shop):
     run = client.get_run(version.run_id)
     assert (
         version.source
-        == f"dvc://dummy?path=models/tuned&rev={run.data.tags['longlora.record']}&repo={where.root}&ref={record_ref(shop[1]['good'])}"
+        == f"dvc://dummy/models/tuned?rev={run.data.tags['longlora.record']}&repo={where.root}&ref={record_ref(shop[1]['good'])}"
     )
     assert version.tags["longlora.key"] == shop[1]["good"]
     assert client.get_registered_model("dummy").description == "A model of a few letters."
@@ -151,7 +151,7 @@ def test_what_is_equal_is_not_better(empty, shop):
     _, client, where = empty
     better = promotion.Better("score/tuned", 4, "higher")
     run = promotion.chosen(client, where, shop[1]["good"])
-    version = registry.register(client, "dummy", source="dvc://dummy?path=p&rev=r&repo=q", run=run, desc="", labels=[])
+    version = registry.register(client, "dummy", source="dvc://dummy/p?rev=r&repo=q", run=run, desc="", labels=[])
     (reason,) = promotion.objections(client, where, run, version, better)
     assert "must be higher" in reason
     (reason,) = promotion.objections(client, where, run, version, promotion.Better("score/none", 4, "lower"))

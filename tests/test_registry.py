@@ -146,8 +146,8 @@ def test_files_come_from_the_recorded_commit_also_from_a_bare_git_address(record
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ("dvc://x?path=nowhere&rev={rev}&repo={repo}", "is not in"),
-        ("dvc://x?path=model&repo={repo}", "is not of the form"),
+        ("dvc://x/nowhere?rev={rev}&repo={repo}", "is not in"),
+        ("dvc://x/model?repo={repo}", "is not of the form"),
     ],
 )
 def test_a_wrong_source_is_one_line(recorded, wrong, said, tmp_path):
@@ -173,9 +173,7 @@ def test_registering_twice_makes_one_version(recorded, client, run, tmp_path):
 
 def versions(client, name: str, number: int) -> list[str]:
     client.create_registered_model(name)
-    return [
-        str(client.create_model_version(name, f"dvc://{name}?path=m&rev={i}&repo=r").version) for i in range(number)
-    ]
+    return [str(client.create_model_version(name, f"dvc://{name}/m?rev={i}&repo=r").version) for i in range(number)]
 
 
 def test_every_move_is_recorded_and_rollback_walks_back(client, tmp_path):
