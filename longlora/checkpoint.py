@@ -54,6 +54,7 @@ class ExactTrainer(Trainer):
         load_flat_state(self.optimizer, load_file(Path(checkpoint) / "optimizer.safetensors"))
         # The schedule is a function of the step alone; only its place in time has to be found again.
         step, schedule = self.state.global_step, self.lr_scheduler
+        assert schedule is not None and self.optimizer is not None
         rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
         schedule.load_state_dict(
             {**schedule.state_dict(), "last_epoch": step, "_step_count": step + 1, "_last_lr": rates}

@@ -27,8 +27,8 @@ class HiddenHead(nn.Module):
         self.head = head
 
     @property
-    def weight(self) -> nn.Parameter:
-        return self.head.weight
+    def weight(self) -> torch.Tensor:
+        return self.head.weight  # of a wrapper, if peft put one around it
 
     def forward(self, hidden_BLD: torch.Tensor) -> torch.Tensor:
         return hidden_BLD
@@ -62,6 +62,7 @@ def chunk_loss(model: PreTrainedModel, *, chunk: int) -> Callable[[], None]:
         ValueError: the model does something to its logits (soft-capping, scaling) that this loss would leave out.
     """
     head = model.get_output_embeddings()
+    assert head is not None
     tokens_BL = torch.arange(8, device=head.weight.device)[None]
     probe = {"input_ids": tokens_BL, "labels": tokens_BL}
     half = head.weight.dtype == torch.bfloat16 or model.dtype == torch.bfloat16

@@ -36,14 +36,16 @@ def merge(base: Path, adapter: Path, *, out: Path, probe_tokens: int = 256) -> f
         model.tie_weights()
         broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
         if broken:
-            raise ValueError(f"merged weights hold NaN or infinity in {len(broken)} tensors, first in {broken[0]}: not written")
+            raise ValueError(
+                f"merged weights hold NaN or infinity in {len(broken)} tensors, first in {broken[0]}: not written"
+            )
         after_BLV = logits(model, probe_tokens)
         difference = ((before_BLV - after_BLV).abs().max() / before_BLV.abs().max()).item()
         if not difference <= TOLERANCE:  # also when it is NaN
             raise ValueError(
                 f"merged logits differ by {difference:.2g} of the largest, at most {TOLERANCE:g} may be: not written"
             )
-    write(model.to(dtype), base=base, out=out)
+    write(model.to(dtype=dtype), base=base, out=out)
     return difference
 
 

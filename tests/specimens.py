@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import torch
-from longlora.attention import Attention
-from longlora.position import Position
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from longlora.adapter import Adapter
+from longlora.attention import Attention
 from longlora.fit import Fit
+from longlora.position import Position
 
 TEXT = (
     "The committee met on the 14th of March, heard nine witnesses, and wrote a report of 260 pages that nobody read. "

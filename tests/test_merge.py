@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from longlora.position import extend
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from specimens import ADAPTER, POSITION, folder, llama
@@ -13,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from longlora.adapter import attach, save
 from longlora.merge import merge
+from longlora.position import extend
 
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])
