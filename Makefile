@@ -26,7 +26,6 @@ bench: install
 
 install: .venv/installed
 
-# The lock of this tree is the reference machine's; another processor's last bits give another, which is no change of yours.
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; set PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
