@@ -124,8 +124,10 @@ child.run("", on_line=lambda line: print(line, flush=True))
 def parent(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), FAMILY], stdout=subprocess.PIPE, text=True)
     assert process.stdout
-    while "ready" not in process.stdout.readline():
-        pass
+    # Also that its children are born: one that has yet to say so dies by itself when nobody reads any more.
+    said = ""
+    while said.count("born") < 2 or "ready" not in said:
+        said += process.stdout.readline()
     yield process
     process.kill()
     process.wait()
@@ -150,9 +152,10 @@ def test_sigkill_of_both_leaves_what_sweep_finds(tmp_path, parent):
     parent.send_signal(signal.SIGSTOP)  # so that it can not clean up
     supervisor.kill()
     parent.kill()
+    psutil.wait_procs([supervisor, psutil.Process(parent.pid)], timeout=5)  # or one that is dying is counted
     orphans = {process.pid for process in alive(tmp_path)}
-    assert orphans
-    assert set(supervise.sweep(tmp_path)) <= orphans  # some may have ended by themselves meanwhile
+    assert len(orphans) == 3  # the command and its two children
+    assert set(supervise.sweep(tmp_path)) == orphans
     assert not alive(tmp_path)
 
 
