@@ -236,8 +236,8 @@ def plain_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except Exception as error:
-        # named, not imported: what a command did not need must not be loaded to say that it failed
-        if type(error).__name__ not in ("StageError", "ParameterError", "RefusalError"):
+        # by name, not imported: what a command did not need must not be loaded to say that it failed
+        if not {"StageError", "RefusalError"} & {kind.__name__ for kind in type(error).__mro__}:
             raise
         raise SystemExit(f"error: {error}") from None
 

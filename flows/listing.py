@@ -3,9 +3,9 @@
 from datetime import datetime
 
 from mlflow import MlflowClient
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
+from flows.terminal import console
 from tasks import promotion, registry, tracking
 from tasks.registry import Move
 from tasks.stages import Artifact
@@ -18,7 +18,7 @@ def show_history(name: str, moves: list[Move]) -> None:
     )
     for move in moves:
         table.add_row(move.when, move.how, move.origin or "-", move.to or "-", move.who, move.why, move.run[:8])
-    Console().print(table if moves else f"{name} has had no champion yet")
+    console().print(table if moves else f"{name} has had no champion yet")
 
 
 def show_runs(client: MlflowClient, where: Project, model: Artifact) -> None:
@@ -33,7 +33,18 @@ def show_runs(client: MlflowClient, where: Project, model: Artifact) -> None:
         if version:
             titles[version.run_id] = f"{titles.get(version.run_id, '')} {alias}".strip()
     measure = [f"{better.metric} at {better.step}" if better.step else better.metric] if better else []
-    table = Table("run", "started", "state", "recipe", "set", "verdict", *measure, "", box=None, pad_edge=False)
+    table = Table(
+        Column("run", no_wrap=True),
+        "started",
+        "state",
+        "recipe",
+        "set",
+        "verdict",
+        *measure,
+        "",
+        box=None,
+        pad_edge=False,
+    )
     for run in found:
         tags = run.data.tags
         started = datetime.fromtimestamp(run.info.start_time / 1000).strftime("%Y-%m-%d %H:%M")
@@ -50,4 +61,4 @@ def show_runs(client: MlflowClient, where: Project, model: Artifact) -> None:
             *[f"{v:.4g}" if v is not None else "" for v in value],
             titles.get(run.info.run_id, ""),
         )
-    Console().print(table if found else "no runs yet: `longlora run`")
+    console().print(table if found else "no runs yet: `longlora run`")

@@ -21,7 +21,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.place import Place, open_place
 from flows.recording import Recording
 from tasks import servers, storage, supervise, workspace
-from tasks.stages import ParameterError, Stage
+from tasks.stages import InterruptedStageError, ParameterError, Stage
 
 
 @flow(name="pipeline", task_runner=ThreadPoolTaskRunner(max_workers=int(os.environ.get("LONGLORA_JOBS", "1"))))
@@ -76,8 +76,8 @@ def run_place(place: Place) -> None:
         status = "KILLED"
         raise
     finally:
-        supervise.stop_all()  # a stage still runs if this thread was interrupted
         place.pipeline.close()
+        supervise.stop_all()  # a stage still runs if this thread was interrupted
         recording.finish(status)
     storage.note(place.where, place.state.key, storage.Finished(commit, run_id, recording.uri))
 
@@ -112,8 +112,8 @@ def reproduce_all(place: Place, recording: Recording) -> None:
 
 
 def worth_another_try(task: Any, run: TaskRun, state: State) -> bool:
-    """A mistake in the parameters stays one; anything else (network, memory) may pass."""
-    return not isinstance(state.result(raise_on_failure=False), ParameterError)
+    """A mistake in the parameters stays one, and an interruption is meant; anything else (network, memory) may pass."""
+    return not isinstance(state.result(raise_on_failure=False), ParameterError | InterruptedStageError)
 
 
 @task(cache_policy=NO_CACHE, retry_condition_fn=worth_another_try)

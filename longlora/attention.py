@@ -9,6 +9,7 @@ tests/test_attention.py holds values and gradients to a dense masked reference i
 Letters: B batch; L tokens of a row; T = B x L; H query heads; K key/value heads; D head dimension; G group.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -97,10 +98,11 @@ def shifted_sparse_attention(
         return torch.cat(outs).transpose(1, 2)
     q_THD, k_TKD, v_TKD = (x.transpose(1, 2).flatten(0, 1) for x in (q_BHLD, k_BKLD, v_BKLD))
     kernel = choose(backend, device=q_THD.device.type, dtype=q_THD.dtype, head_dim=dim)
-    resting = segment(batch, length, group_size=group_size, shift="none", document_ids_BL=document_ids_BL)
-    moved = resting
-    if group_size < length and shift != "none":
-        moved = segment(batch, length, group_size=group_size, shift=shift, document_ids_BL=document_ids_BL)
+    rule = functools.partial(
+        segment, batch, length, group_size=group_size, document_ids_BL=document_ids_BL, device=q_THD.device
+    )
+    resting = rule(shift="none")
+    moved = rule(shift=shift) if group_size < length and shift != "none" else resting
     out_THD = attend(
         q_THD,
         k_TKD,
@@ -171,8 +173,9 @@ def rows_adjoin(x_BHLD: torch.Tensor) -> bool:
 def enable(model: PreTrainedModel, attention: Attention) -> None:
     """Have `model` attend as `attention` says, in training, until `disable` or another `enable`.
 
-    The group is `group_ratio` of whatever length comes. Padding (either side) and packed documents (`position_ids` that start
-    anew, no `attention_mask`, `use_cache=False`) are respected, also in full attention, without an L x L mask.
+    The group is `group_ratio` of whatever length comes. Padding (`attention_mask`, either side) and packed documents
+    (`position_ids` that start anew, without an `attention_mask`) are respected, also in full attention, and no L x L mask is
+    made. The cache is switched off in the config: with a cache, transformers overlooks that documents are packed.
 
     Raises:
         ValueError: the model does not use transformers' attention interface, or has fewer than two heads to share out.
@@ -181,6 +184,7 @@ def enable(model: PreTrainedModel, attention: Attention) -> None:
     if attention.pattern == "s2" and heads < 2:
         raise ValueError(f"S2-Attn shares the heads out to two patterns; {heads} head is too few, use pattern: full")
     name = register(attention)
+    model.config.use_cache = False
     model.set_attn_implementation(name)
     if model.config._attn_implementation != name:
         raise ValueError(
@@ -290,4 +294,6 @@ def document_ids(
     if not begins_BL.any() and (attention_mask is None or attention_mask.all()):
         return None
     ids_BL = nn.functional.pad(begins_BL.cumsum(1), (1, 0))
-    return ids_BL if attention_mask is None else ids_BL.masked_fill(~attention_mask, -1)
+    if attention_mask is not None:
+        ids_BL = ids_BL.masked_fill(~attention_mask, -1)
+    return ids_BL.cpu()  # where every layer reads them

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from longlora.segments import Part
 
@@ -48,7 +49,8 @@ class CpuAttention(torch.autograd.Function):
         return out_THD
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         q_THD, k_TKD, v_TKD, out_THD, *sums = ctx.saved_tensors
         grad_THD = dense_last(grads[0])
         dq_THD, dk_TKD, dv_TKD = (blank(x, ctx.parts) for x in (q_THD, k_TKD, v_TKD))

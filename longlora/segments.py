@@ -56,29 +56,37 @@ def parts(heads: int, kv_heads: int, *, first: Segments, second: Segments) -> li
 
 
 def segment(
-    batch: int, length: int, *, group_size: int, shift: Shift, document_ids_BL: torch.Tensor | None
+    batch: int,
+    length: int,
+    *,
+    group_size: int,
+    shift: Shift,
+    document_ids_BL: torch.Tensor | None,
+    device: torch.device,
 ) -> Segments:
-    """Groups of `group_size` tokens in each of `batch` rows of `length` tokens, moved by `shift`, cut where documents meet."""
+    """Groups of `group_size` tokens in each of `batch` rows of `length` tokens, moved by `shift`, cut where documents meet.
+
+    `device` is where the tokens are, and so the order; the ids may be anywhere, and are read on the CPU.
+    """
     half = group_size // 2
     if document_ids_BL is None and shift != "roll":
         edges = [0, *range((half if shift == "boundaries" else 0) or group_size, length, group_size), length]
         return Segments(None, [b - a for a, b in itertools.pairwise(edges)] * batch)
-    order_BL = torch.arange(batch * length).view(batch, length).roll(-half if shift == "roll" else 0, 1)
+    order_T = torch.arange(batch * length).view(batch, length).roll(-half if shift == "roll" else 0, 1).flatten()
     group_L = (torch.arange(length) - (half if shift == "boundaries" else 0)).div(group_size, rounding_mode="floor")
-    group_BL = group_L + torch.arange(0, batch * (length + 2), length + 2)[:, None]
+    group_T = (group_L + torch.arange(0, batch * (length + 2), length + 2)[:, None]).flatten()
     if document_ids_BL is None:
-        return Segments(order_BL.flatten(), runs_of(group_BL.flatten())[1].tolist())
-    ids_T = document_ids_BL.flatten().cpu()[order_BL.flatten()]
-    alive_T = ids_T >= 0
-    known, document_S = ids_T[alive_T].unique(return_inverse=True)
-    key_S = group_BL.flatten()[alive_T] * (len(known) + 1) + document_S
-    order_S = order_BL.flatten()[alive_T]
+        return Segments(order_T.to(device), runs_of(group_T)[1].tolist())
+    ids_T = document_ids_BL.cpu().flatten()[order_T]
+    order_S, group_S, ids_S = (x_T[ids_T >= 0] for x_T in (order_T, group_T, ids_T))
+    known, document_S = ids_S.unique(return_inverse=True)
+    key_S = group_S * (len(known) + 1) + document_S
     keys, lengths = runs_of(key_S)
     if len(keys.unique()) < len(keys):  # a document that comes back after another: bring its tokens together
         sorting_S = key_S.argsort(stable=True)
         order_S, lengths = order_S[sorting_S], runs_of(key_S[sorting_S])[1]
-    in_place = len(order_S) == batch * length and bool((order_S == torch.arange(len(order_S))).all())
-    return Segments(None if in_place else order_S.to(document_ids_BL.device), lengths.tolist())
+    in_place = torch.equal(order_S, torch.arange(batch * length))
+    return Segments(None if in_place else order_S.to(device), lengths.tolist())
 
 
 def runs_of(key_S: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -74,6 +74,10 @@ class ParameterError(StageError):
     """The stage refused its parameters (status 2): to try again is of no use."""
 
 
+class InterruptedStageError(StageError):
+    """The run was told to end."""
+
+
 class Pipeline:
     """dvc.yaml of one worktree. Its calls may come from several threads."""
 
@@ -84,6 +88,8 @@ class Pipeline:
         self._environment = {**stage_environment(), **environment}
         self._lock = threading.RLock()
         self._spare: Child | None = None
+        self._spare_lock = threading.Lock()
+        self._closed = False
         self._repo = Repo(str(folder), _wait_for_lock=True)
 
     @contextmanager
@@ -166,7 +172,8 @@ class Pipeline:
         """Bring one stage up to date, as a supervised process, its output given to `on_line`.
 
         Raises:
-            StageError: it ended with an error; `ParameterError` if it refused its parameters.
+            StageError: it ended with an error; `ParameterError` if it refused its parameters, `InterruptedStageError` if
+                `close` was called.
         """
         said: list[str] = []
 
@@ -177,24 +184,30 @@ class Pipeline:
                 on_line(line)
 
         self.warm()
-        child, self._spare = self._spare, None
+        with self._spare_lock:
+            child, self._spare = self._spare, None
         self.warm()
-        status = child.run(name, on_line=hear, on_tick=on_tick)
+        status = child.run(name, on_line=hear, on_tick=on_tick) if child else 0
+        if self._closed:
+            raise InterruptedStageError(f"stage '{name}': interrupted")
         if status:
             kind = ParameterError if status == 2 else StageError
             raise kind(f"stage '{name}': {cause(said, status)}")
 
     def warm(self) -> None:
         """Have a process ready that waits for a stage's name: it imports DVC while we, or the stage before, do something else."""
-        if not self._spare:
-            command = [sys.executable, "-P", "-m", "tasks.stages"]
-            self._spare = Child(command, cwd=self.folder, env=self._environment)
+        with self._spare_lock:
+            if not self._spare and not self._closed:
+                command = [sys.executable, "-P", "-m", "tasks.stages"]
+                self._spare = Child(command, cwd=self.folder, env=self._environment)
 
     def close(self) -> None:
-        """End the process that is waiting, if there is one."""
-        if self._spare:
-            self._spare.close()
-            self._spare = None
+        """Start nothing any more, and end the process that is waiting; `supervise.stop_all` ends those at work."""
+        with self._spare_lock:
+            self._closed = True
+            spare, self._spare = self._spare, None
+        if spare:
+            spare.close()
 
 
 def reproduce_one() -> int:

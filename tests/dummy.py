@@ -79,7 +79,7 @@ stages:
     outs: ["${models}/base"]
   train:
     desc: Make it longer.
-    meta: {tags: [gpu]}
+    meta: {retries: 2, retry_delay_seconds: 0, tags: [gpu]}
     cmd: python -m dummy.stage train ${models}/base ${models}/tuned ${metrics}/history.csv
     deps: [dummy/stage.py, "${models}/base"]
     params: [train]

@@ -268,7 +268,6 @@ LENGTH, GROUP = 22, 6  # 22 x 1/4 = 5.5, so 6
 def build(config: PreTrainedConfig, *, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
-    model.config.use_cache = False
     return model.train()
 
 
