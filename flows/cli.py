@@ -53,12 +53,11 @@ def run(recipe: Recipe = None, overrides: Overrides = None, promote: Promote = F
     state = workspace.snapshot(where, recipe=recipe, overrides=overrides)
     with workspace.hold(where, state.key):
         place = open_place(where, state)
-        stages = place.pipeline.plan()
-        show_plan(stages)
+        show_plan(place.stages)
         noted = storage.noted(where, state.key)
         done = (
             noted is not None
-            and all(stage.status != "stale" for stage in stages)
+            and all(stage.status != "stale" for stage in place.stages)
             and noted.record == storage.record_commit(where, state, place.folder)
             and noted.tracking == os.environ["MLFLOW_TRACKING_URI"]
         )
@@ -236,8 +235,8 @@ def plain_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except Exception as error:
-        # named, not imported: what a command did not need must not be loaded to say that it failed
-        if type(error).__name__ not in ("StageError", "ParameterError", "RefusalError"):
+        # by name, not imported: what a command did not need must not be loaded to say that it failed
+        if not {"StageError", "RefusalError"} & {kind.__name__ for kind in type(error).__mro__}:
             raise
         raise SystemExit(f"error: {error}") from None
 

@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple
 
 import psutil
 from packaging.specifiers import SpecifierSet
-from rich.console import Console
 from rich.table import Table
 
+from flows.terminal import console
 from tasks.servers import found_prefect, is_local_tracking, must_be_reachable
 from tasks.stages import remote_of
 from tasks.workspace import Project, git, gpus, person
@@ -128,4 +128,4 @@ def show(findings: list[Finding]) -> None:
     table = Table("", "", "", box=None, pad_edge=False, show_header=False)
     for finding in findings:
         table.add_row(finding.what, marks[finding.state], finding.said)
-    Console().print(table)
+    console().print(table)

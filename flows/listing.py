@@ -3,9 +3,9 @@
 from datetime import datetime
 
 from mlflow import MlflowClient
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
+from flows.terminal import console
 from tasks import promotion, registry, tracking
 from tasks.registry import Move
 from tasks.stages import Artifact
@@ -18,7 +18,7 @@ def show_history(name: str, moves: list[Move]) -> None:
     )
     for move in moves:
         table.add_row(move.when, move.how, move.origin or "-", move.to or "-", move.who, move.why, move.run[:8])
-    Console().print(table if moves else f"{name} has had no champion yet")
+    console().print(table if moves else f"{name} has had no champion yet")
 
 
 def show_runs(client: MlflowClient, where: Project, model: Artifact) -> None:
@@ -32,13 +32,25 @@ def show_runs(client: MlflowClient, where: Project, model: Artifact) -> None:
         version = registry.holder(client, model.name, alias)
         if version:
             titles[version.run_id] = f"{titles.get(version.run_id, '')} {alias}".strip()
-    measure = [f"{better.metric} at {better.step}" if better.step else better.metric] if better else []
-    table = Table("run", "started", "state", "recipe", "set", "verdict", *measure, "", box=None, pad_edge=False)
+    measure = [better.metric] if better else []
+    table = Table(
+        Column("run", no_wrap=True),
+        "started",
+        "state",
+        "recipe",
+        "set",
+        "verdict",
+        *measure,
+        "",
+        box=None,
+        pad_edge=False,
+    )
     for run in found:
         tags = run.data.tags
         started = datetime.fromtimestamp(run.info.start_time / 1000).strftime("%Y-%m-%d %H:%M")
         verdict = {1.0: "passed", 0.0: "refused"}.get(run.data.metrics.get("passed", -1.0), "")
-        value = [promotion.value_of(client, run.info.run_id, better)] if better else []
+        values = list(promotion.values_of(client, run.info.run_id, better).items()) if better else []
+        value = [f"{values[-1][1]:.4g} at {values[-1][0]}" if values else ""] if better else []
         dirty = " (dirty)" if tags.get("longlora.dirty") == "true" else ""
         table.add_row(
             tags.get(tracking.KEY, run.info.run_id) + dirty,
@@ -47,7 +59,7 @@ def show_runs(client: MlflowClient, where: Project, model: Artifact) -> None:
             tags.get("longlora.recipe", ""),
             tags.get("longlora.overrides", ""),
             verdict,
-            *[f"{v:.4g}" if v is not None else "" for v in value],
+            *value,
             titles.get(run.info.run_id, ""),
         )
-    Console().print(table if found else "no runs yet: `longlora run`")
+    console().print(table if found else "no runs yet: `longlora run`")

@@ -21,7 +21,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.place import Place, open_place
 from flows.recording import Recording
 from tasks import servers, storage, supervise, workspace
-from tasks.stages import ParameterError, Stage
+from tasks.stages import InterruptedStageError, ParameterError, Stage
 
 
 @flow(name="pipeline", task_runner=ThreadPoolTaskRunner(max_workers=int(os.environ.get("LONGLORA_JOBS", "1"))))
@@ -72,12 +72,14 @@ def run_place(place: Place) -> None:
         commit = record(place, recording)
         run_id = recording.wait()
         status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):
+    except Exception:
+        raise
+    except BaseException:  # KeyboardInterrupt, or what Prefect makes of SIGTERM
         status = "KILLED"
         raise
     finally:
-        supervise.stop_all()  # a stage still runs if this thread was interrupted
         place.pipeline.close()
+        supervise.stop_all()  # a stage still runs if this thread was interrupted
         recording.finish(status)
     storage.note(place.where, place.state.key, storage.Finished(commit, run_id, recording.uri))
 
@@ -101,7 +103,7 @@ def reproduce_all(place: Place, recording: Recording) -> None:
         StageError: the first one that failed.
     """
     futures: dict[str, Any] = {}
-    for stage in place.pipeline.plan():
+    for stage in place.stages:
         options = {"name": stage.name, "task_run_name": stage.name, "description": stage.desc, **stage.meta}
         upstream = [futures[name] for name in stage.upstream]
         futures[stage.name] = reproduce.with_options(**options).submit(place, stage, recording, wait_for=upstream)
@@ -112,14 +114,14 @@ def reproduce_all(place: Place, recording: Recording) -> None:
 
 
 def worth_another_try(task: Any, run: TaskRun, state: State) -> bool:
-    """A mistake in the parameters stays one; anything else (network, memory) may pass."""
-    return not isinstance(state.result(raise_on_failure=False), ParameterError)
+    """A mistake in the parameters stays one, and an interruption is meant; anything else (network, memory) may pass."""
+    return not isinstance(state.result(raise_on_failure=False), ParameterError | InterruptedStageError)
 
 
 @task(cache_policy=NO_CACHE, retry_condition_fn=worth_another_try)
 def reproduce(place: Place, stage: Stage, recording: Recording) -> State[None]:
     """Bring one stage up to date, its output in this task's log, its results in MLflow."""
-    log, outs = get_run_logger(), place.pipeline.outs(stage.name)
+    log = get_run_logger()
 
     def hear(line: str) -> None:
         log.info("%s", line)
@@ -127,8 +129,8 @@ def reproduce(place: Place, stage: Stage, recording: Recording) -> State[None]:
 
     status = stage.status if stage.status != "stale" else place.pipeline.settle(stage.name)
     if status == "stale":
-        place.pipeline.reproduce(stage.name, on_line=hear, on_tick=lambda: recording.follow(outs))
-    recording.stage(stage.name, place.pipeline.outs(stage.name))
+        place.pipeline.reproduce(stage.name, on_line=hear, on_tick=lambda: recording.follow(list(stage.outs)))
+    recording.stage(stage.name, place.pipeline.outs(stage))
     if status == "stale":
         return Completed(message=stage.desc)
     print(f"{stage.name} | {status}", flush=True)

@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.stages import Artifact, Pipeline, link
+from tasks.stages import Artifact, Pipeline, Stage, link
 from tasks.workspace import Project, Snapshot, worktree
 
 
@@ -15,6 +15,8 @@ class Place:
     state: Snapshot
     folder: Path
     pipeline: Pipeline
+    stages: list[Stage]
+    """As they were when the place was opened."""
 
     @property
     def name(self) -> str:
@@ -28,7 +30,7 @@ class Place:
 
     def verdict(self) -> str:
         """The path of the gate's verdict: the metric called verdict.json; '' without one."""
-        metrics = [out.path for out in self.pipeline.outs() if out.kind == "metric"]
+        metrics = [out.path for stage in self.stages for out in stage.outs if out.kind == "metric"]
         return next((path for path in metrics if Path(path).name == "verdict.json"), "")
 
     def report(self) -> list[Path]:
@@ -47,7 +49,7 @@ class Place:
 
 
 def open_place(where: Project, state: Snapshot) -> Place:
-    """The place of run `state.key`, made or found again. Call it under the lock of its key."""
+    """The place of run `state.key`, made or found again, what was computed before restored. Call it under the lock of its key."""
     folder = worktree(where, state)
     link(folder, to=where.tree, cache_home=where.root)
     environment = {
@@ -56,4 +58,5 @@ def open_place(where: Project, state: Snapshot) -> Place:
         "SHELL": "/bin/sh",  # DVC runs commands by the user's shell, and dvc.yaml is written for sh
         "LONGLORA_CHECKPOINTS": str(where.state / "checkpoints"),
     }
-    return Place(where, state, folder, Pipeline(folder, environment=environment))
+    pipeline = Pipeline(folder, environment=environment)
+    return Place(where, state, folder, pipeline, pipeline.plan())

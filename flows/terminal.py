@@ -1,5 +1,6 @@
 """What a run says at its end: its stages, its report, where to look."""
 
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -17,25 +18,26 @@ MARKS = {
 }
 
 
+def console() -> Console:
+    """Standard output; wide if it is no terminal, where a line must not be cut to fit."""
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
 def show_plan(stages: list[Stage]) -> None:
     table = Table("stage", "state", "what it does", box=None, pad_edge=False)
     for stage in stages:
         table.add_row(stage.name, MARKS[stage.status], stage.desc)
-    Console().print(table)
+    console().print(table)
 
 
 def show_report(place: Place) -> None:
     """The run's summary, its pictures, and the command that opens the pages."""
-    console, here = Console(), Path.cwd()
+    out, here = console(), Path.cwd()
     text = place.summary()
     if text:
-        console.print(Markdown(text))
+        out.print(Markdown(text))
     for file in place.report():
         if file.suffix in PICTURES:
-            console.print(
-                file.relative_to(here) if file.is_relative_to(here) else file, highlight=False, soft_wrap=True
-            )
-    console.print(f"run {place.state.key} in {place.folder}", highlight=False, soft_wrap=True)
-    console.print(
-        "`longlora up` opens the pages of MLflow and Prefect, `longlora runs` compares runs.", highlight=False
-    )
+            out.print(file.relative_to(here) if file.is_relative_to(here) else file, highlight=False, soft_wrap=True)
+    out.print(f"run {place.state.key} in {place.folder}", highlight=False, soft_wrap=True)
+    out.print("`longlora up` opens the pages of MLflow and Prefect, `longlora runs` compares runs.", highlight=False)

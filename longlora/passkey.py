@@ -17,6 +17,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from longlora.interval import binomial
+from longlora.plain import batch_tokens
 from longlora.prompt import chat_turn, continuation, opening
 from longlora.section import Section
 
@@ -28,8 +29,6 @@ FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. Th
 NEEDLE = "\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
 QUESTION = "\nWhat is the pass key?"
 LEAD = "The pass key is"
-BATCH_TOKENS = 16384
-"""Tokens in the cache, at most (one prompt may be longer)."""
 CHUNK = 512
 """Tokens of one forward pass over a cache: its mask has chunk x length entries, a share chunk / 2 length of them wasted."""
 
@@ -126,7 +125,7 @@ def hits(model: PreTrainedModel, *, cells: list[list[Prompt]], share: bool) -> l
     some = cells[order[0]][0]
     cache = DynamicCache(config=model.config)
     read(model, torch.tensor([some.question[: prefixes[order[0]]]], device=model.device), cache=cache, keep=1)
-    size = min(max(map(len, cells)), max(1, BATCH_TOKENS // len(some.question + some.answer)))
+    size = min(max(map(len, cells)), max(1, batch_tokens(model) // len(some.question + some.answer)))
     cache.batch_repeat_interleave(size)
     result: list[list[bool]] = [[] for _ in cells]
     for number in order:
@@ -149,7 +148,7 @@ def cut(cache: DynamicCache, length: int) -> None:
 def answered(model: PreTrainedModel, prompts: list[Prompt], *, cache: DynamicCache | None) -> list[bool]:
     tokens_BL = torch.tensor([p.question + p.answer for p in prompts], device=model.device)
     kept = max(len(p.answer) for p in prompts)
-    known = cache.get_seq_length() if cache else 0
+    known = 0 if cache is None else cache.get_seq_length()
     choice_BA = read(model, tokens_BL[:, known:-1], cache=cache, keep=kept)
     right_BA = (choice_BA == tokens_BL[:, -kept:]).tolist()
     return [all(row[-len(p.answer) :]) for row, p in zip(right_BA, prompts, strict=True)]

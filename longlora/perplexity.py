@@ -23,10 +23,9 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
 from longlora.interval import bootstrap
+from longlora.plain import batch_tokens
 from longlora.section import Section
 
-BATCH_TOKENS = 16384
-"""Tokens of a batch, at most (one window may be longer)."""
 SCORED = 2048
 """Tokens scored by one window, at most: the first window of a long length would need gigabytes of logits."""
 BATCH_LOGITS = 2**26
@@ -108,7 +107,7 @@ def places(lengths_of_documents: list[int], *, longest: int, last: int, samples:
 def nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: list[Window]) -> np.ndarray:
     """The summed negative log likelihood (nats) of the scored tokens of each window. Logits are made for those alone."""
     total_W = np.empty(len(windows), dtype=np.float64)
-    for batch in batches(windows, vocabulary=model.config.get_text_config().vocab_size):
+    for batch in batches(windows, tokens=batch_tokens(model), vocabulary=model.config.get_text_config().vocab_size):
         group = [windows[i] for i in batch]
         tokens_BL = torch.from_numpy(
             np.stack([documents[w.document][w.start : w.end].astype(np.int64) for w in group])
@@ -121,13 +120,13 @@ def nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: list[W
     return total_W
 
 
-def batches(windows: list[Window], *, vocabulary: int) -> Iterator[list[int]]:
-    """Numbers of windows of one shape, as many at a time as memory is meant to hold, in order."""
+def batches(windows: list[Window], *, tokens: int, vocabulary: int) -> Iterator[list[int]]:
+    """Numbers of windows of one shape, in order, as many at a time as `tokens` and the logits allow, at least one."""
     shapes: dict[tuple[int, int], list[int]] = {}
     for number, window in enumerate(windows):
         shapes.setdefault((window.end - window.start, window.scored), []).append(number)
     for (length, scored), numbers in shapes.items():
-        size = max(1, min(BATCH_TOKENS // length, BATCH_LOGITS // (scored * vocabulary)))
+        size = max(1, min(tokens // length, BATCH_LOGITS // (scored * vocabulary)))
         yield from (numbers[i : i + size] for i in range(0, len(numbers), size))
 
 

@@ -38,3 +38,8 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"no tokenizer at {folder} (no tokenizer_config.json there, seen from {Path.cwd()})")
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def batch_tokens(model: PreTrainedModel) -> int:
+    """Tokens to compute at once, at most: what stays in a CPU's cache, or keeps a GPU busy."""
+    return 4096 if model.device.type == "cpu" else 32768

@@ -16,12 +16,11 @@ from pydantic import Field
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.interval import bootstrap
+from longlora.plain import batch_tokens
 from longlora.prompt import chat_turn, continuation, continuations, opening
 from longlora.riddles import Riddle, Task, common, frequent, needles, tracking
 from longlora.section import Section
 
-BATCH_TOKENS = 16384
-"""Tokens of a batch, at most (one prompt may be longer)."""
 FEWEST = {"common": 110, "frequent": 30}
 """Words of the shortest list: ten words ten times and some others; three words that stand out."""
 VOCABULARY = 24
@@ -29,6 +28,8 @@ VOCABULARY = 24
 
 
 class Ruler(Section):
+    models: list[str]
+    """Labels of the models that are asked; the stage's matrix in dvc.yaml is this list, and none leaves RULER out."""
     lengths: list[int] = Field(min_length=1)
     """Prompts in tokens, the room for the answer included."""
     tasks: list[Task] = Field(min_length=1)
@@ -127,7 +128,7 @@ def answers(model: PreTrainedModel, *, prompts: list[list[int]], rooms: list[int
     for number, (prompt, room) in enumerate(zip(prompts, rooms, strict=True)):
         groups.setdefault((len(prompt), room), []).append(number)
     for (length, room), numbers in groups.items():
-        size = max(1, BATCH_TOKENS // (length + room))
+        size = max(1, batch_tokens(model) // (length + room))
         for first in range(0, len(numbers), size):
             group = numbers[first : first + size]
             tokens_BL = torch.tensor([prompts[i] for i in group], device=model.device)

@@ -28,9 +28,11 @@ class Better:
 
     metric: str
     """As MLflow knows it: names joined by '/'."""
-    step: int
-    """The length, for a metric over lengths."""
     order: Literal["lower", "higher"]
+    step: int | None = None
+    """The length, for a metric over lengths; None for the longest that both runs have."""
+    data: str | None = None
+    """The output that both must have been measured on, hash by hash."""
 
 
 def promote(client: MlflowClient, where: Project, run: Run) -> str:
@@ -106,7 +108,7 @@ def objections(
     """Why `run`'s model may not become champion, one line per rule; nothing if it may."""
     verdict = verdict_of(where, run)
     found = [
-        f"{rule.get('rule', 'rule')}: {rule.get('reason', '')}"
+        f"{rule.get('name', 'a rule')}: {rule.get('reason', '')}"
         for rule in verdict.get("rules", [])
         if not rule.get("passed")
     ]
@@ -118,18 +120,39 @@ def objections(
 
 
 def comparison(client: MlflowClient, ours: str, theirs: str, version: str, better: Better) -> list[str]:
-    mine, other = value_of(client, ours, better), value_of(client, theirs, better)
-    what = f"{better.metric} at {better.step}" if better.step else better.metric
-    if mine is None or other is None:
-        return [f"better: {what} is missing in {'this run' if mine is None else 'the run of champion ' + version}"]
-    if (mine < other) if better.order == "lower" else (mine > other):
+    """Why the run `ours` is not better than `theirs`, that of champion `version`."""
+    if better.data and digest(client, ours, better.data) != digest(client, theirs, better.data):
+        return [
+            f"better: {better.data} is not what champion version {version} was measured on, so they can not be compared"
+        ]
+    mine, other = values_of(client, ours, better), values_of(client, theirs, better)
+    if not mine or not other:
+        return [
+            f"better: {better.metric} is missing in {f'the run of champion version {version}' if mine else 'this run'}"
+        ]
+    both = sorted(mine.keys() & other.keys())
+    if not both:
+        lengths = f"{', '.join(map(str, mine))}, and the champion's {', '.join(map(str, other))}"
+        return [f"better: {better.metric} of this run is at {lengths}: nothing to compare"]
+    a, b = mine[both[-1]], other[both[-1]]
+    if (a < b) if better.order == "lower" else (a > b):
         return []
-    return [f"better: {what} is {mine:.6g}, and must be {better.order} than {other:.6g} of champion version {version}"]
+    where = f" at {both[-1]}" if both[-1] else ""
+    return [
+        f"better: {better.metric}{where} is {a:.6g}, and must be {better.order} than {b:.6g} of champion version {version}"
+    ]
 
 
-def value_of(client: MlflowClient, run_id: str, better: Better) -> float | None:
-    points = [point for point in client.get_metric_history(run_id, better.metric) if point.step == better.step]
-    return points[-1].value if points else None
+def values_of(client: MlflowClient, run_id: str, better: Better) -> dict[int, float]:
+    """The metric by step (length), shortest first; only `better.step` if it names one."""
+    points = {point.step: point.value for point in client.get_metric_history(run_id, better.metric)}
+    return {step: points[step] for step in sorted(points) if better.step in (None, step)}
+
+
+def digest(client: MlflowClient, run_id: str, path: str) -> str | None:
+    """The hash of output `path`, as it was recorded."""
+    found = [item.dataset for item in client.get_run(run_id).inputs.dataset_inputs]
+    return next((data.digest for data in found if data.name == path), None)
 
 
 def verdict_of(where: Project, run: Run) -> dict[str, Any]:

@@ -11,11 +11,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import networkx
+import yaml
 from dvc.api import DVCFileSystem
 from dvc.config import Config
 from dvc.exceptions import DvcException
@@ -36,11 +37,11 @@ class Out:
     path: str
     """Relative to the project."""
     kind: Literal["out", "metric", "plot"]
-    md5: str | None
-    size: int | None
-    """Bytes."""
     options: dict[str, Any] = field(default_factory=dict)
     """A plot's own keys (x, y, title)."""
+    md5: str | None = None
+    size: int | None = None
+    """Bytes."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Stage:
     desc: str
     meta: dict[str, Any]
     upstream: tuple[str, ...]
+    outs: tuple[Out, ...]
+    """Without hashes where it is stale: `Pipeline.outs` has them when it is done."""
     status: Status
     """`restored`: computed before, by another run; its outputs came from the cache or the remote."""
 
@@ -74,6 +77,10 @@ class ParameterError(StageError):
     """The stage refused its parameters (status 2): to try again is of no use."""
 
 
+class InterruptedStageError(StageError):
+    """The run was told to end."""
+
+
 class Pipeline:
     """dvc.yaml of one worktree. Its calls may come from several threads."""
 
@@ -84,6 +91,8 @@ class Pipeline:
         self._environment = {**stage_environment(), **environment}
         self._lock = threading.RLock()
         self._spare: Child | None = None
+        self._spare_lock = threading.Lock()
+        self._closed = False
         self._repo = Repo(str(folder), _wait_for_lock=True)
 
     @contextmanager
@@ -96,25 +105,37 @@ class Pipeline:
         """Every stage, upstream first, after restoring what was computed before."""
         with self._engine():
             graph = self._repo.index.graph
-            order = list(networkx.dfs_postorder_nodes(graph))
-            upstream = {stage.name: tuple(s.name for s in graph.successors(stage)) for stage in order}
-            said = [(stage.name, stage.desc or "", stage.meta or {}) for stage in order]
-        statuses: dict[str, Status] = {}
-        for name in upstream:
-            waits = any(statuses[above] == "stale" for above in upstream[name])
-            statuses[name] = "stale" if waits else self.settle(name)
-        return [Stage(name, desc, dict(meta), upstream[name], statuses[name]) for name, desc, meta in said]
+            stages = list(networkx.dfs_postorder_nodes(graph))
+            upstream = {stage.name: tuple(above.name for above in graph.successors(stage)) for stage in stages}
+            statuses: dict[str, Status] = {}
+            for stage in stages:
+                waits = any(statuses[above] == "stale" for above in upstream[stage.name])
+                statuses[stage.name] = "stale" if waits else self._settled(stage)
+            return [
+                Stage(
+                    name=stage.name,
+                    desc=stage.desc or "",
+                    meta=dict(stage.meta or {}),
+                    upstream=upstream[stage.name],
+                    outs=tuple(self._out(out) for out in stage.outs),
+                    status=statuses[stage.name],
+                )
+                for stage in stages
+            ]
 
     def settle(self, name: str) -> Status:
         """Whether `name` is up to date; if it is not, but its outputs are known for these very inputs, fetch them."""
         with self._engine():
-            stage = self._stage(name)
-            if not stage.changed():
-                return "unchanged"
-            if not self._known(stage):
-                return "stale"
-            self._repo.reproduce(name, single_item=True)  # finds the run cache, and runs no command
-            return "restored"
+            # loaded anew, and alone: a stage object keeps the hashes it once saw
+            return self._settled(self._repo.stage.load_one("dvc.yaml", name))
+
+    def _settled(self, stage: Any) -> Status:
+        if not stage.changed():
+            return "unchanged"
+        if not self._known(stage):
+            return "stale"
+        self._repo.reproduce(stage.name, single_item=True)  # finds the run cache, and runs no command
+        return "restored"
 
     def _known(self, stage: Any) -> bool:
         """Whether DVC can give `stage`'s outputs without running it."""
@@ -132,19 +153,19 @@ class Pipeline:
             return False
         return True
 
-    def outs(self, name: str | None = None) -> list[Out]:
-        """The outputs of one stage, or of all."""
-        with self._engine():
-            return [
-                Out(
-                    path=out.fs.relpath(out.fs_path, str(self.folder)),
-                    kind="plot" if out.plot else "metric" if out.metric else "out",
-                    md5=out.hash_info.value if out.hash_info else None,
-                    size=out.meta.size if out.meta else None,
-                    options=dict(out.plot) if isinstance(out.plot, dict) else {},
-                )
-                for out in ([*self._repo.index.outs] if name is None else self._stage(name).outs)
-            ]
+    def _out(self, out: Any) -> Out:
+        return Out(
+            path=out.fs.relpath(out.fs_path, str(self.folder)),
+            kind="plot" if out.plot else "metric" if out.metric else "out",
+            options=dict(out.plot) if isinstance(out.plot, dict) else {},
+        )
+
+    def outs(self, stage: Stage) -> list[Out]:
+        """The outputs of `stage`, with the hashes that dvc.lock has now."""
+        lock = yaml.load((self.folder / "dvc.lock").read_text(), Loader=yaml.CSafeLoader)
+        entries = {entry["path"]: entry for entry in lock["stages"].get(stage.name, {}).get("outs", [])}
+        known = [(out, entries.get(out.path, {})) for out in stage.outs]
+        return [replace(out, md5=entry.get("md5"), size=entry.get("size")) for out, entry in known]
 
     def push(self) -> str:
         """Send the data of dvc.lock to the default remote; its address, or '' if there is none."""
@@ -159,14 +180,12 @@ class Pipeline:
         with self._engine():
             return artifacts_of(self._repo)
 
-    def _stage(self, name: str) -> Any:
-        return next(stage for stage in self._repo.index.stages if stage.name == name)
-
     def reproduce(self, name: str, *, on_line: Callable[[str], None], on_tick: Callable[[], None]) -> None:
         """Bring one stage up to date, as a supervised process, its output given to `on_line`.
 
         Raises:
-            StageError: it ended with an error; `ParameterError` if it refused its parameters.
+            StageError: it ended with an error; `ParameterError` if it refused its parameters, `InterruptedStageError` if
+                `close` was called.
         """
         said: list[str] = []
 
@@ -177,24 +196,30 @@ class Pipeline:
                 on_line(line)
 
         self.warm()
-        child, self._spare = self._spare, None
+        with self._spare_lock:
+            child, self._spare = self._spare, None
         self.warm()
-        status = child.run(name, on_line=hear, on_tick=on_tick)
+        status = child.run(name, on_line=hear, on_tick=on_tick) if child else 0
+        if self._closed:
+            raise InterruptedStageError(f"stage '{name}': interrupted")
         if status:
             kind = ParameterError if status == 2 else StageError
             raise kind(f"stage '{name}': {cause(said, status)}")
 
     def warm(self) -> None:
         """Have a process ready that waits for a stage's name: it imports DVC while we, or the stage before, do something else."""
-        if not self._spare:
-            command = [sys.executable, "-P", "-m", "tasks.stages"]
-            self._spare = Child(command, cwd=self.folder, env=self._environment)
+        with self._spare_lock:
+            if not self._spare and not self._closed:
+                command = [sys.executable, "-P", "-m", "tasks.stages"]
+                self._spare = Child(command, cwd=self.folder, env=self._environment)
 
     def close(self) -> None:
-        """End the process that is waiting, if there is one."""
-        if self._spare:
-            self._spare.close()
-            self._spare = None
+        """Start nothing any more, and end the process that is waiting; `supervise.stop_all` ends those at work."""
+        with self._spare_lock:
+            self._closed = True
+            spare, self._spare = self._spare, None
+        if spare:
+            spare.close()
 
 
 def reproduce_one() -> int:

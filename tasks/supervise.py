@@ -42,6 +42,7 @@ class Child:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        running.add(self)
 
     def run(self, line: str, *, on_line: Callable[[str], None], on_tick: Callable[[], None] = lambda: None) -> int:
         """Tell the command `line`, and follow it to its end: what it prints goes to `on_line`, line by line.
@@ -50,7 +51,6 @@ class Child:
         here, nothing of the command is left running.
         """
         assert self.process.stdin
-        running.add(self)
         try:
             self.process.stdin.write(line.encode() + b"\n")
             self.process.stdin.flush()
@@ -59,7 +59,6 @@ class Child:
             return 128 - status if status < 0 else status
         finally:
             self.close()
-            running.discard(self)
 
     def close(self) -> None:
         """End the command and all it started; returns when they are gone."""
@@ -74,6 +73,7 @@ class Child:
         if self.process.returncode == -signal.SIGKILL:  # the supervisor itself was killed
             sweep(self.cwd)
         self.process.stdout.close()
+        running.discard(self)
 
 
 def follow(process: "subprocess.Popen[bytes]", on_line: Callable[[str], None], on_tick: Callable[[], None]) -> None:

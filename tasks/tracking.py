@@ -161,14 +161,16 @@ def flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:
 def measured(values: Any, path: tuple[str, ...] = ()) -> tuple[list[Metric], list[tuple[str, str]]]:
     """Nested scores as metrics, names joined by '/', and what is no number as tags.
 
-    A name that is a whole number is a length: it becomes the metric's step, so that MLflow draws the score over lengths.
+    A name that is a whole number is a length: it becomes the metric's step, so that MLflow draws the score over lengths. The name
+    `value` is left out: beside `low` and `high` it is the score itself.
     """
     if isinstance(values, dict):
         parts = [measured(value, (*path, str(key))) for key, value in values.items()]
         return [metric for part in parts for metric in part[0]], [word for part in parts for word in part[1]]
     if isinstance(values, bool | int | float):
         steps = [int(name) for name in path if name.isdecimal()]
-        name = "/".join(part for part in path if not part.isdecimal())
+        parts = [part for part in path if not part.isdecimal()]
+        name = "/".join(parts[:-1] if parts[1:] and parts[-1] == "value" else parts)
         return [Metric(name, float(values), now(), steps[-1] if steps else 0)], []
     if values is None:
         return [], []

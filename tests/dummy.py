@@ -54,7 +54,7 @@ elif kind == "gate":
     *scores, verdict = paths
     better = json.loads(scores[1].read_text())["score"]["tuned"]
     least = params["gate"]["least"]
-    rules = [{"rule": "size", "passed": v >= least, "reason": f"{v} at {n}, {least} needed"} for n, v in better.items()]
+    rules = [{"name": "size", "passed": v >= least, "reason": f"{v} at {n}, {least} needed"} for n, v in better.items()]
     verdict.write_text(json.dumps({"passed": all(r["passed"] for r in rules), "rules": rules}))
 elif kind == "report":
     verdict, folder = paths
@@ -79,7 +79,7 @@ stages:
     outs: ["${models}/base"]
   train:
     desc: Make it longer.
-    meta: {tags: [gpu]}
+    meta: {retries: 2, retry_delay_seconds: 0, tags: [gpu]}
     cmd: python -m dummy.stage train ${models}/base ${models}/tuned ${metrics}/history.csv
     deps: [dummy/stage.py, "${models}/base"]
     params: [train]
@@ -111,7 +111,7 @@ artifacts:
     type: model
     desc: A model of a few letters.
     labels: [toy]
-    meta: {better: {metric: score/tuned, step: 4, order: higher}}
+    meta: {better: {metric: score/tuned, order: higher, data: "${models}/base"}}
   summary:
     path: reports
     type: report

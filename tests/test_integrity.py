@@ -16,6 +16,8 @@ from longlora.position import Position, extend
 from longlora.section import read_params, section_of
 from longlora.stages.integrity import stage
 
+torch.set_num_threads(1)  # matrices this small are slower on two
+
 POSITION = Position(method="yarn", context=320)
 RULES = section_of(Gate, read_params(Path(__file__).parent.parent / "params.yaml"), "gate").rules
 FACTS = {r.metric.removeprefix("integrity/"): r.name for r in RULES if r.metric.startswith("integrity/")}

@@ -66,7 +66,7 @@ def test_what_was_run_is_unchanged_and_was_run_once(ran):
 
 def test_another_run_restores_what_it_shares_and_computes_the_rest(ran):
     place = place_of(ran, "train.rank=5")
-    assert statuses(place) == {
+    assert {stage.name: stage.status for stage in place.stages} == {
         "fetch": "restored",
         "train": "stale",
         "score@base": "restored",
@@ -118,7 +118,7 @@ def test_another_clone_pulls_what_the_record_says(ran, folder):
     record(place.where, place.state, place.folder)
     shutil.copytree(ran / ".longlora" / "remote", folder / ".longlora" / "remote")
     dummy.git(folder, "fetch", "--quiet", str(ran), "+refs/longlora/*:refs/longlora/*")
-    assert set(statuses(place_of(folder)).values()) == {"restored"}
+    assert {stage.status for stage in place_of(folder).stages} == {"restored"}
     assert dummy.executions(folder) == []
 
 
@@ -160,7 +160,8 @@ def test_a_stage_gets_its_own_code_and_none_of_our_keys(folder, monkeypatch):
 
 
 def test_outputs_say_kind_hash_size_and_plot_axes(ran):
-    outs = {out.path: out for out in place_of(ran).pipeline.outs()}
+    place = place_of(ran)
+    outs = {out.path: out for stage in place.stages for out in place.pipeline.outs(stage)}
     assert {path: out.kind for path, out in outs.items()} == {
         "models/base": "out",
         "models/tuned": "out",
@@ -172,6 +173,7 @@ def test_outputs_say_kind_hash_size_and_plot_axes(ran):
     }
     assert outs["metrics/history.csv"].options["x"] == "step"
     assert (outs["models/tuned"].size, str(outs["models/tuned"].md5)[-4:]) == (8, ".dir")
+    assert place.verdict() == "metrics/verdict.json"
 
 
 def test_artifacts_and_files_can_be_read_at_a_commit(ran):

@@ -36,7 +36,7 @@ def points(tracker, key: str) -> list[tuple[int, float]]:
 
 def write_history(folder: Path, text: str) -> list[Out]:
     dummy.write(folder / "metrics" / "history.csv", text)
-    return [Out("metrics/history.csv", "plot", None, None, {"x": "step", "y": "loss"})]
+    return [Out("metrics/history.csv", "plot", {"x": "step", "y": "loss"})]
 
 
 def test_a_length_becomes_the_step_and_the_rest_the_name():
@@ -50,6 +50,12 @@ def test_a_length_becomes_the_step_and_the_rest_the_name():
         ("perplexity/base", 4096): 90.0,
         ("perplexity/window", 0): 512.0,
         ("passed", 0): 1.0,
+    }
+    metrics, _ = measured({"passkey": {"512": {"value": 0.5, "low": 0.25}}, "value": 3})
+    assert {(m.key, m.step): m.value for m in metrics} == {
+        ("passkey", 512): 0.5,
+        ("passkey/low", 512): 0.25,
+        ("value", 0): 3.0,
     }
     assert words == [("why", '["a"]')]
 
@@ -119,7 +125,7 @@ def test_a_curve_is_followed_line_by_line_and_no_point_is_sent_twice(opened):
 
 def test_a_curve_that_is_not_there_yet_is_no_error(opened):
     tracker = opened()
-    tracker.follow([Out("metrics/none.csv", "plot", None, None, {})])
+    tracker.follow([Out("metrics/none.csv", "plot")])
 
 
 def test_a_finished_stage_shows_metrics_pictures_and_hashes(opened):
@@ -131,9 +137,9 @@ def test_a_finished_stage_shows_metrics_pictures_and_hashes(opened):
     dummy.write(folder / "models" / "weights.safetensors", "0" * 100)
     dummy.write(folder / "models" / "config.json", "{}")
     outs = [
-        Out("metrics/score.json", "metric", "a1", 9),
-        Out("reports", "out", "b2.dir", 8),
-        Out("models", "out", "c3.dir", 102),
+        Out("metrics/score.json", "metric", md5="a1", size=9),
+        Out("reports", "out", md5="b2.dir", size=8),
+        Out("models", "out", md5="c3.dir", size=102),
     ]
     tracker.stage("score", outs)
     opened().stage("score", outs)  # resumed: nothing doubles

@@ -1,0 +1,91 @@
+"""The command line: fast help, one-line errors."""
+
+import subprocess
+import sys
+import time
+
+import dummy
+import pytest
+
+HEAVY = {"torch", "transformers", "prefect", "mlflow", "dvc", "pandas", "numpy", "omegaconf"}
+
+
+def test_help_loads_nothing_heavy_and_is_quick():
+    code = (
+        "import sys; sys.argv = ['longlora', '--help']\n"
+        "from flows.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print('LOADED', *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split("LOADED")[1].split())
+    assert not loaded & HEAVY
+    started = time.process_time(), time.monotonic()
+    del started
+    for word in ("run", "promote", "rollback", "history", "runs", "plan", "deploy", "up", "ui", "worker", "doctor"):
+        assert f" {word} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "--recipe", "bgi"], "error: no recipe 'bgi'; did you mean 'big'?"),
+        (["run", "--set", "train.rnk=3"], "error: unknown key 'train.rnk'; did you mean 'rank'?"),
+        (["run", "--set", "train.rank=many"], "error: train.rank = 'many': must be a number, as in train.rank = 8"),
+        (["run", "--set", "train.rank"], "error: --set 'train.rank': must be key=value, such as fit.steps=200"),
+        (
+            ["run", "--set", "train.rank=$(touch pwned)"],
+            "error: train.rank = '$(touch pwned)': must be a number, as in train.rank = 8",
+        ),
+        (["plan", "--gpu", "a100"], "error: unknown GPU 'a100'"),
+        (
+            ["deploy", "--cron", "0 3 * * *"],
+            "error: no Prefect server is up: start one with `longlora up`, or set PREFECT_API_URL",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_1(folder, arguments, said):
+    done = dummy.longlora(folder, *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
+    assert not (folder / "pwned").exists()
+    assert dummy.git(folder, "status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize("variable", ["PREFECT_API_URL", "MLFLOW_TRACKING_URI"])
+def test_a_server_that_is_not_there_is_said_before_anything_runs(folder, variable, prefect_url):
+    address = {"PREFECT_API_URL": prefect_url, variable: "http://ada:secret@127.0.0.1:1/api"}
+    done = dummy.longlora(folder, "run", env=address)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: nobody answers at http://127.0.0.1:1 ([Errno 111] Connection refused): start it, or change {variable}\n"
+    )
+    assert dummy.executions(folder) == []
+
+
+def test_outside_a_project_it_says_what_is_missing(tmp_path):
+    done = dummy.longlora(tmp_path, "run")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "is not in a git repository" in done.stderr
+
+
+def test_names_with_shell_characters_stay_names(folder):
+    (folder / "recipes" / "x; touch pwned.yaml").write_text("train: {rank: 3}\n")
+    dummy.commit(folder)
+    done = dummy.longlora(folder, "run", "--recipe", "x; touch pwned", env={"PREFECT_API_URL": "http://127.0.0.1:1"})
+    assert "nobody answers" in done.stderr  # it came as far as the server, with the recipe read
+    assert not (folder / "pwned").exists()
+
+
+def test_doctor_names_what_is_there_and_what_is_not(folder):
+    done = dummy.longlora(folder, "doctor")
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 0, done.stdout
+    for what in ("python ok", "torch ok", "sqlalchemy ok", "dvc:// for MLflow ok", "DVC remote ok", "GPUs"):
+        assert what in said
+    (folder / ".dvc" / "config").write_text("")
+    done = dummy.longlora(folder, "doctor")
+    assert done.returncode == 1
+    assert "DVC remote lacks none" in " ".join(done.stdout.split())

@@ -1,0 +1,103 @@
+"""Schedules and servers: a cron deployment must create a run and finish it, for a healthy server proves nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import dummy
+import pytest
+from test_pipeline import ask, key_of
+from test_supervise import wait_until_gone
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def deployed(folder: Path) -> Path:
+    """The dummy project with this project's own prefect.yaml."""
+    text = (Path(__file__).parent.parent / "prefect.yaml").read_text()
+    (folder / "prefect.yaml").write_text(text)
+    dummy.commit(folder)
+    return folder
+
+
+def test_up_cron_deployment_run_promotion_and_an_end_without_leftovers(deployed):
+    from tasks.servers import free_port
+
+    ports = ["--prefect-port", str(free_port()), "--mlflow-port", str(free_port())]
+    env = {**dummy.clean_environment(), "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
+    command = [str(Path(sys.executable).with_name("longlora")), "up", *ports]
+    servers = subprocess.Popen(
+        command, cwd=deployed, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        said = [servers.stdout.readline() for _ in range(3)]
+        assert said[0] == f"Prefect: http://127.0.0.1:{ports[1]}\n", servers.stderr.read() if not said[0] else said
+        assert said[1] == f"MLflow: http://127.0.0.1:{ports[3]}\n"
+        for page in said[:2]:
+            with urllib.request.urlopen(page.split()[1]) as reply:
+                assert reply.status == 200
+
+        arguments = ["--name", "minutely", "--cron", "* * * * *", "--set", "train.rank=20", "--promote"]
+        done = dummy.longlora(deployed, "deploy", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("pipeline/minutely runs by cron '* * * * *' (UTC)")
+        assert dummy.git(deployed, "status", "--porcelain") == ""
+
+        url, key = f"http://127.0.0.1:{ports[1]}/api", key_of(deployed, "train.rank=20")
+        deadline = time.monotonic() + 240
+        while not (
+            runs := ask(
+                url, "flow_runs", {"flow_runs": {"name": {"like_": key}, "state": {"name": {"any_": ["Completed"]}}}}
+            )
+        ):
+            assert time.monotonic() < deadline, (deployed / ".longlora" / "worker.log").read_text()
+            time.sleep(1)
+        assert runs[0]["parameters"] == {
+            "recipe": None,
+            "overrides": ["train.rank=20"],
+            "scheduled": True,
+            "promote": True,
+        }
+        assert runs[0]["auto_scheduled"]
+        assert "the verdict passed" in " ".join(dummy.longlora(deployed, "history").stdout.split())
+        assert dummy.longlora(deployed, "run", "--set", "train.rank=20").stdout.count("unchanged") >= 6
+        assert json.loads((deployed / ".longlora" / "finished" / f"{key}.json").read_text())["record"]
+    finally:
+        servers.send_signal(signal.SIGTERM)
+        servers.communicate(timeout=60)
+    assert not (deployed / ".longlora" / "prefect.url").exists()
+    assert servers.returncode == 128 + signal.SIGTERM
+    wait_until_gone(deployed / ".longlora" / "worktrees" / key, 5)
+    with pytest.raises(OSError):
+        urllib.request.urlopen(said[0].split()[1], timeout=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--cron", "99 * * * *"], "--cron '99 * * * *' --timezone UTC: Invalid cron string"),
+        (["--cron", "0 3 * * *", "--timezone", "Mars"], "Invalid timezone"),
+        (["--cron", "0 3 * * *", "--interval", "90"], "--cron and --interval: give one of them"),
+        (["--interval", "5"], "--interval 5: must be 60 seconds or more"),
+        (["--set", "train.rnk=5"], "unknown key 'train.rnk'; did you mean 'rank'?"),
+    ],
+)
+def test_a_wrong_schedule_is_one_line(deployed, prefect_url, arguments, said):
+    done = dummy.longlora(deployed, "deploy", *arguments, env={"PREFECT_API_URL": prefect_url})
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_taken_port_is_one_line(deployed, prefect_url):
+    port = prefect_url.split(":")[2].split("/")[0]
+    done = dummy.longlora(deployed, "up", "--prefect-port", port)
+    assert done.returncode == 1
+    assert (
+        done.stderr == f"error: port {port} is taken: end what listens there, or choose another with --prefect-port\n"
+    )

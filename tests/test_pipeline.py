@@ -1,0 +1,300 @@
+"""The whole flow on the dummy project: real git, DVC, MLflow and Prefect, and real kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import dummy
+import pytest
+from test_supervise import alive, wait_until_gone
+
+pytestmark = pytest.mark.slow
+NAMES = ["fetch", "train", "score@base", "score@tuned", "gate", "report"]
+
+
+@pytest.fixture
+def own(folder: Path, tmp_path: Path) -> Path:
+    """A project whose runs have keys of their own, so that tests can share an MLflow store."""
+    (folder / "own").write_text(str(tmp_path))
+    dummy.commit(folder)
+    return folder
+
+
+@pytest.fixture
+def environment(prefect_url: str, mlflow_uri: str) -> dict[str, str]:
+    return {"PREFECT_API_URL": prefect_url, "MLFLOW_TRACKING_URI": mlflow_uri}
+
+
+@pytest.fixture
+def run_flow(own, environment, monkeypatch):
+    """The flow, called in this process: to import Prefect and MLflow once saves ten seconds a test."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.pipeline import pipeline
+
+    monkeypatch.chdir(own)
+    for name, value in {**environment, "PREFECT_HOME": str(own / ".longlora" / "prefect")}.items():
+        monkeypatch.setenv(name, value)
+    with temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}):
+        yield pipeline
+
+
+def ask(url: str, what: str, query: dict[str, Any]) -> list[dict[str, Any]]:
+    """Prefect's own interface, by http."""
+    request = urllib.request.Request(
+        f"{url}/{what}/filter", json.dumps(query).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as reply:
+        return json.load(reply)
+
+
+def flow_runs(url: str, key: str) -> list[dict[str, Any]]:
+    return ask(url, "flow_runs", {"flow_runs": {"name": {"like_": key}}, "sort": "START_TIME_ASC"})
+
+
+def task_states(url: str, key: str) -> dict[str, str]:
+    """State names by task of the key's last flow run; task runs reach the server by events, a moment later."""
+    last = flow_runs(url, key)[-1]["id"]
+    for _ in range(50):
+        tasks = ask(url, "task_runs", {"flow_runs": {"id": {"any_": [last]}}})
+        states = {task["name"]: task["state"]["name"] for task in tasks}
+        if len(states) >= len(NAMES) and "Running" not in states.values():
+            break
+        time.sleep(0.2)
+    return states
+
+
+def key_of(folder: Path, *overrides: str) -> str:
+    from tasks.workspace import project, snapshot
+
+    return snapshot(project(folder), overrides=list(overrides)).key
+
+
+def mlflow_runs(uri: str, key: str) -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return list(client.search_runs(experiments, f"tags.`longlora.key` = '{key}'"))
+
+
+# --- without any server: what a first user gets
+
+
+@pytest.fixture(scope="module")
+def first(template, tmp_path_factory):
+    """A project after `longlora run`, no server anywhere; and what the command said."""
+    folder = tmp_path_factory.mktemp("first")
+    dummy.git(folder, "clone", "--quiet", str(template), "dummy")
+    return folder / "dummy", dummy.longlora(folder / "dummy", "run")
+
+
+def test_a_run_ends_with_its_report_and_leaves_the_checkout_as_it_was(first):
+    folder, done = first
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "train | step 3" in done.stdout
+    assert "Verdict: " in done.stdout
+    assert "reports/page.html" in done.stdout
+    assert dummy.git(folder, "status", "--porcelain") == ""
+    assert not (folder / "models").exists()
+    assert [line.split()[0] for line in dummy.executions(folder)] == [
+        "fetch",
+        "train",
+        "score",
+        "score",
+        "gate",
+        "report",
+    ]
+
+
+def test_a_run_is_recorded_in_git_in_dvc_and_in_mlflow(first):
+    folder, _ = first
+    key = key_of(folder)
+    record = dummy.git(folder, "rev-parse", f"refs/longlora/runs/{key}")
+    assert dummy.git(folder, "diff", "--name-only", "HEAD", record) == "dvc.lock"
+    assert (folder / ".longlora" / "remote" / "files").is_dir()
+    (run,) = mlflow_runs(f"sqlite:///{folder}/.longlora/mlflow.db", key)
+    tags = run.data.tags
+    assert (run.info.status, tags["longlora.record"], tags["longlora.verdict"]) == (
+        "FINISHED",
+        record,
+        "metrics/verdict.json",
+    )
+    assert tags["longlora.remote"] == str(folder / ".longlora" / "remote")
+    assert tags["mlflow.note.content"].startswith("# Dummy")
+    assert run.data.metrics["passed"] == 1.0
+    assert run.data.metrics["history/loss"] == pytest.approx(1 / 3)
+    assert {i.dataset.name for i in run.inputs.dataset_inputs} == {"models/base", "models/tuned", "reports"}
+
+
+def test_a_second_run_says_that_nothing_changed_and_starts_no_server(first):
+    folder, _ = first
+    before, log = dummy.executions(folder), (folder / ".longlora" / "prefect.log").read_text()
+    done = dummy.longlora(folder, "run")
+    assert done.returncode == 0, done.stderr
+    assert "every stage is unchanged" in done.stdout
+    assert "Verdict: " in done.stdout
+    assert dummy.executions(folder) == before
+    assert (folder / ".longlora" / "prefect.log").read_text() == log
+
+
+def test_promotion_and_a_champion_already_there(first, prefect_url):
+    folder, _ = first
+    assert (
+        dummy.longlora(folder, "promote", env={"PREFECT_API_URL": prefect_url}).stdout
+        == "dummy version 1 is champion: the verdict passed\n"
+    )
+    assert dummy.longlora(folder, "promote").stdout == "dummy version 1 is the champion already\n"
+    assert "champion candidate" in " ".join(dummy.longlora(folder, "runs").stdout.split())
+    assert "the verdict passed" in " ".join(dummy.longlora(folder, "history").stdout.split())
+
+
+# --- the flow
+
+
+def test_each_stage_is_a_task_its_output_in_the_log_and_the_run_goes_to_git(
+    run_flow, own, environment, mlflow_uri, tmp_path, monkeypatch
+):
+    dummy.git(tmp_path, "init", "--quiet", "--bare", "shared.git")
+    monkeypatch.setenv("LONGLORA_GIT_REMOTE", str(tmp_path / "shared.git"))
+    run_flow()
+    key, url = key_of(own), environment["PREFECT_API_URL"]
+    assert task_states(url, key) == dict.fromkeys([*NAMES, "record"], "Completed")
+    assert dummy.git(tmp_path / "shared.git", "for-each-ref", "--format=%(refname)") == f"refs/longlora/runs/{key}"
+    assert mlflow_runs(mlflow_uri, key)[0].data.tags["longlora.git"] == str(tmp_path / "shared.git")
+    last = flow_runs(url, key)[-1]["id"]
+    for _ in range(50):
+        messages = [log["message"] for log in ask(url, "logs", {"logs": {"flow_run_id": {"any_": [last]}}})]
+        if "report starts" in messages:
+            break
+        time.sleep(0.2)
+    assert [m for m in messages if m.startswith("step")] == ["step 1", "step 2", "step 3"]
+
+    run_flow(overrides=["train.rank=5"])
+    again = key_of(own, "train.rank=5")
+    cached = {"fetch": "Cached", "score@base": "Cached"}
+    assert task_states(url, again) == dict.fromkeys([*NAMES, "record"], "Completed") | cached
+    (run,) = mlflow_runs(mlflow_uri, again)
+    assert run.data.metrics["score/base"] == 0.25  # replayed, though its stage was cached; the value at the last length
+
+
+def test_after_a_failure_only_what_does_not_depend_on_it_runs(run_flow, own, environment, mlflow_uri):
+    from tasks.stages import StageError
+
+    with pytest.raises(StageError, match=r"^stage 'train': train.fail is set$"):
+        run_flow(overrides=["train.fail=true"])
+    assert [line.split()[0] for line in dummy.executions(own)] == [
+        "fetch",
+        "train",
+        "score",
+    ]  # a wrong parameter: no retry
+    key = key_of(own, "train.fail=true")
+    states = task_states(environment["PREFECT_API_URL"], key)
+    assert (states["train"], states["score@base"]) == ("Failed", "Completed")
+    assert {states[name] for name in ("score@tuned", "gate", "report")} == {"NotReady"}
+    assert [run.info.status for run in mlflow_runs(mlflow_uri, key)] == ["FAILED"]
+    assert dummy.git(own, "for-each-ref", "refs/longlora") == ""
+
+
+def test_an_accident_is_tried_again_as_meta_says(run_flow, own):
+    run_flow(overrides=["train.flaky=2"])
+    assert dummy.executions(own).count("train base") == 3
+
+
+def test_a_stage_over_its_time_is_ended_with_all_its_processes(run_flow, own):
+    text = (own / "dvc.yaml").read_text()
+    (own / "dvc.yaml").write_text(text.replace("{retries: 2, retry_delay_seconds: 0,", "{timeout_seconds: 3,"))
+    dummy.commit(own)
+    started = time.monotonic()
+    with pytest.raises(Exception, match="timed out|timeout"):
+        run_flow(overrides=["train.seconds=60"])
+    assert time.monotonic() - started < 55
+    assert not alive(own / ".longlora" / "worktrees" / key_of(own, "train.seconds=60"))
+
+
+def test_a_scheduled_run_refuses_a_dirty_checkout_and_any_other_says_so(run_flow, own, mlflow_uri):
+    (own / "own").write_text("changed")
+    with pytest.raises(ValueError, match="uncommitted changes"):
+        run_flow(scheduled=True)
+    run_flow()
+    assert mlflow_runs(mlflow_uri, key_of(own))[0].data.tags["longlora.dirty"] == "true"
+
+
+# --- kills
+
+
+def start(folder: Path, environment: dict[str, str], *overrides: str) -> "subprocess.Popen[str]":
+    settings = [word for override in overrides for word in ("--set", override)]
+    command = [str(Path(sys.executable).with_name("longlora")), "run", *settings]
+    env = {**dummy.clean_environment(), **environment}
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def read_until(process: "subprocess.Popen[str]", text: str) -> None:
+    assert process.stdout
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"it ended without saying '{text}': {process.stderr.read() if process.stderr else ''}")
+
+
+def test_sigkill_leaves_no_process_and_the_next_run_ends_with_the_same_hashes(own, environment, mlflow_uri, tmp_path):
+    slow = "train.seconds=0.5"
+    process = start(own, environment, slow, "train.steps=6")
+    read_until(process, "train | step 2")
+    work = own / ".longlora" / "worktrees" / key_of(own, slow, "train.steps=6")
+    assert alive(work)
+    process.kill()
+    process.wait()
+    wait_until_gone(work, 15)
+
+    again = start(own, environment, slow, "train.steps=6")
+    out, error = again.communicate(timeout=300)
+    assert (again.returncode, error) == (0, ""), out
+    assert dummy.executions(own).count("fetch base") == 1
+    (run,) = mlflow_runs(mlflow_uri, work.name)
+    assert run.info.status == "FINISHED"
+    assert [r["state"]["name"] for r in flow_runs(environment["PREFECT_API_URL"], work.name)] == [
+        "Crashed",
+        "Completed",
+    ]
+
+    dummy.git(tmp_path, "clone", "--quiet", str(own), "unharmed")
+    unharmed = start(tmp_path / "unharmed", {**environment, "MLFLOW_TRACKING_URI": mlflow_uri}, slow, "train.steps=6")
+    unharmed.communicate(timeout=300)
+    ref = f"refs/longlora/runs/{work.name}"
+    assert dummy.git(tmp_path / "unharmed", "rev-parse", ref) == dummy.git(own, "rev-parse", ref)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_ends_its_stage_and_says_killed(own, environment, mlflow_uri, number, status):
+    process = start(own, environment, "train.seconds=60")
+    read_until(process, "train | train starts")
+    work = own / ".longlora" / "worktrees" / key_of(own, "train.seconds=60")
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "Traceback" not in error
+    assert not alive(work)
+    (run,) = mlflow_runs(mlflow_uri, work.name)
+    assert run.info.status == "KILLED"
+
+
+def test_the_same_run_started_twice_is_computed_once(own, environment):
+    one = start(own, environment, "train.seconds=0.5")
+    read_until(one, "fetch | fetch starts")
+    two = start(own, environment, "train.seconds=0.5")
+    two_said, error = two.communicate(timeout=300)
+    one.communicate(timeout=300)
+    assert (one.returncode, two.returncode, error) == (0, 0, "")
+    assert two_said.startswith("waiting: another process works on")
+    assert "every stage is unchanged" in two_said
+    assert dummy.executions(own).count("train base") == 1
+    assert os.path.exists(own)
