@@ -76,6 +76,8 @@ class Findings:
     base: dict[str, Any]
     texts: dict[str, Any]
     recipe: dict[str, dict[str, Any]]
+    forbidden: list[str]
+    """Why commercial use is not allowed, or not known to be; empty where it is."""
 
     def model(self, label: str) -> Model:
         """Raises ValueError where no model of that label was scored."""
@@ -121,6 +123,7 @@ def gather(scores: Path, *, verdict: Path, history: Path, base: Path, texts: Pat
         base=json.loads(base.read_text()),
         texts=json.loads(texts.read_text()),
         recipe=json.loads(recipe.read_text()),
+        forbidden=[fact["reason"] for fact in tree.get("licence", {}).values() if not fact["value"]],
     )
     findings.model("extended")
     return findings

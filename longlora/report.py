@@ -138,7 +138,7 @@ def front_matter(findings: Findings) -> dict[str, Any]:
         "pipeline_tag": "text-generation",
         **({"base_model": base["name"]} if base["source"] == "hub" else {}),
         **({"datasets": [texts["name"]]} if texts["source"] == "hub" else {}),
-        "tags": ["long-context", "longlora"],
+        "tags": ["long-context", "longlora", *(["non-commercial"] if findings.forbidden else [])],
         "model-index": [{"name": f"{Path(base['name']).name}-{findings.target}", "results": results(findings)}],
     }
 
@@ -207,6 +207,7 @@ def limits(findings: Findings) -> list[str]:
         "Independent studies found LongLoRA models weak at retrieval whose perplexity looked fine, so look at both tables.",
         "Scores come from few documents and seeded prompts; their intervals are in the run's score files.",
         "Everything the base does wrong, this model may do wrong as well; it was not aligned or filtered further.",
+        *(f"**Commercial use is not cleared**: {reason}." for reason in findings.forbidden),
         f"Use is bound by the licences of the base ({findings.base['license']}) and of the texts ({findings.texts['license']}).",
     ]
 

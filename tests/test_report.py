@@ -191,6 +191,19 @@ def test_the_card_links_what_is_the_hubs_own_and_names_licences_the_hub_does_not
     assert "revision c0ffee" in text and "CC-BY-NC-4.0" in text
 
 
+def test_a_licence_that_forbids_commercial_use_is_carried_by_the_card(good, tmp_path):
+    paths = inputs(tmp_path)
+    fact = {"value": 0, "reason": "books is under 'CC-BY-NC-4.0', which forbids commercial use"}
+    put(tmp_path / "scores/licence.json", {"licence": {"base": {"value": 1, "reason": "fine"}, "texts": fact}})
+    stage(**paths, reports=tmp_path / "reports")
+    assert (
+        "**Commercial use is not cleared**: books is under 'CC-BY-NC-4.0'"
+        in (tmp_path / "reports/README.md").read_text()
+    )
+    assert front_matter(tmp_path / "reports")["tags"][-1] == "non-commercial"
+    assert "non-commercial" not in front_matter(good)["tags"]
+
+
 def test_the_card_tells_recipe_lineage_and_limits(good):
     text = (good / "README.md").read_text()
     for told in (
