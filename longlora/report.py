@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from longlora.findings import HELD, Figure, Findings, Table, named
+from longlora.findings import HELD, Figure, Findings, Table, heading, named
 from longlora.page import page
 from longlora.pictures import draw
 
@@ -28,7 +28,7 @@ SPDX = (
 
 
 def write(findings: Findings, *, out: Path) -> None:
-    """Write summary.md, README.md (the model card), three pictures and index.html to the new folder `out`."""
+    """Write summary.md, README.md (the model card), three or four pictures and index.html to the new folder `out`."""
     out.mkdir(parents=True)
     draw(findings, out=out)
     (out / "summary.md").write_text(summary(findings))
@@ -60,11 +60,14 @@ def tables(findings: Findings) -> list[str]:
 
 
 def rows(findings: Findings, table: Table) -> list[str]:
-    """A row per model, a column per length; the extended model's row is bold."""
-    lengths = table.lengths()
-    lines = [f"| {table.title} | " + " | ".join(f"{n:,}" for n in lengths) + " |", "| --- |" + " ---: |" * len(lengths)]
+    """A row per model, a column per length (or what else a measure has); the extended model's row is bold."""
+    columns = table.columns()
+    lines = [
+        f"| {table.title} | " + " | ".join(map(heading, columns)) + " |",
+        "| --- |" + " ---: |" * len(columns),
+    ]
     for model in findings.models:
-        cells = [model.name, *(shown(table.rows[model.label].get(n), table.form) for n in lengths)]
+        cells = [model.name, *(shown(table.rows[model.label].get(c), table.form) for c in columns)]
         bold = "**" if model.label == "extended" else ""
         lines.append("| " + " | ".join(f"{bold}{cell}{bold}" for cell in cells) + " |")
     return lines

@@ -136,6 +136,18 @@ def test_ruler_has_a_table_where_it_was_scored_and_none_elsewhere(good, tmp_path
     assert "RULER&#x27;s tasks solved at" in (tmp_path / "reports/index.html").read_text()
 
 
+def test_nats_by_position_have_a_picture_where_they_were_scored(good, tmp_path):
+    paths = inputs(tmp_path)
+    for label, last in (("base", 2.2), ("extended", None)):
+        bands = {"120": node(1.3), "240": node(1.25), "360": node(1.4), "480": node(last)}
+        put(tmp_path / f"scores/positions/{label}.json", {"position_nats": {label: bands}})
+    stage(**paths, reports=tmp_path / "reports")
+    assert not (good / "positions.png").exists()
+    with Image.open(tmp_path / "reports/positions.png") as picture:
+        assert min(picture.size) > 400
+    assert (tmp_path / "reports/index.html").read_text().count("data:image/png") == 4
+
+
 class Tags(HTMLParser):
     VOID = ("meta", "img")
 
@@ -219,7 +231,8 @@ def test_the_card_tells_recipe_lineage_and_limits(good):
 
 def test_retrieval_reaches_the_last_length_before_the_first_failure():
     def model(*values: float | None) -> Model:
-        return Model("m", {}, {2**i: Figure(v, v, v) for i, v in enumerate(values)}, {}, {})
+        found = {2**i: Figure(v, v, v) for i, v in enumerate(values)}
+        return Model("m", {"passkey": found}, depths={}, positions={})
 
     assert model(1.0, 0.8, 0.9).retrieves_to() == 4
     assert model(1.0, 0.79, 1.0).retrieves_to() == 1
