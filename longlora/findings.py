@@ -19,6 +19,8 @@ MEASURES = {
     "perplexity": ("Perplexity at", "{:.4g}"),
     "passkey": ("Passkeys found at", "{:.0%}"),
     "ruler": ("RULER's tasks solved at", "{:.0%}"),
+    "longeval_lines": ("LongEval's lines found at", "{:.0%}"),
+    "longeval_topics": ("LongEval's topics found at", "{:.0%}"),
 }
 """The measures that have a table, in its order: what it is called, and how its numbers are written."""
 HELD = 0.8
