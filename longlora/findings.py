@@ -21,6 +21,7 @@ MEASURES = {
     "ruler": ("RULER's tasks solved at", "{:.0%}"),
     "longeval_lines": ("LongEval's lines found at", "{:.0%}"),
     "longeval_topics": ("LongEval's topics found at", "{:.0%}"),
+    "longqa": ("Questions on documents", "{:.3f}"),
 }
 """The measures that have a table, in its order: what it is called, and how its numbers are written."""
 HELD = 0.8
