@@ -155,6 +155,38 @@ def plan(
         print(line)
 
 
+@app.command("eval")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A model folder, such as models/extended.")],
+    lm_eval: Annotated[
+        str | None, typer.Option("--lm-eval", help="Tasks of lm-evaluation-harness, by name, with commas between.")
+    ] = None,
+    tasks_folder: Annotated[Path | None, typer.Option("--tasks", help="A folder with task files of your own.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Questions of each task, at most.")] = None,
+    cases: Annotated[
+        list[Path] | None,
+        typer.Option("--cases", help="LongChat's test cases, such as 200_lines.jsonl. May be repeated."),
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask in the tokenizer's chat template.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the scores as JSON; below metrics/scores the report reads them.")
+    ] = None,
+) -> None:
+    """Measure a model folder outside of a run: tasks of lm-evaluation-harness, or LongChat's test cases."""
+    if not lm_eval and not cases:
+        raise ValueError("nothing to measure: name --lm-eval TASKS, or --cases FILE")
+    from flows.evaluate import evaluate as measured
+
+    tasks = lm_eval.split(",") if lm_eval else []
+    scores = measured(
+        model, tasks=tasks, folder_of_tasks=tasks_folder, limit=limit, cases=cases or [], chat=chat
+    )
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(scores)
+        print(f"written to {out}")
+
+
 @app.command()
 def deploy(
     name: Annotated[str, typer.Option(help="Of the deployment.")] = "pipeline",

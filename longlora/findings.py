@@ -22,6 +22,7 @@ MEASURES = {
     "longeval_lines": ("LongEval's lines found at", "{:.0%}"),
     "longeval_topics": ("LongEval's topics found at", "{:.0%}"),
     "longqa": ("Questions on documents", "{:.3f}"),
+    "harness": ("lm-evaluation-harness", "{:.4g}"),
 }
 """The measures that have a table, in its order: what it is called, and how its numbers are written."""
 HELD = 0.8
@@ -168,12 +169,17 @@ def model(label: str, tree: dict[str, Any]) -> Model:
 
 
 def figures(node: dict[str, Any]) -> dict[Column, Figure]:
-    """The scores by column; the other entries of `node` say how they were made."""
-    return {
-        int(name) if name.isdigit() else name: Figure(figure["value"], figure["low"], figure["high"])
-        for name, figure in sorted(node.items(), key=lambda item: item[0].zfill(12) if item[0].isdigit() else "~")
-        if isinstance(figure, dict) and figure.keys() >= {"value", "low", "high"}
-    }
+    """The scores by column, lengths first; one level down where there are tasks with metrics. The other entries of `node` say
+    how they were made."""
+    found: dict[Column, Figure] = {}
+    for name, entry in sorted(node.items(), key=lambda item: item[0].zfill(12) if item[0].isdigit() else "~"):
+        if not isinstance(entry, dict):
+            continue
+        if entry.keys() >= {"value", "low", "high"}:
+            found[int(name) if name.isdigit() else name] = Figure(entry["value"], entry["low"], entry["high"])
+        elif "value" not in entry:
+            found |= {f"{name} {metric}": figure for metric, figure in figures(entry).items()}
+    return found
 
 
 def lengths(scores: dict[Column, Figure]) -> dict[int, Figure]:

@@ -23,7 +23,20 @@ def test_help_loads_nothing_heavy_and_is_quick():
     assert not loaded & HEAVY
     started = time.process_time(), time.monotonic()
     del started
-    for word in ("run", "promote", "rollback", "history", "runs", "plan", "deploy", "up", "ui", "worker", "doctor"):
+    for word in (
+        "run",
+        "promote",
+        "rollback",
+        "history",
+        "runs",
+        "plan",
+        "eval",
+        "deploy",
+        "up",
+        "ui",
+        "worker",
+        "doctor",
+    ):
         assert f" {word} " in done.stdout
 
 
@@ -38,6 +51,8 @@ def test_help_loads_nothing_heavy_and_is_quick():
             ["run", "--set", "train.rank=$(touch pwned)"],
             "error: train.rank = '$(touch pwned)': must be a number, as in train.rank = 8",
         ),
+        (["eval", "models/base"], "error: nothing to measure: name --lm-eval TASKS, or --cases FILE"),
+        (["eval", "nowhere", "--lm-eval", "scrolls"], "error: no model at nowhere (no config.json there"),
         (["plan", "--gpu", "a100"], "error: unknown GPU 'a100'"),
         (
             ["deploy", "--cron", "0 3 * * *"],
