@@ -178,9 +178,7 @@ def evaluate(
     from flows.evaluate import evaluate as measured
 
     tasks = lm_eval.split(",") if lm_eval else []
-    scores = measured(
-        model, tasks=tasks, folder_of_tasks=tasks_folder, limit=limit, cases=cases or [], chat=chat
-    )
+    scores = measured(model, tasks=tasks, folder_of_tasks=tasks_folder, limit=limit, cases=cases or [], chat=chat)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(scores)

@@ -17,6 +17,7 @@ NAMES = {
 """The pipeline's own models, in the order of tables; any other model goes by its label, before the extended one."""
 MEASURES = {
     "perplexity": ("Perplexity at", "{:.4g}"),
+    "longppl": ("LongPPL, tokens picked by", "{:.4g}"),
     "passkey": ("Passkeys found at", "{:.0%}"),
     "ruler": ("RULER's tasks solved at", "{:.0%}"),
     "longeval_lines": ("LongEval's lines found at", "{:.0%}"),

@@ -66,16 +66,29 @@ def nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: list[W
     """The summed negative log likelihood (nats) of the scored tokens of each window. Logits are made for those alone."""
     total_W = np.empty(len(windows), dtype=np.float64)
     for batch in batches(windows, tokens=batch_tokens(model), vocabulary=model.config.get_text_config().vocab_size):
-        group = [windows[i] for i in batch]
-        tokens_BL = torch.from_numpy(
-            np.stack([documents[w.document][w.start : w.end].astype(np.int64) for w in group])
-        ).to(model.device)
-        scored = group[0].scored
-        # The last token is only predicted, never read.
-        logits_BNV = model(input_ids=tokens_BL[:, :-1], use_cache=False, logits_to_keep=scored).logits.float()
-        loss_BN = F.cross_entropy(logits_BNV.transpose(1, 2), tokens_BL[:, -scored:], reduction="none")
+        loss_BN = losses(model, documents=documents, group=[windows[i] for i in batch])
         total_W[batch] = loss_BN.double().sum(dim=1).cpu().numpy()
     return total_W
+
+
+@torch.inference_mode()
+def last_nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: list[Window]) -> np.ndarray:
+    """Nats (W, N) of each scored token of windows of one shape."""
+    nats_WN = np.empty((len(windows), windows[0].scored))
+    for batch in batches(windows, tokens=batch_tokens(model), vocabulary=model.config.get_text_config().vocab_size):
+        nats_WN[batch] = losses(model, documents=documents, group=[windows[i] for i in batch]).cpu().numpy()
+    return nats_WN
+
+
+def losses(model: PreTrainedModel, *, documents: list[np.ndarray], group: list[Window]) -> torch.Tensor:
+    """Nats (B, N) of the scored tokens of a batch of windows of one shape."""
+    tokens_BL = torch.from_numpy(np.stack([documents[w.document][w.start : w.end].astype(np.int64) for w in group])).to(
+        model.device
+    )
+    scored = group[0].scored
+    # The last token is only predicted, never read.
+    logits_BNV = model(input_ids=tokens_BL[:, :-1], use_cache=False, logits_to_keep=scored).logits.float()
+    return F.cross_entropy(logits_BNV.transpose(1, 2), tokens_BL[:, -scored:], reduction="none")
 
 
 @torch.inference_mode()
