@@ -180,9 +180,12 @@ def prepare(
     texts: Dataset,
     elsewhere: dict[str, np.ndarray] | None,
     out: Path,
+    heldout: Path,
 ) -> dict[str, Any]:
-    """Write train, held-out and recall tokens below `out`; return the counts. Documents `elsewhere`, by name, are held out
-    in place of some of `texts`.
+    """Write training and recall tokens below `out`, the held-out ones to `heldout`; return the counts. Documents `elsewhere`, by
+    name, are held out in place of some of `texts`.
+
+    They are apart, so that other training data leave the evaluation as it is.
 
     Raises:
         ValueError: as `split`; a held-out document is a training document as well.
@@ -194,11 +197,12 @@ def prepare(
     held_out = elsewhere or dict(zip((names[i] for i in apart), own, strict=True))
     refuse_twins(trained, held_out)
     out.mkdir(parents=True)
-    lengths = {}
-    for part, tokens in {"train": trained, "heldout": list(held_out.values())}.items():
-        lengths[part] = [len(t) for t in tokens]
-        write(tokens, out / f"{part}.safetensors", vocabulary=len(tokenizer))
-    write((np.asarray(e) for e in exercises), out / "recall.safetensors", vocabulary=len(tokenizer))
+    heldout.parent.mkdir(parents=True, exist_ok=True)
+    vocabulary = len(tokenizer)
+    write(trained, out / "train.safetensors", vocabulary=vocabulary)
+    write(held_out.values(), heldout, vocabulary=vocabulary)
+    write((np.asarray(e) for e in exercises), out / "recall.safetensors", vocabulary=vocabulary)
+    lengths = {"train": [len(t) for t in trained], "heldout": [len(t) for t in held_out.values()]}
     provenance = {
         "source": blocks.source,
         "name": blocks.name,

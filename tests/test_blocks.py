@@ -81,7 +81,7 @@ def test_split_is_by_document_and_seeded():
 def test_prepared_tokens_are_the_documents_between_their_marks(texts, tmp_path):
     words = tokenizer()
     counts = prepared(texts, exercises=[[5] * 9, [6] * 9], out=tmp_path / "tokens")
-    (held_out,) = documents(tmp_path / "tokens/heldout.safetensors")
+    (held_out,) = documents(tmp_path / "heldout.safetensors")
     assert held_out.dtype == np.uint16
     assert held_out[0] == words.bos_token_id and held_out[-1] == words.eos_token_id
     assert words.decode(held_out[1:-1].tolist()) == "Held out. " * 25
@@ -96,7 +96,15 @@ def prepared(texts, *, out, exercises=()):
     """What the stage does."""
     words, other = tokenizer(), texts.held_out.texts
     apart = elsewhere(other, tokenizer=words) if other else None
-    return prepare(texts, tokenizer=words, exercises=iter(exercises), texts=read(texts), elsewhere=apart, out=out)
+    return prepare(
+        texts,
+        tokenizer=words,
+        exercises=iter(exercises),
+        texts=read(texts),
+        elsewhere=apart,
+        out=out,
+        heldout=out.with_name("heldout.safetensors"),
+    )
 
 
 def evaluating(texts, **changes):
@@ -114,12 +122,12 @@ def test_another_source_can_be_evaluated_on_and_then_all_of_the_first_is_trained
         "bin": evaluating(texts, source="bin", name=str(tmp_path / "test.bin")),
     }
     for kind, given in asked.items():
-        counts = prepared(given, out=tmp_path / kind)
+        counts = prepared(given, out=tmp_path / kind / "tokens")
         assert counts["train"]["documents"] == 3
     (held_out,) = documents(tmp_path / "own/heldout.safetensors")
     assert words.decode(held_out[1:-1].tolist()) == "Unseen words. " * 9
     assert [d.tolist() for d in documents(tmp_path / "bin/heldout.safetensors")] == [[0, 7, 8, 9], [0, 5, 6]]
-    provenance = json.loads((tmp_path / "bin/provenance.json").read_text())
+    provenance = json.loads((tmp_path / "bin/tokens/provenance.json").read_text())
     assert provenance["held_out"] == ["test-0", "test-1"]
 
 

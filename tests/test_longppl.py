@@ -99,16 +99,15 @@ def test_stages_write_the_same_bytes_again(tmp_path):
     for name, seed in (("judge", 1), ("odd", 2)):
         tiny(seed).save_pretrained(tmp_path / name)
     held_out = texts(90, 150)
-    (tmp_path / "tokens").mkdir()
     tensors = {
         "tokens": torch.from_numpy(np.concatenate(held_out)),
         "offsets": torch.from_numpy(np.cumsum([0, *map(len, held_out)])),
     }
-    save_file(tensors, tmp_path / "tokens/heldout.safetensors")
+    save_file(tensors, tmp_path / "heldout.safetensors")
     for run in ("a", "b"):
         keys, scores = tmp_path / run / "keys/judge.json", tmp_path / run / "odd.json"
-        keytokens_stage(tmp_path / "judge", tmp_path / "tokens", keys, settings())
-        longppl_stage(tmp_path / "odd", keys, tmp_path / "tokens", scores, settings())
+        keytokens_stage(tmp_path / "judge", tmp_path / "heldout.safetensors", keys, settings())
+        longppl_stage(tmp_path / "odd", keys, tmp_path / "heldout.safetensors", scores, settings())
     for name in ("keys/judge.json", "odd.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert json.loads(scores.read_text())["longppl"]["odd"]["judge"]["tokens"] > 0

@@ -9,9 +9,8 @@ from longlora.plain import open_model
 from longlora.section import run
 
 
-def stage(evaluator: Path, tokens: Path, keys: Path, longppl: LongPPL) -> None:
-    held_out = documents(tokens / "heldout.safetensors")
-    picked = key_tokens(open_model(evaluator), documents=held_out, settings=longppl)
+def stage(evaluator: Path, heldout: Path, keys: Path, longppl: LongPPL) -> None:
+    picked = key_tokens(open_model(evaluator), documents=documents(heldout), settings=longppl)
     keys.parent.mkdir(parents=True, exist_ok=True)
     keys.write_text(json.dumps(picked) + "\n")
 

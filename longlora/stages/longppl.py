@@ -10,12 +10,12 @@ from longlora.plain import open_model
 from longlora.section import run
 
 
-def stage(model: Path, keys: Path, tokens: Path, scores: Path, longppl: LongPPL) -> None:
+def stage(model: Path, keys: Path, heldout: Path, scores: Path, longppl: LongPPL) -> None:
     result = measure(
         open_model(model),
         label=model.name,
         evaluator=keys.stem,
-        documents=documents(tokens / "heldout.safetensors"),
+        documents=documents(heldout),
         keys=read_keys(keys),
         seed=longppl.seed,
     )
