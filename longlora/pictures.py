@@ -160,7 +160,7 @@ def positions(findings: Findings) -> Canvas:
     headed(
         canvas,
         "Nats per token by position in the context",
-        "inside one long window of held-out documents; a line that rises has stopped to profit from more context",
+        "inside one long window of held-out documents; where a line rises, more context does harm",
     )
     labels, ends = [m.label for m in findings.models], []
     for model in findings.models:
