@@ -125,6 +125,21 @@ def runs() -> None:
 
 
 @app.command()
+def reproduce(
+    run: Run = None,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Compute it again, and compare.")] = False,
+    remote: Annotated[
+        str | None, typer.Option(help="Address of a DVC remote that has its data, if this clone's has not.")
+    ] = None,
+) -> None:
+    """Bring a recorded run back, here or on another clone, and show hash by hash that it is the same."""
+    where = here()
+    from flows.reproduce import reproduce as reproduce_run
+
+    reproduce_run(where, run, remote=remote, rerun=rerun)
+
+
+@app.command()
 def plan(
     recipe: Recipe = None,
     overrides: Overrides = None,

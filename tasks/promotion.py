@@ -13,8 +13,9 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from tasks import registry, tracking
+from tasks.outputs import artifacts_at, read
 from tasks.registry import CANDIDATE, CHAMPION
-from tasks.stages import Artifact, artifacts_at, read
+from tasks.stages import Artifact
 from tasks.workspace import Project, hold, person, record_ref
 
 
@@ -192,16 +193,7 @@ def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
     Raises:
         ValueError: there is none, or more than one.
     """
-    experiment = tracking.experiment_id(client, where, model_at(where, "HEAD").name)
-    runs = client.search_runs([experiment], order_by=["attributes.end_time DESC"], max_results=1000)
-    if wanted is None:
-        runs = [run for run in runs if run.info.status == "FINISHED"][:1]
-    else:
-        runs = [
-            r
-            for r in runs
-            if r.info.run_id.startswith(wanted) or r.data.tags.get("longlora.key", "").startswith(wanted)
-        ]
+    runs = matching(client, where, wanted)
     if len(runs) == 1:
         return runs[0]
     if not runs:
@@ -211,6 +203,16 @@ def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
     raise ValueError(
         f"'{wanted}' could be {', '.join(r.data.tags.get('longlora.key', r.info.run_id) for r in runs[:5])}"
     )
+
+
+def matching(client: MlflowClient, where: Project, wanted: str | None) -> list[Run]:
+    """The runs whose key or MLflow id begins with `wanted`; without it, the last finished one."""
+    experiment = tracking.experiment_id(client, where, model_at(where, "HEAD").name)
+    runs = client.search_runs([experiment], order_by=["attributes.end_time DESC"], max_results=1000)
+    if wanted is None:
+        return [run for run in runs if run.info.status == "FINISHED"][:1]
+    names = [(run, (run.info.run_id, run.data.tags.get(tracking.KEY, ""))) for run in runs]
+    return [run for run, both in names if any(name.startswith(wanted) for name in both)]
 
 
 def lock_name(name: str) -> str:

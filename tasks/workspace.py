@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tasks.overlay import merged, recipe_file
 
+RUNS = "refs/longlora/runs/"
 LARGEST_UNTRACKED = 50_000_000  # bytes; a snapshot stores new files in git, and data belongs in DVC
 IDENTITY = {f"GIT_{who}_{what}": "longlora" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
@@ -191,7 +192,7 @@ def worktree(where: Project, state: Snapshot) -> Path:
 
 def record_ref(key: str) -> str:
     """Where the finished run `key` is kept in git."""
-    return f"refs/longlora/runs/{key}"
+    return f"{RUNS}{key}"
 
 
 def person(where: Project) -> str:
