@@ -24,9 +24,9 @@ def show_history(name: str, moves: list[Move]) -> None:
 def show_runs(client: MlflowClient, where: Project, model: Artifact) -> None:
     """A row per run: what was varied, how it ended, its verdict, and the metric that champions are compared by."""
     better = promotion.better_of(model)
-    found = client.search_runs(
-        [tracking.experiment_id(client, where, model.name)], order_by=["attributes.start_time DESC"]
-    )
+    experiment = tracking.experiment_id(client, where, model.name)
+    tracking.bury(client, where, experiment)
+    found = client.search_runs([experiment], order_by=["attributes.start_time DESC"])
     titles = {}
     for alias in (registry.CHAMPION, registry.CANDIDATE):
         version = registry.holder(client, model.name, alias)

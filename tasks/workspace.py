@@ -7,6 +7,7 @@ same numbers are the same run, which is how a run is resumed.
 
 import fcntl
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -163,6 +164,24 @@ def hold(where: Project, key: str) -> Iterator[None]:
             print(f"waiting: another process works on {key}", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def is_held(where: Project, key: str) -> bool:
+    """Whether a process of this machine works on run `key` now."""
+    path = where.state / "locks" / f"{key}.lock"
+    if not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def home(where: Project) -> str:
+    """This machine and folder: whose locks tell whether a run that began here is still at work."""
+    return f"{platform.node()}:{where.root}"
 
 
 def worktree(where: Project, state: Snapshot) -> Path:
