@@ -125,6 +125,19 @@ def runs() -> None:
 
 
 @app.command()
+def compare(
+    one: Annotated[str, typer.Argument(help="A run's key or MLflow id, or their beginning.")],
+    other: Annotated[str, typer.Argument(help="Another.")],
+    html: Annotated[Path | None, typer.Option(help="Write it as a page too, with the curves drawn.")] = None,
+) -> None:
+    """Two runs side by side: parameters and data that differ, metrics by length."""
+    where = here()
+    from flows.compare import compare as compare_runs
+
+    compare_runs(where, one, other, html=html)
+
+
+@app.command()
 def reproduce(
     run: Run = None,
     rerun: Annotated[bool, typer.Option("--rerun", help="Compute it again, and compare.")] = False,

@@ -39,6 +39,12 @@ def artifacts_at(repo: Path, rev: str) -> list[Artifact]:
         return artifacts_of(past)
 
 
+def curves_at(repo: Path, rev: str) -> set[str]:
+    """The names, before the first '/', of metrics that come from a CSV plot of dvc.yaml at commit `rev`."""
+    with Repo(str(repo), rev=rev) as past:
+        return {Path(out.def_path).stem for out in past.index.outs if out.plot and out.def_path.endswith(".csv")}
+
+
 def read(repo: Path, rev: str, path: str) -> str:
     """The text of `path` at commit `rev`, from git, DVC's cache or its remote.
 
