@@ -20,7 +20,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.place import Place, open_place
 from flows.recording import Recording
-from tasks import servers, storage, supervise, workspace
+from tasks import hooks, servers, storage, supervise, workspace
 from tasks.stages import InterruptedStageError, ParameterError, Stage
 
 
@@ -72,7 +72,8 @@ def run_place(place: Place) -> None:
         commit = record(place, recording)
         run_id = recording.wait()
         status = "FINISHED"
-    except Exception:
+    except Exception as error:
+        hooks.tell("failed", " ".join(str(error).split()), key=place.state.key, model=place.name)
         raise
     except BaseException:  # KeyboardInterrupt, or what Prefect makes of SIGTERM
         status = "KILLED"

@@ -11,7 +11,7 @@ from dvc.config import Config
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from tasks.stages import Artifact, artifacts_of
+from tasks.stages import Artifact, artifacts_in
 from tasks.workspace import git
 
 CHUNK = 1 << 20
@@ -36,7 +36,7 @@ class Compared:
 def artifacts_at(repo: Path, rev: str) -> list[Artifact]:
     """`artifacts:` of dvc.yaml at commit `rev`."""
     with Repo(str(repo), rev=rev) as past:
-        return artifacts_of(past)
+        return artifacts_in(past)
 
 
 def curves_at(repo: Path, rev: str) -> set[str]:
@@ -62,6 +62,11 @@ def remote_of(checkout: Path) -> str:
     config = Config(str(checkout / ".dvc"))
     name = config["core"].get("remote")
     return str(config["remote"][name]["url"]) if name else ""
+
+
+def cache_of(checkout: Path, root: Path) -> Path:
+    """The folder of the cache that `checkout` and the runs of its repository `root` share."""
+    return Path(str(Config(str(checkout / ".dvc"))["cache"].get("dir") or root / ".dvc" / "cache"))
 
 
 def compared(root: Path, commit: str, folder: Path, *, varying: set[str]) -> list[Compared]:

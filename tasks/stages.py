@@ -203,7 +203,7 @@ class Pipeline:
 
     def artifacts(self) -> list[Artifact]:
         with self._engine():
-            return artifacts_of(self._repo)
+            return artifacts_in(self._repo)
 
     def reproduce(self, name: str, *, on_line: Callable[[str], None], on_tick: Callable[[], None]) -> None:
         """Bring one stage up to date, as a supervised process, its output given to `on_line`.
@@ -259,7 +259,7 @@ def cause(said: list[str], status: int) -> str:
     return said[-1] if said else f"ended with status {status}"
 
 
-def artifacts_of(repo: Repo) -> list[Artifact]:
+def artifacts_in(repo: Repo) -> list[Artifact]:
     # repo.artifacts.read() gives the same, and takes a second to import a package that checks the names
     return [
         Artifact(

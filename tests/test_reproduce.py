@@ -3,13 +3,13 @@
 import shutil
 from pathlib import Path
 
+import byhand
 import dummy
 import pytest
 
 from tasks.outputs import compared, hash_of
-from tasks.stages import Pipeline, link
-from tasks.storage import bring_record, record, recorded
-from tasks.workspace import project, snapshot, worktree
+from tasks.storage import bring_record, recorded
+from tasks.workspace import project
 
 pytestmark = pytest.mark.slow
 
@@ -23,19 +23,10 @@ def shared(template, tmp_path_factory) -> tuple[Path, str]:
     home = tmp_path_factory.mktemp("shared")
     dummy.git(home, "clone", "--quiet", "--bare", str(template), "git")
     dummy.git(home, "clone", "--quiet", str(home / "git"), "first")
-    where = project(home / "first")
-    state = snapshot(where, overrides=["train.rank=5"])
-    work = worktree(where, state)
-    link(work, to=where.tree, cache_home=where.root, remote=str(home / "data"))
-    pipeline = Pipeline(work, environment={"LONGLORA_CHECKPOINTS": str(home / "notes")})
-    for name in pipeline.names():
-        pipeline.reproduce(name, on_line=print, on_tick=lambda: None)
-    pipeline.close()
-    assert pipeline.push() == str(home / "data")
-    record(where, state, work)
-    dummy.git(home / "first", "push", "--quiet", "origin", f"refs/longlora/runs/{state.key}")
+    key = byhand.run(home / "first", "train.rank=5", remote=str(home / "data"))
+    dummy.git(home / "first", "push", "--quiet", "origin", f"refs/longlora/runs/{key}")
     shutil.rmtree(home / "first")
-    return home, state.key
+    return home, key
 
 
 @pytest.fixture
@@ -81,16 +72,8 @@ def test_rerun_computes_every_stage_again_and_finds_the_same_or_says_what_differ
     code = (clone / "dummy" / "stage.py").read_text()
     dummy.write(clone / "dummy" / "stage.py", code.replace('.write_text("b")', ".write_text(str(time.time()))"))
     dummy.commit(clone)
-    where = project(clone)
-    state = snapshot(where)
-    work = worktree(where, state)
-    link(work, to=where.tree, cache_home=where.root)
-    pipeline = Pipeline(work, environment={"LONGLORA_CHECKPOINTS": str(clone / ".longlora" / "notes")})
-    for name in pipeline.names():
-        pipeline.reproduce(name, on_line=print, on_tick=lambda: None)
-    pipeline.close()
-    record(where, state, work)
-    done = dummy.longlora(clone, "reproduce", state.key, "--rerun")
+    other = byhand.run(clone)
+    done = dummy.longlora(clone, "reproduce", other, "--rerun")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "outputs differ from the record: models/base, models/tuned" in done.stderr
