@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo smoke test lint bench install clean
+.PHONY: demo smoke test chaos lint bench install clean
 
 demo: install
 	$(BIN)/longlora run
@@ -15,6 +15,10 @@ smoke: install
 
 test: install
 	$(BIN)/pytest
+
+# Thirty kills at seeded points of a run, each followed by the same command and compared with a run nobody harmed.
+chaos: install
+	CHAOS_POINTS=30 $(BIN)/pytest tests/test_chaos.py -s
 
 lint: install
 	$(BIN)/ruff check .

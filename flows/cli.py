@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows import records
+from flows.options import Overrides, Promote, Recipe, Run, here
+
 if TYPE_CHECKING:
     from tasks.workspace import Project
 
@@ -20,26 +23,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Recipe = Annotated[
-    str | None, typer.Option("--recipe", "-r", help="An overlay of params.yaml: a file of recipes/, by its name.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", "-s", help="key=value, such as fit.steps=200. May be repeated.")
-]
-Run = Annotated[
-    str | None, typer.Argument(help="Its key or MLflow id, or their beginning; default: the last finished.")
-]
-Promote = Annotated[bool, typer.Option("--promote", help="Promote the model afterwards, if it deserves it.")]
-
-
-def here() -> "Project":
-    """The project of the current folder, its servers' addresses in the environment."""
-    from tasks import servers, workspace
-
-    where = workspace.project(Path.cwd())
-    servers.use_environment(where)
-    return where
 
 
 @app.command()
@@ -230,6 +213,7 @@ def up(
     servers.up(where, prefect_port=prefect_port, mlflow_port=mlflow_port, ready=ready)
 
 
+app.add_typer(records.app)
 app.command("ui", help="The same as `up`.")(up)
 
 

@@ -29,6 +29,8 @@ def test_help_loads_nothing_heavy_and_is_quick():
         "rollback",
         "history",
         "runs",
+        "compare",
+        "reproduce",
         "plan",
         "eval",
         "deploy",
