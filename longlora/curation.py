@@ -10,7 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -102,18 +102,36 @@ def texts_of(case: Dialogue) -> list[str]:
     )
 
 
-def apart(dialogues: Sequence[Dialogue], *, share: float, seed: int) -> tuple[list[Dialogue], list[Dialogue]]:
-    """Those to train on, and those about a seeded `share` of the documents, held out.
+class Split(NamedTuple):
+    train: list[Dialogue]
+    held_out: list[Dialogue]
+    left: list[Bad]
+
+
+def apart(dialogues: Sequence[Dialogue], *, share: float, seed: int) -> Split:
+    """Those to train on, and those about a seeded `share` of the documents, held out. What is about documents of both sides is
+    left out.
 
     Raises:
         ValueError: the share leaves nothing to train on.
     """
-    names = sorted({d.document for d in dialogues})
+    names = sorted({name for d in dialogues for name in d.documents})
     count = round(share * len(names))
     if names and count == len(names):
         raise ValueError(f"pairs.held_out = {share} of {len(names)} documents leaves none to train on")
     chosen = {names[i] for i in np.random.default_rng(seed).permutation(len(names))[:count]}
-    return [d for d in dialogues if d.document not in chosen], [d for d in dialogues if d.document in chosen]
+    split = Split([], [], [])
+    for dialogue in dialogues:
+        inside = chosen.intersection(dialogue.documents)
+        if not inside:
+            split.train.append(dialogue)
+        elif inside == set(dialogue.documents):
+            split.held_out.append(dialogue)
+        else:
+            split.left.append(
+                Bad(dialogue.place, "split", f"is about {sorted(inside)[0]}, which is held out, and others")
+            )
+    return split
 
 
 def statistics(lengths: Sequence[int]) -> dict[str, Any]:

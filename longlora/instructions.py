@@ -34,8 +34,8 @@ class Dialogue:
     assistant take turns."""
 
     turns: tuple[Turn, ...]
-    document: str
-    """What it is about, so that a split leaves no document on both sides: a name, or a digest of the text."""
+    documents: tuple[str, ...]
+    """What it is about, so that a split leaves no document on both sides: names, or a digest of the text."""
     place: str
     """Where it was read: file and line, or row."""
 
@@ -92,8 +92,8 @@ class Instruction(Record):
         asked = "\n\n".join(t for t in (self.context, self.instruction, self.input) if t and t.strip())
         return Turn("user", asked), Turn("assistant", self.output)
 
-    def document(self) -> str:
-        return self.file or digest_of_document(self.context or self.instruction)
+    def documents(self) -> tuple[str, ...]:
+        return (self.file or digest_of_document(self.context or self.instruction),)
 
 
 class Message(Record):
@@ -107,21 +107,21 @@ class Chat(Record):
     def turns(self) -> tuple[Turn, ...]:
         return tuple(Turn(m.role, m.content) for m in self.messages)
 
-    def document(self) -> str:
-        return digest_of_document(next(m.content for m in self.messages if m.role == "user"))
+    def documents(self) -> tuple[str, ...]:
+        return (digest_of_document(next(m.content for m in self.messages if m.role == "user")),)
 
 
 class Question(Record):
-    document_: Text = Field(alias="document")
+    document: Text
     question: Text
     answers: list[Text] = Field(min_length=1)
-    source: str | None = None
+    sources: list[str] | None = None
 
     def turns(self) -> tuple[Turn, ...]:
-        return Turn("user", asked(self.document_, self.question)), Turn("assistant", self.answers[0])
+        return Turn("user", asked(self.document, self.question)), Turn("assistant", self.answers[0])
 
-    def document(self) -> str:
-        return self.source or digest_of_document(self.document_)
+    def documents(self) -> tuple[str, ...]:
+        return tuple(self.sources) if self.sources else (digest_of_document(self.document),)
 
 
 def asked(document: str, question: str) -> str:
@@ -250,8 +250,8 @@ def add(found: Records, place: str, value: Any) -> None:
     if fault := disorder(turns):
         found.bad.append(Bad(place, "messages", fault))
         return
-    found.unread.update(known.keys() - {f.alias or name for name, f in kind.model_fields.items()})
-    found.dialogues.append(Dialogue(turns, record.document(), place))
+    found.unread.update(known.keys() - kind.model_fields.keys())
+    found.dialogues.append(Dialogue(turns, record.documents(), place))
 
 
 def complaint(error: Any) -> str:

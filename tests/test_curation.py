@@ -13,7 +13,7 @@ NONE = Contamination(cases=None, words=13, share=0.5)
 
 
 def dialogue(asked: str, said: str = "Yes.", *, document: str = "d", place: str = "p") -> Dialogue:
-    return Dialogue((Turn("user", asked), Turn("assistant", said)), document, place)
+    return Dialogue((Turn("user", asked), Turn("assistant", said)), tuple(document.split("+")), place)
 
 
 def test_what_says_the_same_is_kept_once():
@@ -60,12 +60,15 @@ def test_cases_that_are_not_whole_are_refused(cases, tmp_path):
 
 def test_no_document_is_on_both_sides_and_the_seed_decides():
     rows = [dialogue(f"{i}", document=f"d{i % 20}") for i in range(130)]
-    train, held_out = apart(rows, share=0.15, seed=3)
-    assert {d.document for d in train}.isdisjoint({d.document for d in held_out})
-    assert len({d.document for d in held_out}) == 3 and len(train) + len(held_out) == 130
-    assert apart(rows, share=0.15, seed=3) == (train, held_out)
-    assert apart(rows, share=0.15, seed=4) != (train, held_out)
-    assert apart(rows, share=0.0, seed=3) == (rows, [])
+    rows += [dialogue(f"{i}", document=f"d{i}+d{i + 1}") for i in range(19)]
+    split = apart(rows, share=0.15, seed=3)
+    train, held_out = ({name for d in side for name in d.documents} for side in (split.train, split.held_out))
+    assert train.isdisjoint(held_out) and len(held_out) == 3
+    assert sum(map(len, split)) == 149 and 3 <= len(split.left) <= 6
+    assert split.left[0].field == "split"
+    assert apart(rows, share=0.15, seed=3) == split
+    assert apart(rows, share=0.15, seed=4) != split
+    assert apart(rows, share=0.0, seed=3) == (rows, [], [])
     with pytest.raises(ValueError, match=r"held_out = 0.9 of 2 documents leaves none"):
         apart([dialogue("x", document="a"), dialogue("x", document="b")], share=0.9, seed=1)
 

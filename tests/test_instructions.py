@@ -33,7 +33,7 @@ def test_the_three_kinds_of_record_become_dialogues(tmp_path):
         [("user", "The book.\n\nSum up the book.\n\nNow."), ("assistant", "It is short.")],
     ]
     assert found.unread == {"rating": 2} and found.bad == []
-    assert found.dialogues[0].document == "book.txt"
+    assert found.dialogues[0].documents == ("book.txt",)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +117,6 @@ def test_two_questions_on_one_text_are_about_one_document(tmp_path):
     ask = "Below is a book. {}\n{}"
     rows = [{"instruction": ask.format(book, q), "output": "x"} for q in ("Who?", "When did all of it happen?")]
     found = read_records(written(tmp_path, *rows, {"instruction": ask.format("Another.", "Who?"), "output": "x"}))
-    one, two, other = (d.document for d in found.dialogues)
+    one, two, other = (d.documents for d in found.dialogues)
     assert one == two != other
     assert found.dialogues[0].turns[0] == Turn("user", rows[0]["instruction"])
