@@ -130,7 +130,10 @@ def asked(document: str, question: str) -> str:
 
 
 def before_question(document: str) -> str:
-    return f"Answer the question from this document alone. If the answer is not in it, say: {UNSAID}\n\n{document}"
+    return (
+        "Read the following text, and answer the question after it from the text alone, in as few words as possible.\n\n"
+        + document
+    )
 
 
 def after_document(question: str) -> str:
