@@ -31,7 +31,7 @@ class Pair(NamedTuple):
 
 
 def write(pairs: Iterable[Pair], file: Path, *, vocabulary: int) -> None:
-    """Pairs end to end, as longlora/blocks.py writes documents: `tokens`, `offsets`, and `answers`, 1 where a token is an answer's."""
+    """Pairs end to end, as longlora/blocks.py writes documents: `tokens`, `offsets`, and `answers`, 1 where a token is learnt."""
     kind = np.uint16 if vocabulary <= 2**16 else np.int32
     rows = list(pairs)
     offsets = np.concatenate([[0], np.cumsum([len(p.tokens) for p in rows])]).astype(np.int64)
