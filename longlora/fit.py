@@ -30,10 +30,10 @@ from transformers import (
 
 from longlora.adapter import Adapter, attach, save, trained_parameters
 from longlora.attention import Attention, enable
-from longlora.blocks import PackedBlocks
 from longlora.checkpoint import ExactTrainer, Stop, checkpoint_folder, checkpoint_step, digest, latest
 from longlora.history import History, write_cost
 from longlora.loss import chunk_loss
+from longlora.packing import training_blocks
 from longlora.position import Position, extend
 from longlora.section import Section
 
@@ -47,6 +47,10 @@ class Fit(Section):
     """Sequences per process that are in memory at once."""
     recall_share: float = Field(ge=0, le=1)
     """Share of the blocks that are recall exercises."""
+    pairs_share: float = Field(ge=0, le=1)
+    """Share of the blocks that are packed question-answer pairs, of which the answers alone are learnt."""
+    neftune_alpha: float | None = Field(gt=0)
+    """NEFTune (Jain et al. 2024, arXiv 2310.05914): noise on the embeddings, 5 to 15; null is off."""
     learning_rate: float = Field(gt=0)
     b_learning_rate_ratio: float = Field(gt=0)
     """Hayou et al. 2024: learning rate of the B matrices over that of A; 1 is off."""
@@ -83,6 +87,7 @@ class Fit(Section):
 def train(
     tokens: Path,
     *,
+    pairs: Path | None = None,
     base: Path,
     out: Path,
     history: Path,
@@ -92,7 +97,7 @@ def train(
     adapter: Adapter,
     settings: Fit,
 ) -> None:
-    """Fine-tune `base` on the blocks of `tokens`; write the adapter `out`, the training `history` and its `cost`.
+    """Fine-tune `base` on the blocks of `tokens` and of `pairs`; write the adapter `out`, the training `history` and its `cost`.
 
     Raises:
         ValueError: settings that do not fit together, or a loss that is not finite.
@@ -100,11 +105,13 @@ def train(
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     sections = (position, attention, adapter, settings)
-    checkpoints = checkpoint_folder(digest([tokens, base], sections=sections))
-    blocks = PackedBlocks(
+    checkpoints = checkpoint_folder(digest([tokens, *([pairs] if pairs else []), base], sections=sections))
+    blocks = training_blocks(
         tokens,
+        pairs,
         length=position.context,
         samples=settings.steps * settings.global_batch,
+        pairs_share=settings.pairs_share,
         recall_share=settings.recall_share,
         seed=settings.seed,
     )
@@ -181,12 +188,13 @@ def arguments(settings: Fit, *, checkpoints: Path, accumulation: int) -> Trainin
         dataloader_pin_memory=torch.cuda.is_available(),
         gradient_checkpointing=settings.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        # PackedBlocks holds the order already, so resuming is skipping.
+        # The blocks hold the order already, so resuming is skipping.
         train_sampling_strategy="sequential",
         save_strategy="steps",
         save_steps=settings.checkpoint_steps,
         logging_steps=settings.log_steps,
         logging_nan_inf_filter=False,
+        neftune_noise_alpha=settings.neftune_alpha,
         disable_tqdm=True,
         report_to="none",
         seed=settings.seed,

@@ -20,6 +20,8 @@ from longlora.blocks import write
 from longlora.checkpoint import checkpoint_step, digest
 from longlora.fit import train
 from longlora.history import COLUMNS
+from longlora.packing import Pair
+from longlora.packing import write as write_pairs
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,6 +43,7 @@ def run(place: Path, name: str, **changes) -> Path:
     """Train into place/name; `changes` are keys of the fit section."""
     train(
         place / "tokens",
+        pairs=changes.pop("pairs", None),
         base=place / "base",
         out=place / name,
         history=place / f"{name}.csv",
@@ -197,3 +200,16 @@ def test_a_killed_process_leaves_a_whole_checkpoint(place, signal_number):
         "optimizer.safetensors",
         "trainer_state.json",
     }
+
+
+def test_pairs_are_learnt_by_the_same_training_with_noise_if_asked_for(place):
+    pairs = place / "pairs"
+    pairs.mkdir()
+    asked = [np.concatenate([np.full(20 + i, 7), [40, 41, 1]]) for i in range(30)]
+    write_pairs([Pair(t, np.arange(len(t)) >= len(t) - 3) for t in asked], pairs / "train.safetensors", vocabulary=300)
+    both = {"pairs": pairs, "recall_share": 0.0, "pairs_share": 1.0, "global_batch": 2, "checkpoint_steps": 100}
+    run(place, "taught", steps=8, **both)
+    losses = [row["loss"] for row in history(place / "taught.csv")]
+    assert losses[-1] < losses[0] - 0.3
+    run(place, "noisy", steps=1, neftune_alpha=5.0, **both)
+    assert history(place / "noisy.csv")[0]["loss"] != losses[0]
