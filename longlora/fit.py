@@ -6,7 +6,6 @@ determines the result: the same run resumes bit for bit, another run never finds
 """
 
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any, Literal
 import torch
 from peft import PeftModel
 from pydantic import Field
-from torch import nn
+from torch import distributed, nn
+from torch.utils.data import DataLoader
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,6 +25,7 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
+    default_data_collator,
     set_seed,
 )
 
@@ -35,6 +36,7 @@ from longlora.checkpoint import ExactTrainer, Stop, checkpoint_folder, checkpoin
 from longlora.history import History, write_cost
 from longlora.loss import chunk_loss
 from longlora.position import Position, extend
+from longlora.ranks import Ranks, from_environment, must_agree
 from longlora.section import Section
 
 
@@ -64,18 +66,18 @@ class Fit(Section):
     log_steps: int = Field(gt=0)
     seed: int
 
-    def accumulation(self, processes: int) -> int:
-        """Micro-batches per optimiser step and process.
+    def accumulation(self, replicas: int) -> int:
+        """Micro-batches per optimiser step and replica.
 
         Raises:
-            ValueError: the global batch is not a multiple of micro_batch x processes.
+            ValueError: the global batch is not a multiple of micro_batch x replicas.
         """
-        together = self.micro_batch * processes
+        together = self.micro_batch * replicas
         if self.global_batch % together:
             fitting = max(together, self.global_batch // together * together)
             raise ValueError(
-                f"fit.global_batch = {self.global_batch} must be a multiple of micro_batch x processes = "
-                f"{self.micro_batch} x {processes}; the nearest is {fitting}"
+                f"fit.global_batch = {self.global_batch} must be a multiple of micro_batch x replicas = "
+                f"{self.micro_batch} x {replicas}; the nearest is {fitting}"
             )
         return self.global_batch // together
 
@@ -98,7 +100,8 @@ def train(
         ValueError: settings that do not fit together, or a loss that is not finite.
         SystemExit: 143 after SIGTERM, with a checkpoint written.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks = from_environment()
+    accumulation = settings.accumulation(ranks.replicas)
     sections = (position, attention, adapter, settings)
     checkpoints = checkpoint_folder(digest([tokens, base], sections=sections))
     blocks = PackedBlocks(
@@ -108,6 +111,7 @@ def train(
         recall_share=settings.recall_share,
         seed=settings.seed,
     )
+    args = arguments(settings, checkpoints=checkpoints, accumulation=accumulation)  # joins the other processes
     set_seed(settings.seed)
     model = build(base, position=position, adapter=adapter, dtype=settings.dtype)
     restore_head = chunk_loss(causal_model(model), chunk=settings.loss_chunk)
@@ -115,19 +119,22 @@ def train(
     trainer = LongTrainer(
         model=model,
         train_dataset=blocks,
-        args=arguments(settings, checkpoints=checkpoints, accumulation=settings.accumulation(processes)),
+        args=args,
         callbacks=[
             History(history, steps=settings.steps, tokens_per_step=settings.global_batch * position.context),
             Switch(model, attention=attention, steps=settings.steps),
             stop := Stop(),
         ],
         optimizers=(optimizer(model, settings), None),
+        ranks=ranks,
     )
     trainer.remove_callback(PrinterCallback)  # History prints
     started = time.monotonic()
     first = latest(checkpoints)
+    must_agree(checkpoint_step(first) if first else 0, where=checkpoints, device=args.device)
     trainer.train(resume_from_checkpoint=str(first) if first else None)
     if stop.asked:
+        leave()
         raise SystemExit(143)
     if trainer.is_world_process_zero():
         restore_head()
@@ -143,6 +150,14 @@ def train(
             seconds=time.monotonic() - started,
         )
         shutil.rmtree(checkpoints, ignore_errors=True)
+    leave()
+
+
+def leave() -> None:
+    """Part from the other processes, when all have come this far."""
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def build(base: Path, *, position: Position, adapter: Adapter, dtype: str) -> PreTrainedModel | PeftModel:
@@ -188,6 +203,7 @@ def arguments(settings: Fit, *, checkpoints: Path, accumulation: int) -> Trainin
         logging_steps=settings.log_steps,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
+        ddp_find_unused_parameters=False,  # all that is trained is used
         report_to="none",
         seed=settings.seed,
     )
@@ -210,7 +226,23 @@ def optimizer(model: nn.Module, settings: Fit) -> torch.optim.AdamW:
 
 
 class LongTrainer(ExactTrainer):
-    """The exact Trainer, without patience for a loss that is not finite."""
+    """The exact Trainer, each process on its own share of the blocks, without patience for a loss that is not finite."""
+
+    def __init__(self, *, ranks: Ranks, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.ranks = ranks
+
+    def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
+        blocks, micro_batch = self.train_dataset, self.args.per_device_train_batch_size
+        assert isinstance(blocks, PackedBlocks)
+        share = self.ranks.share(len(blocks), micro_batch=micro_batch)
+        return DataLoader(
+            blocks,
+            sampler=share,
+            batch_size=micro_batch,
+            collate_fn=default_data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
