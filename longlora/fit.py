@@ -8,6 +8,8 @@ determines the result: the same run resumes bit for bit, another run never finds
 import json
 import shutil
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +32,7 @@ from transformers import (
 )
 
 from longlora.adapter import Adapter, attach, save, trained_parameters
-from longlora.attention import Attention, enable
+from longlora.attention import Attention, enable, group_size
 from longlora.blocks import PackedBlocks
 from longlora.checkpoint import ExactTrainer, Stop, checkpoint_folder, checkpoint_step, digest, latest
 from longlora.history import History, write_cost
@@ -38,6 +40,7 @@ from longlora.loss import chunk_loss
 from longlora.position import Position, extend
 from longlora.ranks import Ranks, from_environment, must_agree
 from longlora.section import Section
+from longlora.sequence_parallel import Shards, join, must_fit, parallel_attention
 
 
 class Fit(Section):
@@ -102,6 +105,9 @@ def train(
     """
     ranks = from_environment()
     accumulation = settings.accumulation(ranks.replicas)
+    if ranks.degree > 1 and attention.pattern == "s2":
+        size = group_size(position.context, attention.group_ratio)
+        must_fit(position.context, group_size=size, degree=ranks.degree)
     sections = (position, attention, adapter, settings)
     checkpoints = checkpoint_folder(digest([tokens, base], sections=sections))
     blocks = PackedBlocks(
@@ -115,14 +121,17 @@ def train(
     set_seed(settings.seed)
     model = build(base, position=position, adapter=adapter, dtype=settings.dtype)
     restore_head = chunk_loss(causal_model(model), chunk=settings.loss_chunk)
-    enable(causal_model(model), attention)
+    apply = partial(enable, causal_model(model))
+    if ranks.degree > 1:
+        apply = partial(apply, attend=partial(parallel_attention, together=join(ranks)), degree=ranks.degree)
+    apply(attention)
     trainer = LongTrainer(
         model=model,
-        train_dataset=blocks,
+        train_dataset=blocks if ranks.degree == 1 else Shards(blocks, ranks),
         args=args,
         callbacks=[
             History(history, steps=settings.steps, tokens_per_step=settings.global_batch * position.context),
-            Switch(model, attention=attention, steps=settings.steps),
+            Switch(apply, attention=attention, steps=settings.steps),
             stop := Stop(),
         ],
         optimizers=(optimizer(model, settings), None),
@@ -234,7 +243,7 @@ class LongTrainer(ExactTrainer):
 
     def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
         blocks, micro_batch = self.train_dataset, self.args.per_device_train_batch_size
-        assert isinstance(blocks, PackedBlocks)
+        assert isinstance(blocks, PackedBlocks | Shards)
         share = self.ranks.share(len(blocks), micro_batch=micro_batch)
         return DataLoader(
             blocks,
@@ -256,8 +265,8 @@ class LongTrainer(ExactTrainer):
 class Switch(TrainerCallback):
     """Full attention for the last steps, if asked for: what sparse training leaves undone at long range."""
 
-    def __init__(self, model: PreTrainedModel | PeftModel, *, attention: Attention, steps: int) -> None:
-        self.model, self.attention = causal_model(model), attention
+    def __init__(self, apply: Callable[[Attention], None], *, attention: Attention, steps: int) -> None:
+        self.apply, self.attention = apply, attention
         self.first_full = steps - round(steps * attention.full_attention_last)
         self.switched = False
 
@@ -265,5 +274,5 @@ class Switch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.global_step >= self.first_full and not self.switched:
-            enable(self.model, self.attention.model_copy(update={"pattern": "full"}))
+            self.apply(self.attention.model_copy(update={"pattern": "full"}))
             self.switched = True
