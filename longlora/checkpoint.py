@@ -19,6 +19,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from longlora.adapter import trained_parameters
+from longlora.ranks import any_of
 from longlora.section import Section
 
 
@@ -85,7 +86,10 @@ def load_flat_state(adam: torch.optim.Optimizer, tensors: dict[str, torch.Tensor
 
 
 class Stop(TrainerCallback):
-    """SIGTERM (a scheduler's, or ours) ends training after the current step, with a checkpoint."""
+    """SIGTERM (a scheduler's, or ours) ends training after the current step, with a checkpoint.
+
+    It reaches several processes at several times, or only some of them: they stop together, after the same step.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -99,6 +103,7 @@ class Stop(TrainerCallback):
         self.asked = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.asked = any_of(self.asked, device=args.device)
         if self.asked:
             control.should_save = control.should_training_stop = True
 

@@ -6,16 +6,18 @@ determines the result: the same run resumes bit for bit, another run never finds
 """
 
 import json
-import os
 import shutil
 import time
+from collections.abc import Callable, Sized
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import PeftModel
 from pydantic import Field
-from torch import nn
+from torch import distributed, nn
+from torch.utils.data import DataLoader, Dataset
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,17 +27,20 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
+    default_data_collator,
     set_seed,
 )
 
 from longlora.adapter import Adapter, attach, save, trained_parameters
-from longlora.attention import Attention, enable
+from longlora.attention import Attention, enable, group_size
 from longlora.checkpoint import ExactTrainer, Stop, checkpoint_folder, checkpoint_step, digest, latest
 from longlora.history import History, write_cost
 from longlora.loss import chunk_loss
 from longlora.packing import training_blocks
 from longlora.position import Position, extend
+from longlora.ranks import Ranks, from_environment, must_agree
 from longlora.section import Section
+from longlora.sequence_parallel import Shards, join, must_fit, parallel_attention
 
 
 class Fit(Section):
@@ -68,18 +73,18 @@ class Fit(Section):
     log_steps: int = Field(gt=0)
     seed: int
 
-    def accumulation(self, processes: int) -> int:
-        """Micro-batches per optimiser step and process.
+    def accumulation(self, replicas: int) -> int:
+        """Micro-batches per optimiser step and replica.
 
         Raises:
-            ValueError: the global batch is not a multiple of micro_batch x processes.
+            ValueError: the global batch is not a multiple of micro_batch x replicas.
         """
-        together = self.micro_batch * processes
+        together = self.micro_batch * replicas
         if self.global_batch % together:
             fitting = max(together, self.global_batch // together * together)
             raise ValueError(
-                f"fit.global_batch = {self.global_batch} must be a multiple of micro_batch x processes = "
-                f"{self.micro_batch} x {processes}; the nearest is {fitting}"
+                f"fit.global_batch = {self.global_batch} must be a multiple of micro_batch x replicas = "
+                f"{self.micro_batch} x {replicas}; the nearest is {fitting}"
             )
         return self.global_batch // together
 
@@ -103,7 +108,11 @@ def train(
         ValueError: settings that do not fit together, or a loss that is not finite.
         SystemExit: 143 after SIGTERM, with a checkpoint written.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks = from_environment()
+    accumulation = settings.accumulation(ranks.replicas)
+    if ranks.degree > 1 and attention.pattern == "s2":
+        size = group_size(position.context, attention.group_ratio)
+        must_fit(position.context, group_size=size, degree=ranks.degree)
     sections = (position, attention, adapter, settings)
     checkpoints = checkpoint_folder(digest([tokens, *([pairs] if pairs else []), base], sections=sections))
     blocks = training_blocks(
@@ -115,26 +124,33 @@ def train(
         recall_share=settings.recall_share,
         seed=settings.seed,
     )
+    args = arguments(settings, checkpoints=checkpoints, accumulation=accumulation)  # joins the other processes
     set_seed(settings.seed)
     model = build(base, position=position, adapter=adapter, dtype=settings.dtype)
     restore_head = chunk_loss(causal_model(model), chunk=settings.loss_chunk)
-    enable(causal_model(model), attention)
+    apply = partial(enable, causal_model(model))
+    if ranks.degree > 1:
+        apply = partial(apply, attend=partial(parallel_attention, together=join(ranks)), degree=ranks.degree)
+    apply(attention)
     trainer = LongTrainer(
         model=model,
-        train_dataset=blocks,
-        args=arguments(settings, checkpoints=checkpoints, accumulation=settings.accumulation(processes)),
+        train_dataset=blocks if ranks.degree == 1 else Shards(blocks, ranks, length=position.context),
+        args=args,
         callbacks=[
             History(history, steps=settings.steps, tokens_per_step=settings.global_batch * position.context),
-            Switch(model, attention=attention, steps=settings.steps),
+            Switch(apply, attention=attention, steps=settings.steps),
             stop := Stop(),
         ],
         optimizers=(optimizer(model, settings), None),
+        ranks=ranks,
     )
     trainer.remove_callback(PrinterCallback)  # History prints
     started = time.monotonic()
     first = latest(checkpoints)
+    must_agree(checkpoint_step(first) if first else 0, where=checkpoints, device=args.device)
     trainer.train(resume_from_checkpoint=str(first) if first else None)
     if stop.asked:
+        leave()
         raise SystemExit(143)
     if trainer.is_world_process_zero():
         restore_head()
@@ -150,6 +166,14 @@ def train(
             seconds=time.monotonic() - started,
         )
         shutil.rmtree(checkpoints, ignore_errors=True)
+    leave()
+
+
+def leave() -> None:
+    """Part from the other processes, when all have come this far."""
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def build(base: Path, *, position: Position, adapter: Adapter, dtype: str) -> PreTrainedModel | PeftModel:
@@ -196,6 +220,7 @@ def arguments(settings: Fit, *, checkpoints: Path, accumulation: int) -> Trainin
         logging_nan_inf_filter=False,
         neftune_noise_alpha=settings.neftune_alpha,
         disable_tqdm=True,
+        ddp_find_unused_parameters=False,  # all that is trained is used
         report_to="none",
         seed=settings.seed,
     )
@@ -218,7 +243,23 @@ def optimizer(model: nn.Module, settings: Fit) -> torch.optim.AdamW:
 
 
 class LongTrainer(ExactTrainer):
-    """The exact Trainer, without patience for a loss that is not finite."""
+    """The exact Trainer, each process on its own share of the blocks, without patience for a loss that is not finite."""
+
+    def __init__(self, *, ranks: Ranks, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.ranks = ranks
+
+    def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
+        blocks, micro_batch = self.train_dataset, self.args.per_device_train_batch_size
+        assert isinstance(blocks, Dataset) and isinstance(blocks, Sized)
+        share = self.ranks.share(len(blocks), micro_batch=micro_batch)
+        return DataLoader(
+            blocks,
+            sampler=share,
+            batch_size=micro_batch,
+            collate_fn=default_data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -232,8 +273,8 @@ class LongTrainer(ExactTrainer):
 class Switch(TrainerCallback):
     """Full attention for the last steps, if asked for: what sparse training leaves undone at long range."""
 
-    def __init__(self, model: PreTrainedModel | PeftModel, *, attention: Attention, steps: int) -> None:
-        self.model, self.attention = causal_model(model), attention
+    def __init__(self, apply: Callable[[Attention], None], *, attention: Attention, steps: int) -> None:
+        self.apply, self.attention = apply, attention
         self.first_full = steps - round(steps * attention.full_attention_last)
         self.switched = False
 
@@ -241,5 +282,5 @@ class Switch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.global_step >= self.first_full and not self.switched:
-            enable(self.model, self.attention.model_copy(update={"pattern": "full"}))
+            self.apply(self.attention.model_copy(update={"pattern": "full"}))
             self.switched = True
