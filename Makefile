@@ -27,6 +27,7 @@ lint: install
 
 bench: install
 	$(BIN)/python -m benchmarks.attention
+	$(BIN)/python -m benchmarks.evaluation
 
 install: .venv/installed
 
