@@ -116,7 +116,7 @@ def model_here(checkpointing: bool) -> None:
     """Loss and gradients of this process's tokens, summed over all, against a model that sees the whole sequence."""
     distributed.init_process_group("gloo")
     ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["WORLD_SIZE"]))
-    us, whole, pieces = join(ranks), batch(Tokens()), batch(Shards(Tokens(), ranks, length=Tokens.length))
+    us, whole, pieces = join(ranks), batch(Tokens()), batch(Shards(Tokens(), ranks, length=LENGTH))
     count = (whole["labels"][:, 1:] != -100).sum()
     results = []
     for degree, inputs in ((1, whole), (ranks.degree, pieces)):
@@ -176,7 +176,7 @@ def test_shards_put_together_are_the_block():
     for index in range(2):
         whole, shards = (
             Tokens()[index],
-            [Shards(Tokens(), Ranks(r, 4, 4), length=Tokens.length)[index] for r in range(4)],
+            [Shards(Tokens(), Ranks(r, 4, 4), length=LENGTH)[index] for r in range(4)],
         )
         for name in ("input_ids", "position_ids", "labels"):
             assert torch.cat([s[name] for s in shards]).equal(whole[name])
