@@ -158,24 +158,33 @@ def documents(file: Path) -> list[np.ndarray]:
 
 
 def prepare(
-    blocks: Blocks, *, tokenizer: PreTrainedTokenizerFast, exercises: Iterator[list[int]], texts: Dataset, out: Path
+    blocks: Blocks,
+    *,
+    tokenizer: PreTrainedTokenizerFast,
+    exercises: Iterator[list[int]],
+    texts: Dataset,
+    out: Path,
+    heldout: Path,
 ) -> dict[str, Any]:
-    """Write train, held-out and recall tokens below `out`; return the counts."""
+    """Write training and recall tokens below `out`, the held-out ones to `heldout`; return the counts.
+
+    They are apart, so that other training data leave the evaluation as it is."""
     names = list(texts["name"])
-    train, held_out = split(names, held_out=blocks.held_out, seed=blocks.seed)
+    train, apart = split(names, held_out=blocks.held_out, seed=blocks.seed)
     out.mkdir(parents=True)
+    heldout.parent.mkdir(parents=True, exist_ok=True)
     vocabulary = len(tokenizer)
     lengths = {}
-    for part, members in {"train": train, "heldout": held_out}.items():
+    for part, members, file in (("train", train, out / "train.safetensors"), ("heldout", apart, heldout)):
         tokens = list(tokenise((texts[i]["text"] for i in members), tokenizer=tokenizer))
         lengths[part] = [len(t) for t in tokens]
-        write(tokens, out / f"{part}.safetensors", vocabulary=vocabulary)
+        write(tokens, file, vocabulary=vocabulary)
     write((np.asarray(e) for e in exercises), out / "recall.safetensors", vocabulary=vocabulary)
     provenance = {
         "source": blocks.source,
         "name": blocks.name,
         "license": blocks.license,
-        "held_out": [names[i] for i in held_out],
+        "held_out": [names[i] for i in apart],
     }
     (out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
     return {part: {"documents": len(n), "tokens": sum(n), "longest": max(n)} for part, n in lengths.items()}

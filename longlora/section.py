@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -51,10 +51,27 @@ def complaint(kind: type[Section], name: str, error: Any) -> str:
     """One pydantic error in words: which key, which rule, which value, and the nearest right name for an unknown key."""
     key = ".".join([name, *map(str, error["loc"])])
     if error["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{nearest(str(error['loc'][-1]), list(kind.model_fields))}"
+        *inside, last = error["loc"]
+        return f"unknown key '{key}'{nearest(str(last), list(section_at(kind, inside).model_fields))}"
     if error["type"] == "missing":
         return f"key '{key}' is missing"
-    return f"{key} = {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
+    said = error["msg"].removeprefix("Value error, ")
+    # A rule between keys is given the section as a whole, which says nothing to the reader.
+    return f"{key}: {said}" if isinstance(error["input"], dict | Section) else f"{key} = {error['input']!r}: {said}"
+
+
+def section_at(kind: type[BaseModel], inside: list[str | int]) -> type[BaseModel]:
+    """The section in `kind` that the place `inside` leads to, through lists and optional ones."""
+    for name in inside:
+        if isinstance(name, str) and name in kind.model_fields:
+            kind = next(iter(sections_in(kind.model_fields[name].annotation)), kind)
+    return kind
+
+
+def sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in sections_in(part)]
 
 
 def nearest(name: str, known: list[str]) -> str:

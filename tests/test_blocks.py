@@ -80,9 +80,14 @@ def test_split_is_by_document_and_seeded():
 def test_prepared_tokens_are_the_documents_between_their_marks(texts, tmp_path):
     words = tokenizer()
     counts = prepare(
-        texts, tokenizer=words, exercises=iter([[5] * 9, [6] * 9]), texts=read(texts), out=tmp_path / "tokens"
+        texts,
+        tokenizer=words,
+        exercises=iter([[5] * 9, [6] * 9]),
+        texts=read(texts),
+        out=tmp_path / "tokens",
+        heldout=tmp_path / "heldout.safetensors",
     )
-    (held_out,) = documents(tmp_path / "tokens/heldout.safetensors")
+    (held_out,) = documents(tmp_path / "heldout.safetensors")
     assert held_out.dtype == np.uint16
     assert held_out[0] == words.bos_token_id and held_out[-1] == words.eos_token_id
     assert words.decode(held_out[1:-1].tolist()) == "Held out. " * 25

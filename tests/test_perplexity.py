@@ -172,13 +172,12 @@ def test_stage_writes_the_same_bytes_again_and_the_parts_that_make_up_the_score(
     tiny().save_pretrained(tmp_path / "odd")
     documents = texts(90, 20, 77)
     offsets = np.cumsum([0, *map(len, documents)])
-    (tmp_path / "tokens").mkdir()
     tensors = {"tokens": torch.from_numpy(np.concatenate(documents)), "offsets": torch.from_numpy(offsets)}
-    save_file(tensors, tmp_path / "tokens/heldout.safetensors")
+    save_file(tensors, tmp_path / "heldout.safetensors")
     written = []
     for name in ("a", "b"):
         out = tmp_path / name / "odd.json"
-        stage(tmp_path / "odd", tmp_path / "tokens", out, out.with_suffix(".csv"), settings())
+        stage(tmp_path / "odd", tmp_path / "heldout.safetensors", out, out.with_suffix(".csv"), settings())
         written.append(out.read_bytes() + out.with_suffix(".csv").read_bytes())
     assert written[0] == written[1]
     scores = json.loads(out.read_text())["perplexity"]["odd"]

@@ -199,16 +199,15 @@ def test_texts_without_words_are_refused():
 def test_stage_writes_the_same_bytes_again(tmp_path):
     tiny().save_pretrained(tmp_path / "odd")
     TOKENIZER.save_pretrained(tmp_path / "odd")
-    (tmp_path / "tokens").mkdir()
     documents = [np.array(TOKENIZER(t)["input_ids"], dtype=np.uint16) for t in TEXTS]
     tensors = {
         "tokens": torch.from_numpy(np.concatenate(documents)),
         "offsets": torch.from_numpy(np.cumsum([0, *map(len, documents)])),
     }
-    save_file(tensors, tmp_path / "tokens/heldout.safetensors")
+    save_file(tensors, tmp_path / "heldout.safetensors")
     given = settings(lengths=[600], tasks=["single", "tracking"])
     for name in ("a", "b"):
-        stage(tmp_path / "odd", tmp_path / "tokens", tmp_path / name / "odd.json", given)
+        stage(tmp_path / "odd", tmp_path / "heldout.safetensors", tmp_path / name / "odd.json", given)
     assert (tmp_path / "a/odd.json").read_bytes() == (tmp_path / "b/odd.json").read_bytes()
     result = json.loads((tmp_path / "a/odd.json").read_text())["ruler"]["odd"]
     assert result["600"]["trials"] == 4 and result["prompt"] == "plain"

@@ -5,20 +5,33 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import model_validator
 
 from longlora.section import Section, call, read_params, section_of
+
+
+class Wheel(Section):
+    spokes: int
+    rim: str
+
+    @model_validator(mode="after")
+    def enough(self) -> "Wheel":
+        if self.spokes < 3:
+            raise ValueError(f"a wheel with {self.spokes} spokes; at least 3")
+        return self
 
 
 class Knobs(Section):
     rate: float
     names: list[str]
+    wheels: list[Wheel] | None
 
 
-GOOD = {"rate": 2e-5, "names": ["a"]}
+GOOD = {"rate": 2e-5, "names": ["a"], "wheels": None}
 
 
 def test_numbers_in_scientific_notation_are_numbers(tmp_path):
-    (tmp_path / "params.yaml").write_text("knobs: {rate: 2e-5, names: [a]}\n")
+    (tmp_path / "params.yaml").write_text("knobs: {rate: 2e-5, names: [a], wheels: null}\n")
     assert section_of(Knobs, read_params(tmp_path / "params.yaml"), "knobs").rate == 2e-5
 
 
@@ -26,10 +39,11 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
     ("section", "words"),
     [
         ({**GOOD, "rates": 1}, ["unknown key 'knobs.rates'", "did you mean 'rate'?"]),
-        ({"rate": 1.0}, ["key 'knobs.names' is missing"]),
+        ({"rate": 1.0, "wheels": None}, ["key 'knobs.names' is missing"]),
         ({**GOOD, "rate": "fast"}, ["knobs.rate = 'fast'", "valid number"]),
         ({**GOOD, "rate": float("nan")}, ["knobs.rate", "finite"]),
         ({"rate": "x", "nmes": []}, ["knobs.rate", "knobs.names", "knobs.nmes"]),
+        ({**GOOD, "wheels": [{"spoke": 3, "rim": "a"}]}, ["'knobs.wheels.0.spoke'", "did you mean 'spokes'?"]),
     ],
 )
 def test_every_mistake_is_named_in_one_line(section, words):
@@ -37,6 +51,12 @@ def test_every_mistake_is_named_in_one_line(section, words):
         section_of(Knobs, {"knobs": section}, "knobs")
     assert all(word in str(raised.value) for word in words)
     assert "\n" not in str(raised.value)
+
+
+def test_a_rule_between_keys_is_said_without_the_whole_section():
+    with pytest.raises(ValueError) as raised:
+        section_of(Knobs, {"knobs": {**GOOD, "wheels": [{"spokes": 2, "rim": "steel"}]}}, "knobs")
+    assert str(raised.value) == "params: knobs.wheels.0: a wheel with 2 spokes; at least 3"
 
 
 def test_a_missing_section_names_the_nearest():

@@ -11,7 +11,7 @@ from longlora.recall import exercises
 from longlora.section import run
 
 
-def stage(base: Path, tokens: Path, counts: Path, blocks: Blocks, position: Position) -> None:
+def stage(base: Path, tokens: Path, heldout: Path, counts: Path, blocks: Blocks, position: Position) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     rows = read(blocks)
     train, _ = split(list(rows["name"]), held_out=blocks.held_out, seed=blocks.seed)
@@ -23,7 +23,7 @@ def stage(base: Path, tokens: Path, counts: Path, blocks: Blocks, position: Posi
         count=blocks.recall.count,
         seed=blocks.seed,
     )
-    report = prepare(blocks, tokenizer=tokenizer, exercises=drill, texts=rows, out=tokens)
+    report = prepare(blocks, tokenizer=tokenizer, exercises=drill, texts=rows, out=tokens, heldout=heldout)
     counts.parent.mkdir(parents=True, exist_ok=True)
     counts.write_text(json.dumps({"blocks": report}, indent=2) + "\n")
 

@@ -9,10 +9,11 @@ from longlora.plain import open_model
 from longlora.section import run
 
 
-def stage(model: Path, tokens: Path, scores: Path, parts: Path, perplexity: Perplexity) -> None:
+def stage(model: Path, heldout: Path, scores: Path, parts: Path, perplexity: Perplexity) -> None:
     scores.parent.mkdir(parents=True, exist_ok=True)
-    held_out = documents(tokens / "heldout.safetensors")
-    result = measure(open_model(model), label=model.name, documents=held_out, settings=perplexity, parts=parts)
+    result = measure(
+        open_model(model), label=model.name, documents=documents(heldout), settings=perplexity, parts=parts
+    )
     scores.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
 
 

@@ -9,9 +9,9 @@ from longlora.ruler import Ruler, measure
 from longlora.section import run
 
 
-def stage(model: Path, tokens: Path, scores: Path, ruler: Ruler) -> None:
+def stage(model: Path, heldout: Path, scores: Path, ruler: Ruler) -> None:
     tokenizer = open_tokenizer(model)
-    texts = [str(tokenizer.decode(d, skip_special_tokens=True)) for d in documents(tokens / "heldout.safetensors")]
+    texts = [str(tokenizer.decode(d, skip_special_tokens=True)) for d in documents(heldout)]
     result = measure(open_model(model), label=model.name, tokenizer=tokenizer, texts=texts, settings=ruler)
     scores.parent.mkdir(parents=True, exist_ok=True)
     scores.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
