@@ -101,9 +101,14 @@ def process(rank: int, processes: int, port: int) -> None:
             total = torch.tensor(count.sent)
             distributed.all_reduce(total)
             if total != formula(shape, processes):
-                raise SystemExit(f"{shape}, {processes}: counted {total}, {formula.__name__} {formula(shape, processes)}")
+                raise SystemExit(
+                    f"{shape}, {processes}: counted {total}, {formula.__name__} {formula(shape, processes)}"
+                )
             if rank == 0:
-                print(f"{processes} processes, {shape.name}: {total:,} bytes counted, as {formula.__name__} says", flush=True)
+                print(
+                    f"{processes} processes, {shape.name}: {total:,} bytes counted, as {formula.__name__} says",
+                    flush=True,
+                )
     distributed.destroy_process_group()
 
 
@@ -114,7 +119,9 @@ def free_port() -> int:
 
 
 def table() -> Table:
-    shown = Table(title="MiB sent per layer, forward and backward, by all processes together; bfloat16, batch 1, group ratio 1/4")
+    shown = Table(
+        title="MiB sent per layer, forward and backward, by all processes together; bfloat16, batch 1, group ratio 1/4"
+    )
     for heading in ("model", "tokens", "processes", "S2-Attn", "Ulysses", "ring", "Ulysses / S2", "ring / S2"):
         shown.add_column(heading, justify="right")
     for shape in REAL:
