@@ -28,6 +28,7 @@ lint: install
 bench: install
 	$(BIN)/python -m benchmarks.attention
 	$(BIN)/python -m benchmarks.evaluation
+	$(BIN)/python -m benchmarks.traffic
 
 install: .venv/installed
 

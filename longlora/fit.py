@@ -8,32 +8,35 @@ determines the result: the same run resumes bit for bit, another run never finds
 import json
 import shutil
 import time
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from peft import PeftModel
 from pydantic import Field
 from torch import distributed, nn
-from torch.utils.data import DataLoader, Dataset
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     PreTrainedModel,
     PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
-    default_data_collator,
     set_seed,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from longlora.adapter import Adapter, attach, save, trained_parameters
 from longlora.attention import Attention, enable, group_size
-from longlora.checkpoint import ExactTrainer, Stop, checkpoint_folder, checkpoint_step, digest, latest
+from longlora.checkpoint import (
+    Stop,
+    checkpoint_folder,
+    checkpoint_step,
+    digest,
+    latest,
+    load_parameters,
+)
 from longlora.history import History, write_cost
 from longlora.loss import chunk_loss
 from longlora.packing import training_blocks
@@ -41,6 +44,8 @@ from longlora.position import Position, extend
 from longlora.ranks import Ranks, from_environment, must_agree
 from longlora.section import Section
 from longlora.sequence_parallel import Shards, join, must_fit, parallel_attention
+from longlora.trainer import LongTrainer, Switch
+from longlora.zero import Zero, meet_on_cpu, zero_from_environment
 
 
 class Fit(Section):
@@ -108,7 +113,7 @@ def train(
         ValueError: settings that do not fit together, or a loss that is not finite.
         SystemExit: 143 after SIGTERM, with a checkpoint written.
     """
-    ranks = from_environment()
+    ranks, zero = from_environment(), zero_from_environment()
     accumulation = settings.accumulation(ranks.replicas)
     if ranks.degree > 1 and attention.pattern == "s2":
         size = group_size(position.context, attention.group_ratio)
@@ -124,49 +129,58 @@ def train(
         recall_share=settings.recall_share,
         seed=settings.seed,
     )
-    args = arguments(settings, checkpoints=checkpoints, accumulation=accumulation)  # joins the other processes
     set_seed(settings.seed)
     model = build(base, position=position, adapter=adapter, dtype=settings.dtype)
+    args = arguments(
+        settings, checkpoints=checkpoints, accumulation=accumulation, zero=zero
+    )  # meets the other processes
     restore_head = chunk_loss(causal_model(model), chunk=settings.loss_chunk)
-    apply = partial(enable, causal_model(model))
-    if ranks.degree > 1:
-        apply = partial(apply, attend=partial(parallel_attention, together=join(ranks)), degree=ranks.degree)
-    apply(attention)
+    attend = attention_over(model, ranks)
+    attend(attention)
     trainer = LongTrainer(
         model=model,
         train_dataset=blocks if ranks.degree == 1 else Shards(blocks, ranks, length=position.context),
         args=args,
         callbacks=[
             History(history, steps=settings.steps, tokens_per_step=settings.global_batch * position.context),
-            Switch(apply, attention=attention, steps=settings.steps),
+            Switch(attend, attention=attention, steps=settings.steps),
             stop := Stop(),
         ],
-        optimizers=(optimizer(model, settings), None),
         ranks=ranks,
+        adam=partial(optimizer, model, settings),
     )
     trainer.remove_callback(PrinterCallback)  # History prints
     started = time.monotonic()
     first = latest(checkpoints)
-    must_agree(checkpoint_step(first) if first else 0, where=checkpoints, device=args.device)
+    done = checkpoint_step(first) if first else 0
+    must_agree(done, where=checkpoints, device=args.device)
     trainer.train(resume_from_checkpoint=str(first) if first else None)
     if stop.asked:
         leave()
         raise SystemExit(143)
+    restore_head()
+    trained = trainer.whole_parameters()  # of all processes, which must all ask
     if trainer.is_world_process_zero():
-        restore_head()
+        if zero:  # DeepSpeed has taken this model to pieces
+            unset_hf_deepspeed_config()
+            model = build(base, position=position, adapter=adapter, dtype=settings.dtype)
+            load_parameters(model, trained)
         out.parent.mkdir(parents=True, exist_ok=True)
         save(model, out)
         recipe = {type(s).__name__.lower(): s.model_dump() for s in sections}
         (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
-        steps = settings.steps - (checkpoint_step(first) if first else 0)
-        write_cost(
-            cost,
-            model=model,
-            tokens=steps * settings.global_batch * position.context,
-            seconds=time.monotonic() - started,
-        )
+        seen = (settings.steps - done) * settings.global_batch * position.context
+        write_cost(cost, model=model, tokens=seen, seconds=time.monotonic() - started)
         shutil.rmtree(checkpoints, ignore_errors=True)
     leave()
+
+
+def attention_over(model: PreTrainedModel | PeftModel, ranks: Ranks) -> Callable[[Attention], None]:
+    """What has `model` attend as a section says, alone or with the processes that hold the sequence together."""
+    if ranks.degree == 1:
+        return partial(enable, causal_model(model))
+    together = partial(parallel_attention, together=join(ranks))
+    return partial(enable, causal_model(model), attend=together, degree=ranks.degree)
 
 
 def leave() -> None:
@@ -197,7 +211,10 @@ def causal_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return inner
 
 
-def arguments(settings: Fit, *, checkpoints: Path, accumulation: int) -> TrainingArguments:
+def arguments(settings: Fit, *, checkpoints: Path, accumulation: int, zero: Zero | None) -> TrainingArguments:
+    on_cpu = not torch.cuda.is_available()
+    if zero and on_cpu:
+        meet_on_cpu()
     return TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=settings.steps,
@@ -207,9 +224,11 @@ def arguments(settings: Fit, *, checkpoints: Path, accumulation: int) -> Trainin
         lr_scheduler_type=settings.schedule,
         warmup_steps=settings.warmup_steps,
         max_grad_norm=settings.max_grad_norm,
-        bf16=settings.dtype == "bfloat16",
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
+        bf16=settings.dtype == "bfloat16" and zero is None,
+        deepspeed=zero.config(dtype=settings.dtype) if zero else None,
+        accelerator_config={"use_configured_state": zero is not None and on_cpu},
+        use_cpu=on_cpu and zero is None,
+        dataloader_pin_memory=not on_cpu,
         gradient_checkpointing=settings.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         # The blocks hold the order already, so resuming is skipping.
@@ -240,47 +259,3 @@ def optimizer(model: nn.Module, settings: Fit) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         [g for g in groups if g["params"]], betas=settings.betas, weight_decay=settings.weight_decay
     )
-
-
-class LongTrainer(ExactTrainer):
-    """The exact Trainer, each process on its own share of the blocks, without patience for a loss that is not finite."""
-
-    def __init__(self, *, ranks: Ranks, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.ranks = ranks
-
-    def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
-        blocks, micro_batch = self.train_dataset, self.args.per_device_train_batch_size
-        assert isinstance(blocks, Dataset) and isinstance(blocks, Sized)
-        share = self.ranks.share(len(blocks), micro_batch=micro_batch)
-        return DataLoader(
-            blocks,
-            sampler=share,
-            batch_size=micro_batch,
-            collate_fn=default_data_collator,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower fit.learning_rate, or look at the data"
-            )
-        return loss
-
-
-class Switch(TrainerCallback):
-    """Full attention for the last steps, if asked for: what sparse training leaves undone at long range."""
-
-    def __init__(self, apply: Callable[[Attention], None], *, attention: Attention, steps: int) -> None:
-        self.apply, self.attention = apply, attention
-        self.first_full = steps - round(steps * attention.full_attention_last)
-        self.switched = False
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.global_step >= self.first_full and not self.switched:
-            self.apply(self.attention.model_copy(update={"pattern": "full"}))
-            self.switched = True

@@ -21,6 +21,7 @@ from training import history, run, weights
 from longlora import fit as module
 from longlora.ranks import Ranks, from_environment
 
+pytestmark = pytest.mark.slow  # real processes
 ROOT = Path(__file__).parent.parent
 EACH = {"micro_batch": 1}  # one block at a time, so that the global batch of 4 can be shared out in several ways
 

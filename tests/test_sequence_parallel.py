@@ -18,6 +18,7 @@ from longlora.ranks import Ranks
 from longlora.segments import Segments, parts
 from longlora.sequence_parallel import Shards, join, must_fit, parallel_attention, some_parts
 
+pytestmark = pytest.mark.slow  # real processes
 SHAPES = [  # heads, kv_heads, group, shift; an odd share of heads, one key/value head for all, and a group of odd length
     (9, 3, 6, "boundaries"),
     (6, 6, 12, "boundaries"),
