@@ -17,6 +17,8 @@ from flows.options import Overrides, Promote, Recipe, Run, here
 if TYPE_CHECKING:
     from tasks.workspace import Project
 
+UsageError = typer.BadParameter.__bases__[0]  # typer's own click has no public name for it
+
 app = typer.Typer(
     help="Extend a language model's context with LongLoRA: run the pipeline, compare runs, promote models.",
     no_args_is_help=True,
@@ -280,6 +282,12 @@ def plain_errors() -> Iterator[None]:
         yield
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
+    except UsageError as error:
+        said = " ".join(error.format_message().split()).rstrip(".")  # '' where help was printed for want of a word
+        asked = f"`{error.ctx.command_path} --help` says what there is" if error.ctx else "see `longlora --help`"
+        if said:
+            print(f"error: {said}: {asked}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except Exception as error:
@@ -298,4 +306,5 @@ def main() -> None:
     signal.signal(signal.SIGTERM, on_terminate)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     with plain_errors():
-        app()
+        status = app(standalone_mode=False)  # an int if it ended early: --help, Ctrl-C
+    raise SystemExit(status if isinstance(status, int) else 0)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import networkx
 import yaml
 from dvc.config import Config
+from dvc.dvcfile import Lockfile
 from dvc.exceptions import CheckoutError, DvcException
 from dvc.repo import Repo, lock_repo
 from dvc.stage.cache import RunCacheNotFoundError
@@ -86,8 +87,8 @@ class Pipeline:
 
     def __init__(self, folder: Path, *, environment: Mapping[str, str], afresh: bool = False) -> None:
         """`environment`: what its stages are told beyond their files; `afresh`: compute what is known too, and cache nothing."""
-        for library in ("dvc", "dvc_data"):
-            logging.getLogger(library).setLevel(logging.ERROR)
+        logging.getLogger("dvc").setLevel(logging.ERROR)
+        logging.getLogger("dvc_data").setLevel(logging.ERROR)
         self.folder = folder
         self._environment = {**stage_environment(), **environment}
         self._lock = threading.RLock()
@@ -96,6 +97,10 @@ class Pipeline:
         self._spare_lock = threading.Lock()
         self._closed = False
         self._repo = Repo(str(folder), _wait_for_lock=True)
+        try:
+            Lockfile(self._repo, str(folder / "dvc.lock")).load()
+        except DvcException:  # cut off by a kill: DVC writes it in place; what was computed is in the run cache
+            (folder / "dvc.lock").unlink()
 
     @contextmanager
     def _engine(self) -> Iterator[None]:

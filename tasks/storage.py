@@ -35,9 +35,15 @@ def record_commit(where: Project, state: Snapshot, folder: Path) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         index = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
         git("read-tree", state.commit, cwd=where.root, env=index)
-        stage_file(where.root, "dvc.lock", (folder / "dvc.lock").read_text(), index)
+        stage_file(where.root, "dvc.lock", in_order((folder / "dvc.lock").read_text()), index)
         content = git("write-tree", cwd=where.root, env=index)
     return commit_tree(where.root, content, state.commit, f"run {state.key}")
+
+
+def in_order(lock: str) -> str:
+    """The text of a dvc.lock with its stages sorted: DVC adds them as they finish, which a kill can change."""
+    head, *stages = re.split(r"(?m)^(?=  \S)", lock)
+    return head + "".join(sorted(stages))
 
 
 def publish(where: Project, key: str) -> str:

@@ -116,3 +116,20 @@ def test_our_hashes_are_dvcs(shared, clone):
     with Repo(str(work)) as repo:
         (stage,) = repo.add(str(work / "odd"))
     assert hash_of(work / "odd") == stage.outs[0].hash_info.value
+
+
+def test_a_lock_cut_off_anywhere_is_no_obstacle_and_the_order_of_stages_no_difference(folder):
+    from tasks.storage import in_order
+
+    key = byhand.run(folder)
+    lock = folder / ".longlora" / "worktrees" / key / "dvc.lock"
+    whole, ran, commit = lock.read_text(), dummy.executions(folder), recorded(project(folder))[key]
+    for cut in (0, 5, len(whole) // 3, len(whole) // 2, len(whole) - 9):
+        lock.write_text(whole[:cut])
+        assert byhand.run(folder) == key
+        assert recorded(project(folder))[key] == commit
+    assert dummy.executions(folder) == ran  # the run cache had it all
+    assert (
+        in_order("a:\nstages:\n  z:\n    - 1\n  b@c:\n    d: 2\n") == "a:\nstages:\n  b@c:\n    d: 2\n  z:\n    - 1\n"
+    )
+    assert in_order("schema: '2.0'\n") == "schema: '2.0'\n"
