@@ -225,6 +225,29 @@ def doctor() -> None:
         raise SystemExit(1)
 
 
+@app.command()
+def ask(
+    question: Annotated[str | None, typer.Argument(help="Without one, every line that is typed is a question.")] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="A model's folder, `champion`, or a run.")] = "champion",
+    document: Annotated[Path, typer.Option("--document", "-d", help="Text, Markdown, HTML, EPUB or PDF.")] = ...,  # type: ignore[assignment]
+    too_long: Annotated[
+        str, typer.Option(help="What becomes of a document beyond the context: refuse, truncate or windows.")
+    ] = "refuse",
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="chat, authors or plain; by default the tokenizer's chat template, if it has one."),
+    ] = None,
+    room: Annotated[int, typer.Option(help="Tokens that an answer may take.")] = 128,
+    encoding: Annotated[str, typer.Option(help="Of a text file.")] = "utf-8",
+) -> None:
+    """Ask a model about a document: the answer as it comes, and where in the document it is from."""
+    from flows.ask import ask as ask_model
+
+    ask_model(
+        model, document=document, question=question, too_long=too_long, prompt=prompt, room=room, encoding=encoding
+    )
+
+
 longqa = typer.Typer(help="Questions on long documents.", no_args_is_help=True)
 app.add_typer(longqa, name="longqa")
 
