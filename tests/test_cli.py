@@ -23,7 +23,21 @@ def test_help_loads_nothing_heavy_and_is_quick():
     assert not loaded & HEAVY
     started = time.process_time(), time.monotonic()
     del started
-    for word in ("run", "promote", "rollback", "history", "runs", "plan", "deploy", "up", "ui", "worker", "doctor", "ask", "longqa"):
+    for word in (
+        "run",
+        "promote",
+        "rollback",
+        "history",
+        "runs",
+        "plan",
+        "deploy",
+        "up",
+        "ui",
+        "worker",
+        "doctor",
+        "ask",
+        "longqa",
+    ):
         assert f" {word} " in done.stdout
 
 
