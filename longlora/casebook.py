@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -47,7 +48,8 @@ class Case:
     question: str
     answers: list[str]
     evidence: list[str]
-    kind: Kind
+    kind: Kind | Literal["written"]
+    """written: by a model, see longlora/author.py."""
     depth: float | None
     """Where the first evidence begins, as a share of the document's characters; None where the document does not say."""
     length: int
