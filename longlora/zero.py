@@ -70,9 +70,7 @@ def whole(parameter: nn.Parameter) -> torch.Tensor:
     """The parameter, in the host's memory. The processes hold parts of it, so all must ask."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    value = safe_get_full_fp32_param(parameter)
-    assert value is not None
-    return value.detach().cpu().clone()
+    return on_host(safe_get_full_fp32_param(parameter))
 
 
 def whole_states(parameters: dict[str, nn.Parameter], *, engine: Any) -> dict[str, dict[str, torch.Tensor]]:
@@ -80,12 +78,17 @@ def whole_states(parameters: dict[str, nn.Parameter], *, engine: Any) -> dict[st
     from deepspeed.utils import safe_get_full_optimizer_state
 
     link(engine)
-    step = next(iter(engine.optimizer.optimizer.state.values()))["step"].detach().cpu()
+    step = next(iter(engine.optimizer.optimizer.state.values()))["step"]
     return {
-        name: {"step": step.clone()}
-        | {kind: safe_get_full_optimizer_state(p, kind).detach().cpu().clone() for kind in MOMENTS}
+        name: {"step": on_host(step)} | {kind: on_host(safe_get_full_optimizer_state(p, kind)) for kind in MOMENTS}
         for name, p in parameters.items()
     }
+
+
+def on_host(value: torch.Tensor | None) -> torch.Tensor:
+    """A copy; None is how DeepSpeed says that it does not know the parameter."""
+    assert value is not None
+    return value.detach().cpu().clone()
 
 
 def link(engine: Any) -> None:
