@@ -227,9 +227,9 @@ def doctor() -> None:
 
 @app.command()
 def ask(
+    document: Annotated[Path, typer.Option("--document", "-d", help="Text, Markdown, HTML, EPUB or PDF.")],
     question: Annotated[str | None, typer.Argument(help="Without one, every line that is typed is a question.")] = None,
     model: Annotated[str, typer.Option("--model", "-m", help="A model's folder, `champion`, or a run.")] = "champion",
-    document: Annotated[Path, typer.Option("--document", "-d", help="Text, Markdown, HTML, EPUB or PDF.")] = ...,  # type: ignore[assignment]
     too_long: Annotated[
         str, typer.Option(help="What becomes of a document beyond the context: refuse, truncate or windows.")
     ] = "refuse",
