@@ -179,6 +179,7 @@ def recipe(findings: Findings) -> list[tuple[str, str]]:
         ("trained", trained(adapter)),
         ("steps", f"{fit['steps']:,} of {fit['global_batch']:,} x {position['context']:,} tokens"),
         ("of these, recall exercises", f"{fit['recall_share']:.0%}"),
+        *pairs(fit),
         (
             "learning rate",
             f"{fit['learning_rate']:g}, {fit['schedule'].replace('_', ' ')} ({fit['warmup_steps']} steps)",
@@ -186,6 +187,12 @@ def recipe(findings: Findings) -> list[tuple[str, str]]:
         ("precision", str(fit["dtype"])),
         ("seed", str(fit["seed"])),
     ]
+
+
+def pairs(fit: dict[str, Any]) -> list[tuple[str, str]]:
+    """The row about supervised fine-tuning, where there was some."""
+    share = fit.get("pairs_share", 0.0)  # a recipe.json from before there were pairs has none
+    return [("of these, questions with answers", f"{share:.0%}, loss on the answers alone")] if share else []
 
 
 def trained(adapter: dict[str, Any]) -> str:

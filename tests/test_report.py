@@ -11,7 +11,7 @@ from PIL import Image
 
 from longlora.findings import Figure, Model, gather, order
 from longlora.pictures import colour, short, smoothed
-from longlora.report import summary
+from longlora.report import pairs, summary
 from longlora.stages.report import stage
 
 PERPLEXITY = {
@@ -274,3 +274,8 @@ def test_a_smoothed_curve_starts_at_its_first_value_and_a_short_one_is_not_smoot
     assert smoothed([3.0, 1.0, 2.0]) == [3.0, 1.0, 2.0]
     many = smoothed([5.0] + [1.0] * 99)
     assert many[0] == 5.0 and many[1] < 5.0 and many[-1] == pytest.approx(1.0, abs=0.01)
+
+
+def test_the_card_tells_of_supervised_fine_tuning_where_there_was_some():
+    assert pairs({"pairs_share": 0.25}) == [("of these, questions with answers", "25%, loss on the answers alone")]
+    assert pairs({"pairs_share": 0.0}) == pairs({}) == []
