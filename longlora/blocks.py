@@ -34,6 +34,9 @@ class Recall(Section):
     """Tokens between a fact and its question, at most. Beyond a group S2-Attn can not see the fact: then it teaches guessing."""
     count: int = Field(ge=0)
     """How many different exercises are written."""
+    nearness: float = Field(gt=0)
+    """A question comes at reach x u ** nearness, u uniform in [0, 1): at 2 half of them within a quarter of the reach, at 0.5
+    half of them beyond 0.7 of it."""
 
 
 class Texts(Section):

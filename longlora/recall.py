@@ -5,8 +5,9 @@ any more. Exercises put retrieval into the training data. They take many forms (
 facts open at once, real text or senseless filler between them), because a model drilled on one prompt learns that prompt.
 One form is the pass-key prompt of Mohtashami and Jaggi 2023 (arXiv 2305.16300), which LongLoRA's authors evaluate with.
 
-`reach` bounds the distance between a fact and its answer. With shifted sparse attention of group size G, a pair within G / 2
-is seen by at least half of the heads wherever it falls; beyond G it is seen by none, and then asking teaches guessing.
+`reach` bounds the distance between a fact and its answer, `nearness` says how it is used. With shifted sparse attention of
+group size G, a pair within G / 2 is seen by at least half of the heads wherever it falls, beyond G by none: such questions are
+learnt from in the steps in full attention at the end (`attention.full_attention_last`).
 """
 
 import random
@@ -50,7 +51,14 @@ class Exercise(NamedTuple):
 
 
 def exercises(
-    texts: Sequence[str], *, tokenizer: PreTrainedTokenizerBase, length: int, reach: int, count: int, seed: int
+    texts: Sequence[str],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    reach: int,
+    nearness: float,
+    count: int,
+    seed: int,
 ) -> Iterator[list[int]]:
     """`count` exercises of exactly `length` tokens, the same for the same seed.
 
@@ -74,7 +82,9 @@ def exercises(
         raise ValueError("recall exercises take their names from the training texts, and those hold no words")
     dice = random.Random(seed)
     for _ in range(count):
-        yield exercise(texts, words=words, tokenizer=tokenizer, length=length, reach=reach, dice=dice).tokens
+        yield exercise(
+            texts, words=words, tokenizer=tokenizer, length=length, reach=reach, nearness=nearness, dice=dice
+        ).tokens
 
 
 def exercise(
@@ -84,6 +94,7 @@ def exercise(
     tokenizer: PreTrainedTokenizerBase,
     length: int,
     reach: int,
+    nearness: float,
     dice: random.Random,
 ) -> Exercise:
     """One exercise: facts and questions, each question due at a random distance, and background between them."""
@@ -112,8 +123,7 @@ def exercise(
             tokens += fact
             room = min(reach, length - first) - len(fact) - len(question)
             if room >= 0:
-                # Squared, so that half of the answers lie within a quarter of the reach, and many fit into an exercise.
-                open_.append((last + int(room * dice.random() ** 2), first, last, question))
+                open_.append((last + int(room * dice.random() ** nearness), first, last, question))
         else:
             gap = min(open_[0][0] - len(tokens), dice.randint(4, 200))
             tokens += background[:gap]

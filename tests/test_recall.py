@@ -15,14 +15,20 @@ TEXTS = [
 WORDS = [f"{a}{b}" for a in ("amber", "birch", "cedar", "delta") for b in ("field", "stone", "water", "wood", "town")]
 
 
-def drawn(seed: int, *, length: int = 700, reach: int = 300):
+def drawn(seed: int, *, length: int = 700, reach: int = 300, nearness: float = 2.0):
     return exercise(
-        TEXTS, words=WORDS * 30, tokenizer=tokenizer(), length=length, reach=reach, dice=random.Random(seed)
+        TEXTS,
+        words=WORDS * 30,
+        tokenizer=tokenizer(),
+        length=length,
+        reach=reach,
+        nearness=nearness,
+        dice=random.Random(seed),
     )
 
 
 def some(*, length: int = 190, reach: int = 130, count: int = 7, seed: int = 3) -> list[list[int]]:
-    return list(exercises(TEXTS, tokenizer=tokenizer(), length=length, reach=reach, count=count, seed=seed))
+    return list(exercises(TEXTS, tokenizer=tokenizer(), length=length, reach=reach, nearness=2, count=count, seed=seed))
 
 
 def value_in(question: str) -> str:
@@ -51,6 +57,12 @@ def test_every_answer_lies_within_reach_of_its_fact(reach):
     distances = [end - first for seed in range(40) for first, _, _, end in drawn(seed, reach=reach).asked]
     assert max(distances) <= reach
     assert max(distances) > 0.8 * reach
+
+
+@pytest.mark.parametrize(("nearness", "low", "high"), [(2.0, 0.15, 0.5), (0.5, 0.6, 0.9)])
+def test_nearness_says_how_much_of_the_reach_is_used(nearness, low, high):
+    asked = [drawn(seed, length=900, reach=450, nearness=nearness).asked for seed in range(40)]
+    assert low < sum(end - first for facts in asked for first, _, _, end in facts) / sum(map(len, asked)) / 450 < high
 
 
 def test_every_answer_was_told_before_it_is_asked():
@@ -102,4 +114,4 @@ def test_an_impossible_reach_is_refused(change, words):
 
 def test_texts_without_words_are_refused():
     with pytest.raises(ValueError, match="hold no words"):
-        list(exercises(["1 2 3"], tokenizer=tokenizer(), length=190, reach=130, count=1, seed=3))
+        list(exercises(["1 2 3"], tokenizer=tokenizer(), length=190, reach=130, nearness=2, count=1, seed=3))

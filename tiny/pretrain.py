@@ -104,7 +104,7 @@ class Lessons:
         self.dice.shuffle(texts)
         self.corpus = self.encode("\n\n".join(texts)[:4_000_000])
         drill = {"tokenizer": tokenizer, "count": 10**6}
-        self.drills = {n: exercises(texts, length=n, reach=n, seed=n, **drill) for n in (256, 512)}
+        self.drills = {n: exercises(texts, length=n, reach=n, nearness=2, seed=n, **drill) for n in (256, 512)}
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

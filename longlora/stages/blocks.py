@@ -21,6 +21,7 @@ def stage(base: Path, tokens: Path, heldout: Path, counts: Path, blocks: Blocks,
         tokenizer=tokenizer,
         length=position.context,
         reach=blocks.recall.reach,
+        nearness=blocks.recall.nearness,
         count=blocks.recall.count,
         seed=blocks.seed,
     )
