@@ -22,7 +22,7 @@ from test_pipeline import ask, key_of, mlflow_runs
 from test_supervise import wait_until_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
-POINTS = int(os.environ.get("CHAOS_POINTS", "6"))
+POINTS = int(os.environ.get("CHAOS_POINTS", "2"))
 SETTINGS = ["--set", "train.steps=6", "--set", "train.seconds=0.05"]
 LINES = 22  # that an undisturbed run prints, roughly
 TARGETS = {  # a word of the process's command line, and how many such processes a run has
