@@ -89,7 +89,11 @@ def save(model: PreTrainedModel | PeftModel, folder: Path) -> None:
         raise ValueError(f"{len(bad)} trained tensors hold NaN or infinity, the first is {bad[0]}; nothing was saved")
     if isinstance(model, PeftModel):
         # Where the base lies is dvc.yaml's to say: an absolute path here would change the adapter's hash from place to place.
-        model.peft_config["default"].base_model_name_or_path = None
+        config = model.peft_config["default"]
+        config.base_model_name_or_path = None
+        # peft holds the names in a set, whose order is another in every process, and so would be the adapter's hash.
+        assert config.target_modules is not None
+        config.target_modules = sorted(config.target_modules)  # type: ignore[assignment]
         model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink()  # peft's template, to be filled in by hand; the card is written by the report
         model.get_base_model().config.save_pretrained(folder)

@@ -58,7 +58,7 @@ def zero_from_environment() -> Zero | None:
 
 def meet_on_cpu() -> None:
     """Join the other processes where there is no GPU: left to itself, accelerate knows DeepSpeed on a CPU as one process alone."""
-    from deepspeed import ops
+    from deepspeed import ops  # pyright: ignore[reportMissingImports]
 
     # It would be compiled now, and then its processes wait for each other by spinning; gloo needs neither.
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -68,14 +68,14 @@ def meet_on_cpu() -> None:
 
 def whole(parameter: nn.Parameter) -> torch.Tensor:
     """The parameter, in the host's memory. The processes hold parts of it, so all must ask."""
-    from deepspeed.utils import safe_get_full_fp32_param
+    from deepspeed.utils import safe_get_full_fp32_param  # pyright: ignore[reportMissingImports]
 
     return on_host(safe_get_full_fp32_param(parameter))
 
 
 def whole_states(parameters: dict[str, nn.Parameter], *, engine: Any) -> dict[str, dict[str, torch.Tensor]]:
     """Adam's state of each parameter, likewise."""
-    from deepspeed.utils import safe_get_full_optimizer_state
+    from deepspeed.utils import safe_get_full_optimizer_state  # pyright: ignore[reportMissingImports]
 
     link(engine)
     step = next(iter(engine.optimizer.optimizer.state.values()))["step"]
@@ -100,7 +100,7 @@ def link(engine: Any) -> None:
 
 def load_states(states: dict[nn.Parameter, dict[str, torch.Tensor]], *, engine: Any) -> None:
     """Give Adam, which has not stepped yet, this process's part of `states`."""
-    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state  # pyright: ignore[reportMissingImports]
 
     optimizer, step = engine.optimizer, next(iter(states.values()))["step"]
     partitioned = engine.zero_optimization_partition_weights()

@@ -1,6 +1,9 @@
 """What is trained, what is saved, and that stock peft gets the same model back."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -64,11 +67,16 @@ def test_the_adapter_names_no_place(tmp_path):
     }
 
 
-def test_saving_twice_gives_the_same_bytes(tmp_path):
-    for name in ("one", "two"):
-        save(attach(llama(), ADAPTER), tmp_path / name)
-    for file in (tmp_path / "one").iterdir():
-        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
+def test_saving_twice_gives_the_same_bytes_in_any_process(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from specimens import ADAPTER, llama; from longlora.adapter import attach, save;"
+        "save(attach(llama(), ADAPTER), Path(sys.argv[1]))"
+    )
+    for seed in ("1", "2", "3"):  # of the order in which a set gives its members
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / seed)], env=environment, check=True)
+    for file in (tmp_path / "1").iterdir():
+        assert {(tmp_path / seed / file.name).read_bytes() for seed in "123"} == {file.read_bytes()}, file.name
 
 
 def test_a_model_with_other_names_is_served_too(tmp_path):
