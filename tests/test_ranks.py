@@ -178,9 +178,10 @@ def test_the_stage_runs_under_torchrun(place):
     params = {name: s.model_dump() for name, s in sections.items()}
     params["fit"] = FIT.model_copy(update=EACH).model_dump() | {"betas": list(FIT.betas)}
     (place / "params.yaml").write_text(yaml.safe_dump(params))
+    (place / "pairs").mkdir()
     run(place, "one", **EACH)
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    paths = [str(place / name) for name in ("tokens", "base", "two", "two.csv", "two.json")]
+    paths = [str(place / name) for name in ("tokens", "pairs", "base", "two", "two.csv", "two.json")]
     done = subprocess.run(
         [sys.executable, *launcher, f"--master-port={together.free_port()}", "-m", "longlora.stages.fit", *paths],
         cwd=place,
