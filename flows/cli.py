@@ -5,15 +5,13 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows import records
-from flows.cli_longqa import longqa
-from flows.options import Overrides, Promote, Recipe, Run, here
+from flows import cli_models, cli_records
+from flows.cli_options import Overrides, Promote, Recipe, Run, here
 
 if TYPE_CHECKING:
     from tasks.workspace import Project
@@ -26,8 +24,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-app.add_typer(longqa, name="longqa")
 
 
 @app.command()
@@ -113,67 +109,6 @@ def runs() -> None:
 
 
 @app.command()
-def plan(
-    recipe: Recipe = None,
-    overrides: Overrides = None,
-    gpu: Annotated[str, typer.Option(help="By name, such as A100-80GB.")] = "A100-80GB",
-    gpus: Annotated[int, typer.Option(help="How many.")] = 1,
-    zero: Annotated[int, typer.Option(help="DeepSpeed ZeRO stage, 0 to 3.")] = 0,
-    sequence_parallel: Annotated[int, typer.Option(help="GPUs that share one sequence.")] = 1,
-    offload_optimizer: Annotated[bool, typer.Option("--offload-optimizer")] = False,
-    offload_parameters: Annotated[bool, typer.Option("--offload-parameters")] = False,
-    price: Annotated[float | None, typer.Option(help="Of one GPU for one hour.")] = None,
-) -> None:
-    """What fine-tuning would take: hours, memory, price, whether it fits, and if not, what would."""
-    from flows.plan import plan as plan_lines
-    from longlora.hardware import Hardware
-    from tasks import workspace
-
-    hardware = Hardware.of(
-        gpu,
-        gpus=gpus,
-        zero=zero,
-        sequence_parallel=sequence_parallel,
-        offload_optimizer=offload_optimizer,
-        offload_parameters=offload_parameters,
-        price=price,
-    )
-    where = workspace.project(Path.cwd())
-    for line in plan_lines(where, recipe=recipe, overrides=overrides or [], hardware=hardware):
-        print(line)
-
-
-@app.command("eval")
-def evaluate(
-    model: Annotated[Path, typer.Argument(help="A model folder, such as models/extended.")],
-    lm_eval: Annotated[
-        str | None, typer.Option("--lm-eval", help="Tasks of lm-evaluation-harness, by name, with commas between.")
-    ] = None,
-    tasks_folder: Annotated[Path | None, typer.Option("--tasks", help="A folder with task files of your own.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Questions of each task, at most.")] = None,
-    cases: Annotated[
-        list[Path] | None,
-        typer.Option("--cases", help="LongChat's test cases, such as 200_lines.jsonl. May be repeated."),
-    ] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Ask in the tokenizer's chat template.")] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Write the scores as JSON; below metrics/scores the report reads them.")
-    ] = None,
-) -> None:
-    """Measure a model folder outside of a run: tasks of lm-evaluation-harness, or LongChat's test cases."""
-    if not lm_eval and not cases:
-        raise ValueError("nothing to measure: name --lm-eval TASKS, or --cases FILE")
-    from flows.evaluate import evaluate as measured
-
-    tasks = lm_eval.split(",") if lm_eval else []
-    scores = measured(model, tasks=tasks, folder_of_tasks=tasks_folder, limit=limit, cases=cases or [], chat=chat)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(scores)
-        print(f"written to {out}")
-
-
-@app.command()
 def deploy(
     name: Annotated[str, typer.Option(help="Of the deployment.")] = "pipeline",
     cron: Annotated[str | None, typer.Option(help="When: minute hour day month weekday, such as '0 3 * * 1'.")] = None,
@@ -218,7 +153,8 @@ def up(
     servers.up(where, prefect_port=prefect_port, mlflow_port=mlflow_port, ready=ready)
 
 
-app.add_typer(records.app)
+app.add_typer(cli_records.app)
+app.add_typer(cli_models.app)
 app.command("ui", help="The same as `up`.")(up)
 
 
@@ -242,29 +178,6 @@ def doctor() -> None:
     show(findings)
     if any(finding.state == "lacks" for finding in findings):
         raise SystemExit(1)
-
-
-@app.command()
-def ask(
-    document: Annotated[Path, typer.Option("--document", "-d", help="Text, Markdown, HTML, EPUB or PDF.")],
-    question: Annotated[str | None, typer.Argument(help="Without one, every line that is typed is a question.")] = None,
-    model: Annotated[str, typer.Option("--model", "-m", help="A model's folder, `champion`, or a run.")] = "champion",
-    too_long: Annotated[
-        str, typer.Option(help="What becomes of a document beyond the context: refuse, truncate or windows.")
-    ] = "refuse",
-    prompt: Annotated[
-        str | None,
-        typer.Option(help="chat, authors or plain; by default the tokenizer's chat template, if it has one."),
-    ] = None,
-    room: Annotated[int, typer.Option(help="Tokens that an answer may take.")] = 128,
-    encoding: Annotated[str, typer.Option(help="Of a text file.")] = "utf-8",
-) -> None:
-    """Ask a model about a document: the answer as it comes, and where in the document it is from."""
-    from flows.ask import ask as ask_model
-
-    ask_model(
-        model, document=document, question=question, too_long=too_long, prompt=prompt, room=room, encoding=encoding
-    )
 
 
 @contextmanager

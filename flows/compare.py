@@ -55,7 +55,12 @@ def compare(where: Project, one: str, other: str, *, html: Path | None) -> None:
     client = tracking.connect()
     sides = [side(client, promotion.chosen(client, where, wanted)) for wanted in (one, other)]
     curves = curves_at(where.root, "HEAD")
-    tables = [facts(sides), params(sides), data(sides), scores(sides, curves)]
+    tables = [
+        facts(sides),
+        differing("parameters", "parameter", sides, [each.run.data.params for each in sides]),
+        differing("data", "output", sides, [each.data for each in sides]),
+        scores(sides, curves),
+    ]
     for table in tables:
         console().print(table, "")
     if html:
@@ -93,21 +98,11 @@ def facts(sides: list[Side]) -> Table:
     return shown
 
 
-def params(sides: list[Side]) -> Table:
-    one, other = (each.run.data.params for each in sides)
+def differing(what: str, column: str, sides: list[Side], values: list[dict[str, str]]) -> Table:
+    one, other = values
     names = sorted(one.keys() | other.keys())
     differ = [name for name in names if one.get(name) != other.get(name)]
-    shown = table(f"parameters: {len(differ)} of {len(names)} differ", sides, "parameter")
-    for name in differ:
-        add(shown, name, one.get(name, "-"), other.get(name, "-"))
-    return shown
-
-
-def data(sides: list[Side]) -> Table:
-    one, other = (each.data for each in sides)
-    names = sorted(one.keys() | other.keys())
-    differ = [name for name in names if one.get(name) != other.get(name)]
-    shown = table(f"data: {len(differ)} of {len(names)} differ", sides, "output")
+    shown = table(f"{what}: {len(differ)} of {len(names)} differ", sides, column)
     for name in differ:
         add(shown, name, one.get(name, "-"), other.get(name, "-"))
     return shown

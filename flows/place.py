@@ -5,7 +5,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.stages import Artifact, Pipeline, Stage, link
+from tasks.config import link
+from tasks.stages import Artifact, Pipeline, Stage
 from tasks.workspace import Project, Snapshot, worktree
 
 

@@ -13,9 +13,10 @@ from rich.table import Table
 from flows.place import stage_settings
 from flows.terminal import console
 from tasks import storage, supervise
+from tasks.config import link
 from tasks.outputs import Compared, compared
 from tasks.servers import is_local_tracking
-from tasks.stages import Pipeline, link
+from tasks.stages import Pipeline
 from tasks.workspace import Project, git, hold, record_ref, worktree
 
 

@@ -18,10 +18,10 @@ from transformers import (
     TextStreamer,
 )
 
-from longlora.instructions import UNSAID, after_document, before_question
 from longlora.passkey import cut, read, shareable
 from longlora.prompt import chat_turn, continuation, opening
 from longlora.sentences import Span
+from longlora.wording import UNSAID, after_document, before_question
 
 TooLong = Literal["refuse", "truncate", "windows"]
 Prompt = Literal["chat", "authors", "plain"]

@@ -31,7 +31,7 @@ IGNORED = -100  # a label that does not count
 
 class Recall(Section):
     reach: int = Field(gt=0)
-    """Tokens between a fact and its question, at most. Beyond a group S2-Attn can not see the fact: then it teaches guessing."""
+    """Tokens between a fact and its question, at most. Beyond a group only the steps in full attention at the end see the fact."""
     count: int = Field(ge=0)
     """How many different exercises are written."""
     nearness: float = Field(gt=0)

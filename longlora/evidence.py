@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from longlora.instructions import UNSAID
 from longlora.reading import Document
 from longlora.sentences import Span, parts, sentences
+from longlora.wording import UNSAID
 
 VERBATIM = 1.0
 """What a sentence that holds the answer word for word has more than one that does not; a cosine is at most 1."""

@@ -17,9 +17,9 @@ import pyarrow.parquet as parquet
 from datasets import load_dataset
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from longlora.wording import asked
+
 SUFFIXES = (".json", ".jsonl", ".parquet")
-UNSAID = "The document does not say."
-"""The answer to a question that the document leaves open."""
 
 
 @dataclass(frozen=True)
@@ -122,22 +122,6 @@ class Question(Record):
 
     def documents(self) -> tuple[str, ...]:
         return tuple(self.sources) if self.sources else (digest_of_document(self.document),)
-
-
-def asked(document: str, question: str) -> str:
-    """The words in which a question on a document is put to the model, in training and afterwards."""
-    return f"{before_question(document)}{after_document(question)}"
-
-
-def before_question(document: str) -> str:
-    return (
-        "Read the following text, and answer the question after it from the text alone, in as few words as possible.\n\n"
-        + document
-    )
-
-
-def after_document(question: str) -> str:
-    return f"\n\nQuestion: {question}"
 
 
 def digest_of_document(text: str) -> str:

@@ -22,8 +22,7 @@ from longlora.cases import Case, case, read_lines
 from longlora.interval import binomial, bootstrap
 from longlora.prompt import chat_turn, continuation, opening
 from longlora.section import Section
-
-HEAD = "Read the following text, and answer the question after it from the text alone, in as few words as possible.\n\n"
+from longlora.wording import after_document, before_question
 
 
 class LongQA(Section):
@@ -109,23 +108,23 @@ class Writer:
         Raises:
             ValueError: there is no room for the document.
         """
-        asked = f"\n\nQuestion: {question.question}"
+        head, asked = before_question(""), after_document(question.question)
         if self.after:
-            head = continuation(self.tokenizer, self.before + HEAD, after="")
+            first = continuation(self.tokenizer, self.before + head, after="")
             end = continuation(self.tokenizer, asked + self.after, after="again")
         else:
-            head = opening(self.tokenizer, HEAD)
+            first = opening(self.tokenizer, head)
             end = continuation(self.tokenizer, asked + "\nAnswer:", after="again")
         document = continuation(self.tokenizer, question.document, after="\n")
-        space = self.settings.length - self.settings.room - len(head) - len(end)
+        space = self.settings.length - self.settings.room - len(first) - len(end)
         if space < 2:
             raise ValueError(
                 f"longqa.length: {self.settings.length} tokens are too few, without a document it is "
                 f"{self.settings.length - space}"
             )
         if len(document) <= space:
-            return head + document + end, False
-        return head + document[: (space + 1) // 2] + document[-(space // 2) :] + end, True
+            return first + document + end, False
+        return first + document[: (space + 1) // 2] + document[-(space // 2) :] + end, True
 
 
 def measure(

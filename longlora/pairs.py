@@ -16,10 +16,11 @@ from transformers import PreTrainedTokenizerBase
 
 from longlora.casebook import Case, Casebook
 from longlora.curation import Contamination, apart, statistics, uncontaminated, unique
-from longlora.instructions import Bad, Dialogue, Records, Turn, asked, read_hub, read_records
+from longlora.instructions import Bad, Dialogue, Records, Turn, read_hub, read_records
 from longlora.packing import Pair, write
 from longlora.prompt import continuation, opening
 from longlora.section import Section
+from longlora.wording import asked
 
 SHOWN = 5
 """Faults that an error message names."""

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from longlora.instructions import UNSAID
 from longlora.sentences import Part, parts, sentences
+from longlora.wording import UNSAID
 
 Kind = Literal["following", "heading", "cloze", "number", "facts", "order", "count", "absent"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -16,6 +16,8 @@ from torch import distributed
 from longlora.attention import shifted_sparse_attention
 from longlora.kernels import BackendName
 
+HEADS, TOKENS = 1, 2  # dimensions of q, k, v and the output
+
 
 def full_attention(
     q_BHSD: torch.Tensor,
@@ -38,7 +40,7 @@ def full_attention(
             f"full attention shares {kv_heads} key/value heads out to {processes} processes: LONGLORA_SEQUENCE_PARALLEL must "
             f"divide {kv_heads}, the nearest is {math.gcd(kv_heads, processes)}; or set attention.full_attention_last: 0"
         )
-    q_BhLD, k_BkLD, v_BkLD = (Heads.apply(x, group) for x in (q_BHSD, k_BKSD, v_BKSD))
+    q_BhLD, k_BkLD, v_BkLD = (Exchange.apply(x, HEADS, TOKENS, group) for x in (q_BHSD, k_BKSD, v_BKSD))
     out_BhLD = shifted_sparse_attention(
         q_BhLD,
         k_BkLD,
@@ -48,50 +50,28 @@ def full_attention(
         scaling=scaling,
         backend=backend,
     )
-    out_BHSD = Tokens.apply(out_BhLD, group)
+    out_BHSD = Exchange.apply(out_BhLD, TOKENS, HEADS, group)
     assert isinstance(out_BHSD, torch.Tensor)
     return out_BHSD
 
 
-def to_heads(x_BHSD: torch.Tensor, group: distributed.ProcessGroup | None) -> torch.Tensor:
-    """x_BhLD: of the heads a P-th, of the tokens all."""
+def exchange(x: torch.Tensor, *, cut: int, join: int, group: distributed.ProcessGroup | None) -> torch.Tensor:
+    """Dimension `cut` shared out to the processes, dimension `join` put together from theirs."""
     processes = distributed.get_world_size(group)
-    leaving_PBhSD = x_BHSD.unflatten(1, (processes, -1)).movedim(1, 0).contiguous()
-    coming_PBhSD = torch.empty_like(leaving_PBhSD)
-    distributed.all_to_all_single(coming_PBhSD, leaving_PBhSD, group=group)
-    return coming_PBhSD.movedim(0, 2).flatten(2, 3)
+    leaving = x.unflatten(cut, (processes, -1)).movedim(cut, 0).contiguous()  # first the process it is for
+    coming = torch.empty_like(leaving)
+    distributed.all_to_all_single(coming, leaving, group=group)
+    return coming.movedim(0, join).flatten(join, join + 1)
 
 
-def to_tokens(x_BhLD: torch.Tensor, group: distributed.ProcessGroup | None) -> torch.Tensor:
-    """x_BHSD: of the tokens a P-th, of the heads all."""
-    processes = distributed.get_world_size(group)
-    leaving_PBhSD = x_BhLD.unflatten(2, (processes, -1)).movedim(2, 0).contiguous()
-    coming_PBhSD = torch.empty_like(leaving_PBhSD)
-    distributed.all_to_all_single(coming_PBhSD, leaving_PBhSD, group=group)
-    return coming_PBhSD.movedim(0, 1).flatten(1, 2)
-
-
-class Heads(torch.autograd.Function):
-    """`to_heads`, and back for the gradients."""
+class Exchange(torch.autograd.Function):
+    """`exchange`, and back for the gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x_BHSD: torch.Tensor, group: distributed.ProcessGroup | None) -> torch.Tensor:
-        ctx.group = group
-        return to_heads(x_BHSD, group)
+    def forward(ctx: Any, x: torch.Tensor, cut: int, join: int, group: distributed.ProcessGroup | None) -> torch.Tensor:
+        ctx.cut, ctx.join, ctx.group = cut, join, group
+        return exchange(x, cut=cut, join=join, group=group)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return to_tokens(grads[0], ctx.group), None
-
-
-class Tokens(torch.autograd.Function):
-    """`to_tokens`, and back for the gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x_BhLD: torch.Tensor, group: distributed.ProcessGroup | None) -> torch.Tensor:
-        ctx.group = group
-        return to_tokens(x_BhLD, group)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return to_heads(grads[0], ctx.group), None
+        return exchange(grads[0], cut=ctx.join, join=ctx.cut, group=ctx.group), None, None, None

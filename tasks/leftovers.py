@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from tasks import storage
-from tasks.outputs import cache_of, remote_of
+from tasks.config import cache_of, remote_of
 from tasks.workspace import RUNS, Project, git, hold, is_held, record_ref
 
 HASH = re.compile(r"md5: ([0-9a-f]{32}(?:\.dir)?)\b")

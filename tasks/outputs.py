@@ -1,4 +1,4 @@
-"""What a commit and its configuration say of outputs, and what the files themselves say."""
+"""What a commit says of outputs, and what the files themselves say."""
 
 import hashlib
 import json
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import yaml
 from dvc.api import DVCFileSystem
-from dvc.config import Config
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
@@ -55,18 +54,6 @@ def read(repo: Path, rev: str, path: str) -> str:
         return str(DVCFileSystem(str(repo), rev=rev).read_text(path))
     except (FileNotFoundError, DvcException) as error:
         raise ValueError(f"{path} at {rev[:12]} is neither in the cache nor on the DVC remote: {error}") from None
-
-
-def remote_of(checkout: Path) -> str:
-    """The address of the default DVC remote, or ''."""
-    config = Config(str(checkout / ".dvc"))
-    name = config["core"].get("remote")
-    return str(config["remote"][name]["url"]) if name else ""
-
-
-def cache_of(checkout: Path, root: Path) -> Path:
-    """The folder of the cache that `checkout` and the runs of its repository `root` share."""
-    return Path(str(Config(str(checkout / ".dvc"))["cache"].get("dir") or root / ".dvc" / "cache"))
 
 
 def compared(root: Path, commit: str, folder: Path, *, varying: set[str]) -> list[Compared]:

@@ -1,6 +1,7 @@
-"""DVC: the graph, what is stale, and one stage brought up to date. The only module that touches DVC's engine.
+"""DVC: the graph, what is stale, and one stage brought up to date.
 
-`dvc.repo.Repo` is not a promised interface; what is used of it is used here. Freshness is DVC's word: `dvc.lock`, its cache, its
+`dvc.repo.Repo` is not a promised interface; what is used of its engine is used here (and, in the process of
+one stage, in tasks/single.py). Freshness is DVC's word: `dvc.lock`, its cache, its
 run cache, its remote. Nothing of it is remembered anywhere else.
 """
 
@@ -16,7 +17,6 @@ from typing import Any, Literal
 
 import networkx
 import yaml
-from dvc.config import Config
 from dvc.dvcfile import Lockfile
 from dvc.exceptions import CheckoutError, DvcException
 from dvc.repo import Repo, lock_repo
@@ -278,25 +278,3 @@ def artifacts_in(repo: Repo) -> list[Artifact]:
         for file in repo.index._artifacts.values()
         for name, entry in file.items()
     ]
-
-
-def link(folder: Path, *, to: Path, cache_home: Path, remote: str = "") -> None:
-    """Give worktree `folder` the cache, remotes and credentials of checkout `to`, in its own .dvc/config.local.
-
-    `remote`: another address for the default remote.
-
-    A worktree has no config.local of the checkout's, and what is relative in .dvc/config would point beside it.
-    """
-    theirs = Config(str(to / ".dvc"))
-    with Config(str(folder / ".dvc")).edit("local") as ours:
-        for section, settings in theirs.read("local").items():
-            ours[section] = settings
-        ours["core"]["check_update"] = False  # no calls home
-        ours["cache"]["dir"] = str(theirs["cache"].get("dir") or cache_home / ".dvc" / "cache")
-        for name, known in theirs["remote"].items():
-            ours["remote"].setdefault(name, {})["url"] = str(known["url"])
-        if remote:
-            name = theirs["core"].get("remote") or "recorded"
-            ours["core"]["remote"] = name
-            ours["remote"].setdefault(name, {})["url"] = remote
-    (folder / ".dvc" / "config.local").chmod(0o600)

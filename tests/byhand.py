@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from tasks.stages import Pipeline, link
+from tasks.config import link
+from tasks.stages import Pipeline
 from tasks.storage import Finished, note, record
 from tasks.workspace import project, snapshot, worktree
 

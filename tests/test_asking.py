@@ -12,9 +12,10 @@ from test_pairs import CHATML
 
 from flows.ask import ask
 from longlora.asking import Desk, windows
-from longlora.instructions import Turn, asked
+from longlora.instructions import Turn
 from longlora.pairs import tokenised
 from longlora.plain import open_model, open_tokenizer
+from longlora.wording import asked
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "tiny/model"

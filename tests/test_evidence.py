@@ -4,9 +4,9 @@ import pytest
 
 from longlora.casebook import Casebook, build, words
 from longlora.evidence import Evidence
-from longlora.instructions import UNSAID
 from longlora.reading import Document, located, read_documents
 from longlora.sentences import Span
+from longlora.wording import UNSAID
 
 TEXT = """# The harbour
 

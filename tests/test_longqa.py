@@ -11,8 +11,7 @@ from hypothesis import strategies
 from test_ruler import TOKENIZER, tiny
 
 from longlora import longqa
-from longlora.instructions import before_question
-from longlora.longqa import HEAD, LongQA, Question, Writer, answer_of, exact, f1, measure, read_cases, rouge_l, words
+from longlora.longqa import LongQA, Question, Writer, answer_of, exact, f1, measure, read_cases, rouge_l, words
 from longlora.stages.longqa import stage
 
 torch.set_num_threads(1)  # matrices this small are slower on two
@@ -153,7 +152,3 @@ def test_stage_goes_on_where_it_was_cut_off_and_writes_the_same_bytes(tmp_path, 
     assert not (tmp_path / "b/odd.json").exists() and list((tmp_path / "kept").iterdir())
     stage(tmp_path / "odd", tmp_path / "b/odd.json", given)
     assert (tmp_path / "a/odd.json").read_bytes() == (tmp_path / "b/odd.json").read_bytes()
-
-
-def test_a_question_is_asked_in_the_words_it_was_trained_in():
-    assert before_question("") == HEAD

@@ -9,7 +9,8 @@ from pathlib import Path
 import dummy
 import pytest
 
-from tasks.stages import Pipeline, link
+from tasks.config import link
+from tasks.stages import Pipeline
 from tasks.storage import record
 from tasks.workspace import hold, project, record_ref, snapshot, worktree
 

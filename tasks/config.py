@@ -1,0 +1,39 @@
+"""DVC's configuration: where the data of a checkout and of its worktrees lies."""
+
+from pathlib import Path
+
+from dvc.config import Config
+
+
+def remote_of(checkout: Path) -> str:
+    """The address of the default DVC remote, or ''."""
+    config = Config(str(checkout / ".dvc"))
+    name = config["core"].get("remote")
+    return str(config["remote"][name]["url"]) if name else ""
+
+
+def cache_of(checkout: Path, root: Path) -> Path:
+    """The folder of the cache that `checkout` and the runs of its repository `root` share."""
+    return Path(str(Config(str(checkout / ".dvc"))["cache"].get("dir") or root / ".dvc" / "cache"))
+
+
+def link(folder: Path, *, to: Path, cache_home: Path, remote: str = "") -> None:
+    """Give worktree `folder` the cache, remotes and credentials of checkout `to`, in its own .dvc/config.local.
+
+    `remote`: another address for the default remote.
+
+    A worktree has no config.local of the checkout's, and what is relative in .dvc/config would point beside it.
+    """
+    theirs = Config(str(to / ".dvc"))
+    with Config(str(folder / ".dvc")).edit("local") as ours:
+        for section, settings in theirs.read("local").items():
+            ours[section] = settings
+        ours["core"]["check_update"] = False  # no calls home
+        ours["cache"]["dir"] = str(theirs["cache"].get("dir") or cache_home / ".dvc" / "cache")
+        for name, known in theirs["remote"].items():
+            ours["remote"].setdefault(name, {})["url"] = str(known["url"])
+        if remote:
+            name = theirs["core"].get("remote") or "recorded"
+            ours["core"]["remote"] = name
+            ours["remote"].setdefault(name, {})["url"] = remote
+    (folder / ".dvc" / "config.local").chmod(0o600)
