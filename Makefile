@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo smoke test lint bench install clean
+.PHONY: demo smoke test lint bench experiments install clean
 
 demo: install
 	$(BIN)/longlora run
@@ -23,6 +23,10 @@ lint: install
 
 bench: install
 	$(BIN)/python -m benchmarks.attention
+
+# The paper's tables at a small size: an hour on two cores; resumable.
+experiments: install
+	cd experiments && PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 dvc repro
 
 install: .venv/installed
 
