@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo smoke test lint bench experiments install clean
+.PHONY: demo smoke test chaos lint bench experiments install clean
 
 demo: install
 	$(BIN)/longlora run
@@ -16,6 +16,10 @@ smoke: install
 test: install
 	$(BIN)/pytest
 
+# Thirty kills at seeded points of a run, each followed by the same command and compared with a run nobody harmed.
+chaos: install
+	CHAOS_POINTS=30 $(BIN)/pytest tests/test_chaos.py -s
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -23,6 +27,8 @@ lint: install
 
 bench: install
 	$(BIN)/python -m benchmarks.attention
+	$(BIN)/python -m benchmarks.evaluation
+	$(BIN)/python -m benchmarks.traffic
 
 # The paper's tables at a small size: an hour on two cores; resumable.
 experiments: install

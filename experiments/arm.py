@@ -4,6 +4,7 @@ import json
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from experiments import patterns
 from longlora.adapter import Adapter, save
 from longlora.attention import Attention, enable
 from longlora.blocks import PackedBlocks, documents
-from longlora.fit import Fit, LongTrainer, arguments, build, causal_model, optimizer
+from longlora.fit import Fit, arguments, build, causal_model, optimizer
 from longlora.loss import chunk_loss
 from longlora.merge import merge
 from longlora.perplexity import Perplexity, measure
 from longlora.plain import open_model
 from longlora.position import Position
+from longlora.ranks import Ranks
 from longlora.section import read_params, section_of
+from longlora.trainer import LongTrainer
 
 
 def settings_of(file: Path, name: str) -> dict[str, Any]:
@@ -48,8 +51,9 @@ def train(settings: dict[str, Any], *, seed: int, tokens: Path, base: Path, out:
     trainer = LongTrainer(
         model=model,
         train_dataset=blocks,
-        args=arguments(fit, checkpoints=out.with_name("checkpoints"), accumulation=fit.accumulation(1)),
-        optimizers=(optimizer(model, fit), None),
+        args=arguments(fit, checkpoints=out.with_name("checkpoints"), accumulation=fit.accumulation(1), zero=None),
+        ranks=Ranks(rank=0, world=1),
+        adam=partial(optimizer, model, fit),
     )
     trainer.remove_callback(PrinterCallback)
     began = time.monotonic()

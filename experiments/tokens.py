@@ -13,7 +13,9 @@ def main(base: Path, settings: Path, out: Path) -> None:
     blocks = section_of(Blocks, read_params(settings)["common"], "blocks")
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     heldout = out / "heldout.safetensors"
-    prepare(blocks, tokenizer=tokenizer, exercises=iter(()), texts=read(blocks), out=out, heldout=heldout)
+    prepare(
+        blocks, tokenizer=tokenizer, exercises=iter(()), texts=read(blocks), elsewhere=None, out=out, heldout=heldout
+    )
 
 
 if __name__ == "__main__":

@@ -11,8 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows import records
+from flows.cli_longqa import longqa
+from flows.options import Overrides, Promote, Recipe, Run, here
+
 if TYPE_CHECKING:
     from tasks.workspace import Project
+
+UsageError = typer.BadParameter.__bases__[0]  # typer's own click has no public name for it
 
 app = typer.Typer(
     help="Extend a language model's context with LongLoRA: run the pipeline, compare runs, promote models.",
@@ -21,25 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Recipe = Annotated[
-    str | None, typer.Option("--recipe", "-r", help="An overlay of params.yaml: a file of recipes/, by its name.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", "-s", help="key=value, such as fit.steps=200. May be repeated.")
-]
-Run = Annotated[
-    str | None, typer.Argument(help="Its key or MLflow id, or their beginning; default: the last finished.")
-]
-Promote = Annotated[bool, typer.Option("--promote", help="Promote the model afterwards, if it deserves it.")]
-
-
-def here() -> "Project":
-    """The project of the current folder, its servers' addresses in the environment."""
-    from tasks import servers, workspace
-
-    where = workspace.project(Path.cwd())
-    servers.use_environment(where)
-    return where
+app.add_typer(longqa, name="longqa")
 
 
 @app.command()
@@ -155,6 +143,36 @@ def plan(
         print(line)
 
 
+@app.command("eval")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A model folder, such as models/extended.")],
+    lm_eval: Annotated[
+        str | None, typer.Option("--lm-eval", help="Tasks of lm-evaluation-harness, by name, with commas between.")
+    ] = None,
+    tasks_folder: Annotated[Path | None, typer.Option("--tasks", help="A folder with task files of your own.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Questions of each task, at most.")] = None,
+    cases: Annotated[
+        list[Path] | None,
+        typer.Option("--cases", help="LongChat's test cases, such as 200_lines.jsonl. May be repeated."),
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask in the tokenizer's chat template.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the scores as JSON; below metrics/scores the report reads them.")
+    ] = None,
+) -> None:
+    """Measure a model folder outside of a run: tasks of lm-evaluation-harness, or LongChat's test cases."""
+    if not lm_eval and not cases:
+        raise ValueError("nothing to measure: name --lm-eval TASKS, or --cases FILE")
+    from flows.evaluate import evaluate as measured
+
+    tasks = lm_eval.split(",") if lm_eval else []
+    scores = measured(model, tasks=tasks, folder_of_tasks=tasks_folder, limit=limit, cases=cases or [], chat=chat)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(scores)
+        print(f"written to {out}")
+
+
 @app.command()
 def deploy(
     name: Annotated[str, typer.Option(help="Of the deployment.")] = "pipeline",
@@ -200,6 +218,7 @@ def up(
     servers.up(where, prefect_port=prefect_port, mlflow_port=mlflow_port, ready=ready)
 
 
+app.add_typer(records.app)
 app.command("ui", help="The same as `up`.")(up)
 
 
@@ -225,6 +244,29 @@ def doctor() -> None:
         raise SystemExit(1)
 
 
+@app.command()
+def ask(
+    document: Annotated[Path, typer.Option("--document", "-d", help="Text, Markdown, HTML, EPUB or PDF.")],
+    question: Annotated[str | None, typer.Argument(help="Without one, every line that is typed is a question.")] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="A model's folder, `champion`, or a run.")] = "champion",
+    too_long: Annotated[
+        str, typer.Option(help="What becomes of a document beyond the context: refuse, truncate or windows.")
+    ] = "refuse",
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="chat, authors or plain; by default the tokenizer's chat template, if it has one."),
+    ] = None,
+    room: Annotated[int, typer.Option(help="Tokens that an answer may take.")] = 128,
+    encoding: Annotated[str, typer.Option(help="Of a text file.")] = "utf-8",
+) -> None:
+    """Ask a model about a document: the answer as it comes, and where in the document it is from."""
+    from flows.ask import ask as ask_model
+
+    ask_model(
+        model, document=document, question=question, too_long=too_long, prompt=prompt, room=room, encoding=encoding
+    )
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """A mistake or a failed stage ends in one line; a defect of ours keeps its traceback."""
@@ -232,6 +274,12 @@ def plain_errors() -> Iterator[None]:
         yield
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
+    except UsageError as error:
+        said = " ".join(error.format_message().split()).rstrip(".")  # '' where help was printed for want of a word
+        asked = f"`{error.ctx.command_path} --help` says what there is" if error.ctx else "see `longlora --help`"
+        if said:
+            print(f"error: {said}: {asked}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except Exception as error:
@@ -250,4 +298,5 @@ def main() -> None:
     signal.signal(signal.SIGTERM, on_terminate)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     with plain_errors():
-        app()
+        status = app(standalone_mode=False)  # an int if it ended early: --help, Ctrl-C
+    raise SystemExit(status if isinstance(status, int) else 0)

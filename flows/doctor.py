@@ -14,8 +14,8 @@ from packaging.specifiers import SpecifierSet
 from rich.table import Table
 
 from flows.terminal import console
+from tasks.outputs import remote_of
 from tasks.servers import found_prefect, is_local_tracking, must_be_reachable
-from tasks.stages import remote_of
 from tasks.workspace import Project, git, gpus, person
 
 # what these must be, and what happens otherwise

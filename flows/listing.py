@@ -4,9 +4,11 @@ from datetime import datetime
 
 from mlflow import MlflowClient
 from rich.table import Column, Table
+from rich.text import Text
 
 from flows.terminal import console
 from tasks import promotion, registry, tracking
+from tasks.leftovers import Leftover
 from tasks.registry import Move
 from tasks.stages import Artifact
 from tasks.workspace import Project
@@ -24,9 +26,9 @@ def show_history(name: str, moves: list[Move]) -> None:
 def show_runs(client: MlflowClient, where: Project, model: Artifact) -> None:
     """A row per run: what was varied, how it ended, its verdict, and the metric that champions are compared by."""
     better = promotion.better_of(model)
-    found = client.search_runs(
-        [tracking.experiment_id(client, where, model.name)], order_by=["attributes.start_time DESC"]
-    )
+    experiment = tracking.experiment_id(client, where, model.name)
+    tracking.bury(client, where, experiment)
+    found = client.search_runs([experiment], order_by=["attributes.start_time DESC"])
     titles = {}
     for alias in (registry.CHAMPION, registry.CANDIDATE):
         version = registry.holder(client, model.name, alias)
@@ -63,3 +65,13 @@ def show_runs(client: MlflowClient, where: Project, model: Artifact) -> None:
             titles.get(run.info.run_id, ""),
         )
     console().print(table if found else "no runs yet: `longlora run`")
+
+
+def show_leftovers(found: list[Leftover], where: Project) -> None:
+    table = Table("size", "what", "where", "why", box=None, pad_edge=False)
+    table.columns[0].justify = "right"
+    for each in found:
+        paths = [path.relative_to(where.root) if path.is_relative_to(where.root) else path for path in each.paths]
+        home = paths[0] if len(paths) == 1 else paths[0].parent.parent
+        table.add_row(f"{each.size / 1e6:,.3f} MB", each.kind, Text(str(home)), each.why)
+    console().print(table if found else "nothing may go")

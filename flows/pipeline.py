@@ -12,7 +12,7 @@ from prefect import State, flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType, FlowRunFilterTags
 from prefect.client.schemas.objects import StateType, TaskRun
 from prefect.runtime import flow_run
 from prefect.states import Completed, Crashed
@@ -20,7 +20,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.place import Place, open_place
 from flows.recording import Recording
-from tasks import servers, storage, supervise, workspace
+from tasks import hooks, servers, storage, supervise, workspace
 from tasks.stages import InterruptedStageError, ParameterError, Stage
 
 
@@ -49,7 +49,7 @@ def pipeline(
             f"{where.tree} has uncommitted changes, and a scheduled run must be reproducible: commit them first"
         )
     with workspace.hold(where, state.key):
-        name_run(f"{state.recipe or 'params'}-{state.key}")
+        name_run(where, f"{state.recipe or 'params'}-{state.key}")
         place = open_place(where, state)
         supervise.sweep(place.folder)
         run_place(place)
@@ -72,7 +72,8 @@ def run_place(place: Place) -> None:
         commit = record(place, recording)
         run_id = recording.wait()
         status = "FINISHED"
-    except Exception:
+    except Exception as error:
+        hooks.tell("failed", " ".join(str(error).split()), key=place.state.key, model=place.name)
         raise
     except BaseException:  # KeyboardInterrupt, or what Prefect makes of SIGTERM
         status = "KILLED"
@@ -84,16 +85,21 @@ def run_place(place: Place) -> None:
     storage.note(place.where, place.state.key, storage.Finished(commit, run_id, recording.uri))
 
 
-def name_run(name: str) -> None:
-    """Give the flow run its name; runs of that name that still count as running are dead, for we hold the key's lock."""
+def name_run(where: workspace.Project, name: str) -> None:
+    """Name the flow run; those that began in this project, count as running, and whose process is gone, have crashed.
+
+    Of runs of our own name all are gone, for we hold the key's lock.
+    """
+    home = workspace.home(where)
     with get_client(sync_client=True) as client:
-        same = FlowRunFilter(
-            name=FlowRunFilterName(any_=[name]),
+        running = FlowRunFilter(
+            tags=FlowRunFilterTags(all_=[home]),
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])),
         )
-        for dead in client.read_flow_runs(flow_run_filter=same):
-            client.set_flow_run_state(dead.id, Crashed(message="its process ended without a word"), force=True)
-        client.update_flow_run(flow_run.get_id(), name=name)
+        for other in client.read_flow_runs(flow_run_filter=running):
+            if other.name == name or not workspace.is_held(where, other.name.rpartition("-")[2]):
+                client.set_flow_run_state(other.id, Crashed(message="its process ended without a word"), force=True)
+        client.update_flow_run(flow_run.get_id(), name=name, tags=[*flow_run.get_tags(), home])
 
 
 def reproduce_all(place: Place, recording: Recording) -> None:

@@ -52,11 +52,15 @@ def open_place(where: Project, state: Snapshot) -> Place:
     """The place of run `state.key`, made or found again, what was computed before restored. Call it under the lock of its key."""
     folder = worktree(where, state)
     link(folder, to=where.tree, cache_home=where.root)
-    environment = {
+    pipeline = Pipeline(folder, environment=stage_settings(where.state / "checkpoints"))
+    return Place(where, state, folder, pipeline, pipeline.plan())
+
+
+def stage_settings(checkpoints: Path) -> dict[str, str]:
+    """What stages are told beyond their files."""
+    return {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",  # this interpreter
         "PYTHONUNBUFFERED": "1",
         "SHELL": "/bin/sh",  # DVC runs commands by the user's shell, and dvc.yaml is written for sh
-        "LONGLORA_CHECKPOINTS": str(where.state / "checkpoints"),
+        "LONGLORA_CHECKPOINTS": str(checkpoints),
     }
-    pipeline = Pipeline(folder, environment=environment)
-    return Place(where, state, folder, pipeline, pipeline.plan())

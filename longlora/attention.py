@@ -21,7 +21,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from longlora.kernels import BackendName, attend, choose
 from longlora.section import Section
-from longlora.segments import Shift, parts, segment
+from longlora.segments import Shift, document_ids, no_padding, parts, segment
+
+Attend = Callable[..., torch.Tensor]  # the signature of `shifted_sparse_attention`
 
 
 class Attention(Section):
@@ -168,11 +170,12 @@ def rows_adjoin(x_BHLD: torch.Tensor) -> bool:
     return x_BHLD.stride(0) == x_BHLD.shape[2] * x_BHLD.stride(2)
 
 
-def enable(model: PreTrainedModel, attention: Attention) -> None:
+def enable(model: PreTrainedModel, attention: Attention, *, attend: Attend | None = None, degree: int = 1) -> None:
     """Have `model` attend as `attention` says, in training, until `disable` or another `enable`.
 
     The group is `group_ratio` of whatever length comes. Padding (either side) and packed documents (`position_ids` that start
-    anew, no `attention_mask`, `use_cache=False`) are respected, also in full attention, without an L x L mask.
+    anew, no `attention_mask`, `use_cache=False`) are respected, also in full attention, without an L x L mask. Where `degree`
+    processes hold a sequence together, `attend` is how, and the model is given its `documents`: the ids of all its tokens.
 
     Raises:
         ValueError: the model does not use transformers' attention interface, or has fewer than two heads to share out.
@@ -180,7 +183,7 @@ def enable(model: PreTrainedModel, attention: Attention) -> None:
     heads = model.config.get_text_config().num_attention_heads
     if attention.pattern == "s2" and heads < 2:
         raise ValueError(f"S2-Attn shares the heads out to two patterns; {heads} head is too few, use pattern: full")
-    name = register(attention)
+    name = register(attention, attend=attend or shifted_sparse_attention, degree=degree)
     model.set_attn_implementation(name)
     if model.config._attn_implementation != name:
         raise ValueError(
@@ -204,17 +207,19 @@ def disabled(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def register(attention: Attention) -> str:
+def register(attention: Attention, *, attend: Attend, degree: int) -> str:
     """Make `attention` known to transformers; returns its name there. What differs has different names, so nothing is replaced."""
     pattern = f"s2_{attention.shift}_{attention.group_ratio}" if attention.pattern == "s2" else "full_by_documents"
     # Upper case: transformers reads more into a name that contains 'flash' or 'sdpa'.
-    name = f"{pattern}_{attention.backend.upper()}"
-    AttentionInterface.register(name, attention_function(attention))
-    AttentionMaskInterface.register(name, document_ids)
+    name = f"{pattern}_{attention.backend.upper()}_{degree}"
+    AttentionInterface.register(name, attention_function(attention, attend=attend, degree=degree))
+    AttentionMaskInterface.register(name, document_ids if degree == 1 else no_padding)
     return name
 
 
-def attention_function(attention: Attention) -> Callable[..., tuple[torch.Tensor, None]]:
+def attention_function(
+    attention: Attention, *, attend: Attend, degree: int
+) -> Callable[..., tuple[torch.Tensor, None]]:
     """`attention` behind the signature that transformers calls."""
     sparse = attention.pattern == "s2"
 
@@ -231,9 +236,10 @@ def attention_function(attention: Attention) -> Callable[..., tuple[torch.Tensor
         s_aux: torch.Tensor | None = None,
         position_bias: torch.Tensor | None = None,
         is_causal: bool | None = None,
+        documents: torch.Tensor | None = None,
         **others: Any,  # transformers hands every attention function all it has
     ) -> tuple[torch.Tensor, None]:
-        length = query.shape[2]
+        length = query.shape[2] * degree
         size = group_size(length, attention.group_ratio) if sparse else length
         if sparse and not module.training:
             raise ValueError("S2-Attn is for training; evaluate in full attention, inside `with disabled(model):`")
@@ -246,12 +252,14 @@ def attention_function(attention: Attention) -> Callable[..., tuple[torch.Tensor
             )
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(f"S2-Attn takes padding and documents, not a ready mask of {tuple(attention_mask.shape)}")
-        out_BHLD = shifted_sparse_attention(
+        if documents is None and degree > 1:
+            raise ValueError(f"{type(module).__name__} is not given the `documents` of the whole sequence")
+        out_BHLD = attend(
             query,
             key,
             value,
             group_size=size,
-            document_ids_BL=attention_mask,
+            document_ids_BL=attention_mask if documents is None else documents,
             scaling=scaling,
             shift=attention.shift if sparse else "none",
             backend=attention.backend,
@@ -259,35 +267,3 @@ def attention_function(attention: Attention) -> Callable[..., tuple[torch.Tensor
         return out_BHLD.transpose(1, 2), None
 
     return forward
-
-
-def document_ids(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    mask_function: Callable[..., torch.Tensor],
-    attention_mask: torch.Tensor | None = None,
-    device: torch.device | str = "cpu",
-    **others: Any,  # as above
-) -> torch.Tensor | None:
-    """document_ids_BL, in place of a mask and in a mask's signature; None: one document per row and no padding.
-
-    `mask_function(b, h, q, kv)` is transformers' description of a mask, element by element. A document begins where a token
-    does not see the one before it.
-
-    Raises:
-        ValueError: there is a cache, or some token sees the one after it.
-    """
-    if q_length != kv_length:
-        raise ValueError(
-            f"S2-Attn takes no cache ({q_length} queries, {kv_length} keys): use disable(model) to generate"
-        )
-    row_B1 = torch.arange(batch_size, device=device)[:, None]
-    before_1L = torch.arange(q_length - 1, device=device)[None]
-    if bool(mask_function(row_B1, 0, before_1L, before_1L + 1).any()):
-        raise ValueError("S2-Attn is causal, and this model lets some tokens see the ones after them")
-    begins_BL = ~mask_function(row_B1, 0, before_1L + 1, before_1L).expand(batch_size, -1)
-    if not begins_BL.any() and (attention_mask is None or attention_mask.all()):
-        return None
-    ids_BL = nn.functional.pad(begins_BL.cumsum(1), (1, 0))
-    return ids_BL if attention_mask is None else ids_BL.masked_fill(~attention_mask, -1)

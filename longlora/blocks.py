@@ -7,6 +7,7 @@ held-out sentence is ever a neighbour of a training sentence.
 Letters: L tokens of a block.
 """
 
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -35,6 +36,16 @@ class Recall(Section):
     """How many different exercises are written."""
 
 
+class Texts(Section):
+    """Where documents come from."""
+
+    source: Literal["package", "text", "jsonl", "parquet", "hub", "bin"]
+    """As in `blocks`, and bin: a flat file of uint16 tokens, as LongLoRA's authors publish PG19 and proof-pile."""
+    name: str
+    split: str | None
+    field: str
+
+
 class HeldOut(Section):
     """Documents that are never trained on."""
 
@@ -42,6 +53,8 @@ class HeldOut(Section):
     """By name: the file's stem, or the row number."""
     share: float = Field(ge=0, lt=1)
     """If none is named: this share of all documents, drawn from the seed."""
+    texts: Texts | None
+    """Documents of another source to evaluate on; then all of the training source is trained on."""
 
 
 class Blocks(Section):
@@ -60,8 +73,8 @@ class Blocks(Section):
     recall: Recall
 
 
-def read(blocks: Blocks) -> Dataset:
-    """The documents, as rows of `name` and `text`, in a fixed order.
+def read(blocks: Blocks | Texts) -> Dataset:
+    """The documents, as rows of `name` and `text`, in a fixed order. (A bin source has no text: `longlora.heldout` reads it.)
 
     Raises:
         ValueError: nothing is found, or a column is missing (the columns there are, are named).
@@ -86,7 +99,7 @@ def read(blocks: Blocks) -> Dataset:
     )
 
 
-def text_files(blocks: Blocks) -> list[Path]:
+def text_files(blocks: Blocks | Texts) -> list[Path]:
     if blocks.source == "text":
         return matching(Path(blocks.name), suffix="txt")
     spec = importlib.util.find_spec(blocks.name)
@@ -118,11 +131,13 @@ def tokenise(texts: Iterable[str], *, tokenizer: PreTrainedTokenizerFast, togeth
 
 
 def split(names: list[str], *, held_out: HeldOut, seed: int) -> tuple[list[int], list[int]]:
-    """Row numbers for training and held-out.
+    """Row numbers for training and held-out; where other texts are evaluated on, all rows are for training.
 
     Raises:
         ValueError: a held-out name is not there, or one side would be empty.
     """
+    if held_out.texts:
+        return list(range(len(names))), []
     if held_out.names:
         unknown = sorted(set(held_out.names) - set(names))
         if unknown:
@@ -163,31 +178,50 @@ def prepare(
     tokenizer: PreTrainedTokenizerFast,
     exercises: Iterator[list[int]],
     texts: Dataset,
+    elsewhere: dict[str, np.ndarray] | None,
     out: Path,
     heldout: Path,
 ) -> dict[str, Any]:
-    """Write training and recall tokens below `out`, the held-out ones to `heldout`; return the counts.
+    """Write training and recall tokens below `out`, the held-out ones to `heldout`; return the counts. Documents `elsewhere`, by
+    name, are held out in place of some of `texts`.
 
-    They are apart, so that other training data leave the evaluation as it is."""
+    They are apart, so that other training data leave the evaluation as it is.
+
+    Raises:
+        ValueError: as `split`; a held-out document is a training document as well.
+    """
     names = list(texts["name"])
     train, apart = split(names, held_out=blocks.held_out, seed=blocks.seed)
+    trained = list(tokenise((texts[i]["text"] for i in train), tokenizer=tokenizer))
+    own = tokenise((texts[i]["text"] for i in apart), tokenizer=tokenizer)
+    held_out = elsewhere or dict(zip((names[i] for i in apart), own, strict=True))
+    refuse_twins(trained, held_out)
     out.mkdir(parents=True)
     heldout.parent.mkdir(parents=True, exist_ok=True)
     vocabulary = len(tokenizer)
-    lengths = {}
-    for part, members, file in (("train", train, out / "train.safetensors"), ("heldout", apart, heldout)):
-        tokens = list(tokenise((texts[i]["text"] for i in members), tokenizer=tokenizer))
-        lengths[part] = [len(t) for t in tokens]
-        write(tokens, file, vocabulary=vocabulary)
+    write(trained, out / "train.safetensors", vocabulary=vocabulary)
+    write(held_out.values(), heldout, vocabulary=vocabulary)
     write((np.asarray(e) for e in exercises), out / "recall.safetensors", vocabulary=vocabulary)
+    lengths = {"train": [len(t) for t in trained], "heldout": [len(t) for t in held_out.values()]}
     provenance = {
         "source": blocks.source,
         "name": blocks.name,
         "license": blocks.license,
-        "held_out": [names[i] for i in apart],
+        "held_out": list(held_out),
     }
     (out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
     return {part: {"documents": len(n), "tokens": sum(n), "longest": max(n)} for part, n in lengths.items()}
+
+
+def refuse_twins(trained: list[np.ndarray], held_out: dict[str, np.ndarray]) -> None:
+    """Raise ValueError where a held-out document stands among the training documents, word for word."""
+    seen = {hashlib.sha256(np.asarray(t, dtype=np.int32).tobytes()).digest() for t in trained}
+    twins = [n for n, t in held_out.items() if hashlib.sha256(np.asarray(t, np.int32).tobytes()).digest() in seen]
+    if twins:
+        raise ValueError(
+            f"{len(twins)} of {len(held_out)} held-out documents are also trained on, word for word, {twins[0]} first: "
+            "leave them out of one side"
+        )
 
 
 class PackedBlocks(TorchDataset[dict[str, torch.Tensor]]):

@@ -18,43 +18,85 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from longlora import zero
 from longlora.adapter import trained_parameters
+from longlora.ranks import any_of
 from longlora.section import Section
+
+ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
 class ExactTrainer(Trainer):
-    """The Trainer with checkpoints that are whole or absent, hold no pickle, and resume bit for bit."""
+    """The Trainer with checkpoints that are whole or absent, hold no pickle, and resume bit for bit.
+
+    A checkpoint knows nothing of how many processes wrote it, or how they shared it.
+    """
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         root = Path(self.args.output_dir)
         partial = root / f"partial-{self.state.global_step}"
+        parameters, adam = self.whole_parameters(), self.whole_adam()  # every process may have to give its part
         if self.args.should_save:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            parameters = {name: p.detach().contiguous() for name, p in trained_parameters(self.model).items()}
             save_file(parameters, partial / "parameters.safetensors")
-            save_file(flat_state(self.optimizer), partial / "optimizer.safetensors")
+            save_file(adam, partial / "optimizer.safetensors")
             save_file({"cpu": torch.get_rng_state()}, partial / "random.safetensors")
             self.state.save_to_json(str(partial / "trainer_state.json"))
             partial.rename(root / f"checkpoint-{self.state.global_step}")
             for old in sorted(root.glob("checkpoint-*"), key=checkpoint_step)[:-1]:
                 shutil.rmtree(old)
 
+    def whole_parameters(self) -> dict[str, torch.Tensor]:
+        """The trained parameters by name; every process must ask."""
+        trained = trained_parameters(self.model)
+        if self.is_deepspeed_enabled:
+            return {name: zero.whole(p) for name, p in trained.items()}
+        return {name: p.detach().contiguous() for name, p in trained.items()}
+
+    def whole_adam(self) -> dict[str, torch.Tensor]:
+        """Adam's state, as `<parameter>/<kind>`; every process must ask."""
+        trained = trained_parameters(self.model)
+        if self.is_deepspeed_enabled:
+            states = zero.whole_states(trained, engine=self.deepspeed)
+        else:
+            assert self.optimizer is not None
+            states = {name: self.optimizer.state[p] for name, p in trained.items()}
+        return {
+            f"{name}/{kind}": t.detach().contiguous() for name, state in states.items() for kind, t in state.items()
+        }
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> tuple[nn.Module, Any]:
+        if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        # The Trainer would look for DeepSpeed's own checkpoint, a pickle per process.
+        self._load_from_checkpoint(resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        saved = load_file(Path(resume_from_checkpoint) / "parameters.safetensors")
-        own = trained_parameters(self.model)
-        assert saved.keys() == own.keys()
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(saved[name])
+        load_parameters(self.model, load_file(Path(resume_from_checkpoint) / "parameters.safetensors"))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        load_flat_state(self.optimizer, load_file(Path(checkpoint) / "optimizer.safetensors"))
+        saved = load_file(Path(checkpoint) / "optimizer.safetensors")
+        trained = trained_parameters(self.model)
+        states = {p: {kind: saved[f"{name}/{kind}"] for kind in ADAM} for name, p in trained.items()}
+        assert len(saved) == len(ADAM) * len(trained)
+        assert self.optimizer is not None
+        if self.is_deepspeed_enabled:
+            zero.load_states(states, engine=self.deepspeed)
+        else:
+            self.optimizer.state.update(
+                {p: {kind: t if kind == "step" else t.to(p.device) for kind, t in s.items()} for p, s in states.items()}
+            )
         # The schedule is a function of the step alone; only its place in time has to be found again.
         step, schedule = self.state.global_step, self.lr_scheduler
-        assert schedule is not None and self.optimizer is not None
+        assert schedule is not None
         rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
         schedule.load_state_dict(
             {**schedule.state_dict(), "last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
@@ -67,25 +109,20 @@ class ExactTrainer(Trainer):
             torch.set_rng_state(load_file(Path(checkpoint) / "random.safetensors")["cpu"])
 
 
-def flat_state(adam: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Adam's state as named tensors, `<parameter number>.<name>`."""
-    return {
-        f"{number}.{name}": value.detach().contiguous()
-        for number, state in adam.state_dict()["state"].items()
-        for name, value in state.items()
-    }
-
-
-def load_flat_state(adam: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = value
-    adam.load_state_dict({"state": state, "param_groups": adam.state_dict()["param_groups"]})
+def load_parameters(model: nn.Module, saved: dict[str, torch.Tensor]) -> None:
+    """Give the trained parameters of `model` the values in `saved`, which holds just these."""
+    own = trained_parameters(model)
+    assert saved.keys() == own.keys()
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(saved[name])
 
 
 class Stop(TrainerCallback):
-    """SIGTERM (a scheduler's, or ours) ends training after the current step, with a checkpoint."""
+    """SIGTERM (a scheduler's, or ours) ends training after the current step, with a checkpoint.
+
+    It reaches several processes at several times, or only some of them: they stop together, after the same step.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -99,6 +136,7 @@ class Stop(TrainerCallback):
         self.asked = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.asked = any_of(self.asked, device=args.device)
         if self.asked:
             control.should_save = control.should_training_stop = True
 

@@ -15,6 +15,17 @@ NAMES = {
     "extended": "extended",
 }
 """The pipeline's own models, in the order of tables; any other model goes by its label, before the extended one."""
+MEASURES = {
+    "perplexity": ("Perplexity at", "{:.4g}"),
+    "longppl": ("LongPPL, tokens picked by", "{:.4g}"),
+    "passkey": ("Passkeys found at", "{:.0%}"),
+    "ruler": ("RULER's tasks solved at", "{:.0%}"),
+    "longeval_lines": ("LongEval's lines found at", "{:.0%}"),
+    "longeval_topics": ("LongEval's topics found at", "{:.0%}"),
+    "longqa": ("Questions on documents", "{:.3f}"),
+    "harness": ("lm-evaluation-harness", "{:.4g}"),
+}
+"""The measures that have a table, in its order: what it is called, and how its numbers are written."""
 HELD = 0.8
 """Share of keys that counts as retrieving."""
 
@@ -28,16 +39,27 @@ class Figure:
     high: float | None
 
 
+Column = int | str
+"""What scores of one measure differ in: mostly the length in tokens."""
+
+
 @dataclass(frozen=True)
 class Model:
-    """One model's scores, by length in tokens; `depths` by length and depth (the share of filler before the key). What was
-    not scored is empty."""
+    """One model's scores by measure and column; `depths` are passkeys by length and depth (the share of filler before the key),
+    `positions` nats per token by the end of a band of positions. What was not scored is empty."""
 
     label: str
-    perplexity: dict[int, Figure]
-    passkey: dict[int, Figure]
+    scores: dict[str, dict[Column, Figure]]
     depths: dict[int, dict[float, float]]
-    ruler: dict[int, Figure]
+    positions: dict[int, Figure]
+
+    @property
+    def perplexity(self) -> dict[Column, Figure]:
+        return self.scores["perplexity"]
+
+    @property
+    def passkey(self) -> dict[Column, Figure]:
+        return self.scores["passkey"]
 
     @property
     def name(self) -> str:
@@ -46,7 +68,7 @@ class Model:
     def retrieves_to(self) -> int:
         """The longest length at which, and below which, at least 80 % of the keys are found; 0 for none."""
         reached = 0
-        for length, figure in sorted(self.passkey.items()):
+        for length, figure in sorted(lengths(self.passkey).items()):
             if figure.value is None or figure.value < HELD:
                 break
             reached = length
@@ -55,14 +77,16 @@ class Model:
 
 @dataclass(frozen=True)
 class Table:
-    """A measure of all models: its title, how its numbers are written, and the figures by label and length."""
+    """A measure of all models: its title, how its numbers are written, and the figures by label and column."""
 
     title: str
     form: str
-    rows: dict[str, dict[int, Figure]]
+    rows: dict[str, dict[Column, Figure]]
 
-    def lengths(self) -> list[int]:
-        return sorted({n for row in self.rows.values() for n in row})
+    def columns(self) -> list[Column]:
+        """Lengths by size, then names as they come."""
+        found = list(dict.fromkeys(column for row in self.rows.values() for column in row))
+        return [*sorted(c for c in found if isinstance(c, int)), *(c for c in found if isinstance(c, str))]
 
 
 @dataclass(frozen=True)
@@ -76,6 +100,8 @@ class Findings:
     base: dict[str, Any]
     texts: dict[str, Any]
     recipe: dict[str, dict[str, Any]]
+    forbidden: list[str]
+    """Why commercial use is not allowed, or not known to be; empty where it is."""
 
     def model(self, label: str) -> Model:
         """Raises ValueError where no model of that label was scored."""
@@ -85,17 +111,16 @@ class Findings:
         raise ValueError(f"no scores of a model '{label}'; there are {', '.join(m.label for m in self.models)}")
 
     def tables(self) -> list[Table]:
-        """What was scored, model by model: perplexity, passkeys, and RULER where it was asked."""
-        measures = (
-            Table("Perplexity at", "{:.4g}", {m.label: m.perplexity for m in self.models}),
-            Table("Passkeys found at", "{:.0%}", {m.label: m.passkey for m in self.models}),
-            Table("RULER's tasks solved at", "{:.0%}", {m.label: m.ruler for m in self.models}),
-        )
-        return [table for table in measures if table.lengths()]
+        """What was scored, model by model, a table per measure."""
+        all_tables = [
+            Table(title, form, {m.label: m.scores[measure] for m in self.models})
+            for measure, (title, form) in MEASURES.items()
+        ]
+        return [table for table in all_tables if table.columns()]
 
     def lengths(self) -> list[int]:
         """Every length at which the perplexity of any model was scored."""
-        return sorted({n for m in self.models for n in m.perplexity})
+        return sorted({n for m in self.models for n in lengths(m.perplexity)})
 
 
 def gather(scores: Path, *, verdict: Path, history: Path, base: Path, texts: Path, recipe: Path) -> Findings:
@@ -105,10 +130,7 @@ def gather(scores: Path, *, verdict: Path, history: Path, base: Path, texts: Pat
         ValueError: there are no scores, or none of the extended model.
     """
     tree = read(scores).tree
-    found = [
-        model(label, tree)
-        for label in order({name for measure in ("perplexity", "passkey", "ruler") for name in tree.get(measure, {})})
-    ]
+    found = [model(label, tree) for label in order({name for measure in MEASURES for name in tree.get(measure, {})})]
     with history.open(newline="") as stream:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
     findings = Findings(
@@ -121,6 +143,7 @@ def gather(scores: Path, *, verdict: Path, history: Path, base: Path, texts: Pat
         base=json.loads(base.read_text()),
         texts=json.loads(texts.read_text()),
         recipe=json.loads(recipe.read_text()),
+        forbidden=[fact["reason"] for fact in tree.get("licence", {}).values() if not fact["value"]],
     )
     findings.model("extended")
     return findings
@@ -136,24 +159,37 @@ def model(label: str, tree: dict[str, Any]) -> Model:
     passkey = tree.get("passkey", {}).get(label, {})
     return Model(
         label=label,
-        perplexity=figures(tree.get("perplexity", {}).get(label, {})),
-        passkey=figures(passkey),
+        scores={measure: figures(tree.get(measure, {}).get(label, {})) for measure in MEASURES},
         depths={
             int(length): {float(depth): cell["value"] for depth, cell in node["depth"].items()}
             for length, node in passkey.items()
             if length.isdigit()
         },
-        ruler=figures(tree.get("ruler", {}).get(label, {})),
+        positions=lengths(figures(tree.get("position_nats", {}).get(label, {}))),
     )
 
 
-def figures(node: dict[str, Any]) -> dict[int, Figure]:
-    """The scores by length; the other entries of `node` say how they were made."""
-    return {
-        int(length): Figure(figure["value"], figure["low"], figure["high"])
-        for length, figure in sorted(node.items(), key=lambda item: item[0].zfill(12))
-        if length.isdigit()
-    }
+def figures(node: dict[str, Any]) -> dict[Column, Figure]:
+    """The scores by column, lengths first; one level down where there are tasks with metrics. The other entries of `node` say
+    how they were made."""
+    found: dict[Column, Figure] = {}
+    for name, entry in sorted(node.items(), key=lambda item: item[0].zfill(12) if item[0].isdigit() else "~"):
+        if not isinstance(entry, dict):
+            continue
+        if entry.keys() >= {"value", "low", "high"}:
+            found[int(name) if name.isdigit() else name] = Figure(entry["value"], entry["low"], entry["high"])
+        elif "value" not in entry:
+            found |= {f"{name} {metric}": figure for metric, figure in figures(entry).items()}
+    return found
+
+
+def lengths(scores: dict[Column, Figure]) -> dict[int, Figure]:
+    """The scores whose column is a length."""
+    return {column: figure for column, figure in scores.items() if isinstance(column, int)}
+
+
+def heading(column: Column) -> str:
+    return f"{column:,}" if isinstance(column, int) else column
 
 
 def named(names: list[str], *, most: int) -> str:

@@ -6,36 +6,46 @@ determines the result: the same run resumes bit for bit, another run never finds
 """
 
 import json
-import os
 import shutil
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from peft import PeftModel
 from pydantic import Field
-from torch import nn
+from torch import distributed, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     PreTrainedModel,
     PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from longlora.adapter import Adapter, attach, save, trained_parameters
-from longlora.attention import Attention, enable
-from longlora.blocks import PackedBlocks
-from longlora.checkpoint import ExactTrainer, Stop, checkpoint_folder, checkpoint_step, digest, latest
+from longlora.attention import Attention, enable, group_size
+from longlora.checkpoint import (
+    Stop,
+    checkpoint_folder,
+    checkpoint_step,
+    digest,
+    latest,
+    load_parameters,
+)
 from longlora.history import History, write_cost
 from longlora.loss import chunk_loss
+from longlora.packing import training_blocks
 from longlora.position import Position, extend
+from longlora.ranks import Ranks, from_environment, must_agree
 from longlora.section import Section
+from longlora.sequence_parallel import Shards, join, must_fit, parallel_attention
+from longlora.trainer import LongTrainer, Switch
+from longlora.zero import Zero, meet_on_cpu, zero_from_environment
 
 
 class Fit(Section):
@@ -47,6 +57,10 @@ class Fit(Section):
     """Sequences per process that are in memory at once."""
     recall_share: float = Field(ge=0, le=1)
     """Share of the blocks that are recall exercises."""
+    pairs_share: float = Field(ge=0, le=1)
+    """Share of the blocks that are packed question-answer pairs, of which the answers alone are learnt."""
+    neftune_alpha: float | None = Field(gt=0)
+    """NEFTune (Jain et al. 2024, arXiv 2310.05914): noise on the embeddings, 5 to 15; null is off."""
     learning_rate: float = Field(gt=0)
     b_learning_rate_ratio: float = Field(gt=0)
     """Hayou et al. 2024: learning rate of the B matrices over that of A; 1 is off."""
@@ -64,18 +78,18 @@ class Fit(Section):
     log_steps: int = Field(gt=0)
     seed: int
 
-    def accumulation(self, processes: int) -> int:
-        """Micro-batches per optimiser step and process.
+    def accumulation(self, replicas: int) -> int:
+        """Micro-batches per optimiser step and replica.
 
         Raises:
-            ValueError: the global batch is not a multiple of micro_batch x processes.
+            ValueError: the global batch is not a multiple of micro_batch x replicas.
         """
-        together = self.micro_batch * processes
+        together = self.micro_batch * replicas
         if self.global_batch % together:
             fitting = max(together, self.global_batch // together * together)
             raise ValueError(
-                f"fit.global_batch = {self.global_batch} must be a multiple of micro_batch x processes = "
-                f"{self.micro_batch} x {processes}; the nearest is {fitting}"
+                f"fit.global_batch = {self.global_batch} must be a multiple of micro_batch x replicas = "
+                f"{self.micro_batch} x {replicas}; the nearest is {fitting}"
             )
         return self.global_batch // together
 
@@ -83,6 +97,7 @@ class Fit(Section):
 def train(
     tokens: Path,
     *,
+    pairs: Path | None = None,
     base: Path,
     out: Path,
     history: Path,
@@ -92,57 +107,87 @@ def train(
     adapter: Adapter,
     settings: Fit,
 ) -> None:
-    """Fine-tune `base` on the blocks of `tokens`; write the adapter `out`, the training `history` and its `cost`.
+    """Fine-tune `base` on the blocks of `tokens` and of `pairs`; write the adapter `out`, the training `history` and its `cost`.
 
     Raises:
         ValueError: settings that do not fit together, or a loss that is not finite.
         SystemExit: 143 after SIGTERM, with a checkpoint written.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks, zero = from_environment(), zero_from_environment()
+    accumulation = settings.accumulation(ranks.replicas)
+    if ranks.degree > 1 and attention.pattern == "s2":
+        size = group_size(position.context, attention.group_ratio)
+        must_fit(position.context, group_size=size, degree=ranks.degree)
     sections = (position, attention, adapter, settings)
-    checkpoints = checkpoint_folder(digest([tokens, base], sections=sections))
-    blocks = PackedBlocks(
+    checkpoints = checkpoint_folder(digest([tokens, *([pairs] if pairs else []), base], sections=sections))
+    blocks = training_blocks(
         tokens,
+        pairs,
         length=position.context,
         samples=settings.steps * settings.global_batch,
+        pairs_share=settings.pairs_share,
         recall_share=settings.recall_share,
         seed=settings.seed,
     )
     set_seed(settings.seed)
     model = build(base, position=position, adapter=adapter, dtype=settings.dtype)
+    args = arguments(
+        settings, checkpoints=checkpoints, accumulation=accumulation, zero=zero
+    )  # meets the other processes
     restore_head = chunk_loss(causal_model(model), chunk=settings.loss_chunk)
-    enable(causal_model(model), attention)
+    attend = attention_over(model, ranks)
+    attend(attention)
     trainer = LongTrainer(
         model=model,
-        train_dataset=blocks,
-        args=arguments(settings, checkpoints=checkpoints, accumulation=settings.accumulation(processes)),
+        train_dataset=blocks if ranks.degree == 1 else Shards(blocks, ranks, length=position.context),
+        args=args,
         callbacks=[
             History(history, steps=settings.steps, tokens_per_step=settings.global_batch * position.context),
-            Switch(model, attention=attention, steps=settings.steps),
+            Switch(attend, attention=attention, steps=settings.steps),
             stop := Stop(),
         ],
-        optimizers=(optimizer(model, settings), None),
+        ranks=ranks,
+        adam=partial(optimizer, model, settings),
     )
     trainer.remove_callback(PrinterCallback)  # History prints
     started = time.monotonic()
     first = latest(checkpoints)
+    done = checkpoint_step(first) if first else 0
+    must_agree(done, where=checkpoints, device=args.device)
     trainer.train(resume_from_checkpoint=str(first) if first else None)
     if stop.asked:
+        leave()
         raise SystemExit(143)
+    restore_head()
+    trained = trainer.whole_parameters()  # of all processes, which must all ask
     if trainer.is_world_process_zero():
-        restore_head()
+        if zero:  # DeepSpeed has taken this model to pieces
+            unset_hf_deepspeed_config()
+            model = build(base, position=position, adapter=adapter, dtype=settings.dtype)
+            load_parameters(model, trained)
         out.parent.mkdir(parents=True, exist_ok=True)
         save(model, out)
         recipe = {type(s).__name__.lower(): s.model_dump() for s in sections}
         (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
-        steps = settings.steps - (checkpoint_step(first) if first else 0)
-        write_cost(
-            cost,
-            model=model,
-            tokens=steps * settings.global_batch * position.context,
-            seconds=time.monotonic() - started,
-        )
+        seen = (settings.steps - done) * settings.global_batch * position.context
+        write_cost(cost, model=model, tokens=seen, seconds=time.monotonic() - started)
         shutil.rmtree(checkpoints, ignore_errors=True)
+    leave()
+
+
+def attention_over(model: PreTrainedModel | PeftModel, ranks: Ranks) -> Callable[[Attention], None]:
+    """What has `model` attend as a section says, alone or with the processes that hold the sequence together."""
+    if ranks.degree == 1:
+        return partial(enable, causal_model(model))
+    together = partial(parallel_attention, together=join(ranks))
+    return partial(enable, causal_model(model), attend=together, degree=ranks.degree)
+
+
+def leave() -> None:
+    """Part from the other processes, when all have come this far."""
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def build(base: Path, *, position: Position, adapter: Adapter, dtype: str) -> PreTrainedModel | PeftModel:
@@ -166,7 +211,10 @@ def causal_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return inner
 
 
-def arguments(settings: Fit, *, checkpoints: Path, accumulation: int) -> TrainingArguments:
+def arguments(settings: Fit, *, checkpoints: Path, accumulation: int, zero: Zero | None) -> TrainingArguments:
+    on_cpu = not torch.cuda.is_available()
+    if zero and on_cpu:
+        meet_on_cpu()
     return TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=settings.steps,
@@ -176,18 +224,22 @@ def arguments(settings: Fit, *, checkpoints: Path, accumulation: int) -> Trainin
         lr_scheduler_type=settings.schedule,
         warmup_steps=settings.warmup_steps,
         max_grad_norm=settings.max_grad_norm,
-        bf16=settings.dtype == "bfloat16",
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
+        bf16=settings.dtype == "bfloat16" and zero is None,
+        deepspeed=zero.config(dtype=settings.dtype) if zero else None,
+        accelerator_config={"use_configured_state": zero is not None and on_cpu},
+        use_cpu=on_cpu and zero is None,
+        dataloader_pin_memory=not on_cpu,
         gradient_checkpointing=settings.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        # PackedBlocks holds the order already, so resuming is skipping.
+        # The blocks hold the order already, so resuming is skipping.
         train_sampling_strategy="sequential",
         save_strategy="steps",
         save_steps=settings.checkpoint_steps,
         logging_steps=settings.log_steps,
         logging_nan_inf_filter=False,
+        neftune_noise_alpha=settings.neftune_alpha,
         disable_tqdm=True,
+        ddp_find_unused_parameters=False,  # all that is trained is used
         report_to="none",
         seed=settings.seed,
     )
@@ -207,31 +259,3 @@ def optimizer(model: nn.Module, settings: Fit) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         [g for g in groups if g["params"]], betas=settings.betas, weight_decay=settings.weight_decay
     )
-
-
-class LongTrainer(ExactTrainer):
-    """The exact Trainer, without patience for a loss that is not finite."""
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower fit.learning_rate, or look at the data"
-            )
-        return loss
-
-
-class Switch(TrainerCallback):
-    """Full attention for the last steps, if asked for: what sparse training leaves undone at long range."""
-
-    def __init__(self, model: PreTrainedModel | PeftModel, *, attention: Attention, steps: int) -> None:
-        self.model, self.attention = causal_model(model), attention
-        self.first_full = steps - round(steps * attention.full_attention_last)
-        self.switched = False
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.global_step >= self.first_full and not self.switched:
-            enable(self.model, self.attention.model_copy(update={"pattern": "full"}))
-            self.switched = True

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from longlora.position import Position, extend, reach
+from longlora.seal import broken
 
 PROBE = "The pass key is 90417.\n\tNaïve café, §12: «Ω» 東京 🙂  two  spaces; don't ALL-CAPS e=mc^2 </s>"
 PROBE_TOKENS = 64
@@ -45,6 +46,7 @@ def measure(base: Path, *, extended: Path, position: Position) -> dict[str, Any]
         "window": Fact(reach(own.get_text_config()), "positions that the base reaches"),
         "target": Fact(position.context, "position.context"),
         "whole": whole,
+        "sealed": sealed(extended),
         "context": context(extended, expected=expected),
         "rope": rope(extended, expected=expected, method=position.method),
         "tokenizer": tokenizer(base, extended=extended),
@@ -74,6 +76,12 @@ def opened(folder: Path) -> tuple[Fact, PreTrainedModel | None]:
             named = ", ".join(sorted(map(str, report[kind]))[:3])
             return Fact(0, f"{len(report[kind])} {kind.replace('_', ' ')}: {named}"), None
     return Fact(1, f"opens with all {len(model.state_dict())} tensors"), model.eval()
+
+
+def sealed(folder: Path) -> Fact:
+    """Whether the weight files are, byte for byte, those that the merge wrote."""
+    found = broken(folder)
+    return Fact(0, "; ".join(found)) if found else Fact(1, "every weight file has the digest that it was written with")
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

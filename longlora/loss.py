@@ -35,20 +35,29 @@ class HiddenHead(nn.Module):
 
 
 def chunked_cross_entropy(
-    hidden_BLD: torch.Tensor, weight_VD: torch.Tensor, labels_BL: torch.Tensor, *, chunk: int, reduction: str = "mean"
+    hidden_BLD: torch.Tensor,
+    weight_VD: torch.Tensor,
+    labels_BL: torch.Tensor,
+    *,
+    chunk: int,
+    reduction: str = "mean",
+    shifted: bool = False,
 ) -> torch.Tensor:
     """Next-token cross-entropy of `hidden_BLD @ weight_VD.T`, at most `chunk` rows of logits in memory.
 
-    Labels are not shifted yet: token t is judged against label t + 1. A label of -100 does not count.
+    Token t is judged against label t + 1, or, where labels are `shifted` already, against label t. A label of -100 does not
+    count.
     """
+    if not shifted:
+        hidden_BLD, labels_BL = hidden_BLD[:, :-1], labels_BL[:, 1:]
     device = hidden_BLD.device.type
     # Autocast does not know this function. Trained norms leave the hidden states in float32.
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_BLD.dtype
     options = LinearCrossEntropyOptions(batch_chunk_size=chunk, chunking_method=None)
     return linear_cross_entropy(
-        hidden_BLD[:, :-1].flatten(0, 1).to(dtype),
+        hidden_BLD.flatten(0, 1).to(dtype),
         weight_VD.to(dtype),
-        labels_BL[:, 1:].flatten(),
+        labels_BL.flatten(),
         reduction=reduction,
         ignore_index=IGNORED,
         options=options,
@@ -71,12 +80,22 @@ def chunk_loss(model: PreTrainedModel, *, chunk: int) -> Callable[[], None]:
         plain = model(**probe).loss
 
     def loss(
-        logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: Any = None, **ignored: Any
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        num_items_in_batch: Any = None,
+        shift_labels: torch.Tensor | None = None,
+        **ignored: Any,
     ) -> torch.Tensor:
         # `logits` are hidden states here: HiddenHead passed them on.
-        if num_items_in_batch is None:
-            return chunked_cross_entropy(logits, head.weight, labels, chunk=chunk)
-        return chunked_cross_entropy(logits, head.weight, labels, chunk=chunk, reduction="sum") / num_items_in_batch
+        total = chunked_cross_entropy(
+            logits,
+            head.weight,
+            labels if shift_labels is None else shift_labels,
+            chunk=chunk,
+            reduction="mean" if num_items_in_batch is None else "sum",
+            shifted=shift_labels is not None,
+        )
+        return total if num_items_in_batch is None else total / num_items_in_batch
 
     model.set_output_embeddings(HiddenHead(head))
     model.loss_function = loss

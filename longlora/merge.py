@@ -12,6 +12,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from longlora.seal import seal
+
 TOLERANCE = 1e-4
 """Largest difference of two logits in float32, relative to the largest logit: rounding of W + BA, measured about 1e-6."""
 
@@ -58,10 +60,11 @@ def logits(model: torch.nn.Module, length: int) -> torch.Tensor:
 
 
 def write(model: PreTrainedModel, *, base: Path, out: Path) -> None:
-    """Weights, config and the base's tokenizer with the new length, whole or not at all."""
+    """Weights with their digests, config and the base's tokenizer with the new length, whole or not at all."""
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
+    seal(partial)
     for name in (
         "tokenizer.json",
         "tokenizer_config.json",

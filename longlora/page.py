@@ -4,7 +4,7 @@ import base64
 from html import escape
 from pathlib import Path
 
-from longlora.findings import Figure, Findings, Model, Table, named
+from longlora.findings import Figure, Findings, Model, Table, heading, named
 from longlora.pictures import colour
 
 STYLE = """
@@ -67,6 +67,7 @@ def page(findings: Findings, *, pictures: Path, recipe: list[tuple[str, str]]) -
 {figures(findings)}
 <section class="picture">{picture(pictures / "perplexity.png", "Perplexity by context length, a line per model")}</section>
 <section class="picture">{picture(pictures / "passkey.png", "Passkeys found by length and depth, a map per model")}</section>
+{positions(pictures / "positions.png")}
 <section><h2>Scores</h2><div class="scroll">{scores(findings)}</div></section>
 <section><h2>The gate's rules</h2>{rules(findings)}</section>
 <section class="picture">{picture(pictures / "history.png", "Training loss by step")}</section>
@@ -119,6 +120,13 @@ def number(figure: Figure | None, form: str) -> str:
     return "&ndash;" if figure is None else "NaN" if figure.value is None else form.format(figure.value)
 
 
+def positions(file: Path) -> str:
+    """The picture of nats by position, where it was drawn."""
+    if not file.exists():
+        return ""
+    return f'<section class="picture">{picture(file, "Nats per token by position in the context, a line per model")}</section>'
+
+
 def picture(file: Path, text: str) -> str:
     data = base64.b64encode(file.read_bytes()).decode()
     return f'<img alt="{escape(text)}" src="data:image/png;base64,{data}">'
@@ -130,10 +138,10 @@ def scores(findings: Findings) -> str:
 
 
 def scored(findings: Findings, table: Table) -> str:
-    lengths = table.lengths()
-    head = "".join(f"<th>{n:,}</th>" for n in lengths)
+    columns = table.columns()
+    head = "".join(f"<th>{escape(heading(c))}</th>" for c in columns)
     body = "".join(
-        line(m, [cell(table.rows[m.label].get(n), table.form) for n in lengths], findings) for m in findings.models
+        line(m, [cell(table.rows[m.label].get(c), table.form) for c in columns], findings) for m in findings.models
     )
     return f'<table class="scores"><tr><th>{escape(table.title)}</th>{head}</tr>{body}</table>'
 

@@ -14,10 +14,9 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
 
 from longlora.interval import binomial
-from longlora.plain import batch_tokens
+from longlora.plain import batch_tokens, shareable
 from longlora.prompt import chat_turn, continuation, opening
 from longlora.section import Section
 
@@ -102,13 +101,6 @@ class Writer:
     def filler(self, count: int) -> list[int]:
         repeats = max(0, -(-(count - len(self.first)) // len(self.next)))
         return (self.first + self.next * repeats)[:count]
-
-
-def shareable(model: PreTrainedModel) -> bool:
-    """Whether a prefix's cache serves longer texts: every layer keeps all of it, and no rotary angle depends on the length."""
-    rotary = (model.config.get_text_config().to_dict().get("rope_parameters") or {}).get("rope_type")
-    layers = DynamicCache(config=model.config).layers
-    return rotary not in ("dynamic", "longrope") and all(type(layer) is DynamicLayer for layer in layers)
 
 
 @torch.inference_mode()

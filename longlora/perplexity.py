@@ -4,32 +4,25 @@
 Lengths and models share their targets, so differences are the context's or the model's, and models compare in pairs, place
 by place. *Sliding*: LongLoRA's PG19 protocol (section 4.1, after Press et al. 2021): a window of each length moves over the
 documents by a stride, and only tokens that no window has scored yet count; targets differ from length to length.
+Beside them, *by position*: nats per token within the longest windows of the controlled protocol, band by band, which shows
+where in its context a model stops to profit from more of it.
 Windows start inside documents without a begin mark. A model may be asked for more positions than it declares: that is how an
 unextended base shows that it breaks.
 
-Letters: B windows of a batch, L tokens of a window, N scored tokens of a window, V vocabulary, P places.
+Letters: L tokens of a window, P places.
 """
 
 import csv
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 from pydantic import Field, model_validator
-from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
 from longlora.interval import bootstrap
-from longlora.plain import batch_tokens
 from longlora.section import Section
-
-SCORED = 2048
-"""Tokens scored by one window, at most: the first window of a long length would need gigabytes of logits."""
-BATCH_LOGITS = 2**26
-"""Logits that are in memory at once, at most (one window may need more): 256 MB."""
+from longlora.windows import SCORED, Place, Window, nats, places, token_nats
 
 
 class Sliding(Section):
@@ -49,6 +42,8 @@ class Perplexity(Section):
     seed: int
     sliding: Sliding | None
     """The second protocol; null leaves it out."""
+    bands: int | None = Field(gt=0)
+    """Equal bands of positions, by which the nats inside the longest windows are told; null leaves them out."""
 
     @model_validator(mode="after")
     def windows_hold_more_than_what_is_scored(self) -> Self:
@@ -58,6 +53,8 @@ class Perplexity(Section):
             )
         if len(set(self.lengths)) < len(self.lengths):
             raise ValueError(f"a length stands twice in {self.lengths}")
+        if self.bands and max(self.lengths) % self.bands:
+            raise ValueError(f"bands = {self.bands} must divide the longest length, {max(self.lengths)}")
         if self.sliding and self.sliding.stride >= min(self.lengths):
             raise ValueError(
                 f"sliding.stride = {self.sliding.stride} must be below the shortest length, {min(self.lengths)}"
@@ -65,95 +62,62 @@ class Perplexity(Section):
         return self
 
 
-@dataclass(frozen=True)
-class Place:
-    """The tokens [end - last, end) of a document."""
-
-    document: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Window:
-    """Tokens [start, end) of a document, of which the last `scored` count."""
-
-    document: int
-    start: int
-    end: int
-    scored: int
-
-
-def places(lengths_of_documents: list[int], *, longest: int, last: int, samples: int, seed: int) -> list[Place]:
-    """Up to `samples` places, in the order of the text: a seeded choice among spans that never overlap.
-
-    Raises:
-        ValueError: no document is as long as the longest window.
-    """
-    grid = [
-        Place(document, end)
-        for document, length in enumerate(lengths_of_documents)
-        for end in range(longest, length + 1, last)
-    ]
-    if not grid:
-        raise ValueError(
-            f"no held-out document has {longest} tokens, the longest window; the longest has "
-            f"{max(lengths_of_documents, default=0)}: lower perplexity.lengths, or hold out longer documents"
-        )
-    chosen = np.random.default_rng(seed).permutation(len(grid))[:samples]
-    return [grid[i] for i in sorted(chosen)]
-
-
-@torch.inference_mode()
-def nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: list[Window]) -> np.ndarray:
-    """The summed negative log likelihood (nats) of the scored tokens of each window. Logits are made for those alone."""
-    total_W = np.empty(len(windows), dtype=np.float64)
-    for batch in batches(windows, tokens=batch_tokens(model), vocabulary=model.config.get_text_config().vocab_size):
-        group = [windows[i] for i in batch]
-        tokens_BL = torch.from_numpy(
-            np.stack([documents[w.document][w.start : w.end].astype(np.int64) for w in group])
-        ).to(model.device)
-        scored = group[0].scored
-        # The last token is only predicted, never read.
-        logits_BNV = model(input_ids=tokens_BL[:, :-1], use_cache=False, logits_to_keep=scored).logits.float()
-        loss_BN = F.cross_entropy(logits_BNV.transpose(1, 2), tokens_BL[:, -scored:], reduction="none")
-        total_W[batch] = loss_BN.double().sum(dim=1).cpu().numpy()
-    return total_W
-
-
-def batches(windows: list[Window], *, tokens: int, vocabulary: int) -> Iterator[list[int]]:
-    """Numbers of windows of one shape, in order, as many at a time as `tokens` and the logits allow, at least one."""
-    shapes: dict[tuple[int, int], list[int]] = {}
-    for number, window in enumerate(windows):
-        shapes.setdefault((window.end - window.start, window.scored), []).append(number)
-    for (length, scored), numbers in shapes.items():
-        size = max(1, min(tokens // length, BATCH_LOGITS // (scored * vocabulary)))
-        yield from (numbers[i : i + size] for i in range(0, len(numbers), size))
-
-
-def controlled(
-    model: PreTrainedModel, *, documents: list[np.ndarray], settings: Perplexity
-) -> tuple[list[Place], dict[int, np.ndarray]]:
-    """The places, and per length the nats (P,) of their last tokens.
+def chosen_places(documents: list[np.ndarray], settings: Perplexity) -> list[Place]:
+    """The places that all lengths, and all models, are scored at.
 
     Raises:
         ValueError: as `places`.
     """
-    chosen = places(
+    return places(
         [len(d) for d in documents],
         longest=max(settings.lengths),
         last=settings.last,
         samples=settings.samples,
         seed=settings.seed,
     )
-    scores = {}
+
+
+def controlled(
+    model: PreTrainedModel,
+    *,
+    documents: list[np.ndarray],
+    settings: Perplexity,
+    known: dict[int, np.ndarray] | None = None,
+) -> tuple[list[Place], dict[int, np.ndarray]]:
+    """The places, and per length the nats (P,) of their last tokens; those of `known` lengths are not computed anew.
+
+    Raises:
+        ValueError: as `places`.
+    """
+    chosen, scores = chosen_places(documents, settings), dict(known or {})
     for length in sorted(settings.lengths):
-        windows = [Window(p.document, p.end - length, p.end, settings.last) for p in chosen]
-        scores[length] = nats(model, documents=documents, windows=windows)
+        if length not in scores:
+            windows = [Window(p.document, p.end - length, p.end, settings.last) for p in chosen]
+            scores[length] = nats(model, documents=documents, windows=windows)
         print(
             f"{length} tokens: perplexity {perplexity(scores[length].sum(), len(chosen) * settings.last):.4g}",
             flush=True,
         )
-    return chosen, scores
+    return chosen, {length: scores[length] for length in sorted(scores)}
+
+
+def longest_windows(model: PreTrainedModel, *, documents: list[np.ndarray], settings: Perplexity) -> np.ndarray:
+    """Nats (P, L - 1), float64, of every token but the first of the longest windows."""
+    length = max(settings.lengths)
+    windows = [Window(p.document, p.end - length, p.end, length - 1) for p in chosen_places(documents, settings)]
+    return token_nats(model, documents=documents, windows=windows).astype(np.float64)
+
+
+def by_position(nats_PL: np.ndarray, *, bands: int, seed: int) -> dict[str, Any]:
+    """Mean nats per band of positions, under the band's end, with intervals over the places."""
+    length = nats_PL.shape[1] + 1
+    band, result = length // bands, {}
+    for first in range(0, length, band):
+        # The token at position 0 is read and never predicted, so column 0 is position 1.
+        part_PL = nats_PL[:, max(0, first - 1) : first + band - 1]
+        counts_P = np.full(len(part_PL), part_PL.shape[1])
+        result[str(first + band)] = mean(part_PL.sum(axis=1), counts_P=counts_P, seed=seed)
+    return result
 
 
 def sliding_windows(lengths_of_documents: list[int], *, length: int, sliding: Sliding) -> list[Window]:
@@ -180,6 +144,13 @@ def perplexity(total: float, tokens: int) -> float:
         return float(np.exp(total / tokens))
 
 
+def mean(sums_P: np.ndarray, *, counts_P: np.ndarray, seed: int) -> dict[str, Any]:
+    """Nats per token with the 95 % interval over the parts; null where that is not a number."""
+    low, high = bootstrap(sums_P, counts_N=counts_P, seed=seed)
+    figures = {"value": float(sums_P.sum() / counts_P.sum()), "low": low, "high": high}
+    return {name: round(figure, 6) if np.isfinite(figure) else None for name, figure in figures.items()}
+
+
 def score(sums_P: np.ndarray, *, counts_P: np.ndarray, seed: int) -> dict[str, Any]:
     """Perplexity with its 95 % interval over the parts; a value that is not finite is null (JSON has no NaN)."""
     low, high = bootstrap(sums_P, counts_N=counts_P, seed=seed)
@@ -202,7 +173,9 @@ def measure(
     Raises:
         ValueError: no document is as long as the longest window, or there are none.
     """
-    chosen, sums = controlled(model, documents=documents, settings=settings)
+    nats_PL = longest_windows(model, documents=documents, settings=settings) if settings.bands else None
+    known = {} if nats_PL is None else {max(settings.lengths): nats_PL[:, -settings.last :].sum(axis=1)}
+    chosen, sums = controlled(model, documents=documents, settings=settings, known=known)
     write_parts(parts, chosen=chosen, sums=sums, last=settings.last)
     counts_P = np.full(len(chosen), settings.last)
     result: dict[str, Any] = {
@@ -215,6 +188,8 @@ def measure(
             }
         }
     }
+    if settings.bands and nats_PL is not None:
+        result["position_nats"] = {label: by_position(nats_PL, bands=settings.bands, seed=settings.seed)}
     if settings.sliding:
         result["sliding_perplexity"] = {
             label: slide(model, documents=documents, settings=settings, sliding=settings.sliding)

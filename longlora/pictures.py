@@ -15,6 +15,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as Canvas
 
 from longlora.findings import Findings, Model
+from longlora.findings import lengths as by_length
 
 INK, FAINT, RULE = "#1f2933", "#6b7785", "#d9dee4"
 COLOURS = {"base": "#4a5560", "linear": "#c98a1b", "yarn": "#a2528c", "extended": "#0b6bb0"}
@@ -47,11 +48,13 @@ def colour(label: str, labels: Sequence[str]) -> str:
 
 
 def draw(findings: Findings, *, out: Path) -> None:
-    """Write perplexity.png, passkey.png and history.png to the folder `out`."""
+    """Write perplexity.png, passkey.png and history.png to the folder `out`, and positions.png where that was scored."""
     with mpl.rc_context(STYLE):
         save(perplexity(findings), out / "perplexity.png")
         save(passkey(findings), out / "passkey.png")
         save(history(findings), out / "history.png")
+        if any(m.positions for m in findings.models):
+            save(positions(findings), out / "positions.png")
 
 
 def save(canvas: Canvas, file: Path) -> None:
@@ -78,7 +81,7 @@ def perplexity(findings: Findings) -> Canvas:
     labels = [m.label for m in findings.models]
     ends: list[tuple[float, str, str]] = []
     for model in findings.models:
-        points = [(n, f) for n, f in model.perplexity.items() if f.value is not None]
+        points = [(n, f) for n, f in by_length(model.perplexity).items() if f.value is not None]
         if not points:
             continue
         hue, ours = colour(model.label, labels), model.label == "extended"
@@ -148,6 +151,39 @@ def label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
         value, _, name = text.partition("  ")
         axes.text(1.02, place, value, color=hue, weight="bold", size=9.5, va="center", transform=axes.transAxes)
         axes.text(1.095, place, name, color=hue, size=9.5, va="center", transform=axes.transAxes)
+
+
+def positions(findings: Findings) -> Canvas:
+    """Nats per token inside the longest window, a line per model over the middle of each band of positions."""
+    canvas = Canvas(figsize=(9, 4.4))
+    axes = canvas.add_axes((0.075, 0.13, 0.705, 0.67))
+    headed(
+        canvas,
+        "Nats per token by position in the context",
+        "inside one long window of held-out documents; where a line rises, more context does harm",
+    )
+    labels, ends = [m.label for m in findings.models], []
+    for model in findings.models:
+        points = [(end, f.value) for end, f in model.positions.items() if f.value is not None]
+        if not points:
+            continue
+        hue, half = colour(model.label, labels), min(model.positions) / 2
+        values = [value for _, value in points]
+        axes.plot(
+            [end - half for end, _ in points], values, color=hue, lw=3 if model.label == "extended" else 1.8,
+            zorder=4 if model.label == "extended" else 3, solid_capstyle="round",
+        )  # fmt: skip
+        ends.append((values[-1], f"{values[-1]:.3g}  {model.name}", hue))
+    axes.set_xlim(0, max(end for m in findings.models for end in m.positions))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    window(axes, findings)
+    axes.set_yscale("log")
+    numbers(axes)
+    label_ends(axes, ends)
+    axes.set_xlabel("position in tokens")
+    return canvas
 
 
 def passkey(findings: Findings) -> Canvas:

@@ -7,7 +7,8 @@ rounding's; bfloat16 on a GPU.
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 
 def open_model(folder: Path) -> PreTrainedModel:
@@ -43,3 +44,10 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def batch_tokens(model: PreTrainedModel) -> int:
     """Tokens to compute at once, at most: what stays in a CPU's cache, or keeps a GPU busy."""
     return 4096 if model.device.type == "cpu" else 32768
+
+
+def shareable(model: PreTrainedModel) -> bool:
+    """Whether a prefix's cache serves longer texts: every layer keeps all of it, and no rotary angle depends on the length."""
+    rotary = (model.config.get_text_config().to_dict().get("rope_parameters") or {}).get("rope_type")
+    layers = DynamicCache(config=model.config).layers
+    return rotary not in ("dynamic", "longrope") and all(type(layer) is DynamicLayer for layer in layers)

@@ -21,8 +21,8 @@ def continuations(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, after
 
 def opening(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids of `text` where it opens a prompt: behind whatever the tokenizer puts first by itself (a begin mark, or nothing)."""
-    bare = tokenizer(text, add_special_tokens=False)["input_ids"]
-    marked = tokenizer(text)["input_ids"]
+    bare = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    marked = tokenizer(text, verbose=False)["input_ids"]
     return marked[: marked.index(bare[0])] + bare
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from longlora.findings import HELD, Figure, Findings, Table, named
+from longlora.findings import HELD, Figure, Findings, Table, heading, named
 from longlora.page import page
 from longlora.pictures import draw
 
@@ -28,7 +28,7 @@ SPDX = (
 
 
 def write(findings: Findings, *, out: Path) -> None:
-    """Write summary.md, README.md (the model card), three pictures and index.html to the new folder `out`."""
+    """Write summary.md, README.md (the model card), three or four pictures and index.html to the new folder `out`."""
     out.mkdir(parents=True)
     draw(findings, out=out)
     (out / "summary.md").write_text(summary(findings))
@@ -60,11 +60,14 @@ def tables(findings: Findings) -> list[str]:
 
 
 def rows(findings: Findings, table: Table) -> list[str]:
-    """A row per model, a column per length; the extended model's row is bold."""
-    lengths = table.lengths()
-    lines = [f"| {table.title} | " + " | ".join(f"{n:,}" for n in lengths) + " |", "| --- |" + " ---: |" * len(lengths)]
+    """A row per model, a column per length (or what else a measure has); the extended model's row is bold."""
+    columns = table.columns()
+    lines = [
+        f"| {table.title} | " + " | ".join(map(heading, columns)) + " |",
+        "| --- |" + " ---: |" * len(columns),
+    ]
     for model in findings.models:
-        cells = [model.name, *(shown(table.rows[model.label].get(n), table.form) for n in lengths)]
+        cells = [model.name, *(shown(table.rows[model.label].get(c), table.form) for c in columns)]
         bold = "**" if model.label == "extended" else ""
         lines.append("| " + " | ".join(f"{bold}{cell}{bold}" for cell in cells) + " |")
     return lines
@@ -138,7 +141,7 @@ def front_matter(findings: Findings) -> dict[str, Any]:
         "pipeline_tag": "text-generation",
         **({"base_model": base["name"]} if base["source"] == "hub" else {}),
         **({"datasets": [texts["name"]]} if texts["source"] == "hub" else {}),
-        "tags": ["long-context", "longlora"],
+        "tags": ["long-context", "longlora", *(["non-commercial"] if findings.forbidden else [])],
         "model-index": [{"name": f"{Path(base['name']).name}-{findings.target}", "results": results(findings)}],
     }
 
@@ -176,6 +179,7 @@ def recipe(findings: Findings) -> list[tuple[str, str]]:
         ("trained", trained(adapter)),
         ("steps", f"{fit['steps']:,} of {fit['global_batch']:,} x {position['context']:,} tokens"),
         ("of these, recall exercises", f"{fit['recall_share']:.0%}"),
+        *pairs(fit),
         (
             "learning rate",
             f"{fit['learning_rate']:g}, {fit['schedule'].replace('_', ' ')} ({fit['warmup_steps']} steps)",
@@ -183,6 +187,12 @@ def recipe(findings: Findings) -> list[tuple[str, str]]:
         ("precision", str(fit["dtype"])),
         ("seed", str(fit["seed"])),
     ]
+
+
+def pairs(fit: dict[str, Any]) -> list[tuple[str, str]]:
+    """The row about supervised fine-tuning, where there was some."""
+    share = fit.get("pairs_share", 0.0)  # a recipe.json from before there were pairs has none
+    return [("of these, questions with answers", f"{share:.0%}, loss on the answers alone")] if share else []
 
 
 def trained(adapter: dict[str, Any]) -> str:
@@ -207,6 +217,7 @@ def limits(findings: Findings) -> list[str]:
         "Independent studies found LongLoRA models weak at retrieval whose perplexity looked fine, so look at both tables.",
         "Scores come from few documents and seeded prompts; their intervals are in the run's score files.",
         "Everything the base does wrong, this model may do wrong as well; it was not aligned or filtered further.",
+        *(f"**Commercial use is not cleared**: {reason}." for reason in findings.forbidden),
         f"Use is bound by the licences of the base ({findings.base['license']}) and of the texts ({findings.texts['license']}).",
     ]
 

@@ -11,12 +11,11 @@ import re
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from longlora.answer import answers
 from longlora.interval import bootstrap
-from longlora.plain import batch_tokens
 from longlora.prompt import chat_turn, continuation, continuations, opening
 from longlora.riddles import Riddle, Task, common, frequent, needles, tracking
 from longlora.section import Section
@@ -118,34 +117,6 @@ class Writer:
             body += hay[start + done : start + cut] + line
             done = cut
         return body + hay[start + done : start + spare]
-
-
-@torch.inference_mode()
-def answers(model: PreTrainedModel, *, prompts: list[list[int]], rooms: list[int]) -> list[list[int]]:
-    """The greedy continuation of each prompt, as ids; prompts of one length and room go together."""
-    written: list[list[int]] = [[] for _ in prompts]
-    groups: dict[tuple[int, int], list[int]] = {}
-    for number, (prompt, room) in enumerate(zip(prompts, rooms, strict=True)):
-        groups.setdefault((len(prompt), room), []).append(number)
-    for (length, room), numbers in groups.items():
-        size = max(1, batch_tokens(model) // (length + room))
-        for first in range(0, len(numbers), size):
-            group = numbers[first : first + size]
-            tokens_BL = torch.tensor([prompts[i] for i in group], device=model.device)
-            out_BL = greedy(model, tokens_BL, room=room)
-            for number, row in zip(group, out_BL[:, length:].tolist(), strict=True):
-                written[number] = row
-    return written
-
-
-def greedy(model: PreTrainedModel, tokens_BL: torch.Tensor, *, room: int) -> torch.Tensor:
-    end = model.generation_config.eos_token_id if model.generation_config else None
-    plain = GenerationConfig(do_sample=False, max_new_tokens=room, eos_token_id=end, pad_token_id=0)
-    out_BL = model.generate(  # type: ignore[reportCallIssue]  # nn.Module's attributes hide the method from the checker
-        tokens_BL, attention_mask=torch.ones_like(tokens_BL), generation_config=plain
-    )
-    assert isinstance(out_BL, torch.Tensor)
-    return out_BL
 
 
 def match_all(text: str, wanted: list[str]) -> float:

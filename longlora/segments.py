@@ -6,11 +6,12 @@ Letters: B batch; L tokens of a row; T = B x L; S the tokens that attend, some o
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
 Shift = Literal["boundaries", "roll", "none"]
 
@@ -84,3 +85,41 @@ def segment(
 def runs_of(key_S: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The values of the runs of equal neighbours, and the runs' lengths."""
     return torch.unique_consecutive(key_S, return_counts=True)
+
+
+def document_ids(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    mask_function: Callable[..., torch.Tensor],
+    attention_mask: torch.Tensor | None = None,
+    device: torch.device | str = "cpu",
+    **others: Any,  # transformers hands every mask function all it has
+) -> torch.Tensor | None:
+    """document_ids_BL, in place of a mask and in a mask's signature; None: one document per row and no padding.
+
+    `mask_function(b, h, q, kv)` is transformers' description of a mask, element by element. A document begins where a token
+    does not see the one before it.
+
+    Raises:
+        ValueError: there is a cache, or some token sees the one after it.
+    """
+    if q_length != kv_length:
+        raise ValueError(
+            f"S2-Attn takes no cache ({q_length} queries, {kv_length} keys): use disable(model) to generate"
+        )
+    row_B1 = torch.arange(batch_size, device=device)[:, None]
+    before_1L = torch.arange(q_length - 1, device=device)[None]
+    if bool(mask_function(row_B1, 0, before_1L, before_1L + 1).any()):
+        raise ValueError("S2-Attn is causal, and this model lets some tokens see the ones after them")
+    begins_BL = ~mask_function(row_B1, 0, before_1L + 1, before_1L).expand(batch_size, -1)
+    if not begins_BL.any() and (attention_mask is None or attention_mask.all()):
+        return None
+    ids_BL = nn.functional.pad(begins_BL.cumsum(1), (1, 0))
+    return ids_BL if attention_mask is None else ids_BL.masked_fill(~attention_mask, -1)
+
+
+def no_padding(*, attention_mask: torch.Tensor | None = None, **others: Any) -> None:
+    """In place of a mask where a process holds a piece of a sequence. Raises ValueError: there is padding."""
+    if attention_mask is not None and not attention_mask.all():
+        raise ValueError("a sequence that several processes hold together can not be padded; pack documents instead")

@@ -5,16 +5,17 @@ metric that dvc.yaml names (`artifacts: NAME: meta: better: {metric, step, order
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from tasks import registry, tracking
+from tasks import hooks, registry, tracking
+from tasks.outputs import artifacts_at, read
 from tasks.registry import CANDIDATE, CHAMPION
-from tasks.stages import Artifact, artifacts_at, read
+from tasks.stages import Artifact
 from tasks.workspace import Project, hold, person, record_ref
 
 
@@ -43,6 +44,7 @@ def promote(client: MlflowClient, where: Project, run: Run) -> str:
         ValueError: the run is not finished.
     """
     source, model = source_and_model(where, run)
+    key = run.data.tags[tracking.KEY]
     with hold(where, lock_name(model.name)):
         champion = registry.holder(client, model.name, CHAMPION)
         version = registry.register(client, model.name, source=source, run=run, desc=model.desc, labels=model.labels)
@@ -50,17 +52,22 @@ def promote(client: MlflowClient, where: Project, run: Run) -> str:
             return already(model.name, champion)
         client.set_registered_model_alias(model.name, CANDIDATE, version.version)
         against = objections(client, where, run, champion, better_of(model))
-        if against:
-            stays = f"champion stays version {champion.version}" if champion else "there is no champion"
-            reasons = "".join(f"\n  {line}" for line in against)
-            raise RefusalError(f"{model.name} version {version.version} stays candidate, {stays}:{reasons}")
-        better = better_of(model) if champion else None
-        why = "the verdict passed" + (
-            f", and {better.metric} is {better.order} than version {champion.version}'s" if better else ""
-        )
-        who = person(where)
-        registry.move(client, model.name, str(version.version), how="promote", who=who, why=why, run=run.info.run_id)
-    return f"{model.name} version {version.version} is champion: {why}"
+        if not against:
+            better = better_of(model) if champion else None
+            why = "the verdict passed"
+            if champion and better:
+                why += f", and {better.metric} is {better.order} than version {champion.version}'s"
+            number, who = str(version.version), person(where)
+            made = registry.move(client, model.name, number, how="promote", who=who, why=why, run=run.info.run_id)
+    if against:
+        stays = f"champion stays version {champion.version}" if champion else "there is no champion"
+        reasons = "".join(f"\n  {line}" for line in against)
+        said = f"{model.name} version {version.version} stays candidate, {stays}:{reasons}"
+        hooks.tell("refused", said, model=model.name, version=str(version.version), key=key)
+        raise RefusalError(said)
+    said = f"{model.name} version {version.version} is champion: {why}"
+    hooks.tell("promoted", said, model=model.name, key=key, **asdict(made))
+    return said
 
 
 def nothing_to_do(client: MlflowClient, where: Project, run: Run) -> str:
@@ -98,8 +105,10 @@ def rollback(client: MlflowClient, where: Project, why: str) -> str:
         if before is None:
             raise ValueError(f"{name} had no champion before the present one: see `longlora history`")
         run = client.get_model_version(name, before).run_id or ""
-        registry.move(client, name, before, how="rollback", who=person(where), why=why, run=run)
-    return f"{name} version {before} is champion again"
+        made = registry.move(client, name, before, how="rollback", who=person(where), why=why, run=run)
+    said = f"{name} version {before} is champion again"
+    hooks.tell("rolled back", said, model=name, **asdict(made))
+    return said
 
 
 def objections(
@@ -192,16 +201,7 @@ def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
     Raises:
         ValueError: there is none, or more than one.
     """
-    experiment = tracking.experiment_id(client, where, model_at(where, "HEAD").name)
-    runs = client.search_runs([experiment], order_by=["attributes.end_time DESC"], max_results=1000)
-    if wanted is None:
-        runs = [run for run in runs if run.info.status == "FINISHED"][:1]
-    else:
-        runs = [
-            r
-            for r in runs
-            if r.info.run_id.startswith(wanted) or r.data.tags.get("longlora.key", "").startswith(wanted)
-        ]
+    runs = matching(client, where, wanted)
     if len(runs) == 1:
         return runs[0]
     if not runs:
@@ -211,6 +211,16 @@ def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
     raise ValueError(
         f"'{wanted}' could be {', '.join(r.data.tags.get('longlora.key', r.info.run_id) for r in runs[:5])}"
     )
+
+
+def matching(client: MlflowClient, where: Project, wanted: str | None) -> list[Run]:
+    """The runs whose key or MLflow id begins with `wanted`; without it, the last finished one."""
+    experiment = tracking.experiment_id(client, where, model_at(where, "HEAD").name)
+    runs = client.search_runs([experiment], order_by=["attributes.end_time DESC"], max_results=1000)
+    if wanted is None:
+        return [run for run in runs if run.info.status == "FINISHED"][:1]
+    names = [(run, (run.info.run_id, run.data.tags.get(tracking.KEY, ""))) for run in runs]
+    return [run for run, both in names if any(name.startswith(wanted) for name in both)]
 
 
 def lock_name(name: str) -> str:

@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Literal
-from urllib.parse import quote, urlencode
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -53,6 +53,17 @@ def register(client: MlflowClient, name: str, *, source: str, run: Run, desc: st
     return client.create_model_version(name, source, run_id=run.info.run_id, tags=tags, description=run.info.run_name)
 
 
+def commits(client: MlflowClient) -> set[str]:
+    """The commits that versions of any model point to."""
+    versions: list[ModelVersion] = []
+    token: str | None = ""
+    while token is not None:
+        found = client.search_model_versions(max_results=1000, page_token=token or None)
+        versions, token = versions + list(found), found.token or None
+    queries = [parse_qs(urlsplit(str(version.source)).query) for version in versions]
+    return {query["rev"][0] for query in queries if "rev" in query}
+
+
 def holder(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
     """The version that `alias` points to."""
     try:
@@ -76,7 +87,7 @@ def moves(client: MlflowClient, name: str) -> list[Move]:
 
 def move(
     client: MlflowClient, name: str, to: str, *, how: Literal["promote", "rollback"], who: str, why: str, run: str
-) -> None:
+) -> Move:
     """Point champion at version `to`, and record it. Call it under the registry's lock.
 
     The record is written first: should we die between the two, the next move finds the alias elsewhere, and says so.
@@ -86,8 +97,10 @@ def move(
     if now != (past[-1].to if past else None):
         write(client, name, len(past), Move("found", past[-1].to if past else None, now, stamp(), who, "not by us", ""))
         past = moves(client, name)
-    write(client, name, len(past), Move(how, now, to, stamp(), who, why, run))
+    made = Move(how, now, to, stamp(), who, why, run)
+    write(client, name, len(past), made)
     client.set_registered_model_alias(name, CHAMPION, to)
+    return made
 
 
 def write(client: MlflowClient, name: str, number: int, made: Move) -> None:

@@ -178,6 +178,8 @@ def up(where: Project, *, prefect_port: int, mlflow_port: int, ready: Callable[[
 
 
 def must_be_free(port: int, option: str) -> int:
+    if not 0 < port < 65536:
+        raise ValueError(f"{option} {port}: must be 1 to 65535")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

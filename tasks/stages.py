@@ -6,7 +6,6 @@ run cache, its remote. Nothing of it is remembered anywhere else.
 
 import logging
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -17,17 +16,17 @@ from typing import Any, Literal
 
 import networkx
 import yaml
-from dvc.api import DVCFileSystem
 from dvc.config import Config
-from dvc.exceptions import DvcException
+from dvc.dvcfile import Lockfile
+from dvc.exceptions import CheckoutError, DvcException
 from dvc.repo import Repo, lock_repo
 from dvc.stage.cache import RunCacheNotFoundError
-from dvc.stage.exceptions import StageCmdFailedError
 
+from tasks.single import AFRESH, CAUSE
 from tasks.supervise import Child
 
 Status = Literal["unchanged", "restored", "stale"]
-CAUSE = "error: "
+VARIES = "varies"
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,8 @@ class Out:
     md5: str | None = None
     size: int | None = None
     """Bytes."""
+    varies: bool = False
+    """Labelled so in dvc.yaml: it holds times or memory, which no two runs agree on."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +85,22 @@ class InterruptedStageError(StageError):
 class Pipeline:
     """dvc.yaml of one worktree. Its calls may come from several threads."""
 
-    def __init__(self, folder: Path, *, environment: Mapping[str, str]) -> None:
-        """`environment`: what its stages are told beyond their files."""
+    def __init__(self, folder: Path, *, environment: Mapping[str, str], afresh: bool = False) -> None:
+        """`environment`: what its stages are told beyond their files; `afresh`: compute what is known too, and cache nothing."""
         logging.getLogger("dvc").setLevel(logging.ERROR)
+        logging.getLogger("dvc_data").setLevel(logging.ERROR)
         self.folder = folder
         self._environment = {**stage_environment(), **environment}
         self._lock = threading.RLock()
+        self._command = [sys.executable, "-P", "-m", "tasks.single", *([AFRESH] if afresh else [])]
         self._spare: Child | None = None
         self._spare_lock = threading.Lock()
         self._closed = False
         self._repo = Repo(str(folder), _wait_for_lock=True)
+        try:
+            Lockfile(self._repo, str(folder / "dvc.lock")).load()
+        except DvcException:  # cut off by a kill: DVC writes it in place; what was computed is in the run cache
+            (folder / "dvc.lock").unlink()
 
     @contextmanager
     def _engine(self) -> Iterator[None]:
@@ -122,6 +129,11 @@ class Pipeline:
                 )
                 for stage in stages
             ]
+
+    def names(self) -> list[str]:
+        """Every stage, upstream first."""
+        with self._engine():
+            return [stage.name for stage in networkx.dfs_postorder_nodes(self._repo.index.graph)]
 
     def settle(self, name: str) -> Status:
         """Whether `name` is up to date; if it is not, but its outputs are known for these very inputs, fetch them."""
@@ -158,6 +170,7 @@ class Pipeline:
             path=out.fs.relpath(out.fs_path, str(self.folder)),
             kind="plot" if out.plot else "metric" if out.metric else "out",
             options=dict(out.plot) if isinstance(out.plot, dict) else {},
+            varies=VARIES in out.annot.labels,
         )
 
     def outs(self, stage: Stage) -> list[Out]:
@@ -166,6 +179,23 @@ class Pipeline:
         entries = {entry["path"]: entry for entry in lock["stages"].get(stage.name, {}).get("outs", [])}
         known = [(out, entries.get(out.path, {})) for out in stage.outs]
         return [replace(out, md5=entry.get("md5"), size=entry.get("size")) for out, entry in known]
+
+    def bring(self) -> str:
+        """Put every output that dvc.lock says where it belongs, from the cache or the remote; which could not be had, or ''."""
+        with self._engine():
+            reason = ""
+            try:
+                self._repo.fetch()
+            except (DvcException, OSError) as error:  # what was not fetched is what the checkout then misses
+                reason = f" ({' '.join(str(error).split())})"
+            try:
+                self._repo.checkout(force=True)
+            except CheckoutError as error:
+                first, *rest = sorted(
+                    os.path.relpath(self.folder / target, self.folder) for target in error.target_infos
+                )
+                return f"{first}{f' and {len(rest)} more outputs' if rest else ''}{reason}"
+            return ""
 
     def push(self) -> str:
         """Send the data of dvc.lock to the default remote; its address, or '' if there is none."""
@@ -178,7 +208,7 @@ class Pipeline:
 
     def artifacts(self) -> list[Artifact]:
         with self._engine():
-            return artifacts_of(self._repo)
+            return artifacts_in(self._repo)
 
     def reproduce(self, name: str, *, on_line: Callable[[str], None], on_tick: Callable[[], None]) -> None:
         """Bring one stage up to date, as a supervised process, its output given to `on_line`.
@@ -210,8 +240,7 @@ class Pipeline:
         """Have a process ready that waits for a stage's name: it imports DVC while we, or the stage before, do something else."""
         with self._spare_lock:
             if not self._spare and not self._closed:
-                command = [sys.executable, "-P", "-m", "tasks.stages"]
-                self._spare = Child(command, cwd=self.folder, env=self._environment)
+                self._spare = Child(self._command, cwd=self.folder, env=self._environment)
 
     def close(self) -> None:
         """Start nothing any more, and end the process that is waiting; `supervise.stop_all` ends those at work."""
@@ -220,24 +249,6 @@ class Pipeline:
             spare, self._spare = self._spare, None
         if spare:
             spare.close()
-
-
-def reproduce_one() -> int:
-    """The process of one stage: reads its name, does what `dvc repro --single-item NAME` does, ends with the stage's status."""
-    name = sys.stdin.readline().strip()
-    if not name:
-        return 0
-    logging.getLogger("dvc").setLevel(logging.ERROR)  # its advice (git add dvc.lock) is not for a run
-    try:
-        Repo(_wait_for_lock=True).reproduce(name, single_item=True, run_env={"PYTHONPATH": os.getcwd()})
-    except DvcException as error:
-        reason = error.__cause__ or error
-        if isinstance(reason, StageCmdFailedError):
-            status = re.search(r"exited with (\d+)$", str(reason))
-            return min(int(status[1]), 255) if status else 1
-        print(f"{CAUSE}{reason}", flush=True)
-        return 1
-    return 0
 
 
 def stage_environment() -> dict[str, str]:
@@ -253,7 +264,7 @@ def cause(said: list[str], status: int) -> str:
     return said[-1] if said else f"ended with status {status}"
 
 
-def artifacts_of(repo: Repo) -> list[Artifact]:
+def artifacts_in(repo: Repo) -> list[Artifact]:
     # repo.artifacts.read() gives the same, and takes a second to import a package that checks the names
     return [
         Artifact(
@@ -269,33 +280,10 @@ def artifacts_of(repo: Repo) -> list[Artifact]:
     ]
 
 
-def artifacts_at(repo: Path, rev: str) -> list[Artifact]:
-    """`artifacts:` of dvc.yaml at commit `rev`."""
-    with Repo(str(repo), rev=rev) as past:
-        return artifacts_of(past)
-
-
-def read(repo: Path, rev: str, path: str) -> str:
-    """The text of `path` at commit `rev`, from git, DVC's cache or its remote.
-
-    Raises:
-        ValueError: it is not there.
-    """
-    try:
-        return str(DVCFileSystem(str(repo), rev=rev).read_text(path))
-    except (FileNotFoundError, DvcException) as error:
-        raise ValueError(f"{path} at {rev[:12]} is neither in the cache nor on the DVC remote: {error}") from None
-
-
-def remote_of(checkout: Path) -> str:
-    """The address of the default DVC remote, or ''."""
-    config = Config(str(checkout / ".dvc"))
-    name = config["core"].get("remote")
-    return str(config["remote"][name]["url"]) if name else ""
-
-
-def link(folder: Path, *, to: Path, cache_home: Path) -> None:
+def link(folder: Path, *, to: Path, cache_home: Path, remote: str = "") -> None:
     """Give worktree `folder` the cache, remotes and credentials of checkout `to`, in its own .dvc/config.local.
+
+    `remote`: another address for the default remote.
 
     A worktree has no config.local of the checkout's, and what is relative in .dvc/config would point beside it.
     """
@@ -305,10 +293,10 @@ def link(folder: Path, *, to: Path, cache_home: Path) -> None:
             ours[section] = settings
         ours["core"]["check_update"] = False  # no calls home
         ours["cache"]["dir"] = str(theirs["cache"].get("dir") or cache_home / ".dvc" / "cache")
-        for name, remote in theirs["remote"].items():
-            ours["remote"].setdefault(name, {})["url"] = str(remote["url"])
+        for name, known in theirs["remote"].items():
+            ours["remote"].setdefault(name, {})["url"] = str(known["url"])
+        if remote:
+            name = theirs["core"].get("remote") or "recorded"
+            ours["core"]["remote"] = name
+            ours["remote"].setdefault(name, {})["url"] = remote
     (folder / ".dvc" / "config.local").chmod(0o600)
-
-
-if __name__ == "__main__":
-    sys.exit(reproduce_one())

@@ -6,12 +6,13 @@ the ref and reaches the remote has the run.
 
 import json
 import os
+import re
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from tasks.workspace import Project, Snapshot, commit_tree, git, record_ref, stage_file
+from tasks.workspace import RUNS, Project, Snapshot, commit_tree, git, record_ref, stage_file
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,15 @@ def record_commit(where: Project, state: Snapshot, folder: Path) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         index = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
         git("read-tree", state.commit, cwd=where.root, env=index)
-        stage_file(where.root, "dvc.lock", (folder / "dvc.lock").read_text(), index)
+        stage_file(where.root, "dvc.lock", in_order((folder / "dvc.lock").read_text()), index)
         content = git("write-tree", cwd=where.root, env=index)
     return commit_tree(where.root, content, state.commit, f"run {state.key}")
+
+
+def in_order(lock: str) -> str:
+    """The text of a dvc.lock with its stages sorted: DVC adds them as they finish, which a kill can change."""
+    head, *stages = re.split(r"(?m)^(?=  \S)", lock)
+    return head + "".join(sorted(stages))
 
 
 def publish(where: Project, key: str) -> str:
@@ -69,3 +76,58 @@ def note(where: Project, key: str, finished: Finished) -> None:
 def noted(where: Project, key: str) -> Finished | None:
     path = where.state / "finished" / f"{key}.json"
     return Finished(**json.loads(path.read_text())) if path.exists() else None
+
+
+def recorded(where: Project) -> dict[str, str]:
+    """The record of every run that this clone has, by key."""
+    lines = git("for-each-ref", "--format=%(refname) %(objectname)", RUNS, cwd=where.root).splitlines()
+    return {ref.removeprefix(RUNS): commit for ref, commit in map(str.split, lines)}
+
+
+def bring_record(where: Project, wanted: str, addresses: list[str]) -> str:
+    """The key of the run that begins with `wanted`, its record fetched from the first of `addresses` that has it, if need be.
+
+    Raises:
+        ValueError: no such run is recorded anywhere, more than one is, or what is there is no record.
+    """
+    if not re.fullmatch("[0-9a-f]{4,40}", wanted):
+        raise ValueError(
+            f"run '{wanted}': must be 4 to 12 digits of its key, such as 0123abcd, or those of its MLflow id"
+        )
+    unreachable = []
+    keys = [key for key in recorded(where) if key.startswith(wanted)]
+    for address in addresses if not keys else []:
+        try:
+            said = git("ls-remote", "--", address, f"{RUNS}*", cwd=where.root).splitlines()
+        except ValueError as error:
+            unreachable.append(f"{without_credentials(address)}: {error}")
+            continue
+        keys = [key for line in said if (key := line.split()[1].removeprefix(RUNS)).startswith(wanted)]
+        if keys:
+            refs = [f"{record_ref(key)}:{record_ref(key)}" for key in keys]
+            git("fetch", "--quiet", "--no-write-fetch-head", "--", address, *refs, cwd=where.root)
+            break
+    if len(keys) == 1:
+        must_be_record(where, keys[0])
+        return keys[0]
+    if keys:
+        raise ValueError(f"'{wanted}' could be {', '.join(sorted(keys)[:5])}")
+    asked = ", ".join(map(without_credentials, addresses)) or "no git remote (set LONGLORA_GIT_REMOTE)"
+    raise ValueError(
+        f"run '{wanted}' is not recorded here, nor on {asked}" + "".join(f"; {line}" for line in unreachable)
+    )
+
+
+def must_be_record(where: Project, key: str) -> None:
+    """Check that the record of `key` is its snapshot plus dvc.lock: a ref can be pushed by anyone."""
+    ref = record_ref(key)
+    tree = git("rev-parse", f"{ref}~^{{tree}}", cwd=where.root)
+    changed = git("diff", "--name-only", f"{ref}~", ref, cwd=where.root).split("\n")
+    if not tree.startswith(key) or set(changed) - {"", "dvc.lock"}:
+        raise ValueError(f"{ref} is not the record of run {key}: its files are not those the key was made from")
+
+
+def recorded_snapshot(where: Project, key: str) -> Snapshot:
+    """The snapshot that run `key` computed from, by its record; recipe and overrides are in its params.yaml already."""
+    commit = git("rev-parse", f"{record_ref(key)}~", cwd=where.root)
+    return Snapshot(key=key, commit=commit, head=commit, branch="detached", dirty=False, recipe=None, overrides=())

@@ -24,9 +24,10 @@ from mlflow.exceptions import MlflowException
 
 from tasks.servers import is_local_tracking, must_be_reachable
 from tasks.stages import Out
-from tasks.workspace import Project, Snapshot, gpus, person
+from tasks.workspace import Project, Snapshot, gpus, home, is_held, person
 
 KEY = "longlora.key"
+HOME = "longlora.home"
 BATCH = 1000  # metrics in one request: MLflow's own limit
 LONGEST_PARAM = 6000  # characters: MLflow's own limit
 PICTURES = {".png", ".svg", ".jpg", ".html", ".md", ".json"}
@@ -77,15 +78,25 @@ def find(client: MlflowClient, experiment: str, key: str) -> Run | None:
     return found[0] if found else None
 
 
+def bury(client: MlflowClient, where: Project, experiment: str, *, but: str = "") -> None:
+    """Say KILLED of runs that began in this project and whose process is gone, except run `but`."""
+    began_here = f"attributes.status = 'RUNNING' AND tags.`{HOME}` = '{home(where)}'"
+    for run in client.search_runs([experiment], began_here):
+        key = run.data.tags[KEY]
+        if key != but and not is_held(where, key):
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
 class Tracker:
     """The MLflow run of one run key."""
 
     def __init__(self, client: MlflowClient, where: Project, state: Snapshot, *, experiment: str, folder: Path) -> None:
         self.client, self.folder = client, folder
-        home = experiment_id(client, where, experiment)
-        known = find(client, home, state.key)
+        found = experiment_id(client, where, experiment)
+        bury(client, where, found, but=state.key)
+        known = find(client, found, state.key)
         tags = {**origin(where, state), **environment()}
-        run = known or client.create_run(home, tags=tags, run_name=f"{state.recipe or 'params'}-{state.key[:6]}")
+        run = known or client.create_run(found, tags=tags, run_name=f"{state.recipe or 'params'}-{state.key[:6]}")
         self.run_id: str = run.info.run_id
         self._sent: dict[str, set[int]] = {}
         self._resumed = known is not None
@@ -218,6 +229,7 @@ def origin(where: Project, state: Snapshot) -> dict[str, str]:
     """Tags that say what was run."""
     return {
         KEY: state.key,
+        HOME: home(where),
         "longlora.recipe": state.recipe or "",
         "longlora.overrides": " ".join(state.overrides),
         "longlora.dirty": str(state.dirty).lower(),

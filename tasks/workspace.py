@@ -7,6 +7,7 @@ same numbers are the same run, which is how a run is resumed.
 
 import fcntl
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from tasks.overlay import merged, recipe_file
 
+RUNS = "refs/longlora/runs/"
 LARGEST_UNTRACKED = 50_000_000  # bytes; a snapshot stores new files in git, and data belongs in DVC
 IDENTITY = {f"GIT_{who}_{what}": "longlora" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
@@ -164,6 +166,24 @@ def hold(where: Project, key: str) -> Iterator[None]:
         yield
 
 
+def is_held(where: Project, key: str) -> bool:
+    """Whether a process of this machine works on run `key` now."""
+    path = where.state / "locks" / f"{key}.lock"
+    if not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def home(where: Project) -> str:
+    """This machine and folder: whose locks tell whether a run that began here is still at work."""
+    return f"{platform.node()}:{where.root}"
+
+
 def worktree(where: Project, state: Snapshot) -> Path:
     """The folder of run `state.key`, made or found again, its tracked files exactly the snapshot's. Call it under `hold`.
 
@@ -191,7 +211,7 @@ def worktree(where: Project, state: Snapshot) -> Path:
 
 def record_ref(key: str) -> str:
     """Where the finished run `key` is kept in git."""
-    return f"refs/longlora/runs/{key}"
+    return f"{RUNS}{key}"
 
 
 def person(where: Project) -> str:

@@ -23,6 +23,16 @@ def folder(template: Path, tmp_path: Path) -> Path:
     return tmp_path / "dummy"
 
 
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a small training can run, with a checkpoint folder of its own."""
+    import training  # torch is not needed by every test
+
+    monkeypatch.setenv("LONGLORA_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    training.prepare(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An MLflow database; to make one takes four seconds, so tests share it and use names of their own."""

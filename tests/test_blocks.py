@@ -8,7 +8,8 @@ import torch
 from datasets import Dataset
 from specimens import tokenizer
 
-from longlora.blocks import Blocks, HeldOut, PackedBlocks, Recall, documents, prepare, read, split, write
+from longlora.blocks import Blocks, HeldOut, PackedBlocks, Recall, Texts, documents, prepare, read, split, write
+from longlora.heldout import elsewhere
 
 BLOCKS = Blocks(
     source="text",
@@ -16,7 +17,7 @@ BLOCKS = Blocks(
     split=None,
     field="text",
     license="public domain",
-    held_out=HeldOut(names=["b"], share=0.0),
+    held_out=HeldOut(names=["b"], share=0.0, texts=None),
     seed=3,
     recall=Recall(reach=8, count=2),
 )
@@ -65,28 +66,21 @@ def test_what_is_not_there_is_named(tmp_path, change, words):
 
 def test_split_is_by_document_and_seeded():
     names = [str(i) for i in range(11)]
-    named = HeldOut(names=["4", "2"], share=0.0)
+    named = HeldOut(names=["4", "2"], share=0.0, texts=None)
     assert split(names, held_out=named, seed=0) == ([0, 1, 3, 5, 6, 7, 8, 9, 10], [2, 4])
-    third = HeldOut(names=[], share=0.3)
+    third = HeldOut(names=[], share=0.3, texts=None)
     assert split(names, held_out=third, seed=1) == split(names, held_out=third, seed=1)
     assert split(names, held_out=third, seed=1) != split(names, held_out=third, seed=2)
     assert len(split(names, held_out=third, seed=1)[1]) == 3
     with pytest.raises(ValueError, match="no document named 12"):
-        split(names, held_out=HeldOut(names=["12"], share=0.0), seed=0)
+        split(names, held_out=HeldOut(names=["12"], share=0.0, texts=None), seed=0)
     with pytest.raises(ValueError, match="leaves 11 documents to train on and 0 to evaluate"):
-        split(names, held_out=HeldOut(names=[], share=0.0), seed=0)
+        split(names, held_out=HeldOut(names=[], share=0.0, texts=None), seed=0)
 
 
 def test_prepared_tokens_are_the_documents_between_their_marks(texts, tmp_path):
     words = tokenizer()
-    counts = prepare(
-        texts,
-        tokenizer=words,
-        exercises=iter([[5] * 9, [6] * 9]),
-        texts=read(texts),
-        out=tmp_path / "tokens",
-        heldout=tmp_path / "heldout.safetensors",
-    )
+    counts = prepared(texts, exercises=[[5] * 9, [6] * 9], out=tmp_path / "tokens")
     (held_out,) = documents(tmp_path / "heldout.safetensors")
     assert held_out.dtype == np.uint16
     assert held_out[0] == words.bos_token_id and held_out[-1] == words.eos_token_id
@@ -96,6 +90,61 @@ def test_prepared_tokens_are_the_documents_between_their_marks(texts, tmp_path):
     assert counts["train"] == {"documents": 2, "tokens": sum(map(len, train)), "longest": max(map(len, train))}
     assert [len(d) for d in documents(tmp_path / "tokens/recall.safetensors")] == [9, 9]
     assert json.loads((tmp_path / "tokens/provenance.json").read_text())["held_out"] == ["b"]
+
+
+def prepared(texts, *, out, exercises=()):
+    """What the stage does."""
+    words, other = tokenizer(), texts.held_out.texts
+    apart = elsewhere(other, tokenizer=words) if other else None
+    return prepare(
+        texts,
+        tokenizer=words,
+        exercises=iter(exercises),
+        texts=read(texts),
+        elsewhere=apart,
+        out=out,
+        heldout=out.with_name("heldout.safetensors"),
+    )
+
+
+def evaluating(texts, **changes):
+    other = {"source": "text", "name": "x", "split": None, "field": "text"} | changes
+    return texts.model_copy(update={"held_out": HeldOut(names=[], share=0.0, texts=Texts(**other))})
+
+
+def test_another_source_can_be_evaluated_on_and_then_all_of_the_first_is_trained_on(texts, tmp_path):
+    words = tokenizer()
+    for name, given in {"one": "Unseen words. " * 9, "two": "And more of them. " * 4}.items():
+        (tmp_path / f"{name}.txt").write_text(given)
+    (tmp_path / "test.bin").write_bytes(np.array([0, 7, 8, 9, 0, 5, 6], dtype="<u2").tobytes())
+    asked = {
+        "own": evaluating(texts, name=str(tmp_path / "one.txt")),
+        "bin": evaluating(texts, source="bin", name=str(tmp_path / "test.bin")),
+    }
+    for kind, given in asked.items():
+        counts = prepared(given, out=tmp_path / kind / "tokens")
+        assert counts["train"]["documents"] == 3
+    (held_out,) = documents(tmp_path / "own/heldout.safetensors")
+    assert words.decode(held_out[1:-1].tolist()) == "Unseen words. " * 9
+    assert [d.tolist() for d in documents(tmp_path / "bin/heldout.safetensors")] == [[0, 7, 8, 9], [0, 5, 6]]
+    provenance = json.loads((tmp_path / "bin/tokens/provenance.json").read_text())
+    assert provenance["held_out"] == ["test-0", "test-1"]
+
+
+def test_a_held_out_document_that_is_trained_on_is_refused(texts, tmp_path):
+    given = evaluating(texts, name=str(tmp_path / "texts/c.txt"))
+    with pytest.raises(ValueError, match="1 of 1 held-out documents are also trained on, word for word, .*c first"):
+        prepared(given, out=tmp_path / "tokens")
+    assert not (tmp_path / "tokens").exists()
+
+
+def test_empty_documents_to_evaluate_on_are_named(texts, tmp_path):
+    (tmp_path / "more").mkdir()
+    for name, text in {"p": "words", "q": " \n"}.items():
+        (tmp_path / f"more/{name}.txt").write_text(text)
+    given = evaluating(texts, name=str(tmp_path / "more"))
+    with pytest.raises(ValueError, match="1 of 2 documents are empty, q first"):
+        prepared(given, out=tmp_path / "tokens")
 
 
 @pytest.fixture

@@ -23,7 +23,22 @@ def test_help_loads_nothing_heavy_and_is_quick():
     assert not loaded & HEAVY
     started = time.process_time(), time.monotonic()
     del started
-    for word in ("run", "promote", "rollback", "history", "runs", "plan", "deploy", "up", "ui", "worker", "doctor"):
+    for word in (
+        "run",
+        "promote",
+        "rollback",
+        "history",
+        "runs",
+        "compare",
+        "reproduce",
+        "plan",
+        "eval",
+        "deploy",
+        "up",
+        "ui",
+        "worker",
+        "doctor",
+    ):
         assert f" {word} " in done.stdout
 
 
@@ -38,7 +53,16 @@ def test_help_loads_nothing_heavy_and_is_quick():
             ["run", "--set", "train.rank=$(touch pwned)"],
             "error: train.rank = '$(touch pwned)': must be a number, as in train.rank = 8",
         ),
+        (["eval", "models/base"], "error: nothing to measure: name --lm-eval TASKS, or --cases FILE"),
+        (["eval", "nowhere", "--lm-eval", "scrolls"], "error: no model at nowhere (no config.json there"),
         (["plan", "--gpu", "a100"], "error: unknown GPU 'a100'"),
+        (["up", "--prefect-port", "99999"], "error: --prefect-port 99999: must be 1 to 65535"),
+        (["gc", "--keep", "-1"], "error: --keep -1: must be 0 or more"),
+        (["promote", "zz"], "error: no run 'zz': `longlora runs` lists them"),
+        (["compare", "zz", "yy"], "error: no run 'zz': `longlora runs` lists them"),
+        (["reproduce", "../x"], "error: run '../x': must be 4 to 12 digits of its key"),
+        (["export", "new"], "error: dummy has no champion yet: `longlora promote`, or name a run with --model"),
+        (["export", "dummy"], "error: dummy is not empty: a model is exported to a new or empty folder"),
         (
             ["deploy", "--cron", "0 3 * * *"],
             "error: no Prefect server is up: start one with `longlora up`, or set PREFECT_API_URL",
@@ -89,3 +113,18 @@ def test_doctor_names_what_is_there_and_what_is_not(folder):
     done = dummy.longlora(folder, "doctor")
     assert done.returncode == 1
     assert "DVC remote lacks none" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["gc", "--keep", "many"], "error: Invalid value for '--keep': "),
+        (["rnu"], "error: No such command 'rnu'"),
+        (["run", "--recipee", "big"], "error: No such option: --recipee"),
+        (["compare", "one"], "error: Missing argument 'other': `longlora compare --help` says what there is"),
+    ],
+)
+def test_a_wrong_word_is_one_line_and_status_2(folder, arguments, said):
+    done = dummy.longlora(folder, *arguments)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith(said)

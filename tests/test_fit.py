@@ -1,6 +1,5 @@
 """Training: the loss is right, a run resumes bit for bit, and what can not work stops with its reason."""
 
-import csv
 import json
 import os
 import signal
@@ -13,53 +12,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from specimens import ADAPTER, ATTENTION, FIT, POSITION, folder
+from specimens import ADAPTER, ATTENTION, FIT, POSITION
+from training import history, run, weights
 
 from longlora import fit as module
-from longlora.blocks import write
 from longlora.checkpoint import checkpoint_step, digest
-from longlora.fit import train
 from longlora.history import COLUMNS
+from longlora.packing import Pair
+from longlora.packing import write as write_pairs
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A base, tokens that can be learnt, and a checkpoint folder of its own."""
-    monkeypatch.setenv("LONGLORA_CHECKPOINTS", str(tmp_path / "checkpoints"))
-    folder(tmp_path / "base")
-    tokens = tmp_path / "tokens"
-    tokens.mkdir()
-    cycle = np.arange(900) % 31
-    write([cycle, cycle[:70], cycle[:400]], tokens / "train.safetensors", vocabulary=300)
-    write([cycle[:128], cycle[5:133]], tokens / "recall.safetensors", vocabulary=300)
-    return tmp_path
-
-
-def run(place: Path, name: str, **changes) -> Path:
-    """Train into place/name; `changes` are keys of the fit section."""
-    train(
-        place / "tokens",
-        base=place / "base",
-        out=place / name,
-        history=place / f"{name}.csv",
-        cost=place / f"{name}.json",
-        position=POSITION,
-        attention=changes.pop("attention", ATTENTION),
-        adapter=changes.pop("adapter", ADAPTER),
-        settings=FIT.model_copy(update=changes),
-    )
-    return place / name
-
-
-def weights(adapter: Path) -> bytes:
-    return (adapter / "adapter_model.safetensors").read_bytes()
-
-
-def history(file: Path) -> list[dict[str, float]]:
-    with file.open() as stream:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(stream)]
 
 
 def test_the_loss_falls_and_the_history_and_cost_are_written(place):
@@ -125,15 +87,15 @@ def test_a_loss_that_is_not_finite_ends_the_run(place):
 
 
 @pytest.mark.parametrize(
-    ("batch", "micro", "processes", "wanted"), [(8, 2, 2, 2), (6, 1, 3, 2), (7, 2, 1, None), (4, 1, 3, None)]
+    ("batch", "micro", "replicas", "wanted"), [(8, 2, 2, 2), (6, 1, 3, 2), (7, 2, 1, None), (4, 1, 3, None)]
 )
-def test_accumulation_is_derived_from_the_global_batch(batch, micro, processes, wanted):
+def test_accumulation_is_derived_from_the_global_batch(batch, micro, replicas, wanted):
     settings = FIT.model_copy(update={"global_batch": batch, "micro_batch": micro})
     if wanted:
-        assert settings.accumulation(processes) == wanted
+        assert settings.accumulation(replicas) == wanted
     else:
-        with pytest.raises(ValueError, match=rf"global_batch = {batch} must be a multiple of .* {micro} x {processes}"):
-            settings.accumulation(processes)
+        with pytest.raises(ValueError, match=rf"global_batch = {batch} must be a multiple of .* {micro} x {replicas}"):
+            settings.accumulation(replicas)
 
 
 def test_the_last_steps_are_in_full_attention_when_asked(place):
@@ -173,7 +135,7 @@ SCRIPT = """
 import sys
 sys.path[:0] = [{tests!r}, {root!r}]
 from pathlib import Path
-from test_fit import run
+from training import run
 run(Path({place!r}), "tuned", steps=400)
 """
 
@@ -197,3 +159,16 @@ def test_a_killed_process_leaves_a_whole_checkpoint(place, signal_number):
         "optimizer.safetensors",
         "trainer_state.json",
     }
+
+
+def test_pairs_are_learnt_by_the_same_training_with_noise_if_asked_for(place):
+    pairs = place / "pairs"
+    pairs.mkdir()
+    asked = [np.concatenate([np.full(20 + i, 7), [40, 41, 1]]) for i in range(30)]
+    write_pairs([Pair(t, np.arange(len(t)) >= len(t) - 3) for t in asked], pairs / "train.safetensors", vocabulary=300)
+    both = {"pairs": pairs, "recall_share": 0.0, "pairs_share": 1.0, "global_batch": 2, "checkpoint_steps": 100}
+    run(place, "taught", steps=8, **both)
+    losses = [row["loss"] for row in history(place / "taught.csv")]
+    assert losses[-1] < losses[0] - 0.3
+    run(place, "noisy", steps=1, neftune_alpha=5.0, **both)
+    assert history(place / "noisy.csv")[0]["loss"] != losses[0]

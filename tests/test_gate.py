@@ -33,7 +33,7 @@ FOUND = {
     "extended": {"512": 1.0, "1024": 0.975, "4096": 0.95},
 }
 FACTS = {name: {"value": 1, "reason": f"{name} is well"} for name in
-         ("whole", "finite", "logits", "trained", "context", "rope", "tokenizer")} | {
+         ("whole", "sealed", "finite", "logits", "trained", "context", "rope", "tokenizer")} | {
     "window": {"value": 512, "reason": "of the base"}, "target": {"value": 4096, "reason": "trained for"},
 }  # fmt: skip
 
@@ -45,11 +45,15 @@ def perplexity_node(nats: float) -> dict:
     return {"value": math.exp(mean), "low": math.exp(mean - 0.2), "high": math.exp(mean + 0.2)}
 
 
-def write(folder: Path, *, nats=NATS, found=FOUND, facts=FACTS) -> Path:
+LICENCES = {"base": {"value": 1, "reason": "m is under 'MIT'"}, "texts": {"value": 1, "reason": "t is under 'CC0'"}}
+
+
+def write(folder: Path, *, nats=NATS, found=FOUND, facts=FACTS, licences=LICENCES) -> Path:
     """Scores as the stages write them."""
     for measure in ("perplexity", "passkey"):
         (folder / measure).mkdir(parents=True)
     (folder / "integrity.json").write_text(json.dumps({"integrity": facts}))
+    (folder / "licence.json").write_text(json.dumps({"licence": licences}))
     for model, by_length in nats.items():
         nodes = {n: perplexity_node(v) for n, v in by_length.items()} | {"places": PLACES}
         (folder / f"perplexity/{model}.json").write_text(json.dumps({"perplexity": {model: nodes}}))
@@ -92,6 +96,14 @@ BAD = {
     "truncated weights": (
         {"facts": fact("whole", "does not open: header too small")},
         {"the weights are whole": "does not open: header too small"},
+    ),
+    "damaged weights": (
+        {"facts": fact("sealed", "model.safetensors is not the file that was written")},
+        {"the weights are those that were written": "model.safetensors is not the file"},
+    ),
+    "non-commercial texts": (
+        {"licences": LICENCES | {"texts": {"value": 0, "reason": "t is under 'CC-BY-NC-4.0', which forbids commercial use"}}},
+        {"the licence of the texts allows commercial use": "t is under 'CC-BY-NC-4.0'"},
     ),
     "untrained adapter": (
         {"facts": fact("trained", "every weight is the base's"), "nats": NATS | {"extended": NATS["yarn"]},
@@ -149,7 +161,17 @@ def test_each_kind_of_bad_model_is_refused_for_its_reason(kind, tmp_path):
         assert reason in refused[name]
 
 
-@pytest.mark.parametrize("kind", ["short context lost", "short retrieval lost", "RoPE missing", "wrong tokenizer"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "short context lost",
+        "short retrieval lost",
+        "RoPE missing",
+        "wrong tokenizer",
+        "damaged weights",
+        "non-commercial texts",
+    ],
+)
 def test_one_defect_is_refused_by_one_rule(kind, tmp_path):
     scores, expected = BAD[kind]
     assert refusals(write(tmp_path / "scores", **scores)).keys() == expected.keys()

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from longlora.gate import Gate, judge, read
 from longlora.integrity import logits, measure
 from longlora.position import Position, extend
+from longlora.seal import seal
 from longlora.section import read_params, section_of
 from longlora.stages.integrity import stage
 
@@ -58,6 +59,7 @@ def extended(base, tmp_path) -> Path:
         model.model.layers[1].self_attn.q_proj.weight += 0.01
     model.save_pretrained(tmp_path / "extended")
     bytes_tokenizer().save_pretrained(tmp_path / "extended")
+    seal(tmp_path / "extended")
     return tmp_path / "extended"
 
 

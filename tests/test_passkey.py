@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from longlora import passkey
-from longlora.passkey import FILLER, HEAD, Passkey, Prompt, Writer, hits, keys, measure, shareable
+from longlora.passkey import FILLER, HEAD, Passkey, Prompt, Writer, hits, keys, measure
+from longlora.plain import shareable
 from longlora.stages.passkey import stage
 
 torch.set_num_threads(1)  # matrices this small are slower on two

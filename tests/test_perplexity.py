@@ -10,8 +10,10 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from longlora.perplexity import Perplexity, Sliding, Window, controlled, measure, nats, places, sliding_windows
+from longlora import windows
+from longlora.perplexity import Perplexity, Sliding, controlled, measure, sliding_windows
 from longlora.stages.perplexity import stage
+from longlora.windows import Window, nats, places
 
 torch.set_num_threads(1)  # matrices this small are slower on two
 
@@ -39,7 +41,9 @@ def texts(*lengths: int) -> list[np.ndarray]:
 
 
 def settings(**changes) -> Perplexity:
-    return Perplexity(**{"lengths": [19, 41, 30], "last": 6, "samples": 5, "seed": 2, "sliding": None, **changes})
+    return Perplexity(
+        **{"lengths": [19, 41, 30], "last": 6, "samples": 5, "seed": 2, "sliding": None, "bands": None, **changes}
+    )
 
 
 def reference(model: LlamaForCausalLM, tokens: np.ndarray, *, context: int) -> float:
@@ -87,10 +91,10 @@ def test_no_document_long_enough_names_the_longest():
 @pytest.mark.parametrize(("length", "stride"), [(11, 4), (11, 10), (30, 7), (5000, 100)])
 def test_sliding_scores_every_token_once_with_the_longest_context_the_protocol_gives(length, stride):
     sizes = [97, 1, 11, 8, 6000]
-    windows = sliding_windows(sizes, length=length, sliding=Sliding(stride=stride, tokens=10**6))
-    scored = [(w.document, t) for w in windows for t in range(w.end - w.scored, w.end)]
+    all_windows = sliding_windows(sizes, length=length, sliding=Sliding(stride=stride, tokens=10**6))
+    scored = [(w.document, t) for w in all_windows for t in range(w.end - w.scored, w.end)]
     assert sorted(scored) == [(d, t) for d, size in enumerate(sizes) for t in range(1, size)]
-    for w in windows:
+    for w in all_windows:
         assert w.end - w.start <= length
         first_scored = w.end - w.scored
         assert w.start == 0 or first_scored - w.start >= length - stride
@@ -114,6 +118,38 @@ def test_sliding_perplexity_is_the_mean_over_all_tokens_of_a_document():
     result = with_file["sliding_perplexity"]["tiny"]["19"]
     assert result["value"] == pytest.approx(np.exp(expected / 59), rel=1e-4)
     assert result["tokens"] == 59
+
+
+def test_position_nats_are_each_tokens_own_with_all_of_its_window_before_it(monkeypatch):
+    model, documents = tiny(), texts(90, 20, 77)
+    given = settings(lengths=[19, 42], bands=3)
+    expected: dict[int, list[float]] = {14: [], 28: [], 42: []}
+    for place in places([90, 20, 77], longest=42, last=6, samples=5, seed=2):
+        tokens = documents[place.document][place.end - 42 : place.end]
+        for position in range(1, 42):
+            expected[position // 14 * 14 + 14].append(reference(model, tokens[: position + 1], context=position))
+    for size in (512, 5, 1):  # tokens of a piece
+        monkeypatch.setattr(windows, "CHUNK", size)
+        result = measure_to_memory(model, documents, given)
+        found = result["position_nats"]["tiny"]
+        assert [int(k) for k in found] == [14, 28, 42]
+        for end, figures in found.items():
+            assert figures["value"] == pytest.approx(np.mean(expected[int(end)]), rel=1e-4)
+            assert figures["low"] < figures["value"] < figures["high"]
+        without = measure_to_memory(model, documents, settings(lengths=[19, 42]))["perplexity"]["tiny"]["42"]
+        assert result["perplexity"]["tiny"]["42"]["value"] == pytest.approx(without["value"], rel=1e-5)
+
+
+def test_a_model_whose_cache_does_not_serve_longer_texts_is_read_anew_for_each_piece(monkeypatch):
+    model, documents = tiny(), texts(90)
+    monkeypatch.setattr(windows, "CHUNK", 7)
+    chosen = [Window(0, 0, 40, 39), Window(0, 33, 73, 39)]
+    cached = windows.token_nats(model, documents=documents, windows=chosen)
+    monkeypatch.setattr(windows, "shareable", lambda model: False)
+    rows = []
+    model.lm_head.register_forward_hook(lambda m, i, output: rows.append(output.shape[1]))
+    assert windows.token_nats(model, documents=documents, windows=chosen) == pytest.approx(cached, rel=1e-4)
+    assert rows == [7, 7, 7, 7, 7, 4]
 
 
 def measure_to_memory(model, documents, given, tmp="/dev/null"):
@@ -161,6 +197,7 @@ def test_a_model_with_nan_weights_scores_null_and_not_a_number():
         ({"lengths": [41, 41]}, "stands twice"),
         ({"sliding": {"stride": 19, "tokens": 5}}, "stride = 19 must be below the shortest length, 19"),
         ({"samples": 0}, "greater than 0"),
+        ({"bands": 9}, "bands = 9 must divide the longest length, 41"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_with_the_rule(changes, rule):

@@ -1,6 +1,11 @@
 """Which model becomes champion: recorded runs on real git and DVC, a real MLflow server."""
 
+import http.server
 import json
+import os
+import subprocess
+import sys
+import threading
 
 import dummy
 import pytest
@@ -221,3 +226,113 @@ def test_a_run_is_chosen_by_a_beginning_and_must_be_finished(empty, shop):
         promotion.chosen(client, where, "")
     with pytest.raises(ValueError, match="is running, and only a finished one can be promoted"):
         promotion.promote(client, where, promotion.chosen(client, where, shop[1]["unfinished"]))
+
+
+TWENTY = """
+import os, sys
+from pathlib import Path
+from tasks import promotion, tracking
+from tasks.workspace import project
+folder, *keys = sys.argv[1:]
+children = []
+for number in range(20):
+    child = os.fork()  # before anything is connected
+    if child:
+        children.append(child)
+        continue
+    client, where = tracking.connect(), project(Path(folder))
+    try:
+        promotion.promote(client, where, promotion.chosen(client, where, keys[number % len(keys)]))
+    except promotion.RefusalError:
+        os._exit(3)
+    except BaseException as error:
+        print(type(error).__name__, error, file=sys.stderr, flush=True)
+        os._exit(1)
+    os._exit(0)
+statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+print("statuses", *sorted(statuses))
+"""
+
+
+@pytest.mark.slow
+def test_twenty_processes_at_once_leave_one_champion_and_an_unbroken_record(empty, shop, mlflow_server):
+    from tasks import registry
+
+    _, client, _ = empty
+    folder, keys = shop
+    env = {**os.environ, "MLFLOW_TRACKING_URI": mlflow_server}
+    command = [
+        sys.executable,
+        "-c",
+        TWENTY,
+        str(folder),
+        *(keys[name] for name in ("worse", "good", "better", "refused")),
+    ]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    statuses = done.stdout.splitlines()[-1].split()[1:]
+    assert len(statuses) == 20 and set(statuses) <= {"0", "3"}, done.stderr
+    versions = {str(v.version): v.tags["longlora.key"] for v in client.search_model_versions("name = 'dummy'")}
+    assert sorted(versions.values()) == sorted(keys[name] for name in ("worse", "good", "better", "refused"))
+    champion = alias(client, "champion")
+    assert versions[champion] == keys["better"]
+    record = registry.moves(client, "dummy")
+    assert [move.origin for move in record] == [None, *(move.to for move in record[:-1])]
+    assert record[-1].to == champion
+    assert {move.how for move in record} == {"promote"}
+    assert len({move.to for move in record}) == len(record)  # each moved once: a worse one never came back
+
+
+@pytest.fixture
+def listener():
+    """A local web server; the requests it got, and its address. It refuses what comes to /no."""
+    got: list[dict] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(500 if self.path.startswith("/no") else 200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield got, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_hooks_hear_of_promotion_refusal_and_rollback(empty, shop, listener, monkeypatch, tmp_path):
+    from tasks import promotion
+
+    promote, client, where = empty
+    got, address = listener
+    monkeypatch.setenv("LONGLORA_HOOK_URL", f"{address}/hook")
+    (tmp_path / "hook.py").write_text("import sys; open(sys.argv[1], 'a').write(sys.stdin.read())")
+    monkeypatch.setenv("LONGLORA_HOOK_COMMAND", f"{sys.executable} {tmp_path}/hook.py {tmp_path}/heard")
+    promote("good")
+    promote("good")  # the champion already: nothing happened
+    with pytest.raises(promotion.RefusalError):
+        promote("refused")
+    promote("better")
+    promotion.rollback(client, where, "it answers in rhyme")
+    assert [each["event"] for each in got] == ["promoted", "refused", "promoted", "rolled back"]
+    third = {name: got[2][name] for name in ("model", "key", "origin", "to", "who")}
+    assert third == {"model": "dummy", "key": shop[1]["better"], "origin": "1", "to": "3", "who": "Ada"}
+    assert got[1]["message"].endswith("size: 7.5 at 4")
+    assert got[3]["why"] == "it answers in rhyme"
+    heard = (tmp_path / "heard").read_text()
+    assert heard == "".join(json.dumps(each) for each in got)
+
+
+def test_a_hook_that_fails_is_said_without_its_secrets_and_the_move_stands(empty, listener, monkeypatch, capsys):
+    promote, client, _ = empty
+    monkeypatch.setenv("LONGLORA_HOOK_URL", f"{listener[1]}/no/T0K3N?key=s3cret")
+    monkeypatch.setenv("LONGLORA_HOOK_COMMAND", f"{sys.executable} -c 'raise SystemExit(4)'")
+    promote("good")
+    assert alias(client, "champion") == "1"
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert said == [
+        "warning: LONGLORA_HOOK_URL: 127.0.0.1 did not take it (status 500); 'promoted' stands, and was not told",
+        "warning: LONGLORA_HOOK_COMMAND: ended with status 4; 'promoted' stands, and was not told",
+    ]

@@ -230,3 +230,27 @@ def test_twenty_at_once_leave_one_champion_and_an_unbroken_record(client, tmp_pa
     assert sorted(str(m.to) for m in record) == sorted(numbers)
     assert [m.origin for m in record] == [None, *(m.to for m in record[:-1])]
     assert str(registry.holder(client, name, registry.CHAMPION).version) == record[-1].to
+
+
+def test_the_model_to_ask_is_brought_from_its_record_once(recorded, client, monkeypatch):
+    from flows.ask import model_folder
+    from tasks import registry, tracking
+
+    folder, commit, ref = recorded
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match="tiny has no champion yet"):
+        model_folder("champion")
+    experiment = tracking.experiment_id(client, project(folder), "tiny")
+    key = ref.rpartition("/")[2]
+    finished = client.create_run(experiment, tags={"longlora.key": key, "longlora.record": commit})
+    client.set_terminated(finished.info.run_id, "FINISHED")
+    version = registry.register(client, "tiny", source=source(recorded, "tiny"), run=finished, desc="d", labels=[])
+    client.set_registered_model_alias("tiny", registry.CHAMPION, version.version)
+    asked = model_folder("champion")
+    for file in (folder / "source").iterdir():
+        assert (asked / file.name).read_bytes() == file.read_bytes()
+    fetched = asked.joinpath("model.safetensors").stat().st_ctime_ns
+    assert model_folder(key[:8]) == asked
+    assert asked.joinpath("model.safetensors").stat().st_ctime_ns == fetched
+    with pytest.raises(ValueError, match="nosuchrun"):
+        model_folder("nosuchrun")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from longlora.findings import Figure, Model, gather, order
 from longlora.pictures import colour, short, smoothed
-from longlora.report import summary
+from longlora.report import pairs, summary
 from longlora.stages.report import stage
 
 PERPLEXITY = {
@@ -136,6 +136,18 @@ def test_ruler_has_a_table_where_it_was_scored_and_none_elsewhere(good, tmp_path
     assert "RULER&#x27;s tasks solved at" in (tmp_path / "reports/index.html").read_text()
 
 
+def test_nats_by_position_have_a_picture_where_they_were_scored(good, tmp_path):
+    paths = inputs(tmp_path)
+    for label, last in (("base", 2.2), ("extended", None)):
+        bands = {"120": node(1.3), "240": node(1.25), "360": node(1.4), "480": node(last)}
+        put(tmp_path / f"scores/positions/{label}.json", {"position_nats": {label: bands}})
+    stage(**paths, reports=tmp_path / "reports")
+    assert not (good / "positions.png").exists()
+    with Image.open(tmp_path / "reports/positions.png") as picture:
+        assert min(picture.size) > 400
+    assert (tmp_path / "reports/index.html").read_text().count("data:image/png") == 4
+
+
 class Tags(HTMLParser):
     VOID = ("meta", "img")
 
@@ -191,6 +203,19 @@ def test_the_card_links_what_is_the_hubs_own_and_names_licences_the_hub_does_not
     assert "revision c0ffee" in text and "CC-BY-NC-4.0" in text
 
 
+def test_a_licence_that_forbids_commercial_use_is_carried_by_the_card(good, tmp_path):
+    paths = inputs(tmp_path)
+    fact = {"value": 0, "reason": "books is under 'CC-BY-NC-4.0', which forbids commercial use"}
+    put(tmp_path / "scores/licence.json", {"licence": {"base": {"value": 1, "reason": "fine"}, "texts": fact}})
+    stage(**paths, reports=tmp_path / "reports")
+    assert (
+        "**Commercial use is not cleared**: books is under 'CC-BY-NC-4.0'"
+        in (tmp_path / "reports/README.md").read_text()
+    )
+    assert front_matter(tmp_path / "reports")["tags"][-1] == "non-commercial"
+    assert "non-commercial" not in front_matter(good)["tags"]
+
+
 def test_the_card_tells_recipe_lineage_and_limits(good):
     text = (good / "README.md").read_text()
     for told in (
@@ -206,7 +231,8 @@ def test_the_card_tells_recipe_lineage_and_limits(good):
 
 def test_retrieval_reaches_the_last_length_before_the_first_failure():
     def model(*values: float | None) -> Model:
-        return Model("m", {}, {2**i: Figure(v, v, v) for i, v in enumerate(values)}, {}, {})
+        found = {2**i: Figure(v, v, v) for i, v in enumerate(values)}
+        return Model("m", {"passkey": found}, depths={}, positions={})
 
     assert model(1.0, 0.8, 0.9).retrieves_to() == 4
     assert model(1.0, 0.79, 1.0).retrieves_to() == 1
@@ -248,3 +274,8 @@ def test_a_smoothed_curve_starts_at_its_first_value_and_a_short_one_is_not_smoot
     assert smoothed([3.0, 1.0, 2.0]) == [3.0, 1.0, 2.0]
     many = smoothed([5.0] + [1.0] * 99)
     assert many[0] == 5.0 and many[1] < 5.0 and many[-1] == pytest.approx(1.0, abs=0.01)
+
+
+def test_the_card_tells_of_supervised_fine_tuning_where_there_was_some():
+    assert pairs({"pairs_share": 0.25}) == [("of these, questions with answers", "25%, loss on the answers alone")]
+    assert pairs({"pairs_share": 0.0}) == pairs({}) == []

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from longlora import ruler
+from longlora import answer, ruler
+from longlora.answer import answers
 from longlora.riddles import common, frequent, needles, tracking
-from longlora.ruler import Ruler, Writer, answers, effective, match_all, measure
+from longlora.ruler import Ruler, Writer, effective, match_all, measure
 from longlora.stages.ruler import stage
 
 torch.set_num_threads(1)  # matrices this small are slower on two
@@ -128,7 +129,7 @@ def test_scoring_is_the_share_of_answers_that_occur_whatever_their_case():
 
 
 def test_answers_are_greedy_generation_of_each_prompt_alone(monkeypatch):
-    monkeypatch.setattr(ruler, "batch_tokens", lambda model: 90)
+    monkeypatch.setattr(answer, "batch_tokens", lambda model: 90)
     model, generator = tiny(), random.Random(1)
     model.generation_config.temperature, model.generation_config.do_sample = 5.0, True
     prompts = [[generator.randrange(2, 258) for _ in range(n)] for n in (30, 41, 30, 30, 41)]

@@ -10,7 +10,8 @@ import dummy
 import pytest
 
 from flows.place import Place, open_place
-from tasks.stages import ParameterError, StageError, artifacts_at, read
+from tasks.outputs import artifacts_at, read
+from tasks.stages import ParameterError, StageError
 from tasks.storage import record
 from tasks.workspace import project, snapshot
 

@@ -172,3 +172,19 @@ def test_a_server_that_is_not_there_is_said_at_once(monkeypatch):
     with pytest.raises(ValueError, match=r"nobody answers at http://127.0.0.1:1 ") as caught:
         tracking.connect()
     assert "secret" not in str(caught.value)
+
+
+def test_a_run_whose_process_is_gone_does_not_stay_running(opened, folder):
+    from tasks.tracking import bury
+    from tasks.workspace import hold, project
+
+    tracker, where = opened(), project(folder)
+    experiment = tracker.client.get_run(tracker.run_id).info.experiment_id
+    key = tracker.client.get_run(tracker.run_id).data.tags["longlora.key"]
+    elsewhere = tracker.client.create_run(experiment, tags={"longlora.key": key, "longlora.home": "another:/machine"})
+    status = lambda run_id: tracker.client.get_run(run_id).info.status  # noqa: E731
+    with hold(where, key):
+        bury(tracker.client, where, experiment)
+        assert status(tracker.run_id) == "RUNNING"
+    bury(tracker.client, where, experiment)
+    assert (status(tracker.run_id), status(elsewhere.info.run_id)) == ("KILLED", "RUNNING")

@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from longlora.blocks import Blocks, prepare, read, split
+from longlora.heldout import elsewhere
 from longlora.position import Position
 from longlora.recall import exercises
 from longlora.section import run
@@ -23,7 +24,16 @@ def stage(base: Path, tokens: Path, heldout: Path, counts: Path, blocks: Blocks,
         count=blocks.recall.count,
         seed=blocks.seed,
     )
-    report = prepare(blocks, tokenizer=tokenizer, exercises=drill, texts=rows, out=tokens, heldout=heldout)
+    other = blocks.held_out.texts
+    report = prepare(
+        blocks,
+        tokenizer=tokenizer,
+        exercises=drill,
+        texts=rows,
+        elsewhere=elsewhere(other, tokenizer=tokenizer) if other else None,
+        out=tokens,
+        heldout=heldout,
+    )
     counts.parent.mkdir(parents=True, exist_ok=True)
     counts.write_text(json.dumps({"blocks": report}, indent=2) + "\n")
 

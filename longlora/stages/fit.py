@@ -11,6 +11,7 @@ from longlora.section import run
 
 def stage(
     tokens: Path,
+    pairs: Path,
     base: Path,
     tuned: Path,
     history: Path,
@@ -22,6 +23,7 @@ def stage(
 ) -> None:
     train(
         tokens,
+        pairs=pairs,
         base=base,
         out=tuned,
         history=history,

@@ -1,0 +1,111 @@
+"""A document, a model found by name, and questions: the library's desk, told what the command line says."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from longlora.reading import read_document
+
+CHAMPION = "champion"
+
+
+def ask(
+    model: str, *, document: Path, question: str | None, too_long: str, prompt: str | None, room: int, encoding: str
+) -> None:
+    """Answer `question`, or every line that is typed, on the terminal.
+
+    Raises:
+        ValueError: the model, the document or a choice is wrong; the document is too long and that is refused.
+    """
+    text = read_document(document, encoding="utf-8-sig" if encoding == "utf-8" else encoding)
+    folder = model_folder(model)
+    # Seconds of imports, which a wrong name or a document that can not be read need not wait for.
+    from transformers.utils import logging
+
+    from longlora.asking import Desk, Prompt, TooLong
+    from longlora.evidence import Evidence
+    from longlora.plain import open_model, open_tokenizer
+
+    check("too-long", too_long, get_args(TooLong))
+    if prompt is not None:
+        check("prompt", prompt, get_args(Prompt))
+    logging.disable_progress_bar()
+    settings: Any = {"too_long": too_long, "prompt": prompt, "room": room, "question": question or ""}
+    desk = Desk(open_model(folder), tokenizer=open_tokenizer(folder), text=text.text, **settings)
+    if notice := desk.notice():
+        print(f"note: {notice}", file=sys.stderr)
+    evidence = Evidence(text)
+    for each in [question] if question is not None else typed():
+        answer = desk.ask(each, say=lambda words: print(words, end="", flush=True))
+        passage = evidence.passage(each, answer.text, within=answer.window)
+        print(
+            f"\n  from {document.name}, {passage.place()}: {passage.text}"
+            if passage
+            else "\n  from no passage that shares its words"
+        )
+        if answer.windows > 1:
+            first, last = (text.line(at) for at in (answer.window.start, answer.window.end - 1))
+            print(f"  read in lines {first}-{last}, the surest of {answer.windows} windows")
+
+
+def check(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"--{name} {value}: one of {', '.join(known)}")
+
+
+def typed() -> Iterator[str]:
+    """Lines of the terminal, or of a pipe, until its end; empty ones are passed over."""
+    while True:
+        print("> " if sys.stdin.isatty() else "", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def model_folder(name: str) -> Path:
+    """A folder as it is; else the champion's, or a run's, brought here from DVC once.
+
+    Raises:
+        ValueError: there is no such folder, champion or run.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if "/" in name or name.startswith("."):
+        raise ValueError(f"no model at {name} (seen from {Path.cwd()})")
+    from tasks import promotion, registry, servers, tracking, workspace
+
+    where = workspace.project(Path.cwd())
+    servers.use_environment(where)
+    client = tracking.connect()
+    if name == CHAMPION:
+        registered = promotion.model_at(where, "HEAD").name
+        version = registry.holder(client, registered, registry.CHAMPION)
+        if version is None:
+            raise ValueError(f"{registered} has no champion yet: see `longlora promote`, or name a folder or a run")
+        source = str(version.source)
+    else:
+        source, _ = promotion.source_and_model(where, promotion.chosen(client, where, name))
+    return fetched(source, home=where.state / "asked")
+
+
+def fetched(source: str, *, home: Path) -> Path:
+    """The model behind a dvc:// address, kept under its commit; whole or absent."""
+    import shutil
+    from urllib.parse import parse_qs, urlsplit
+
+    from mlflow.artifacts import download_artifacts
+
+    place = home / parse_qs(urlsplit(source).query)["rev"][0][:16]
+    if not place.exists():
+        partial = place.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        download_artifacts(artifact_uri=source, dst_path=str(partial))
+        partial.rename(place)
+    configs = sorted(place.rglob("config.json"), key=lambda file: len(file.parts))
+    if not configs:
+        raise ValueError(f"{source} holds no model (no config.json)")
+    return configs[0].parent

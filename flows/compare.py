@@ -1,0 +1,167 @@
+"""Two runs side by side: what was set, what they read and made, and how they scored at each length.
+
+All of it is MLflow's; names are the same in every run, and a length is a metric's step.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from flows.terminal import console
+from tasks import promotion, tracking
+from tasks.outputs import curves_at
+from tasks.workspace import Project
+
+FACTS = {
+    "recipe": "longlora.recipe",
+    "set": "longlora.overrides",
+    "commit": "mlflow.source.git.commit",
+    "dirty": "longlora.dirty",
+    "by": "mlflow.user",
+    "CPUs": "hardware.cpus",
+    "GPUs": "hardware.gpus",
+    "torch": "env.torch",
+    "transformers": "env.transformers",
+}
+BOUNDS = ("/low", "/high")  # of an interval: shown behind its score
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two runs."""
+
+    name: str
+    run: Run
+    metrics: dict[str, dict[int, float]]
+    """By name and step, the last value."""
+    data: dict[str, str]
+    """Hash by output."""
+
+
+def compare(where: Project, one: str, other: str, *, html: Path | None) -> None:
+    """Show runs `one` and `other` (keys or MLflow ids, or their beginnings); `html`: a page of it, with the curves drawn.
+
+    Raises:
+        ValueError: there is no such run, or `html` can not be written.
+    """
+    if html and (html.suffix != ".html" or not html.absolute().parent.is_dir() or html.is_dir()):
+        raise ValueError(f"--html {html}: must be a file that ends in .html, in a folder that is there")
+    client = tracking.connect()
+    sides = [side(client, promotion.chosen(client, where, wanted)) for wanted in (one, other)]
+    curves = curves_at(where.root, "HEAD")
+    tables = [facts(sides), params(sides), data(sides), scores(sides, curves)]
+    for table in tables:
+        console().print(table, "")
+    if html:
+        text = page(tables, sides, curves)
+        scratch = html.with_suffix(".partial")
+        scratch.write_text(text)
+        scratch.replace(html)
+        print(html)
+
+
+def side(client: MlflowClient, run: Run) -> Side:
+    history = {key: client.get_metric_history(run.info.run_id, key) for key in run.data.metrics}
+    metrics = {key: {point.step: point.value for point in points} for key, points in history.items()}
+    hashes = {item.dataset.name: item.dataset.digest for item in run.inputs.dataset_inputs}
+    return Side(run.data.tags.get(tracking.KEY, run.info.run_id)[:12], run, metrics, hashes)
+
+
+def table(title: str, sides: list[Side], *names: str, more: str = "") -> Table:
+    columns = [*names, *(each.name for each in sides), *([more] if more else [])]
+    return Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
+
+
+def add(to: Table, *cells: str) -> None:
+    to.add_row(*map(Text, cells))  # as text: a value like [a] is no markup
+
+
+def facts(sides: list[Side]) -> Table:
+    shown = table("runs", sides, "")
+    ends = [each.run.info.end_time for each in sides]
+    add(shown, "state", *(each.run.info.status.lower() for each in sides))
+    seconds = [(end - each.run.info.start_time) / 1000 if end else None for end, each in zip(ends, sides, strict=True)]
+    add(shown, "seconds", *("" if second is None else f"{second:,.0f}" for second in seconds))
+    for name, tag in FACTS.items():
+        add(shown, name, *(each.run.data.tags.get(tag, "") for each in sides))
+    return shown
+
+
+def params(sides: list[Side]) -> Table:
+    one, other = (each.run.data.params for each in sides)
+    names = sorted(one.keys() | other.keys())
+    differ = [name for name in names if one.get(name) != other.get(name)]
+    shown = table(f"parameters: {len(differ)} of {len(names)} differ", sides, "parameter")
+    for name in differ:
+        add(shown, name, one.get(name, "-"), other.get(name, "-"))
+    return shown
+
+
+def data(sides: list[Side]) -> Table:
+    one, other = (each.data for each in sides)
+    names = sorted(one.keys() | other.keys())
+    differ = [name for name in names if one.get(name) != other.get(name)]
+    shown = table(f"data: {len(differ)} of {len(names)} differ", sides, "output")
+    for name in differ:
+        add(shown, name, one.get(name, "-"), other.get(name, "-"))
+    return shown
+
+
+def scores(sides: list[Side], curves: set[str]) -> Table:
+    """Final metrics by length; of a curve the last point, its step among the lengths."""
+    shown = table("metrics", sides, "metric", "at", more="difference")
+    names = sorted({name for each in sides for name in each.metrics})
+    for name in names:
+        if name.endswith(BOUNDS) and name.rpartition("/")[0] in names:
+            continue
+        steps = sorted({step for each in sides for step in each.metrics.get(name, {})})
+        for step in steps[-1:] if name.partition("/")[0] in curves else steps:
+            values = [each.metrics.get(name, {}).get(step) for each in sides]
+            known = [value for value in values if value is not None]
+            difference = f"{known[1] - known[0]:+.4g}" if len(known) == 2 else ""
+            add(shown, name, f"{step:,}" if step else "", *(score(each, name, step) for each in sides), difference)
+    return shown
+
+
+def score(of: Side, name: str, step: int) -> str:
+    """The value, and its interval if it has one."""
+    value = of.metrics.get(name, {}).get(step)
+    if value is None:
+        return "-"
+    low, high = (of.metrics.get(name + bound, {}).get(step) for bound in BOUNDS)
+    return f"{value:.4g}" + (f" ({low:.4g} to {high:.4g})" if low is not None and high is not None else "")
+
+
+def page(tables: list[Table], sides: list[Side], curves: set[str]) -> str:
+    """The tables, and the curves that both have, as one page without links."""
+    paper = Console(record=True, width=160, file=io.StringIO())
+    for each in tables:
+        paper.print(each, "")
+    text = paper.export_html(inline_styles=True)
+    return text.replace("</body>", f"{drawn(sides, curves)}</body>")
+
+
+def drawn(sides: list[Side], curves: set[str]) -> str:
+    """An SVG picture per curve of both runs."""
+    from matplotlib.figure import Figure
+
+    pictures = []
+    for name in sorted(sides[0].metrics.keys() & sides[1].metrics.keys()):
+        if name.partition("/")[0] not in curves:
+            continue
+        figure = Figure(figsize=(7, 3), layout="constrained")
+        axes = figure.add_subplot(xlabel="step", ylabel=name)
+        for each in sides:
+            steps = sorted(each.metrics[name])
+            axes.plot(steps, [each.metrics[name][step] for step in steps], label=each.name)
+        axes.legend()
+        picture = io.StringIO()
+        figure.savefig(picture, format="svg", metadata={"Date": None})
+        pictures.append(picture.getvalue()[picture.getvalue().index("<svg") :])
+    return "\n".join(pictures)

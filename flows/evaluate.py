@@ -1,0 +1,41 @@
+"""Measures outside of a run, for the command line: the library's own, on any model folder."""
+
+import json
+from pathlib import Path
+
+from longlora import harness, longeval
+from longlora.plain import open_model, open_tokenizer
+
+
+def evaluate(
+    folder: Path, *, tasks: list[str], folder_of_tasks: Path | None, limit: int | None, cases: list[Path], chat: bool
+) -> str:
+    """The scores of the model in `folder`, labelled by its name, as JSON in the form of a stage's.
+
+    Raises:
+        ValueError: no model there, an unknown task, a malformed case, or no chat template.
+    """
+    model, tokenizer = open_model(folder), open_tokenizer(folder)
+    prompt, label = ("chat" if chat else "plain"), folder.resolve().name
+    scores = {}
+    if tasks:
+        scores |= harness.measure(
+            model,
+            label=label,
+            tokenizer=tokenizer,
+            settings=harness.Harness(
+                models=[],
+                tasks=tasks,
+                folder=str(folder_of_tasks) if folder_of_tasks else None,
+                shots=None,
+                limit=limit,
+                prompt=prompt,
+                seed=1,
+            ),
+        )
+    if cases:
+        asked = longeval.LongEval(
+            models=[], tasks=[], lengths=[], samples=1, cases=[str(file) for file in cases], prompt=prompt, seed=1
+        )
+        scores |= longeval.measure(model, label=label, tokenizer=tokenizer, settings=asked)
+    return json.dumps(scores, indent=2, allow_nan=False) + "\n"

@@ -1,0 +1,63 @@
+"""Questions on one's own documents: the library's casebook, told what the command line says."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from longlora.author import Endpoint, Plan, write_questions
+from longlora.casebook import Casebook, tokens, words, write
+from longlora.casebook import build as build_cases
+from longlora.plain import open_tokenizer
+from longlora.questions import KINDS
+from longlora.reading import Document, located, read_documents
+from longlora.section import section_of
+
+USUAL: dict[str, Any] = {
+    "lengths": [500, 1000, 2000, 4000, 8000],
+    "depths": [0.0, 0.25, 0.5, 0.75, 1.0],
+    "kinds": list(KINDS),
+}
+
+
+def build(docs: str, *, out: Path, settings: dict[str, Any], tokenizer: Path | None, encoding: str) -> list[str]:
+    """Write the cases to `out`; what was written, in lines.
+
+    Raises:
+        ValueError: the documents or settings are wrong, or there is too little text.
+    """
+    casebook = section_of(Casebook, {"longqa": USUAL | settings}, "longqa")
+    documents = documents_at(docs, encoding)
+    measure = tokens(open_tokenizer(tokenizer)) if tokenizer else words
+    built = build_cases(documents, casebook, measure=measure)
+    write(built.cases, out)
+    kinds = Counter(case.kind for case in built.cases)
+    said = [
+        f"{len(built.cases)} questions on {len(documents)} documents: {out}",
+        ", ".join(f"{kinds[kind]} {kind}" for kind in casebook.kinds),
+    ]
+    if built.missing:
+        said.append(f"{len(built.missing)} could not be asked, the first: {built.missing[0]}")
+    return said
+
+
+def write_by_model(docs: str, *, out: Path, url: str, model: str, plan: dict[str, int], encoding: str) -> Iterator[str]:
+    """Have a model write questions to `out`; what was done, in lines.
+
+    Raises:
+        ValueError: not all was done; what was is in `out`, and the same command goes on.
+    """
+    endpoint = Endpoint(url, model, os.environ.get("OPENAI_API_KEY"))
+    journal = out.with_name(out.name + ".journal")
+    work = write_questions(documents_at(docs, encoding), endpoint=endpoint, plan=Plan(**plan), journal=journal)
+    write(work.cases, out)
+    yield f"{len(work.cases)} questions: {out} ({work.calls} calls now, {work.tokens:,} tokens in all)"
+    for reason, times in work.refused.most_common():
+        yield f"left out {times}: {reason}"
+    if work.stopped:
+        raise ValueError(f"stopped: {work.stopped}; {len(work.cases)} questions are kept, and the same command goes on")
+
+
+def documents_at(docs: str, encoding: str) -> list[Document]:
+    return read_documents(located(docs), encoding="utf-8-sig" if encoding == "utf-8" else encoding)

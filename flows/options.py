@@ -1,0 +1,29 @@
+"""What several commands take, and where they are."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from tasks.workspace import Project
+
+Recipe = Annotated[
+    str | None, typer.Option("--recipe", "-r", help="An overlay of params.yaml: a file of recipes/, by its name.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", "-s", help="key=value, such as fit.steps=200. May be repeated.")
+]
+Run = Annotated[
+    str | None, typer.Argument(help="Its key or MLflow id, or their beginning; default: the last finished.")
+]
+Promote = Annotated[bool, typer.Option("--promote", help="Promote the model afterwards, if it deserves it.")]
+
+
+def here() -> "Project":
+    """The project of the current folder, its servers' addresses in the environment."""
+    from tasks import servers, workspace
+
+    where = workspace.project(Path.cwd())
+    servers.use_environment(where)
+    return where

@@ -1,0 +1,72 @@
+"""The commands about runs that are recorded: compare, reproduce, export, gc."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.options import Run, here
+
+app = typer.Typer()
+
+
+@app.command()
+def compare(
+    one: Annotated[str, typer.Argument(help="A run's key or MLflow id, or their beginning.")],
+    other: Annotated[str, typer.Argument(help="Another.")],
+    html: Annotated[Path | None, typer.Option(help="Write it as a page too, with the curves drawn.")] = None,
+) -> None:
+    """Two runs side by side: parameters and data that differ, metrics by length."""
+    where = here()
+    from flows.compare import compare as compare_runs
+
+    compare_runs(where, one, other, html=html)
+
+
+@app.command()
+def reproduce(
+    run: Run = None,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Compute it again, and compare.")] = False,
+    remote: Annotated[
+        str | None, typer.Option(help="Address of a DVC remote that has its data, if this clone's has not.")
+    ] = None,
+) -> None:
+    """Bring a recorded run back, here or on another clone, and show hash by hash that it is the same."""
+    where = here()
+    from flows.reproduce import reproduce as reproduce_run
+
+    reproduce_run(where, run, remote=remote, rerun=rerun)
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    model: Annotated[str, typer.Option(help="champion, candidate, or a run.")] = "champion",
+) -> None:
+    """Write a model as a plain folder: merged safetensors and card, checked by hash."""
+    where = here()
+    from tasks import tracking
+
+    client = tracking.connect()  # MLflow is imported before its artifact repository of ours
+    from tasks.export import export as export_model
+
+    print(export_model(client, where, folder, model=model))
+
+
+@app.command()
+def gc(
+    keep: Annotated[int, typer.Option(help="This many of the newest runs stay.")] = 5,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete it.")] = False,
+) -> None:
+    """What may go, with sizes: folders of old runs, checkpoints, cached data that nothing kept needs."""
+    where = here()
+    from flows.listing import show_leftovers
+    from tasks import leftovers, registry, tracking, workspace
+
+    with workspace.hold(where, "gc"):
+        found = leftovers.leftovers(where, keep=keep, versions=registry.commits(tracking.connect()))
+        show_leftovers(found, where)
+        if yes:
+            leftovers.remove(where, found)
+    if found:
+        print("deleted" if yes else "nothing was deleted: `longlora gc --yes` deletes it")

@@ -1,0 +1,125 @@
+"""Bring a recorded run back, here or on another clone, and show that it is the same: output by output, by hash.
+
+What ran is in git (the run's ref), what it made is on the DVC remote. Nothing is believed: the files are hashed anew.
+"""
+
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.table import Table
+
+from flows.place import stage_settings
+from flows.terminal import console
+from tasks import storage, supervise
+from tasks.outputs import Compared, compared
+from tasks.servers import is_local_tracking
+from tasks.stages import Pipeline, link
+from tasks.workspace import Project, git, hold, record_ref, worktree
+
+
+@dataclass(frozen=True)
+class Sought:
+    """A run that is to be brought back."""
+
+    key: str
+    data: str
+    """The address of the DVC remote that MLflow names; '' if it is not known."""
+
+
+def reproduce(where: Project, wanted: str | None, *, remote: str | None, rerun: bool) -> None:
+    """Bring run `wanted` back (its key or MLflow id, or their beginning; None: the last finished), and compare its outputs.
+
+    Args:
+        remote: the address of a DVC remote that has its data, if this clone's has not.
+        rerun: compute every stage again, from nothing but the recorded files, and compare that.
+
+    Raises:
+        ValueError: the run, its record or its data is not reachable, or an output differs.
+        StageError: a stage failed when computed again.
+    """
+    sought = find(where, wanted)
+    key = sought.key
+    with hold(where, key):
+        pipeline = bring_back(where, sought, remote)
+        folder, record = pipeline.folder, git("rev-parse", record_ref(key), cwd=where.root)
+        varying = {out.path for stage in pipeline.plan() for out in stage.outs if out.varies}
+        if not rerun:
+            judge(compared(where.root, record, folder, varying=set()), f"run {key} is back in {folder}")
+            return
+    with hold(where, again := f"{key}-again"):
+        folder = compute_again(where, key, again)
+        judge(compared(where.root, record, folder, varying=varying), f"run {key}, computed again in {folder}")
+        git("worktree", "remove", "--force", str(folder), cwd=where.root)
+
+
+def find(where: Project, wanted: str | None) -> Sought:
+    """Which run is meant, its record in this clone."""
+    data, published = "", ""
+    if not is_local_tracking(where) or (where.state / "mlflow.db").exists():
+        from tasks import promotion, tracking
+
+        client = tracking.connect()
+        runs = promotion.matching(client, where, wanted)
+        if len(runs) == 1 or wanted is None:
+            tags = promotion.chosen(client, where, wanted).data.tags
+            wanted, data = tags[tracking.KEY], tags.get("longlora.remote", "")
+            published = tags.get("longlora.git", "")
+    if wanted is None:
+        raise ValueError("no finished run yet: `longlora run`, or give the key of a run of another clone")
+    origin = ["origin"] if "origin" in git("remote", cwd=where.root).split() else []
+    addresses = [os.environ.get("LONGLORA_GIT_REMOTE", ""), published, *origin]
+    return Sought(storage.bring_record(where, wanted, list(dict.fromkeys(filter(None, addresses)))), data)
+
+
+def bring_back(where: Project, sought: Sought, remote: str | None) -> Pipeline:
+    """The run's worktree, every output of its dvc.lock in it. Call it under the lock of its key."""
+    state = storage.recorded_snapshot(where, sought.key)
+    folder = worktree(where, state)
+    git("checkout", record_ref(sought.key), "--", "dvc.lock", cwd=folder)
+    missing = ""
+    addresses = list(dict.fromkeys([remote] if remote else ["", sought.data]))  # '': this clone's own
+    for address in addresses:
+        link(folder, to=where.tree, cache_home=where.root, remote=address)
+        pipeline = Pipeline(folder, environment=stage_settings(where.state / "checkpoints"))
+        missing = pipeline.bring()
+        if not missing:
+            return pipeline
+    asked = " nor ".join(storage.without_credentials(address) or "the DVC remote" for address in addresses)
+    raise ValueError(
+        f"run {sought.key}: neither the cache nor {asked} has {missing}: "
+        "name the remote that has its data with --remote ADDRESS, and see that it is reachable"
+    )
+
+
+def compute_again(where: Project, key: str, again: str) -> Path:
+    """A folder in which every stage of run `key` was run anew, without cache and without checkpoints."""
+    folder = worktree(where, replace(storage.recorded_snapshot(where, key), key=again))
+    supervise.sweep(folder)
+    link(folder, to=where.tree, cache_home=where.root)
+    with tempfile.TemporaryDirectory(dir=where.state) as checkpoints:
+        pipeline = Pipeline(folder, environment=stage_settings(Path(checkpoints)), afresh=True)
+        try:
+            for name in pipeline.names():
+                pipeline.reproduce(
+                    name, on_line=lambda line, name=name: print(f"{name} | {line}"), on_tick=lambda: None
+                )
+        finally:
+            pipeline.close()
+    return folder
+
+
+def judge(outputs: list[Compared], what: str) -> None:
+    """Show every hash; raise ValueError if one that ought to be equal is not."""
+    table = Table("output", "stage", "recorded", "found", "", box=None, pad_edge=False)
+    for out in outputs:
+        mark = "[green]equal" if out.equal else "[yellow]times, may differ" if out.varies else "[red]differs"
+        table.add_row(out.path, out.stage, out.recorded, out.found or "not there", mark)
+    console().print(table)
+    wrong = [out.path for out in outputs if not (out.equal or out.varies)]
+    if wrong:
+        raise ValueError(f"{what}: {len(wrong)} of {len(outputs)} outputs differ from the record: {', '.join(wrong)}")
+    equal = sum(out.equal for out in outputs)
+    rest = f", {len(outputs) - equal} hold times" if equal < len(outputs) else ""
+    print(f"{what}: {equal} of {len(outputs)} outputs are equal by hash{rest}")

@@ -1,0 +1,54 @@
+"""Test cases as JSON lines: what is malformed is named by file and line."""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Case(BaseModel):
+    """What a case must have; what else a line holds is not looked at."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+
+C = TypeVar("C", bound=Case)
+
+
+def read_lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON lines file, each with its place `FILE:LINE`; empty lines are skipped.
+
+    Raises:
+        ValueError: there is no such file, it holds none, or a line is no JSON object.
+    """
+    if not file.is_file():
+        raise ValueError(f"no case file at {file} (seen from {Path.cwd()})")
+    rows = []
+    for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
+        place = f"{file}:{number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{place}: no JSON: {error.msg} at column {error.colno}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{place}: a case is an object, {{...}}, not a {type(row).__name__}")
+        rows.append((place, row))
+    if not rows:
+        raise ValueError(f"{file}: no case in it")
+    return rows
+
+
+def case(kind: type[C], row: dict[str, Any], *, place: str) -> C:
+    """The case in `row`.
+
+    Raises:
+        ValueError: a key is missing or of the wrong type; all of them in one line, after `place`.
+    """
+    try:
+        return kind.model_validate_json(json.dumps(row))
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"{place}: {wrong}") from None

@@ -1,0 +1,82 @@
+"""Where in a document an answer comes from: the sentence that shares the rarest words with it, and with what was asked.
+
+A guess from the words alone, made after the answer and independent of the model: it can not tell why the model answered so,
+but lets a reader look. Words weigh by their rarity in the document (TF-IDF, scikit-learn).
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from longlora.instructions import UNSAID
+from longlora.reading import Document
+from longlora.sentences import Span, parts, sentences
+
+VERBATIM = 1.0
+"""What a sentence that holds the answer word for word has more than one that does not; a cosine is at most 1."""
+ASKED = 0.5
+"""Weight of the question's words against the answer's: the question is mostly about what the passage is about."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Characters [start, end) of the document's text, as people look them up."""
+
+    start: int
+    end: int
+    lines: tuple[int, int]
+    """First and last, from 1."""
+    page: int | None
+    heading: str | None
+    text: str
+
+    def place(self) -> str:
+        first, last = self.lines
+        said = [f"line {first}" if first == last else f"lines {first}-{last}"]
+        said.append(f"characters {self.start:,}-{self.end:,}")
+        said += [f"page {self.page}"] if self.page else []
+        said += [f'under "{self.heading}"'] if self.heading else []
+        return ", ".join(said)
+
+
+class Evidence:
+    """A document's sentences, weighed once and searched for every answer."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.spans = sentences(document.text)
+        self.flat = [" ".join(document.text[slice(*s)].split()) for s in self.spans]
+        self.words = TfidfVectorizer(token_pattern=r"(?u)\w+", sublinear_tf=True)
+        try:
+            self.weights_SW: Any = self.words.fit_transform(self.flat)
+        except ValueError:  # scikit-learn's way to say that there is not one word
+            self.weights_SW = None
+
+    def passage(self, question: str, answer: str, *, within: Span | None = None) -> Passage | None:
+        """The best sentence, of those inside `within`; None if the answer says that there is none, or no word is shared."""
+        wanted = " ".join(answer.split()).strip(" .\"'")
+        if self.weights_SW is None or not wanted or wanted == UNSAID.strip(" ."):
+            return None
+        asked_1W, answer_1W = (self.words.transform([text]) for text in (question, answer))
+        score_S = cosine(self.weights_SW, answer_1W) + ASKED * cosine(self.weights_SW, asked_1W)
+        whole = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)", re.IGNORECASE)
+        score_S += VERBATIM * np.array([bool(whole.search(s)) for s in self.flat])
+        if within is not None:
+            score_S *= np.array([within.start <= s.start < within.end for s in self.spans])
+        best = int(score_S.argmax())
+        return self.shown(self.spans[best]) if score_S[best] > 0 else None
+
+    def shown(self, span: Span) -> Passage:
+        document = self.document
+        heading = next((p.heading for p in parts(document.text) if p.start <= span.start < p.end), None)
+        lines = document.line(span.start), document.line(span.end - 1)
+        text = " ".join(document.text[slice(*span)].split())
+        return Passage(span.start, span.end, lines, document.page(span.start), heading, text)
+
+
+def cosine(rows_SW: Any, one_1W: Any) -> np.ndarray:
+    """Of each row with one, both sparse and of length 1 as the vectorizer makes them; shape (S,)."""
+    return (rows_SW @ one_1W.T).toarray()[:, 0]

@@ -1,0 +1,180 @@
+"""Questions on long documents, scored against given answers: exact match, F1 over words, ROUGE-L.
+
+Cases are JSON lines of `document`, `question` and `answers` (one or more that are right; the best counts). Exact match and F1
+are SQuAD's (Rajpurkar et al. 2016): lower case, without punctuation and English articles. ROUGE-L is the F measure of the
+longest common subsequence (Lin 2004), of the library rouge-score, over the same words, so that texts in other scripts count.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import Tokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from longlora.answer import answers
+from longlora.cases import Case, case, read_lines
+from longlora.interval import binomial, bootstrap
+from longlora.prompt import chat_turn, continuation, opening
+from longlora.section import Section
+
+HEAD = "Read the following text, and answer the question after it from the text alone, in as few words as possible.\n\n"
+
+
+class LongQA(Section):
+    models: list[str]
+    """Labels of the models that are asked; the stage's matrix in dvc.yaml is this list, and none leaves LongQA out."""
+    cases: list[str]
+    """JSON lines files; all their cases are scored together."""
+    length: int = Field(gt=0)
+    """Prompts in tokens, at most, the answer included. A longer document loses its middle, as in LongBench, and is counted."""
+    room: int = Field(gt=0)
+    """Tokens that an answer may take."""
+    prompt: Literal["plain", "chat"]
+    """plain: text to be continued, to the end of the line; chat: a user's turn in the tokenizer's own template."""
+    seed: int
+
+
+class Question(Case):
+    document: str = Field(pattern=r"\S")
+    question: str = Field(pattern=r"\S")
+    answers: list[str] = Field(min_length=1)
+
+
+def read_cases(file: Path) -> list[Question]:
+    """The cases of a file.
+
+    Raises:
+        ValueError: a line is malformed: file, line, and what is wrong. An answer without a word can not be given.
+    """
+    found = []
+    for place, row in read_lines(file):
+        question = case(Question, row, place=place)
+        for answer in question.answers:
+            if not words(answer):
+                raise ValueError(f"{place}: answers: {answer!r} holds no word")
+        found.append(question)
+    return found
+
+
+class Words(Tokenizer):
+    """Our words, for rouge-score."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
+
+
+ROUGE = RougeScorer(["rougeL"], tokenizer=Words())
+
+
+def words(text: str) -> list[str]:
+    """Lower case words, without punctuation and English articles."""
+    return [w for w in re.sub(r"[^\w\s]", "", text.lower()).split() if w not in ("a", "an", "the")]
+
+
+def exact(given: str, wanted: str) -> float:
+    return float(words(given) == words(wanted))
+
+
+def f1(given: str, wanted: str) -> float:
+    """The harmonic mean of precision and recall over words, each counted as often as it stands."""
+    ours, theirs = Counter(words(given)), Counter(words(wanted))
+    shared = (ours & theirs).total()
+    return 2 * shared / (ours.total() + theirs.total()) if shared else 0.0
+
+
+def rouge_l(given: str, wanted: str) -> float:
+    return float(ROUGE.score(wanted, given)["rougeL"].fmeasure)
+
+
+METRICS = {"exact": exact, "f1": f1, "rouge_l": rouge_l}
+
+
+class Writer:
+    """Questions as token ids of a bounded number."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, settings: LongQA) -> None:
+        """Raises ValueError where a chat template is missing."""
+        self.tokenizer, self.settings = tokenizer, settings
+        self.before, self.after = chat_turn(tokenizer) if settings.prompt == "chat" else ("", "")
+
+    def write(self, question: Question) -> tuple[list[int], bool]:
+        """The ids of the prompt, and whether the document's middle was left out.
+
+        Raises:
+            ValueError: there is no room for the document.
+        """
+        asked = f"\n\nQuestion: {question.question}"
+        if self.after:
+            head = continuation(self.tokenizer, self.before + HEAD, after="")
+            end = continuation(self.tokenizer, asked + self.after, after="again")
+        else:
+            head = opening(self.tokenizer, HEAD)
+            end = continuation(self.tokenizer, asked + "\nAnswer:", after="again")
+        document = continuation(self.tokenizer, question.document, after="\n")
+        space = self.settings.length - self.settings.room - len(head) - len(end)
+        if space < 2:
+            raise ValueError(
+                f"longqa.length: {self.settings.length} tokens are too few, without a document it is "
+                f"{self.settings.length - space}"
+            )
+        if len(document) <= space:
+            return head + document + end, False
+        return head + document[: (space + 1) // 2] + document[-(space // 2) :] + end, True
+
+
+def measure(
+    model: PreTrainedModel,
+    *,
+    label: str,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: LongQA,
+    kept: Path | None = None,
+) -> dict[str, Any]:
+    """Scores of the model `label` over all cases, with 95 % intervals: exact for the share of exact matches, else the bootstrap
+    over questions. Answers are kept in the folder `kept`.
+
+    Raises:
+        ValueError: a case is malformed, there is none, or no room for a document, or no chat template for a chat prompt.
+    """
+    questions = [question for file in settings.cases for question in read_cases(Path(file))]
+    if not questions:
+        raise ValueError("longqa.cases names no file; name one, or leave longqa.models empty")
+    writer = Writer(tokenizer, settings=settings)
+    prompts = [writer.write(question) for question in questions]
+    written = answers(
+        model, prompts=[ids for ids, _ in prompts], rooms=[settings.room] * len(prompts), kept=kept
+    )  # fmt: skip
+    said = [answer_of(str(tokenizer.decode(ids, skip_special_tokens=True)), prompt=settings.prompt) for ids in written]
+    result = {
+        "prompt": settings.prompt,
+        "cases": len(questions),
+        "cut": sum(cut for _, cut in prompts),
+        **{name: figures(name, said, questions=questions, seed=settings.seed) for name in METRICS},
+    }
+    print(", ".join(f"{name} {result[name]['value']:.3f}" for name in METRICS), f"of {len(questions)}", flush=True)
+    return {"longqa": {label: result}}
+
+
+def answer_of(text: str, *, prompt: str) -> str:
+    """What counts of the text: a base model goes on after its answer, with the next line."""
+    return text.strip() if prompt == "chat" else (text.strip().splitlines() or [""])[0]
+
+
+def figures(name: str, said: Sequence[str], *, questions: Sequence[Question], seed: int) -> dict[str, Any]:
+    shares = np.array([max(METRICS[name](s, a) for a in q.answers) for s, q in zip(said, questions, strict=True)])
+    if name == "exact":
+        low, high = binomial(int(shares.sum()), len(shares))
+    else:
+        low, high = bootstrap(shares, counts_N=np.ones(len(shares)), seed=seed)
+    return {
+        "value": round(float(shares.mean()), 6),
+        "low": round(low, 6),
+        "high": round(high, 6),
+        "trials": len(shares),
+    }

@@ -1,0 +1,198 @@
+"""A document of one's own as plain text: text, Markdown, HTML, EPUB and PDF, read by Beautiful Soup and pypdf.
+
+Headings become Markdown headings (`# ...`), so that whatever reads the text finds them the same way in every format. Where a
+format has pages, the text remembers where each begins.
+"""
+
+import bisect
+import importlib.util
+import io
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from bs4 import BeautifulSoup
+from bs4.element import NavigableString
+from pypdf import PdfReader
+from pypdf.errors import PyPdfError
+
+LARGEST = 2**28
+"""Bytes of a document, unpacked. What is larger is hardly one text."""
+PLAIN = (".txt", ".md", ".markdown", ".rst", ".text")
+HTML = (".html", ".htm", ".xhtml")
+SUFFIXES = (*PLAIN, *HTML, ".epub", ".pdf")
+UNREAD = ["script", "style", "template", "noscript", "head"]
+BLOCKS = [
+    "p",
+    "div",
+    "section",
+    "article",
+    "li",
+    "tr",
+    "table",
+    "blockquote",
+    "pre",
+    "ul",
+    "ol",
+    "dl",
+    "dt",
+    "dd",
+    "hr",
+]
+
+
+@dataclass(frozen=True)
+class Document:
+    name: str
+    """The file's name without suffix."""
+    text: str
+    pages: tuple[int, ...] = ()
+    """Where each page begins, as an index of `text`; empty without pages."""
+
+    def page(self, at: int) -> int | None:
+        """The page, from 1, that holds character `at`."""
+        return bisect.bisect_right(self.pages, at) if self.pages else None
+
+    def line(self, at: int) -> int:
+        """The line, from 1, that holds character `at`."""
+        return self.text.count("\n", 0, at) + 1
+
+
+def located(name: str) -> Path:
+    """The file or folder `name`; if there is none, the folder of the installed Python package of that name, whose texts count.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    if Path(name).exists():
+        return Path(name)
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"no file, folder or installed package '{name}' (seen from {Path.cwd()})")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def read_documents(place: Path, *, encoding: str = "utf-8-sig") -> list[Document]:
+    """The document `place`, or all with a known suffix below it, in order of their paths.
+
+    Raises:
+        ValueError: as `read_document`, or nothing is there.
+    """
+    if place.is_file():
+        return [read_document(place, encoding=encoding)]
+    files = sorted(f for f in place.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+    if not files:
+        raise ValueError(f"no document at {place} (seen from {Path.cwd()}); read are {', '.join(SUFFIXES)}")
+    return [read_document(file, encoding=encoding) for file in files]
+
+
+def read_document(file: Path, *, encoding: str = "utf-8-sig") -> Document:
+    """The text of a file; `encoding` is of plain text and HTML (HTML may say its own).
+
+    Raises:
+        ValueError: it is not there, too large, encrypted, of another kind or encoding than it says, or holds no text.
+    """
+    suffix = file.suffix.lower()
+    if not file.is_file():
+        raise ValueError(f"no document {file} (seen from {Path.cwd()})")
+    if file.stat().st_size > LARGEST:
+        raise ValueError(f"{file} has {file.stat().st_size:,} bytes, and a document at most {LARGEST:,}: cut it")
+    raw = file.read_bytes()
+    pages: tuple[int, ...] = ()
+    if suffix == ".pdf":
+        text, pages = pdf_text(raw, file)
+    elif suffix == ".epub":
+        text = epub_text(raw, file)
+    elif suffix in HTML:
+        text = html_text(decoded(raw, file, encoding))
+    elif suffix in PLAIN or not suffix:
+        text = decoded(raw, file, encoding).replace("\r\n", "\n").replace("\r", "\n")
+    else:
+        raise ValueError(f"{file}: documents are read from {', '.join(SUFFIXES)}, not from '{suffix}'")
+    if not text.strip():
+        raise ValueError(
+            f"{file} holds no text{': a scan, perhaps, which has to be read by OCR first' if pages else ''}"
+        )
+    return Document(file.stem, text, pages)
+
+
+def decoded(raw: bytes, file: Path, encoding: str) -> str:
+    try:
+        text = raw.decode(encoding)
+    except LookupError:
+        raise ValueError(f"no encoding '{encoding}'; such as utf-8, latin-1, cp1252") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file} is not {encoding.removesuffix('-sig')}: byte {error.start} is {raw[error.start]:#04x}; "
+            "name its encoding, such as latin-1"
+        ) from None
+    if "\0" in text:
+        raise ValueError(f"{file} is not text: character {text.index(chr(0))} is a NUL")
+    return text
+
+
+def html_text(html: str | bytes) -> str:
+    """The text that a reader sees, a blank line between blocks, headings in Markdown."""
+    soup = BeautifulSoup(html, "html.parser")
+    for tag in soup(UNREAD):
+        tag.decompose()
+    for string in soup.find_all(string=True):
+        if type(string) is not NavigableString:  # a comment, a doctype
+            string.extract()
+        elif not string.find_parent("pre"):
+            string.replace_with(re.sub(r"\s+", " ", string))
+    for tag in soup(re.compile(r"^h[1-6]$")):
+        heading = " ".join(tag.get_text().split())
+        tag.replace_with(f"\n\n{'#' * int(tag.name[1])} {heading}\n\n" if heading else "")
+    for tag in soup("br"):
+        tag.replace_with("\n")
+    for tag in soup(["td", "th"]):
+        tag.append(" ")
+    for tag in soup(BLOCKS):
+        tag.insert_before("\n\n")
+        tag.insert_after("\n\n")
+    lines = (line.strip() for line in soup.get_text().splitlines())
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
+
+
+def epub_text(raw: bytes, file: Path) -> str:
+    """The chapters of an EPUB in the order of its spine (EPUB 3.3, section 5)."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as book:
+            if sum(part.file_size for part in book.infolist()) > LARGEST:
+                raise ValueError(f"{file} unpacks to more than {LARGEST:,} bytes")
+            if "META-INF/encryption.xml" in book.namelist() and "META-INF/rights.xml" in book.namelist():
+                raise ValueError(f"{file} is encrypted")
+            return "\n\n".join(html_text(book.read(chapter)).strip() for chapter in spine(book)) + "\n"
+    except (zipfile.BadZipFile, KeyError, ElementTree.ParseError) as error:
+        raise ValueError(f"{file} is not an EPUB: {error}") from None
+
+
+def spine(book: zipfile.ZipFile) -> Iterator[str]:
+    """Paths of the chapters inside the archive."""
+    container = ElementTree.fromstring(book.read("META-INF/container.xml"))
+    package = next(e for e in container.iter() if e.tag.endswith("}rootfile")).attrib["full-path"]
+    root = ElementTree.fromstring(book.read(package))
+    items = {e.attrib["id"]: e.attrib["href"] for e in root.iter() if e.tag.endswith("}item")}
+    folder = package.rpartition("/")[0]
+    for reference in (e for e in root.iter() if e.tag.endswith("}itemref")):
+        yield f"{folder}/{items[reference.attrib['idref']]}".lstrip("/")
+
+
+def pdf_text(raw: bytes, file: Path) -> tuple[str, tuple[int, ...]]:
+    """The text of a PDF's pages, and where each begins."""
+    try:
+        reader = PdfReader(io.BytesIO(raw))
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise ValueError(f"{file} is encrypted: save a copy without its password first")
+        texts = [page.extract_text().strip() for page in reader.pages]
+    except PyPdfError as error:
+        raise ValueError(f"{file} is not a PDF that can be read: {error}") from None
+    starts, text = [], ""
+    for page in texts:
+        starts.append(len(text))
+        text += page + "\n\n"
+    return text, tuple(starts)

@@ -1,0 +1,39 @@
+"""The digests of a model's weight files, beside them: what was written is what is judged, and what users download.
+
+A damaged file that still opens, with weights that are finite and wrong, shows in no header. `sha256sum --check SHA256SUMS`
+reads the same file.
+"""
+
+import hashlib
+from pathlib import Path
+
+SEAL = "SHA256SUMS"
+WEIGHTS = "*.safetensors"
+
+
+def seal(folder: Path) -> None:
+    """Write the digests of the weight files of `folder` into it."""
+    lines = [f"{sha256(file)}  {file.name}\n" for file in sorted(folder.glob(WEIGHTS))]
+    (folder / SEAL).write_text("".join(lines))
+
+
+def broken(folder: Path) -> list[str]:
+    """What does not agree with the seal, one sentence each: a file that is gone, new or different, or no seal at all."""
+    if not (folder / SEAL).is_file():
+        return [f"there is no {SEAL}"]
+    stated = {name: digest for digest, _, name in (line.partition("  ") for line in read_lines(folder / SEAL))}
+    there = {file.name: file for file in sorted(folder.glob(WEIGHTS))}
+    return [
+        *(f"{name} is missing" for name in stated if name not in there),
+        *(f"{name} is not in {SEAL}" for name in there if name not in stated),
+        *(f"{name} is not the file that was written" for name in stated if name in there and sha256(there[name]) != stated[name]),
+    ]  # fmt: skip
+
+
+def read_lines(file: Path) -> list[str]:
+    return file.read_text(errors="replace").splitlines()
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,17 @@
+"""Facts about the licences of base and texts."""
+
+import json
+from pathlib import Path
+
+from longlora.licence import measure
+from longlora.section import run
+
+
+def stage(base: Path, texts: Path, scores: Path) -> None:
+    result = measure(json.loads(base.read_text()), texts=json.loads(texts.read_text()))
+    scores.parent.mkdir(parents=True, exist_ok=True)
+    scores.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    run(stage)

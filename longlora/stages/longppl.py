@@ -1,0 +1,27 @@
+"""LongPPL of one model over the key tokens that an evaluator picked. The folder's name is the model's label, the key file's is
+the evaluator's."""
+
+import json
+from pathlib import Path
+
+from longlora.blocks import documents
+from longlora.longppl import LongPPL, measure, read_keys
+from longlora.plain import open_model
+from longlora.section import run
+
+
+def stage(model: Path, keys: Path, heldout: Path, scores: Path, longppl: LongPPL) -> None:
+    result = measure(
+        open_model(model),
+        label=model.name,
+        evaluator=keys.stem,
+        documents=documents(heldout),
+        keys=read_keys(keys),
+        seed=longppl.seed,
+    )
+    scores.parent.mkdir(parents=True, exist_ok=True)
+    scores.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+
+
+if __name__ == "__main__":
+    run(stage)

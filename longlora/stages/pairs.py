@@ -1,0 +1,36 @@
+"""Read, validate and tokenise question-answer pairs; write questions on the documents, if asked for."""
+
+import json
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from longlora.blocks import Blocks, read, split
+from longlora.casebook import build, tokens, write
+from longlora.pairs import Pairs, choose, gather, prepare, taught
+from longlora.position import Position
+from longlora.reading import Document
+from longlora.section import run
+
+
+def stage(base: Path, out: Path, counts: Path, blocks: Blocks, pairs: Pairs, position: Position) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    found = gather(pairs)
+    cases = {}
+    if pairs.casebook:
+        rows = read(blocks)
+        sides = split(list(rows["name"]), held_out=blocks.held_out, seed=blocks.seed)
+        for side, members in zip(("train", "heldout"), sides, strict=True):
+            documents = [Document(rows[i]["name"], rows[i]["text"]) for i in members]
+            if documents:
+                cases[side] = build(documents, pairs.casebook, measure=tokens(tokenizer)).cases
+    chosen = choose(found, pairs)
+    chosen.train.extend(taught(cases.get("train", [])))
+    report = prepare(chosen, settings=pairs, tokenizer=tokenizer, context=position.context, out=out)
+    write(cases.get("heldout", []), out / "cases.jsonl")
+    counts.parent.mkdir(parents=True, exist_ok=True)
+    counts.write_text(json.dumps({"pairs": report | {"built": len(cases.get("train", []))}}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run(stage)

@@ -1,0 +1,85 @@
+"""A recorded model as a plain folder: its files checked by hash, its card beside them, whole or not there at all."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from dvc.exceptions import DvcException
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from tasks import promotion, registry
+from tasks.artifacts import DvcArtifactRepository
+from tasks.outputs import hash_of
+from tasks.stages import artifacts_in
+from tasks.workspace import Project
+
+CARDS = ("README.md", "summary.md")  # in the report, the first that is there
+
+
+def export(client: MlflowClient, where: Project, target: Path, *, model: str) -> str:
+    """Write `model` (an alias of the registry, or a run) to folder `target`. Returns what was done.
+
+    Raises:
+        ValueError: `target` is not a new or empty folder, there is no such model, or its data is missing or damaged.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} is not empty: a model is exported to a new or empty folder")
+    source = source_of(client, where, model)
+    repository = DvcArtifactRepository(source)
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
+    try:
+        try:
+            made = assemble(repository, scratch)
+        except (MlflowException, DvcException, OSError) as error:
+            raise ValueError(f"{model}: {' '.join(str(error).split())}") from None
+        made.chmod(0o755)  # mkdtemp's is for the owner alone
+        os.replace(made, target)  # over an empty folder, in one step
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    return f"{model} ({repository.rev[:12]}) is in {target}: {size / 1e6:,.1f} MB, equal to its record by hash"
+
+
+def source_of(client: MlflowClient, where: Project, model: str) -> str:
+    """The dvc:// address of an alias's version, or of a run's model."""
+    name = promotion.model_at(where, "HEAD").name
+    version = registry.holder(client, name, model)
+    if version:
+        return str(version.source)
+    if model in (registry.CHAMPION, registry.CANDIDATE):
+        raise ValueError(f"{name} has no {model} yet: `longlora promote`, or name a run with --model")
+    return promotion.source_and_model(where, promotion.chosen(client, where, model))[0]
+
+
+def assemble(repository: DvcArtifactRepository, scratch: Path) -> Path:
+    """The model's folder inside `scratch`, complete and checked."""
+    lock = yaml.safe_load(repository.files.read_text("dvc.lock"))
+    hashes = {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage.get("outs", [])}
+    made = bring(repository.files, repository.path.strip("/"), scratch / "model", hashes)
+    report = next((each for each in artifacts_in(repository.files.repo) if each.type == "report"), None)
+    if report:
+        pages = bring(repository.files, report.path, scratch / "report", hashes)
+        card = next((pages / name for name in CARDS if (pages / name).is_file()), None)
+        if card:
+            shutil.copy(card, made / "README.md")
+    return made
+
+
+def bring(files: Any, path: str, into: Path, hashes: dict[str, str]) -> Path:
+    """Output `path` as folder `into`; its bytes must have the recorded hash."""
+    if path not in hashes:
+        raise ValueError(f"{path} is not an output of the run's dvc.lock")
+    into.mkdir()
+    for file in files.find(f"/{path}"):
+        local = into / str(file).removeprefix(f"/{path}").lstrip("/")
+        local.parent.mkdir(parents=True, exist_ok=True)
+        files.get_file(file, str(local))
+    found = hash_of(into)
+    if found != hashes[path]:
+        raise ValueError(f"{path} is damaged: its hash is {found}, and must be {hashes[path]}")
+    return into

@@ -1,0 +1,156 @@
+"""What may go: folders of old runs, checkpoints of finished ones, cached data that no kept run needs.
+
+Kept are the newest runs, every run that a version in the registry points to, and everything that a branch, a tag or a checkout of
+this repository names. A record's ref in git and the data on the DVC remote are never touched, so a run whose folder went can
+be brought back. Where there is no DVC remote, the cache is the only copy, and every recorded run is kept.
+"""
+
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tasks import storage
+from tasks.outputs import cache_of, remote_of
+from tasks.workspace import RUNS, Project, git, hold, is_held, record_ref
+
+HASH = re.compile(r"md5: ([0-9a-f]{32}(?:\.dir)?)\b")
+YOUNG = 3600.0  # seconds: what was written since may belong to a run that has not said so yet
+
+
+@dataclass(frozen=True)
+class Leftover:
+    kind: Literal["worktree", "checkpoints", "cache"]
+    paths: tuple[Path, ...]
+    size: int
+    """Bytes."""
+    why: str
+
+
+def leftovers(where: Project, *, keep: int, versions: set[str]) -> list[Leftover]:
+    """What may go, largest first.
+
+    Args:
+        keep: this many of the newest runs stay.
+        versions: the commits that versions in the registry point to.
+
+    Raises:
+        ValueError: a negative `keep`, or a version's commit is not in this clone, so that nobody knows what it needs.
+    """
+    if keep < 0:
+        raise ValueError(f"--keep {keep}: must be 0 or more")
+    for version in versions:
+        if not git("cat-file", "--batch-check", cwd=where.root, stdin=f"{version}\n").endswith(tuple("0123456789")):
+            raise ValueError(
+                f"a registered version points to {version[:12]}, which is not in this clone: fetch its ref first"
+            )
+    folders = {path.name: path for path in (where.state / "worktrees").glob("*") if path.is_dir()}
+    kept = kept_keys(where, folders, keep, versions)
+    busy = [key for key in folders if is_held(where, key.removesuffix("-again"))]
+    found = [
+        Leftover(
+            "worktree", (path,), size_of(path), "computed again and differed" if "-" in key else "not of the newest"
+        )
+        for key, path in folders.items()
+        if key not in kept and key not in busy
+    ]
+    if not busy:
+        if all(storage.noted(where, key) for key in kept & folders.keys()):
+            found += [
+                Leftover("checkpoints", (path,), size_of(path), "of finished runs")
+                for path in (where.state / "checkpoints").glob("*")
+                if path.is_dir() and not young(path)
+            ]
+        found += unused(where, kept, versions)
+    return sorted((each for each in found if each.size), key=lambda each: -each.size)
+
+
+def kept_keys(where: Project, folders: dict[str, Path], keep: int, versions: set[str]) -> set[str]:
+    """The runs that stay."""
+    records = storage.recorded(where)
+    notes = {key: where.state / "finished" / f"{key}.json" for key in records}
+    ages = {key: max(map(modified, (notes.get(key), path / "dvc.lock", path))) for key, path in folders.items()}
+    newest = sorted((key for key in ages if "-" not in key), key=lambda key: -ages[key])[:keep]
+    pointed = {key for key, commit in records.items() if commit in versions}
+    return {*newest, *pointed, *([] if remote_of(where.tree) else records)}
+
+
+def modified(path: Path | None) -> float:
+    return path.stat().st_mtime if path and path.exists() else 0.0
+
+
+def young(path: Path) -> bool:
+    """Whether anything in it was written lately."""
+    newest = max(map(modified, [path, *path.rglob("*")]))
+    return newest > time.time() - YOUNG
+
+
+def size_of(path: Path) -> int:
+    """Bytes of its files, those below it that are links not counted."""
+    return sum(file.lstat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+
+
+def unused(where: Project, kept: set[str], versions: set[str]) -> Iterator[Leftover]:
+    """Objects of DVC's cache that nothing names."""
+    cache = cache_of(where.tree, where.root) / "files" / "md5"
+    needed = with_contents(cache, {*named_in_git(where, kept, versions), *named_on_disk(where, kept)})
+    limit = time.time() - YOUNG
+    objects = {path: path.stat() for path in cache.glob("??/*") if path.is_file()}
+    gone = [p for p, about in objects.items() if p.parent.name + p.name not in needed and about.st_ctime < limit]
+    if gone:
+        yield Leftover(
+            "cache", tuple(gone), sum(objects[p].st_size for p in gone), f"{len(gone)} objects that no kept run has"
+        )
+
+
+def named_in_git(where: Project, kept: set[str], versions: set[str]) -> set[str]:
+    """Hashes in dvc.lock and *.dvc at every branch, tag and other ref (of records only the kept ones), HEAD, and `versions`."""
+    refs = git("for-each-ref", "--format=%(refname)", cwd=where.root).splitlines()
+    revs = [ref for ref in refs if not ref.startswith(RUNS) or ref in set(map(record_ref, kept))]
+    found: set[str] = set()
+    for rev in {*revs, *versions, "HEAD"}:
+        names = git("ls-tree", "-r", "--name-only", rev, cwd=where.root).splitlines()
+        for name in names:
+            if Path(name).name == "dvc.lock" or name.endswith(".dvc"):
+                found |= set(HASH.findall(git("show", f"{rev}:{name}", cwd=where.root)))
+    return found
+
+
+def named_on_disk(where: Project, kept: set[str]) -> set[str]:
+    """The same in every checkout of the repository; of runs only in the kept ones' folders."""
+    lines = git("worktree", "list", "--porcelain", cwd=where.root).splitlines()
+    trees = [Path(line.removeprefix("worktree ")) for line in lines if line.startswith("worktree ")]
+    ours = where.state / "worktrees"
+    found: set[str] = set()
+    for tree in trees:
+        if tree.is_dir() and (not tree.is_relative_to(ours) or tree.name in kept):
+            listed = git("ls-files", "--cached", "--others", "--exclude-standard", "--", "*dvc.lock", "*.dvc", cwd=tree)
+            for name in {*listed.splitlines(), "dvc.lock"}:
+                if (tree / name).is_file():
+                    found |= set(HASH.findall((tree / name).read_text()))
+    return found
+
+
+def with_contents(cache: Path, hashes: set[str]) -> set[str]:
+    """`hashes`, and those of the files in each that is a folder."""
+    inner: set[str] = set()
+    for folder in (each for each in hashes if each.endswith(".dir")):
+        listing = cache / folder[:2] / folder[2:]
+        if listing.exists():
+            inner |= set(re.findall(r'"md5": "([0-9a-f]{32})"', listing.read_text()))
+    return hashes | inner
+
+
+def remove(where: Project, found: list[Leftover]) -> None:
+    """Delete what `leftovers` found; a run that has begun meanwhile keeps its folder."""
+    for each in found:
+        for path in each.paths:
+            if each.kind == "cache":
+                path.unlink(missing_ok=True)
+            elif not is_held(where, path.name):
+                with hold(where, path.name):
+                    shutil.rmtree(path)
+    git("worktree", "prune", cwd=where.root)

@@ -1,0 +1,101 @@
+"""What a commit and its configuration say of outputs, and what the files themselves say."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from dvc.api import DVCFileSystem
+from dvc.config import Config
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+
+from tasks.stages import Artifact, artifacts_in
+from tasks.workspace import git
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One output of a recorded run beside the file or folder on the disk."""
+
+    stage: str
+    path: str
+    recorded: str
+    found: str
+    """Its hash as read from the disk now; '' if it is not there."""
+    varies: bool
+
+    @property
+    def equal(self) -> bool:
+        return self.recorded == self.found
+
+
+def artifacts_at(repo: Path, rev: str) -> list[Artifact]:
+    """`artifacts:` of dvc.yaml at commit `rev`."""
+    with Repo(str(repo), rev=rev) as past:
+        return artifacts_in(past)
+
+
+def curves_at(repo: Path, rev: str) -> set[str]:
+    """The names, before the first '/', of metrics that come from a CSV plot of dvc.yaml at commit `rev`."""
+    with Repo(str(repo), rev=rev) as past:
+        return {Path(out.def_path).stem for out in past.index.outs if out.plot and out.def_path.endswith(".csv")}
+
+
+def read(repo: Path, rev: str, path: str) -> str:
+    """The text of `path` at commit `rev`, from git, DVC's cache or its remote.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    try:
+        return str(DVCFileSystem(str(repo), rev=rev).read_text(path))
+    except (FileNotFoundError, DvcException) as error:
+        raise ValueError(f"{path} at {rev[:12]} is neither in the cache nor on the DVC remote: {error}") from None
+
+
+def remote_of(checkout: Path) -> str:
+    """The address of the default DVC remote, or ''."""
+    config = Config(str(checkout / ".dvc"))
+    name = config["core"].get("remote")
+    return str(config["remote"][name]["url"]) if name else ""
+
+
+def cache_of(checkout: Path, root: Path) -> Path:
+    """The folder of the cache that `checkout` and the runs of its repository `root` share."""
+    return Path(str(Config(str(checkout / ".dvc"))["cache"].get("dir") or root / ".dvc" / "cache"))
+
+
+def compared(root: Path, commit: str, folder: Path, *, varying: set[str]) -> list[Compared]:
+    """Every output in dvc.lock of `commit` (of the git repository `root`), beside what `folder` has."""
+    lock = yaml.safe_load(git("show", f"{commit}:dvc.lock", cwd=root))
+    return [
+        Compared(stage, out["path"], out["md5"], hash_of(folder / out["path"]), out["path"] in varying)
+        for stage, entry in lock["stages"].items()
+        for out in entry.get("outs", [])
+    ]
+
+
+def hash_of(path: Path) -> str:
+    """The hash that DVC would give `path`, read from its bytes and not from DVC's memory; '' if it is not there.
+
+    A file's is its md5; a folder's is the md5 of its sorted list of (md5, name), with `.dir` behind it.
+    """
+    if path.is_file():
+        return md5(path)
+    if not path.is_dir():
+        return ""
+    files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
+    entries = [{"md5": md5(file), "relpath": name} for name, file in files]
+    return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def md5(file: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

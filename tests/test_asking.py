@@ -1,0 +1,169 @@
+"""Answers are those of plain greedy generation; the document is read once; what is too long is refused, cut, or read in windows."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from dummy import ENV
+from test_pairs import CHATML
+
+from flows.ask import ask
+from longlora.asking import Desk, windows
+from longlora.instructions import Turn, asked
+from longlora.pairs import tokenised
+from longlora.plain import open_model, open_tokenizer
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "tiny/model"
+TEXT = "The committee met in 1873. Mr. Renn read the report to the members of the House.\n"
+QUESTIONS = ("Who read the report?", "When did the committee meet?")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return open_model(TINY)
+
+
+@pytest.fixture
+def words():
+    return open_tokenizer(TINY)
+
+
+def desk(model, words, text=TEXT, **settings):
+    return Desk(model, tokenizer=words, text=text, **{"room": 12, **settings})
+
+
+def greedy(model, words, text, question, *, prompt, room=12):
+    """The answer by one plain call of generate, and its mean log-probability, by one plain forward pass."""
+    pair = tokenised(
+        (Turn("user", asked(text.rstrip(), question)), Turn("assistant", "x")), tokenizer=words, prompt=prompt
+    )
+    ids = torch.tensor([pair.tokens[~pair.answer].tolist()])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=room, do_sample=False)
+    new = out[0, ids.shape[1] :]
+    logits = model(out[:, :-1]).logits[0, ids.shape[1] - 1 :].log_softmax(-1)
+    return words.decode(new, skip_special_tokens=True).strip(), logits.gather(1, new[:, None]).mean().item()
+
+
+@pytest.mark.parametrize("prompt", ["authors", "chat"])
+def test_every_answer_is_plain_greedy_generation_on_the_prompt_of_training(model, words, prompt):
+    words.chat_template = CHATML if prompt == "chat" else None
+    here = desk(model, words)
+    assert here.prompt == prompt
+    for question in (*QUESTIONS, QUESTIONS[0]):
+        told: list[str] = []
+        answer = here.ask(question, say=told.append)
+        text, certainty = greedy(model, words, TEXT, question, prompt=prompt)
+        assert answer.text == "".join(told).strip() == text
+        assert answer.certainty == pytest.approx(certainty, abs=1e-4)
+
+
+def test_a_further_question_reads_the_question_alone(model, words, monkeypatch):
+    here = desk(model, words)
+    here.ask(QUESTIONS[0])
+    sizes = []
+    hook = model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    here.ask(QUESTIONS[1])
+    hook.remove()
+    assert sizes[0] == len(here.question_ids(QUESTIONS[1], TEXT.rstrip()))
+    assert set(sizes[1:]) == {1}
+
+
+LONG = "".join(f"Paragraph {n} says that the number of ships was {n * 7}.\n\n" for n in range(40))
+
+
+def test_what_is_too_long_is_refused_with_the_numbers_and_the_ways_out(model, words):
+    with pytest.raises(
+        ValueError, match=r"has \d{4} tokens, and the model reads 512, of which \d+ .*truncate.*windows"
+    ):
+        desk(model, words, LONG)
+
+
+def test_truncated_the_beginning_is_read_and_that_is_said(model, words):
+    here = desk(model, words, LONG, too_long="truncate")
+    (window,) = here.windows
+    assert window.start == 0 and LONG[: window.end] in LONG
+    assert f"up to line {LONG.count(chr(10), 0, window.end) + 1}, character {window.end:,}" in here.notice()
+    assert here.ask(QUESTIONS[0]).text == greedy(model, words, LONG[: window.end], QUESTIONS[0], prompt="authors")[0]
+
+
+def test_windows_hold_all_of_the_text_and_the_surest_answer_is_taken(model, words):
+    here = desk(model, words, LONG, too_long="windows")
+    assert here.windows[0].start == 0 and here.windows[-1].end == len(LONG.rstrip())
+    for one, two in zip(here.windows[:-1], here.windows[1:], strict=True):
+        assert one.start < two.start < one.end < two.end
+    told: list[str] = []
+    answer = here.ask(QUESTIONS[0], say=told.append)
+    each = [greedy(model, words, LONG[slice(*w)], QUESTIONS[0], prompt="authors") for w in here.windows]
+    assert answer.text == max(each, key=lambda e: (e[0] != "", e[1]))[0] == "".join(told)
+    assert answer.windows == len(here.windows) > 2
+    assert f"{len(here.windows)} overlapping windows" in here.notice()
+
+
+def test_a_window_is_never_longer_than_its_room(words):
+    for space in (40, 97, 300):
+        spans, length = windows(LONG, tokenizer=words, space=space)
+        sizes = [len(words(LONG[slice(*s)], add_special_tokens=False)["input_ids"]) for s in spans]
+        assert max(sizes) <= space + 8 and length > space
+    assert windows("short", tokenizer=words, space=40)[0] == [(0, 5)]
+
+
+def test_impossible_questions_are_refused(model, words):
+    here = desk(model, words)
+    with pytest.raises(ValueError, match="the question is empty"):
+        here.ask("  ")
+    with pytest.raises(ValueError, match=r"the question has \d+ tokens, and \d+ are left"):
+        here.ask("Why? " * 400)
+    with pytest.raises(ValueError, match="ask for a shorter answer"):
+        desk(model, words, room=500)
+    with pytest.raises(ValueError, match="chat template"):
+        desk(model, words, prompt="chat")
+
+
+def longlora(folder, *arguments, typed=""):
+    command = [sys.executable, "-c", "from flows.cli import main; main()", "ask", "--model", str(TINY), *arguments]
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, **ENV}, input=typed, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_the_command_answers_and_cites_and_takes_further_questions(tmp_path, model, words):
+    (tmp_path / "report.txt").write_text(TEXT)
+    done = longlora(tmp_path, "--document", "report.txt", "--room", "12", typed="\n".join(QUESTIONS) + "\n")
+    assert done.returncode == 0, done.stderr
+    for question in QUESTIONS:
+        assert desk(model, words).ask(question).text in done.stdout
+    assert done.stdout.count("from report.txt, line 1, characters") == 2
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "change", "said"),
+    [
+        ("none.txt", None, {}, "no document .*none.txt"),
+        ("a.txt", b" \n", {}, "a.txt holds no text"),
+        ("a.txt", b"caf\xe9", {}, "a.txt is not utf-8: byte 3 is 0xe9; name its encoding, such as latin-1"),
+        ("a.txt", LONG.encode(), {}, r"the document has \d+ tokens"),
+        ("a.txt", b"x", {"too_long": "cut"}, "--too-long cut: one of refuse, truncate, windows"),
+        ("a.txt", b"x", {"prompt": "chatty"}, "--prompt chatty: one of chat, authors, plain"),
+        ("a.txt", b"x", {"model": "./nowhere"}, "no model at ./nowhere"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path, name, raw, change, said):
+    if raw is not None:
+        (tmp_path / name).write_bytes(raw)
+    usual = {"model": str(TINY), "too_long": "refuse", "prompt": None, "room": 8, "encoding": "utf-8"}
+    with pytest.raises(ValueError, match=said):
+        ask(document=tmp_path / name, question="Who?", **usual | change)
+
+
+def test_a_mistake_on_the_command_line_is_one_line_and_quick(tmp_path):
+    done = longlora(tmp_path, "--document", "none.pdf", "Who?")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: no document none.pdf")

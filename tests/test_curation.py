@@ -1,0 +1,84 @@
+"""What is trained on: each once, nothing the evaluation asks, no document on both sides."""
+
+import json
+
+import numpy as np
+import pytest
+
+from longlora.curation import Contamination, apart, statistics, uncontaminated, unique
+from longlora.instructions import Dialogue, Turn
+
+WORDS = [f"w{i}" for i in range(400)]
+NONE = Contamination(cases=None, words=13, share=0.5)
+
+
+def dialogue(asked: str, said: str = "Yes.", *, document: str = "d", place: str = "p") -> Dialogue:
+    return Dialogue((Turn("user", asked), Turn("assistant", said)), tuple(document.split("+")), place)
+
+
+def test_what_says_the_same_is_kept_once():
+    rows = [dialogue("Who came?", place="1"), dialogue("who  came", place="2"), dialogue("Who came?", "No.", place="3")]
+    kept, left = unique(rows)
+    assert [d.place for d in kept] == ["1", "3"]
+    assert [(b.place, b.field, b.reason) for b in left] == [("2", "duplicate", "says the same as 1")]
+
+
+def test_signs_without_words_are_not_all_the_same():
+    assert len(unique([dialogue("+"), dialogue("-")])[0]) == 2
+
+
+@pytest.fixture
+def cases(tmp_path):
+    rows = [
+        {"document": " ".join(WORDS[:100]), "question": "Which word is the last?", "answers": ["w99"]},
+        {"document": " ".join(WORDS[200:300]), "question": "Which word is the first?", "answers": ["w200"]},
+    ]
+    (tmp_path / "cases.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return Contamination(cases=str(tmp_path / "cases.jsonl"), words=13, share=0.5)
+
+
+def test_what_holds_an_evaluation_case_is_left_out(cases):
+    rows = [
+        dialogue("Read: " + " ".join(WORDS[100:200]), place="other words"),
+        dialogue("Read: " + " ".join(WORDS[20:98]).upper(), place="most of the first document"),
+        dialogue("Read: " + " ".join(WORDS[80:120]), place="a fifth of it"),
+        dialogue("Question: Which word is the first?", "w200", place="the second question"),
+        dialogue("Question: Which word is the first?", "w201", place="another answer"),
+    ]
+    kept, left = uncontaminated(rows, cases)
+    assert [d.place for d in kept] == ["other words", "a fifth of it", "another answer"]
+    assert [b.place for b in left] == ["most of the first document", "the second question"]
+    assert "evaluation case" in left[0].reason and left[0].reason.endswith("line 1")
+    assert uncontaminated(rows, NONE) == (rows, [])
+
+
+def test_cases_that_are_not_whole_are_refused(cases, tmp_path):
+    (tmp_path / "cases.jsonl").write_text('{"question": "x"}\n')
+    with pytest.raises(ValueError, match="1 records, 0 good, 1 bad"):
+        uncontaminated([dialogue("x")], cases)
+
+
+def test_no_document_is_on_both_sides_and_the_seed_decides():
+    rows = [dialogue(f"{i}", document=f"d{i % 20}") for i in range(130)]
+    rows += [dialogue(f"{i}", document=f"d{i}+d{i + 1}") for i in range(19)]
+    split = apart(rows, share=0.15, seed=3)
+    train, held_out = ({name for d in side for name in d.documents} for side in (split.train, split.held_out))
+    assert train.isdisjoint(held_out) and len(held_out) == 3
+    assert sum(map(len, split)) == 149 and 3 <= len(split.left) <= 6
+    assert split.left[0].field == "split"
+    assert apart(rows, share=0.15, seed=3) == split
+    assert apart(rows, share=0.15, seed=4) != split
+    assert apart(rows, share=0.0, seed=3) == (rows, [], [])
+    with pytest.raises(ValueError, match=r"held_out = 0.9 of 2 documents leaves none"):
+        apart([dialogue("x", document="a"), dialogue("x", document="b")], share=0.9, seed=1)
+
+
+def test_statistics_agree_with_numpy():
+    lengths = [int(n) for n in np.random.default_rng(1).integers(0, 5000, 801)]
+    found = statistics(lengths)
+    assert (found["count"], found["total"], found["most"]) == (801, sum(lengths), max(lengths))
+    assert found["median"] == int(np.median(lengths))
+    edges = [0, *[2**i for i in range(14)]]
+    counts, _ = np.histogram(lengths, edges)
+    assert found["histogram"] == {str(e): int(c) for e, c in zip(edges, counts, strict=False) if c}
+    assert statistics([]) == {"count": 0}

@@ -1,0 +1,73 @@
+"""The passage that is cited is the one a reader would look up, at the lines and characters that an editor shows."""
+
+import pytest
+
+from longlora.casebook import Casebook, build, words
+from longlora.evidence import Evidence
+from longlora.instructions import UNSAID
+from longlora.reading import Document, located, read_documents
+from longlora.sentences import Span
+
+TEXT = """# The harbour
+
+The harbour of Vellmoor was built in 1873
+by the engineer Tobias Renn. It has three quays.
+
+# The mill
+
+The old mill burned down in 1911. It belonged to Anna Kessel, who grew barley and rye on the hill.
+The mill was built in 1873, too.
+"""
+
+
+@pytest.fixture
+def evidence():
+    return Evidence(Document("village", TEXT))
+
+
+def test_a_verbatim_answer_is_found_where_the_question_points(evidence):
+    harbour = evidence.passage("When was the harbour of Vellmoor built?", "1873")
+    mill = evidence.passage("When was the mill built?", "1873")
+    assert harbour.text == "The harbour of Vellmoor was built in 1873 by the engineer Tobias Renn."
+    assert (harbour.lines, harbour.heading) == ((3, 4), "The harbour")
+    assert mill.text == "The mill was built in 1873, too." and mill.lines == (9, 9)
+    assert TEXT[harbour.start : harbour.end].split() == harbour.text.split()
+    assert harbour.place() == f'lines 3-4, characters {harbour.start}-{harbour.end}, under "The harbour"'
+
+
+def test_an_answer_in_other_words_is_found_by_its_rare_ones(evidence):
+    found = evidence.passage("Who owned it?", "A woman called Anna Kessel owned it")
+    assert found.text.startswith("It belonged to Anna Kessel")
+
+
+def test_a_part_of_a_word_is_not_the_word(evidence):
+    assert "three" in evidence.passage("How many?", "three").text
+    assert evidence.passage("", "hree") is None
+
+
+def test_where_nothing_is_said_nothing_is_cited(evidence):
+    assert evidence.passage("Who was mayor?", UNSAID) is None
+    assert evidence.passage("Zzz?", "qqq") is None
+    assert evidence.passage("Zzz?", " ") is None
+    assert Evidence(Document("signs", "+ - +")).passage("x", "y") is None
+
+
+def test_only_what_the_model_read_is_cited(evidence):
+    second = Span(TEXT.index("# The mill"), len(TEXT))
+    found = evidence.passage("When was the harbour of Vellmoor built?", "1873", within=second)
+    assert found.lines == (9, 9)
+
+
+def test_pages_are_named(tmp_path):
+    document = Document("paper", "First page here.\n\nSecond page there.\n\n", pages=(0, 18))
+    assert Evidence(document).passage("?", "there").page == 2
+
+
+def test_for_right_answers_the_passage_is_the_evidence():
+    settings = Casebook(
+        lengths=[1500], depths=[0.0, 0.5, 1.0], kinds=["cloze", "number", "facts"], samples=3, collections=0.5, seed=3
+    )
+    for case in build(read_documents(located("sotu"))[:40], settings, measure=words).cases:
+        passage = Evidence(Document("excerpt", case.document)).passage(case.question, case.answers[0])
+        places = [case.document.index(e) for e in case.evidence]
+        assert any(at <= passage.start < at + len(e) for at, e in zip(places, case.evidence, strict=True))

@@ -1,0 +1,154 @@
+"""A model as a plain folder, whole or absent; and what may go, which never is what somebody needs."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import byhand
+import dummy
+import pytest
+
+from tasks.workspace import project, record_ref
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def lab(template, tmp_path_factory):
+    """A project with three runs, its own registry: one champion, one nothing, one the newest; and their keys."""
+    from tasks import promotion, tracking
+
+    home = tmp_path_factory.mktemp("lab")
+    dummy.git(home, "clone", "--quiet", str(template), "dummy")
+    folder = home / "dummy"
+    (folder / ".longlora").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/.longlora/mlflow.db")
+        keys = [byhand.run(folder, f"train.rank={rank}", tracked="dummy") for rank in (4, 5, 7)]
+        client, where = tracking.connect(), project(folder)
+        promotion.promote(client, where, promotion.chosen(client, where, keys[0]))
+    return folder, keys
+
+
+@pytest.fixture
+def copy(lab, tmp_path, monkeypatch):
+    """The same, to be changed at will."""
+    folder, keys = lab
+    home = tmp_path / "dummy"
+    shutil.copytree(folder, home, symlinks=True)
+    for file in home.rglob("*"):  # what names the old place
+        if file.is_file() and file.name in (".git", "gitdir", "config.local"):
+            file.write_text(file.read_text().replace(str(folder), str(home)))
+    return home, keys
+
+
+def test_the_champion_or_a_run_becomes_a_folder_with_its_card(lab, tmp_path):
+    folder, keys = lab
+    done = dummy.longlora(folder, "export", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert "equal to its record by hash" in done.stdout
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"weights", "README.md"}
+    assert (tmp_path / "out" / "weights").read_text() == "b" * 4
+    assert (tmp_path / "out" / "README.md").read_text().startswith("# Dummy")
+    (tmp_path / "empty").mkdir()
+    assert dummy.longlora(folder, "export", str(tmp_path / "empty"), "--model", keys[1][:8]).returncode == 0
+    assert (tmp_path / "empty" / "weights").read_text() == "b" * 5
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["empty", "out"]
+
+
+def test_what_can_not_be_exported_is_one_line_and_leaves_nothing(copy, tmp_path):
+    folder, keys = copy
+
+    def said(*arguments: str) -> str:
+        done = dummy.longlora(folder, "export", *arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        return done.stderr
+
+    full, target = tmp_path / "full", tmp_path / "target"
+    dummy.write(full / "mine", "keep")
+    assert "is not empty: a model is exported to a new or empty folder" in said(str(full))
+    assert (full / "mine").read_text() == "keep"
+    assert "no run 'nobody'" in said(str(target), "--model", "nobody")
+    # a byte turned in the only copies
+    for store in (folder / ".dvc" / "cache", folder / ".longlora" / "remote"):
+        for file in store.rglob("*"):
+            if file.is_file() and file.read_bytes() == b"b" * 7:
+                file.chmod(0o644)
+                file.write_bytes(b"bbbBbbb")
+    assert "damaged" in said(str(target), "--model", keys[2]) or "is not in" in said(str(target), "--model", keys[2])
+    assert not target.exists()
+    assert not list(tmp_path.glob(".target*"))
+
+
+def test_gc_lists_first_and_deletes_what_nobody_needs(copy, tmp_path):
+    folder, (champion, old, newest) = copy
+    notes = folder / ".longlora" / "checkpoints"
+    dummy.write(notes / "0123" / "step-1" / "weights", "x" * 1000)
+    cache = folder / ".dvc" / "cache" / "files" / "md5"
+    weights = {file.read_text(): file for file in cache.rglob("*") if file.is_file() and "b" * 4 in file.read_text()}
+    before = {file for file in folder.rglob("*") if file.is_file()}
+
+    young = dummy.longlora(folder, "gc", "--keep", "1")
+    assert young.returncode == 0, young.stderr
+    assert f"worktrees/{old}" in young.stdout and "nothing was deleted" in young.stdout
+    assert "checkpoints/0123" not in young.stdout and "objects" not in young.stdout  # written within the hour
+    assert before <= {file for file in folder.rglob("*") if file.is_file()}
+
+    os.utime(notes / "0123" / "step-1" / "weights", (0, 0))
+    for path in (notes / "0123" / "step-1", notes / "0123"):
+        os.utime(path, (0, 0))
+    where = project(folder)
+    from tasks import leftovers
+    from tasks.storage import recorded
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leftovers, "YOUNG", -5.0)
+        found = leftovers.leftovers(where, keep=1, versions={recorded(where)[champion]})
+        assert {each.kind for each in found} == {"worktree", "checkpoints", "cache"}
+        assert [each.size for each in found] == sorted((each.size for each in found), reverse=True)
+        leftovers.remove(where, found)
+        assert leftovers.leftovers(where, keep=1, versions={recorded(where)[champion]}) == []
+    assert not weights["bbbbb"].exists() and weights["bbbb"].exists() and weights["b" * 7].exists()
+    folders = {path.name for path in (folder / ".longlora" / "worktrees").iterdir()}
+    assert folders == {champion, newest}
+    assert not (notes / "0123").exists() and (notes / "executions").exists()
+
+    # what went can be brought back from the remote, what stayed needs no remote
+    assert dummy.longlora(folder, "reproduce", old).returncode == 0
+    shutil.rmtree(folder / ".longlora" / "remote")
+    for key in (champion, newest):
+        assert dummy.longlora(folder, "reproduce", key).returncode == 0
+    assert dummy.longlora(folder, "export", str(tmp_path / "out")).returncode == 0
+
+
+def test_gc_keeps_every_recorded_run_where_the_cache_is_the_only_copy(copy):
+    from tasks import leftovers
+
+    folder, _ = copy
+    (folder / ".dvc" / "config").write_text("[core]\n    analytics = false\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leftovers, "YOUNG", -5.0)
+        assert [each.kind for each in leftovers.leftovers(project(folder), keep=0, versions=set())] == []
+
+
+def test_gc_deletes_nothing_of_a_run_at_work_nor_what_a_branch_names(copy):
+    from tasks import leftovers
+    from tasks.workspace import hold
+
+    folder, (_, old, _) = copy
+    where = project(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leftovers, "YOUNG", -5.0)
+        with hold(where, old):
+            found = leftovers.leftovers(where, keep=0, versions=set())
+            assert not any(old in str(path) for each in found for path in each.paths)
+            assert {each.kind for each in found} == {"worktree"}
+        dummy.git(folder, "branch", "mine", record_ref(old))
+        (cached,) = [each for each in leftovers.leftovers(where, keep=0, versions=set()) if each.kind == "cache"]
+        assert not any(Path(path).read_text() == "b" * 5 for path in cached.paths)
+        with pytest.raises(ValueError, match="a registered version points to 0123456789ab"):
+            leftovers.leftovers(where, keep=0, versions={"0123456789ab" + "0" * 28})
+    with pytest.raises(ValueError, match="--keep -1: must be 0 or more"):
+        leftovers.leftovers(where, keep=-1, versions=set())
+    assert time.time() > 0

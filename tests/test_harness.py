@@ -1,0 +1,135 @@
+"""lm-evaluation-harness measures our models, on a task of our own, without a network; the report reads what it wrote."""
+
+import json
+import math
+from pathlib import Path
+
+import dummy
+import pytest
+from test_ruler import TOKENIZER, tiny
+
+from longlora.findings import figures
+from longlora.harness import Harness, measure, metrics
+from longlora.plain import open_model, open_tokenizer
+from longlora.stages.harness import stage
+
+pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
+
+TINY = Path(__file__).parent.parent / "tiny/model"
+QUESTIONS = [
+    ("The grass is green. The sky is blue. The sun is yellow. The grass is", [" green", " xvqzk"], 0),
+    ("The Congress of the United", [" qzjxv", " States"], 1),
+    ("The Senate and the House of", [" Representatives", " zzkkjjqq"], 0),
+    ("My fellow", [" kqqzxjw", " citizens"], 0),  # a wrong key: three of four are right
+]
+TASK = """task: sayings
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{text}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: answer
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+@pytest.fixture
+def tasks(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = [json.dumps({"text": t, "choices": c, "answer": a}) for t, c, a in QUESTIONS]
+    (tmp_path / "sayings.jsonl").write_text("\n".join(rows) + "\n")
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/sayings.yaml").write_text(TASK.format(file=tmp_path / "sayings.jsonl"))
+    return tmp_path / "tasks"
+
+
+def settings(own: Path | None, **changes) -> Harness:
+    given = {"models": [], "tasks": ["sayings"], "folder": own and str(own), "shots": None, "limit": None}
+    return Harness(**given | {"prompt": "plain", "seed": 1} | changes)
+
+
+def loglikelihoods(text: str, choices: list[str]) -> list[float]:
+    """Slow and plain: the sum over the choice's tokens, each after all before it."""
+    import torch
+
+    model, tokenizer = open_model(TINY), open_tokenizer(TINY)
+    sums = []
+    for choice in choices:
+        before, whole = tokenizer(text)["input_ids"], tokenizer(text + choice)["input_ids"]
+        logits = model(torch.tensor([whole])).logits[0].double().log_softmax(-1)
+        sums.append(sum(logits[i - 1, whole[i]].item() for i in range(len(before), len(whole))))
+    return sums
+
+
+def test_the_stage_asks_the_harness_and_writes_scores_that_the_report_reads(tasks, tmp_path):
+    stage(TINY, tmp_path / "scores/model.json", settings(tasks))
+    found = json.loads((tmp_path / "scores/model.json").read_text())["harness"]["model"]
+    right = [max(range(2), key=loglikelihoods(t, c).__getitem__) == a for t, c, a in QUESTIONS]
+    assert sum(right) == 3
+    accuracy = found["sayings"]["acc"]
+    error = math.sqrt(0.75 * 0.25 / 3)  # of the mean of four, Bessel's correction in it
+    assert accuracy["value"] == 0.75
+    assert accuracy["high"] - accuracy["value"] == pytest.approx(1.96 * error, rel=1e-3)
+    assert figures(found)["sayings acc"].value == 0.75
+    limited = measure(
+        open_model(TINY), label="m", tokenizer=open_tokenizer(TINY), settings=settings(tasks, limit=2)
+    )  # fmt: skip
+    assert limited["harness"]["m"]["sayings"]["acc"]["value"] == 1.0
+
+
+def test_an_unknown_task_is_answered_with_the_nearest(tasks, monkeypatch):
+    from lm_eval import tasks as harness_tasks
+
+    manager = harness_tasks.TaskManager  # without its thousands, which take half a minute
+    monkeypatch.setattr(harness_tasks, "TaskManager", lambda **given: manager(**given | {"include_defaults": False}))
+    with pytest.raises(ValueError, match="the harness has no task 'sayingz'; did you mean 'sayings'"):
+        measure(tiny(), label="m", tokenizer=TOKENIZER, settings=settings(tasks, tasks=["sayings", "sayingz"]))
+    with pytest.raises(ValueError, match="the harness has no task 'quite other'$"):
+        measure(tiny(), label="m", tokenizer=TOKENIZER, settings=settings(tasks, tasks=["quite other"]))
+
+
+def test_the_command_measures_a_folder_outside_of_a_run(tasks, tmp_path):
+    lines = {"prompt": "line a: REGISTER_CONTENT is <5>. Which?", "expected_number": 5, "random_idx": ["a", 0]}
+    (tmp_path / "1_lines.jsonl").write_text(json.dumps(lines) + "\n")
+    command = [
+        "eval",
+        str(TINY),
+        "--lm-eval",
+        "sayings",
+        "--tasks",
+        str(tasks),
+        "--cases",
+        str(tmp_path / "1_lines.jsonl"),
+    ]
+    env = {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    done = dummy.longlora(tmp_path, *command, "--out", str(tmp_path / "found/tiny.json"), env=env)
+    assert done.returncode == 0, done.stderr
+    assert "sayings: acc 0.75" in done.stdout and "lines 1_lines: " in done.stdout
+    scores = json.loads((tmp_path / "found/tiny.json").read_text())
+    assert scores["harness"]["model"]["sayings"]["acc"]["value"] == 0.75
+    assert scores["longeval_lines"]["model"]["1_lines"]["trials"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tasks": []}, "harness.tasks names no task"),
+        ({"prompt": "chat"}, "needs a tokenizer with a chat template"),
+        ({"folder": "nowhere"}, "harness.folder: no folder nowhere"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_is_asked(changes, said):
+    plain = open_tokenizer(TINY)
+    with pytest.raises(ValueError, match=said):
+        measure(tiny(), label="m", tokenizer=plain, settings=settings(None, **changes))
+
+
+def test_metrics_keep_their_filters_apart_and_an_unknown_error_gives_no_width():
+    row = {
+        "alias": "x", "sample_len": 4, "f1,none": 0.5, "f1_stderr,none": "N/A", "em,strict": 0.25, "em_stderr,strict": 0.1,
+    }  # fmt: skip
+    assert metrics(row) == {
+        "f1": {"value": 0.5, "low": 0.5, "high": 0.5},
+        "em strict": {"value": 0.25, "low": 0.054004, "high": 0.445996},
+    }

@@ -1,0 +1,129 @@
+"""Every record is either a dialogue or named with what is wrong with it."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+
+from longlora.instructions import Turn, asked, read_hub, read_records
+
+GOOD = {"instruction": "Sum up the book.", "output": "It is short.", "file": "book.txt", "rating": 5}
+CHAT = {
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Who came?"},
+        {"role": "assistant", "content": "Nobody."},
+    ]
+}
+CASE = {"document": "Nobody came.", "question": "Who came?", "answers": ["Nobody", "No one"]}
+
+
+def written(tmp_path, *records, name="rows.jsonl"):
+    (tmp_path / name).write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    return tmp_path / name
+
+
+def test_the_three_kinds_of_record_become_dialogues(tmp_path):
+    found = read_records(written(tmp_path, GOOD, CHAT, CASE, {**GOOD, "context": "The book.", "input": "Now."}))
+    assert [[(t.role, t.content) for t in d.turns] for d in found.dialogues] == [
+        [("user", "Sum up the book."), ("assistant", "It is short.")],
+        [("system", "Be brief."), ("user", "Who came?"), ("assistant", "Nobody.")],
+        [("user", asked("Nobody came.", "Who came?")), ("assistant", "Nobody")],
+        [("user", "The book.\n\nSum up the book.\n\nNow."), ("assistant", "It is short.")],
+    ]
+    assert found.unread == {"rating": 2} and found.bad == []
+    assert found.dialogues[0].documents == ("book.txt",)
+
+
+@pytest.mark.parametrize(
+    ("record", "field", "reason"),
+    [
+        ({"output": "x"}, "instruction", "is missing"),
+        ({"instruction": "x", "output": " \n"}, "output", "is empty"),
+        ({"instruction": "x", "output": ["y"]}, "output", "should be a valid string"),
+        (["x"], "record", "is a list, not an object with named fields"),
+        ({"question": "x", "document": "y", "answers": []}, "answers", "List should have at least 1 item"),
+        ({"messages": CHAT["messages"][:2]}, "messages", "the last turn is not the assistant's"),
+        ({"messages": CHAT["messages"][1:] * 2 + CHAT["messages"][2:]}, "messages", "turn 5 is the assistant's"),
+        ({"messages": [{"role": "tool", "content": "x"}] * 2}, "messages.0.role", "should be 'system', 'user' or"),
+    ],
+)
+def test_a_bad_record_is_named_by_line_field_and_reason(tmp_path, record, field, reason):
+    found = read_records(written(tmp_path, GOOD, record, CHAT))
+    assert [d.place.rpartition(" ")[2] for d in found.dialogues] == ["1", "3"]
+    assert found.bad[0].place == f"{tmp_path / 'rows.jsonl'} line 2"
+    assert found.bad[0].field == field and reason in found.bad[0].reason
+    assert found.read == 3
+    assert found.summary().startswith("3 records, 2 good, 1 bad; first: ")
+
+
+def test_a_broken_line_costs_that_line_alone(tmp_path):
+    file = written(tmp_path, GOOD, CHAT)
+    file.write_text(file.read_text().replace('"rating"', "rating"))
+    found = read_records(file)
+    assert len(found.dialogues) == 1
+    assert found.bad[0].reason.startswith("is not JSON: ") and "line 1" in found.bad[0].place
+
+
+def test_a_json_list_is_read_with_the_lines_where_its_records_begin(tmp_path):
+    file = tmp_path / "list.json"
+    file.write_text(json.dumps([GOOD, {"output": "x"}, CHAT, CASE], indent=2))
+    found = read_records(file)
+    starts = [i for i, line in enumerate(file.read_text().splitlines(), start=1) if line == "  {"]
+    assert [d.place for d in found.dialogues] == [f"{file} line {starts[i]}" for i in (0, 2, 3)]
+    assert found.bad[0].place == f"{file} line {starts[1]}"
+    file.write_text("\ufeff[]")
+    assert read_records(file).read == 0
+
+
+def test_parquet_and_folders_give_the_same_as_lines(tmp_path):
+    plain = read_records(written(tmp_path, GOOD, CASE))
+    table = pa.Table.from_pylist([{**GOOD, "question": None, "document": None, "answers": None}, CASE])
+    (tmp_path / "more").mkdir()
+    parquet.write_table(table, tmp_path / "more/rows.parquet")
+    rows = read_records(tmp_path / "more")
+    assert [d.turns for d in rows.dialogues] == [d.turns for d in plain.dialogues]
+    assert [d.place.rpartition(" row ")[2] for d in rows.dialogues] == ["1", "2"]
+    assert read_records(tmp_path).read == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.json", b'[{"x": 1}, {"y": ]', r"a.json line 1, column \d+: not JSON"),
+        ("a.json", b'[{"x": 1} {"y": 2}]', "neither a comma nor the end"),
+        ("a.json", b"[] []", "goes on behind the end of its list"),
+        ("a.jsonl", b'{"instruction": "caf\xe9"}', "not UTF-8: byte 20 is 0xe9"),
+        ("a.parquet", b"PAR1", "is not a Parquet file"),
+        ("a.csv", b"x", "not from '.csv'"),
+    ],
+)
+def test_a_file_that_can_not_be_read_says_why(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        read_records(tmp_path / name)
+
+
+def test_nothing_to_read_says_so(tmp_path):
+    with pytest.raises(ValueError, match="no file or folder"):
+        read_records(tmp_path / "nowhere.json")
+    with pytest.raises(ValueError, match=r"no .json, .jsonl, .parquet file below"):
+        read_records(tmp_path)
+
+
+def test_two_questions_on_one_text_are_about_one_document(tmp_path):
+    book = "Chapter one, in which nothing happens for a very long time.\nEnd."
+    ask = "Below is a book. {}\n{}"
+    rows = [{"instruction": ask.format(book, q), "output": "x"} for q in ("Who?", "When did all of it happen?")]
+    found = read_records(written(tmp_path, *rows, {"instruction": ask.format("Another.", "Who?"), "output": "x"}))
+    one, two, other = (d.documents for d in found.dialogues)
+    assert one == two != other
+    assert found.dialogues[0].turns[0] == Turn("user", rows[0]["instruction"])
+
+
+def test_a_dataset_of_the_hub_is_read_row_by_row(tmp_path):
+    written(tmp_path, {"instruction": "a", "output": "b"}, {"instruction": "c", "output": " "})
+    found = read_hub(str(tmp_path), split=None)  # a folder stands for a hub id
+    assert [d.place for d in found.dialogues] == [f"{tmp_path} row 1"]
+    assert [(b.place, b.field, b.reason) for b in found.bad] == [(f"{tmp_path} row 2", "output", "is empty")]

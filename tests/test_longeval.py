@@ -1,0 +1,176 @@
+"""LongEval: published cases are read as they are, own cases have their length and one right answer, scoring is exact."""
+
+import json
+import random
+import re
+
+import pytest
+import torch
+from test_ruler import TOKENIZER, tiny
+
+from longlora import longeval
+from longlora.answer import answers, read_kept
+from longlora.longeval import ROOM, LongEval, Question, Writer, measure, own_lines, own_topics, read_cases, right
+from longlora.stages.longeval import stage
+
+torch.set_num_threads(1)  # matrices this small are slower on two
+
+# The shape of LongChat's files, with words of ours.
+LINES = {
+    "random_idx": ["odd-kid", 1], "expected_number": 2416, "num_lines": 2, "token_size": 99,
+    "correct_line": "line odd-kid: REGISTER_CONTENT is <2416>\n",
+    "prompt": "Here are lines.\n\nline big-bull: REGISTER_CONTENT is <3119>\nline odd-kid: REGISTER_CONTENT is <2416>\n\nWhich "
+    "<REGISTER_CONTENT> is in line odd-kid? I need the number. ", "prompt_length": -1,
+}  # fmt: skip
+TOPICS = {
+    "test_id": 0, "prompt": "USER: I would like to discuss the topic of the art of bread. What was the first topic?",
+    "topics": ["The art of bread", "The art of bread and wine", "The history of glass"], "prompt_length": -1,
+}  # fmt: skip
+
+
+def put(file, *rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def settings(**changes) -> LongEval:
+    given = {"models": [], "tasks": ["lines", "topics"], "lengths": [1500, 2600], "samples": 2, "cases": []}
+    return LongEval(**given | {"prompt": "plain", "seed": 1} | changes)
+
+
+def test_published_cases_of_both_tasks_are_read_as_they_are(tmp_path):
+    older = LINES | {"random_idx": [7, 7], "expected_number": 5}
+    lines = read_cases(put(tmp_path / "2_lines.jsonl", LINES, older))
+    assert lines[0] == Question("lines", LINES["prompt"], "The <REGISTER_CONTENT> in line odd-kid is <", ["2416"])
+    assert lines[1].right == ["5"] and "line 7 is" in lines[1].lead
+    assert read_cases(put(tmp_path / "t.jsonl", TOPICS))[0].right == TOPICS["topics"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (
+            [LINES, {"prompt": "x", "test_id": 1}],
+            ":2: neither 'expected_number' (lines) nor 'topics'; there are prompt, test_id",
+        ),
+        ([LINES, TOPICS], ":2: a case of topics in a file of lines"),
+        ([TOPICS | {"topics": []}], ":1: topics: List should have at least 1 item"),
+        ([LINES | {"expected_number": "many"}], ":1: expected_number: Input should be a valid integer"),
+        ([LINES | {"prompt": ""}], ":1: prompt: String should have at least 1 character"),
+    ],
+)
+def test_a_malformed_case_is_named_by_its_line(tmp_path, rows, said):
+    file = put(tmp_path / "c.jsonl", *rows)
+    with pytest.raises(ValueError) as error:
+        read_cases(file)
+    assert str(error.value).startswith(f"{file}{said}")
+
+
+def test_an_own_record_holds_the_asked_line_once_with_its_number():
+    for seed in range(20):
+        question = own_lines(random.Random(seed), count=60)
+        pairs = re.findall(r"line (\S+): its number is <(\d+)>", question.prompt)
+        assert len(pairs) > 50 and len({name for name, _ in pairs}) == len(pairs)
+        asked = re.search(r"number of line (\S+)\?", question.prompt).group(1)
+        assert dict(pairs)[asked] == question.right[0]
+
+
+def test_an_own_conversation_begins_with_the_topic_that_is_asked_for():
+    question = own_topics(random.Random(3), count=12)
+    said = re.findall(r"the topic of (.+)\.", question.prompt)
+    assert said == question.right and len(set(said)) == 12
+    assert len(re.findall("topic of", own_topics(random.Random(3), count=300).prompt)) == 300
+
+
+@pytest.mark.parametrize("prompt", ["plain", "chat"])
+@pytest.mark.parametrize("task", ["lines", "topics"])
+def test_own_prompts_fill_their_length_and_leave_the_room_of_the_answer(task, prompt):
+    writer = Writer(TOKENIZER, prompt=prompt)
+    question = writer.own(task, length=4000, seed="s")
+    used = len(writer.ids(question)) + ROOM[task]
+    assert 3500 < used <= 4000
+    assert question == writer.own(task, length=4000, seed="s") != writer.own(task, length=4000, seed="t")
+    text = TOKENIZER.decode(writer.ids(question))
+    assert text.endswith("[assistant]" if prompt == "chat" else question.lead)
+    with pytest.raises(ValueError, match=rf"100 tokens are too few for {task}, the shortest takes (\d+)") as error:
+        writer.own(task, length=100, seed="s")
+    assert writer.own(task, length=int(str(error.value).split()[-1]), seed="s")
+
+
+@pytest.mark.parametrize(
+    ("text", "chat", "hit"),
+    [
+        (" 2416>\nline x is <9>", False, True),
+        ("9> or 2416", False, False),
+        ("In line odd-kid7 it is <2416>.", True, True),
+        ("2416 I think, or 9", True, False),
+        ("24161", True, False),
+        ("no idea", True, False),
+    ],
+)
+def test_a_line_is_right_by_its_whole_number(text, chat, hit):
+    assert right(Question("lines", "", "", ["2416"]), text, chat=chat) is hit
+
+
+@pytest.mark.parametrize(
+    ("text", "hit"),
+    [
+        ("the Art of Bread.", True),
+        ("The first topic was: art of bread, then the history of glass", True),
+        ("the history of glass, and before it the art of bread", False),
+        ("the art of bread and wine", False),
+        ("bread", False),
+        ("", False),
+    ],
+)
+def test_a_topic_is_right_if_it_is_named_before_all_others(text, hit):
+    assert right(Question("topics", "", "", TOPICS["topics"]), text, chat=False) is hit
+
+
+def test_right_answers_score_full_marks_by_length_and_by_file(tmp_path, monkeypatch):
+    put(tmp_path / "2_lines.jsonl", LINES, LINES, LINES)
+    truth = {}
+    monkeypatch.setattr(
+        Writer, "ids", lambda self, q, ids=Writer.ids: truth.setdefault(tuple(ids(self, q)), q) and ids(self, q)
+    )
+
+    def perfect(model, *, prompts, rooms, kept):
+        said = [truth[tuple(p)].right[0] for p in prompts]
+        return [TOKENIZER(s, add_special_tokens=False)["input_ids"] for s in said]
+
+    monkeypatch.setattr(longeval, "answers", perfect)
+    given = settings(cases=[str(tmp_path / "2_lines.jsonl")])
+    result = measure(tiny(), label="m", tokenizer=TOKENIZER, settings=given)
+    lines, topics = result["longeval_lines"]["m"], result["longeval_topics"]["m"]
+    assert list(lines) == ["prompt", "1500", "2600", "2_lines"] and list(topics) == ["prompt", "1500", "2600"]
+    assert all(node["value"] == 1.0 for node in [*lines.values(), *topics.values()] if isinstance(node, dict))
+    assert (lines["2_lines"]["trials"], lines["2_lines"]["high"]) == (3, 1.0)
+    assert 0.29 < lines["2_lines"]["low"] < 0.3  # exact: 0.025 ** (1 / 3)
+    assert 1200 < lines["1500"]["tokens"] < 1500
+
+
+def test_answers_that_were_kept_are_not_asked_for_again(tmp_path):
+    model, prompts, rooms = tiny(), [[5, 6, 7], [8, 9, 3, 4], [7, 6, 5]], [4, 5, 4]
+    fresh = answers(model, prompts=prompts, rooms=rooms)
+    assert answers(model, prompts=prompts, rooms=rooms, kept=tmp_path) == fresh
+    (file,) = tmp_path.iterdir()
+    cut = file.read_text().splitlines(keepends=True)
+    file.write_text(cut[0] + cut[1][:5])  # what a sudden end leaves
+    asked = []
+    model.generate = lambda *a, generate=model.generate, **k: asked.append(a[0].shape[0]) or generate(*a, **k)
+    assert answers(model, prompts=prompts, rooms=rooms, kept=tmp_path) == fresh
+    assert sum(asked) == 2 and len(read_kept(file)) == 3
+    assert answers(model, prompts=prompts[:2], rooms=rooms[:2], kept=tmp_path) == fresh[:2]
+    assert len(list(tmp_path.iterdir())) == 2  # other prompts, another file
+
+
+def test_stage_writes_the_same_bytes_again_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setenv("LONGLORA_CHECKPOINTS", str(tmp_path / "kept"))
+    tiny().save_pretrained(tmp_path / "odd")
+    TOKENIZER.save_pretrained(tmp_path / "odd")
+    given = settings(lengths=[1400], samples=1, cases=[str(put(tmp_path / "2_lines.jsonl", LINES))])
+    for name in ("a", "b"):
+        stage(tmp_path / "odd", tmp_path / name / "odd.json", given)
+    assert (tmp_path / "a/odd.json").read_bytes() == (tmp_path / "b/odd.json").read_bytes()
+    assert json.loads((tmp_path / "a/odd.json").read_text())["longeval_lines"]["odd"]["2_lines"]["trials"] == 1
+    assert list((tmp_path / "kept").iterdir()) == []

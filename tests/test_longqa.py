@@ -1,0 +1,154 @@
+"""Answers are scored as SQuAD and ROUGE say, the best of the right answers counts, and a bad line is named."""
+
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given as anything
+from hypothesis import strategies
+from test_ruler import TOKENIZER, tiny
+
+from longlora import longqa
+from longlora.longqa import LongQA, Question, Writer, answer_of, exact, f1, measure, read_cases, rouge_l, words
+from longlora.stages.longqa import stage
+
+torch.set_num_threads(1)  # matrices this small are slower on two
+
+CASES = [
+    {"document": "Ada lived in London. " * 20, "question": "Where did Ada live?", "answers": ["London", "in London"]},
+    {"document": "The mill burnt down in 1871. " * 9, "question": "When?", "answers": ["in 1871"], "more": 1},
+    {"document": "Nobody knows. " * 40, "question": "Who?", "answers": ["nobody"]},
+]
+
+
+def put(file, *rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def settings(*files, **changes) -> LongQA:
+    given = {"models": [], "cases": [str(f) for f in files], "length": 900, "room": 12, "prompt": "plain", "seed": 1}
+    return LongQA(**given | changes)
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted", "matches", "overlap"),
+    [
+        ("The London!", "london", 1.0, 1.0),
+        ("in London", "London", 0.0, 2 / 3),
+        ("to be or not to be", "to be", 0.0, 2 * 2 / (6 + 2)),
+        ("Rome", "London", 0.0, 0.0),
+        ("", "London", 0.0, 0.0),
+        ("東京", "東京", 1.0, 1.0),
+    ],
+)
+def test_exact_match_and_f1_are_squads(said, wanted, matches, overlap):
+    assert exact(said, wanted) == matches
+    assert f1(said, wanted) == pytest.approx(overlap)
+
+
+def longest_common(a: tuple[str, ...], b: tuple[str, ...]) -> int:
+    """By the definition, without a table."""
+
+    @cache
+    def of(i: int, j: int) -> int:
+        if i == len(a) or j == len(b):
+            return 0
+        return 1 + of(i + 1, j + 1) if a[i] == b[j] else max(of(i + 1, j), of(i, j + 1))
+
+    return of(0, 0)
+
+
+SENTENCES = strategies.lists(strategies.sampled_from(["one", "two", "three", "Ünder", "the", "東"]), max_size=9).map(
+    " ".join
+)
+
+
+@anything(said=SENTENCES, wanted=SENTENCES)
+def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence(said, wanted):
+    ours, theirs = tuple(words(said)), tuple(words(wanted))
+    common = longest_common(ours, theirs)
+    expected = 2 * common / (len(ours) + len(theirs)) if common else 0.0
+    assert rouge_l(said, wanted) == pytest.approx(expected)
+    assert rouge_l(said, wanted) <= f1(said, wanted) + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"document": "x", "question": "y"}, ":2: answers: Field required"),
+        ({"document": "x", "question": "y", "answers": []}, ":2: answers: List should have at least 1 item"),
+        ({"document": " \n", "question": "y", "answers": ["z"]}, ":2: document: String should match pattern"),
+        ({"document": "x", "question": "y", "answers": ["the !"]}, ":2: answers: 'the !' holds no word"),
+        ({"document": "x", "question": "y", "answers": "z"}, ":2: answers: Input should be a valid array"),
+    ],
+)
+def test_a_malformed_case_is_named_by_file_and_line(tmp_path, row, said):
+    file = put(tmp_path / "q.jsonl", CASES[0], row)
+    with pytest.raises(ValueError) as error:
+        read_cases(file)
+    assert str(error.value).startswith(f"{file}{said}")
+
+
+@pytest.mark.parametrize("prompt", ["plain", "chat"])
+def test_a_document_that_is_too_long_loses_its_middle_and_nothing_else(prompt):
+    document = " ".join(str(n) for n in range(1000))
+    question = Question(document=document, question="Which?", answers=["x"])
+    writer = Writer(TOKENIZER, settings=settings(prompt=prompt))
+    ids, cut = writer.write(question)
+    text = TOKENIZER.decode(ids)
+    assert cut and len(ids) + 12 == 900
+    assert "0 1 2 3 4 5" in text and "998 999\n\nQuestion: Which?" in text and " 500 " not in text
+    whole, uncut = Writer(TOKENIZER, settings=settings(length=9000, prompt=prompt)).write(question)
+    assert not uncut and document in TOKENIZER.decode(whole)
+    with pytest.raises(ValueError, match="100 tokens are too few, without a document it is"):
+        Writer(TOKENIZER, settings=settings(length=100, prompt=prompt)).write(question)
+
+
+def test_a_base_model_answers_to_the_end_of_the_line():
+    assert answer_of(" London\nQuestion: and", prompt="plain") == "London"
+    assert answer_of("\nLondon\nis it", prompt="chat") == "London\nis it"
+    assert answer_of("", prompt="plain") == ""
+
+
+def test_the_best_of_the_right_answers_counts(tmp_path, monkeypatch):
+    said = ["in london.", "it was 1871", "everybody"]
+
+    def perfect(model, *, prompts, rooms, kept):
+        return [TOKENIZER(s, add_special_tokens=False)["input_ids"] for s in said]
+
+    monkeypatch.setattr(longqa, "answers", perfect)
+    file = put(tmp_path / "q.jsonl", *CASES)
+    result = measure(tiny(), label="m", tokenizer=TOKENIZER, settings=settings(file))["longqa"]["m"]
+    assert (result["cases"], result["cut"], result["prompt"]) == (3, 0, "plain")
+    assert result["exact"]["value"] == pytest.approx(1 / 3, abs=1e-6)
+    assert result["f1"]["value"] == pytest.approx(np.mean([1, 2 * 1 / (3 + 2), 0]), abs=1e-6)
+    assert result["rouge_l"]["value"] == result["f1"]["value"]
+    assert result["exact"]["low"] == pytest.approx(0.008404, abs=1e-5)  # Clopper and Pearson, 1 of 3
+
+
+def test_no_case_is_an_error():
+    with pytest.raises(ValueError, match="longqa.cases names no file"):
+        measure(tiny(), label="m", tokenizer=TOKENIZER, settings=settings())
+
+
+def test_stage_goes_on_where_it_was_cut_off_and_writes_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setenv("LONGLORA_CHECKPOINTS", str(tmp_path / "kept"))
+    tiny().save_pretrained(tmp_path / "odd")
+    TOKENIZER.save_pretrained(tmp_path / "odd")
+    given = settings(put(tmp_path / "q.jsonl", *CASES))
+    stage(tmp_path / "odd", tmp_path / "a/odd.json", given)
+    left = iter([None, None])
+    from longlora import answer
+
+    keep = answer.keep
+    monkeypatch.setattr(answer, "keep", lambda *a: (keep(*a), next(left)))  # the third group is not reached
+    with pytest.raises((StopIteration, RuntimeError)):
+        stage(tmp_path / "odd", tmp_path / "b/odd.json", given)
+    monkeypatch.undo()
+    monkeypatch.setenv("LONGLORA_CHECKPOINTS", str(tmp_path / "kept"))
+    assert not (tmp_path / "b/odd.json").exists() and list((tmp_path / "kept").iterdir())
+    stage(tmp_path / "odd", tmp_path / "b/odd.json", given)
+    assert (tmp_path / "a/odd.json").read_bytes() == (tmp_path / "b/odd.json").read_bytes()

@@ -1,0 +1,170 @@
+"""Only answers are learnt, token by token; every record is trained on, held out, or named with its reason."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from specimens import tokenizer
+from tokenizers.processors import TemplateProcessing
+
+from longlora.casebook import Casebook
+from longlora.curation import Contamination
+from longlora.instructions import Turn, read_records
+from longlora.packing import read
+from longlora.pairs import Pairs, PairSource, choose, gather, prepare, tokenised
+from longlora.position import Position
+from longlora.stages.pairs import stage
+
+CHATML = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<eos>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+FORGETFUL = (
+    "{% for m in messages %}{% if loop.last or m['role'] == 'user' %}{{ m['role'] + m['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant{% endif %}"
+)
+TURNS = (
+    Turn("system", "Be brief."),
+    Turn("user", "Who met on the 14th?"),
+    Turn("assistant", "The committee."),
+    Turn("user", "Who read it?"),
+    Turn("assistant", "Nobody"),
+)
+SETTINGS = Pairs(
+    sources=[],
+    casebook=None,
+    prompt="authors",
+    faults="refuse",
+    held_out=0.0,
+    contamination=Contamination(cases=None, words=13, share=0.5),
+    seed=1,
+)
+
+
+def chatting(template: str = CHATML):
+    words = tokenizer()
+    words.chat_template = template
+    return words
+
+
+def runs(pair, words):
+    """The text of each run of tokens that are learnt, or not."""
+    edges = [0, *(np.flatnonzero(np.diff(pair.answer.astype(int))) + 1), len(pair.tokens)]
+    return [
+        (words.decode(pair.tokens[a:b].tolist()), bool(pair.answer[a]))
+        for a, b in zip(edges[:-1], edges[1:], strict=True)
+    ]
+
+
+def test_in_the_authors_prompt_the_answers_and_their_end_marks_are_learnt_and_nothing_else():
+    words = tokenizer()
+    bare = tokenised(TURNS, tokenizer=words, prompt="authors").tokens
+    mark = [("<bos>", words.bos_token_id)]
+    words.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=mark)
+    pair = tokenised(TURNS, tokenizer=words, prompt="authors")
+    assert runs(pair, words) == [
+        ("<bos>[INST]Be brief.\n\nWho met on the 14th?[/INST]", False),
+        ("The committee.<eos>", True),
+        ("[INST]Who read it?[/INST]", False),
+        ("Nobody<eos>", True),
+    ]
+    assert pair.tokens.tolist() == [words.bos_token_id, *bare]  # begin marks as the tokenizer itself sets them
+    assert pair.tokens[-1] == words.eos_token_id
+
+
+def test_in_a_chat_template_the_answers_and_their_end_marks_are_learnt_and_nothing_else():
+    words = chatting()
+    pair = tokenised(TURNS, tokenizer=words, prompt="chat")
+    assert runs(pair, words) == [
+        ("<|system|>\nBe brief.<eos>\n<|user|>\nWho met on the 14th?<eos>\n<|assistant|>\n", False),
+        ("The committee.<eos>", True),
+        ("\n<|user|>\nWho read it?<eos>\n<|assistant|>\n", False),
+        ("Nobody<eos>", True),
+    ]
+
+
+def test_a_prompt_has_the_tokens_it_has_when_the_model_is_asked():
+    words = chatting()
+    pair = tokenised(TURNS[:3], tokenizer=words, prompt="chat")
+    asked = words.apply_chat_template(
+        [{"role": t.role, "content": t.content} for t in TURNS[:2]], add_generation_prompt=True
+    )
+    asked = asked["input_ids"] if not isinstance(asked, list) else asked
+    assert pair.tokens[~pair.answer].tolist() == asked
+
+
+def test_a_template_that_can_not_show_answers_is_refused():
+    with pytest.raises(ValueError, match="has none: use authors"):
+        tokenised(TURNS, tokenizer=tokenizer(), prompt="chat")
+    with pytest.raises(ValueError, match="the template rewrites earlier turns"):
+        tokenised(TURNS, tokenizer=chatting(FORGETFUL), prompt="chat")
+
+
+@pytest.fixture
+def source(tmp_path):
+    rows = [{"instruction": f"What is {i}?", "output": f"It is {i}.", "file": f"book{i % 10}"} for i in range(40)]
+    rows += [rows[3], {"instruction": "x", "output": ""}, {"instruction": "y " * 200, "output": "z", "file": "long"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return PairSource(kind="file", name=str(tmp_path / "rows.jsonl"), split=None, take=None, license="none")
+
+
+def test_every_record_is_trained_on_held_out_or_named(source, tmp_path):
+    settings = SETTINGS.model_copy(update={"sources": [source], "faults": "leave_out", "held_out": 0.2, "seed": 3})
+    chosen = choose(gather(settings), settings)
+    counts = prepare(chosen, settings=settings, tokenizer=tokenizer(), context=64, out=tmp_path / "out")
+    with (tmp_path / "out/left_out.csv").open() as stream:
+        left = list(csv.DictReader(stream))
+    assert [r["field"] for r in left] == ["output", "duplicate", "length"]
+    assert left[2]["reason"].endswith("tokens, position.context = 64")
+    assert counts["read"] == 43 == counts["train"] + counts["held_out"] + len(left)
+    assert counts["left_out"] == {"duplicate": 1, "length": 1, "malformed": 1}
+    assert len(read(tmp_path / "out/train.safetensors")) == counts["train"] == counts["answer_tokens"]["count"]
+    again = read_records(tmp_path / "out/heldout.jsonl")
+    assert [d.turns for d in again.dialogues] == [d.turns for d in chosen.held_out]
+
+
+def test_faults_are_refused_with_the_first_of_them(source, tmp_path):
+    settings = SETTINGS.model_copy(update={"sources": [source]})
+    with pytest.raises(ValueError, match=r"43 records, 42 good, 1 bad; .* line 42, output: is empty"):
+        gather(settings)
+    lax = settings.model_copy(update={"faults": "leave_out"})
+    with pytest.raises(ValueError, match=r"1 of 41 are longer than the context.* line 43, length: has \d+ tokens"):
+        prepare(choose(gather(lax), lax), settings=settings, tokenizer=tokenizer(), context=64, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_some_of_a_source_is_drawn_from_the_seed(source):
+    def drawn(seed):
+        some = source.model_copy(update={"take": 7})
+        settings = SETTINGS.model_copy(update={"sources": [some, source], "faults": "leave_out", "seed": seed})
+        return [d.place for d in gather(settings).dialogues]
+
+    assert len(drawn(1)) == 7 + 42
+    assert drawn(1) == drawn(1) != drawn(2)
+
+
+def test_the_stage_builds_on_training_documents_alone(tmp_path, monkeypatch):
+    from test_blocks import BLOCKS
+
+    words = chatting()
+    words.save_pretrained(tmp_path / "base")
+    (tmp_path / "texts").mkdir()
+    for name in "abc":
+        text = " ".join(f"Sentence {n} of document {name} says what Ada Lovelace saw." for n in range(100, 160))
+        (tmp_path / f"texts/{name}.txt").write_text(text)
+    casebook = Casebook(lengths=[400], depths=[0.5], kinds=["following", "cloze"], samples=3, collections=0.0, seed=1)
+    stage(
+        tmp_path / "base",
+        tmp_path / "pairs",
+        tmp_path / "counts.json",
+        BLOCKS.model_copy(update={"name": str(tmp_path / "texts")}),
+        SETTINGS.model_copy(update={"casebook": casebook, "prompt": "chat"}),
+        Position(method="yarn", context=1024),
+    )
+    pairs = read(tmp_path / "pairs/train.safetensors")
+    texts = [words.decode(p.tokens.tolist()) for p in pairs]
+    assert len(texts) == 6 and all("of document b" not in t for t in texts)
+    held_out = [json.loads(line) for line in (tmp_path / "pairs/cases.jsonl").read_text().splitlines()]
+    assert len(held_out) == 6 and {*map(str, (c["sources"] for c in held_out))} == {"['b']"}
+    assert json.loads((tmp_path / "counts.json").read_text())["pairs"]["built"] == 6

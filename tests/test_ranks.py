@@ -1,0 +1,194 @@
+"""Training in several real processes is the training of one: the same blocks, curve and adapter, written once."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import together
+import torch
+import yaml
+from safetensors.torch import load_file
+from specimens import ADAPTER, ATTENTION, FIT, POSITION
+from training import history, run, weights
+
+from longlora import fit as module
+from longlora.ranks import Ranks, from_environment
+
+pytestmark = pytest.mark.slow  # real processes
+ROOT = Path(__file__).parent.parent
+EACH = {"micro_batch": 1}  # one block at a time, so that the global batch of 4 can be shared out in several ways
+
+
+def shares(replicas: int, *, degree: int = 1, micro: int = 1) -> list[list[int]]:
+    world = replicas * degree
+    return [Ranks(r, world, degree).share(24, micro_batch=micro) for r in range(world)]
+
+
+@pytest.mark.parametrize(("replicas", "micro"), [(1, 1), (1, 3), (2, 1), (2, 2), (3, 1), (4, 3), (6, 2)])
+def test_step_t_trains_on_the_same_blocks_whatever_the_number_of_processes(replicas, micro):
+    batch, each = 12, 12 // replicas
+    for step in range(2):
+        blocks = itertools.chain(*(s[step * each : (step + 1) * each] for s in shares(replicas, micro=micro)))
+        assert sorted(blocks) == list(range(step * batch, (step + 1) * batch))
+
+
+def test_processes_of_one_sequence_get_the_same_blocks():
+    a, b, c, d = shares(2, degree=2)
+    assert a == b
+    assert c == d
+    assert not set(a) & set(c)
+
+
+@pytest.mark.parametrize(
+    ("world", "degree", "said"),
+    [
+        ("4", "3", r"= 3 must divide the number of processes, 4; the nearest is 2"),
+        ("2", "0", "at least 1"),
+        ("2", "x", "'x'"),
+    ],
+)
+def test_a_degree_that_does_not_fit_is_refused(monkeypatch, world, degree, said):
+    monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.setenv("LONGLORA_SEQUENCE_PARALLEL", degree)
+    with pytest.raises(ValueError, match=said):
+        from_environment()
+
+
+def train_here(place: Path, name: str, changes: dict) -> None:
+    os.environ["LONGLORA_CHECKPOINTS"] = str(place / "checkpoints")
+    run(place, name, **changes)
+
+
+def log_writes(place: Path, name: str, changes: dict) -> None:
+    """Train, and note every file that this process opens for writing."""
+    with (place / f"opened-by-{os.environ['RANK']}").open("w") as log:
+
+        def note(event: str, arguments: tuple) -> None:
+            path, mode = (*arguments, "", "")[:2]
+            if event == "open" and isinstance(mode, str) and set(mode) & set("wax+") and str(place) in str(path):
+                print(path, file=log, flush=True)
+            if event in ("os.mkdir", "os.rename", "os.remove", "shutil.rmtree") and str(place) in str(path):
+                print(path, file=log, flush=True)
+
+        sys.addaudithook(note)
+        train_here(place, name, changes)
+
+
+def nearly_equal(a: Path, b: Path, *, curve: float = 1e-4, weight: float = 2e-4) -> None:
+    """Two runs, by their histories and adapters."""
+    ours, theirs = history(a.with_suffix(".csv")), history(b.with_suffix(".csv"))
+    assert len(ours) == len(theirs) > 1
+    for x, y in zip(ours, theirs, strict=True):
+        assert x["loss"] == pytest.approx(y["loss"], rel=curve)
+        assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=10 * curve)
+    x, y = (load_file(f / "adapter_model.safetensors") for f in (a, b))
+    assert x.keys() == y.keys()
+    for name in x:
+        torch.testing.assert_close(x[name], y[name], rtol=0, atol=weight)
+
+
+def test_two_processes_train_what_one_does_and_only_the_first_writes(place):
+    run(place, "one", **EACH)
+    together.run(2, log_writes, place, "two", EACH)
+    nearly_equal(place / "two", place / "one")
+    assert sorted(f.name for f in (place / "two").iterdir()) == sorted(f.name for f in (place / "one").iterdir())
+    assert len(json.loads((place / "two.json").read_text())["cost"]) == 4
+    assert (place / "opened-by-1").read_text() == ""
+    for kind in ("two.csv", "two.json", "partial-2", "two/recipe.json"):
+        assert kind in (place / "opened-by-0").read_text()
+
+
+def killed_at_five(place: Path, name: str, changes: dict) -> None:
+    step = module.LongTrainer.training_step
+
+    def killed(self, *args, **kwargs):
+        if self.state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, *args, **kwargs)
+
+    module.LongTrainer.training_step = killed  # type: ignore[method-assign]
+    train_here(place, name, changes)
+
+
+def test_a_killed_run_resumes_bit_for_bit_and_with_another_number_of_processes(place):
+    """Three, so that the order of summation over processes can differ."""
+    changes = {"global_batch": 3, "micro_batch": 1}
+    together.run(3, train_here, place, "whole", changes)
+    codes = together.ended(together.start(3, killed_at_five, place, "resumed", changes))
+    assert set(codes) == {-signal.SIGKILL}
+    assert [f.name for f in (place / "checkpoints").rglob("checkpoint-*")] == ["checkpoint-4"]
+    shutil.copytree(place / "checkpoints", place / "kept")
+    together.run(3, train_here, place, "resumed", changes)
+    assert weights(place / "resumed") == weights(place / "whole")
+    assert (place / "resumed.csv").read_bytes() == (place / "whole.csv").read_bytes()
+    assert not list((place / "checkpoints").rglob("checkpoint-*"))
+    shutil.rmtree(place / "checkpoints")
+    (place / "kept").rename(place / "checkpoints")
+    run(place, "alone", **changes)
+    assert not list((place / "checkpoints").rglob("checkpoint-*"))
+    nearly_equal(place / "alone", place / "whole")
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(place):
+    processes = together.start(2, train_here, place, "tuned", {"steps": 400, **EACH})
+    await_checkpoint(place)
+    os.kill(processes[1].pid, signal.SIGTERM)
+    assert together.ended(processes) == [143, 143]
+    (left,) = (place / "checkpoints").rglob("checkpoint-*")
+    step = json.loads((left / "trainer_state.json").read_text())["global_step"]
+    assert left.name == f"checkpoint-{step}"
+    assert not (place / "tuned").exists()
+
+
+def await_checkpoint(place: Path) -> None:
+    deadline = time.monotonic() + together.PATIENCE
+    while not list((place / "checkpoints").rglob("checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def finds_nothing_on_the_second_node(place: Path, name: str, changes: dict) -> None:
+    if os.environ["RANK"] == "1":
+        module.latest = lambda checkpoints: None  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"checkpoints of steps 2, 0 in .* set LONGLORA_CHECKPOINTS to a folder"):
+        train_here(place, name, changes)
+
+
+def test_processes_that_see_different_checkpoints_do_not_start(place):
+    changes = {"steps": 400, **EACH}
+    processes = together.start(2, train_here, place, "tuned", changes)
+    await_checkpoint(place)
+    for process in processes:
+        process.kill()
+    together.ended(processes)
+    (left,) = (place / "checkpoints").rglob("checkpoint-*")
+    left.rename(left.with_name("checkpoint-2"))
+    together.run(2, finds_nothing_on_the_second_node, place, "tuned", changes)
+
+
+def test_the_stage_runs_under_torchrun(place):
+    """As dvc.yaml starts it, with the launcher in place of python."""
+    sections = {"position": POSITION, "attention": ATTENTION, "adapter": ADAPTER}
+    params = {name: s.model_dump() for name, s in sections.items()}
+    params["fit"] = FIT.model_copy(update=EACH).model_dump() | {"betas": list(FIT.betas)}
+    (place / "params.yaml").write_text(yaml.safe_dump(params))
+    run(place, "one", **EACH)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    paths = [str(place / name) for name in ("tokens", "base", "two", "two.csv", "two.json")]
+    done = subprocess.run(
+        [sys.executable, *launcher, f"--master-port={together.free_port()}", "-m", "longlora.stages.fit", *paths],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=together.PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("step 6/6") == 1
+    nearly_equal(place / "two", place / "one")

@@ -1,0 +1,49 @@
+"""A seal tells every change of a weight file, and is what sha256sum reads."""
+
+import subprocess
+
+import pytest
+
+from longlora.seal import SEAL, broken, seal
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, data in {"b.safetensors": b"bbb" * 99, "a.safetensors": b"aaaa" * 88, "config.json": b"{}"}.items():
+        (tmp_path / name).write_bytes(data)
+    seal(tmp_path)
+    return tmp_path
+
+
+def test_what_was_written_is_whole_also_to_sha256sum(folder):
+    assert broken(folder) == []
+    done = subprocess.run(["sha256sum", "--check", "--strict", SEAL], cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "a.safetensors: OK\nb.safetensors: OK\n")
+
+
+def flip(folder):
+    file = folder / "a.safetensors"
+    data = bytearray(file.read_bytes())
+    data[7] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (flip, "a.safetensors is not the file that was written"),
+        (lambda f: (f / "b.safetensors").write_bytes(b"bb"), "b.safetensors is not the file that was written"),
+        (lambda f: (f / "b.safetensors").unlink(), "b.safetensors is missing"),
+        (lambda f: (f / "c.safetensors").write_bytes(b""), "c.safetensors is not in SHA256SUMS"),
+        (lambda f: (f / SEAL).unlink(), "there is no SHA256SUMS"),
+        (lambda f: (f / SEAL).write_bytes(b"\xff\xfe nonsense"), "a.safetensors is not in SHA256SUMS"),
+    ],
+)
+def test_every_change_of_a_weight_file_is_told(folder, change, said):
+    change(folder)
+    assert said in broken(folder)
+
+
+def test_other_files_are_not_its_business(folder):
+    (folder / "config.json").write_text('{"a": 1}')
+    assert broken(folder) == []
