@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo smoke test chaos lint bench install clean
+.PHONY: demo smoke test chaos lint bench experiments install clean
 
 demo: install
 	$(BIN)/longlora run
@@ -29,6 +29,10 @@ bench: install
 	$(BIN)/python -m benchmarks.attention
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.traffic
+
+# The paper's tables at a small size: an hour on two cores; resumable.
+experiments: install
+	cd experiments && PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 dvc repro
 
 install: .venv/installed
 
