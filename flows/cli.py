@@ -205,11 +205,25 @@ def plain_errors() -> Iterator[None]:
 def main() -> None:
     """The `longlora` command."""
 
-    def on_terminate(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+    told = 0
 
-    signal.signal(signal.SIGTERM, on_terminate)
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal told
+        told = number
+        if supervise := sys.modules.get(
+            "tasks.supervise"
+        ):  # by name: what a command did not need must not be loaded now
+            supervise.interrupt()
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    with plain_errors():
-        status = app(standalone_mode=False)  # an int if it ended early: --help, Ctrl-C
+    try:
+        with plain_errors():
+            status = app(standalone_mode=False)  # an int if it ended early: --help, Ctrl-C
+    except BaseException:
+        if told:  # whatever became of the exception on its way
+            raise SystemExit(128 + told) from None
+        raise
     raise SystemExit(status if isinstance(status, int) else 0)

@@ -72,6 +72,9 @@ def run_place(place: Place) -> None:
         commit = record(place, recording)
         run_id = recording.wait()
         status = "FINISHED"
+    except InterruptedStageError:
+        status = "KILLED"
+        raise
     except Exception as error:
         hooks.tell("failed", " ".join(str(error).split()), key=place.state.key, model=place.name)
         raise

@@ -22,6 +22,7 @@ from dvc.exceptions import CheckoutError, DvcException
 from dvc.repo import Repo, lock_repo
 from dvc.stage.cache import RunCacheNotFoundError
 
+from tasks import supervise
 from tasks.single import AFRESH, CAUSE
 from tasks.supervise import Child
 
@@ -230,7 +231,7 @@ class Pipeline:
             child, self._spare = self._spare, None
         self.warm()
         status = child.run(name, on_line=hear, on_tick=on_tick) if child else 0
-        if self._closed:
+        if self._closed or supervise.interrupted:
             raise InterruptedStageError(f"stage '{name}': interrupted")
         if status:
             kind = ParameterError if status == 2 else StageError
@@ -239,7 +240,7 @@ class Pipeline:
     def warm(self) -> None:
         """Have a process ready that waits for a stage's name: it imports DVC while we, or the stage before, do something else."""
         with self._spare_lock:
-            if not self._spare and not self._closed:
+            if not (self._spare or self._closed or supervise.interrupted):
                 self._spare = Child(self._command, cwd=self.folder, env=self._environment)
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ MARK = "LONGLORA_WORKTREE"
 TICK = 0.5  # seconds: how soon a time-out or a cancel is noticed
 
 running: set["Child"] = set()  # for `stop_all`
+interrupted = False  # this process was told to end: nothing is to be started any more
 
 
 class Child:
@@ -52,8 +53,9 @@ class Child:
         """
         assert self.process.stdin
         try:
-            self.process.stdin.write(line.encode() + b"\n")
-            self.process.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # it has ended already: its output and status say why
+                self.process.stdin.write(line.encode() + b"\n")
+                self.process.stdin.flush()
             follow(self.process, on_line, on_tick)
             status = self.process.wait()
             return 128 - status if status < 0 else status
@@ -108,6 +110,13 @@ def stop_all() -> None:
     """End every command that another thread of ours follows: its `run` returns."""
     for child in list(running):
         child.process.terminate()
+
+
+def interrupt() -> None:
+    """For a signal handler: end what runs. An exception alone is not enough, for who is interrupted may swallow it."""
+    global interrupted
+    interrupted = True
+    stop_all()
 
 
 def sweep(folder: Path) -> list[int]:

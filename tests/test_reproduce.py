@@ -68,9 +68,9 @@ def test_rerun_computes_every_stage_again_and_finds_the_same_or_says_what_differ
     assert done.stdout.splitlines()[-1] == f"run {key}, computed again in {again}: 7 of 7 outputs are equal by hash"
     assert not again.exists()
 
-    # a stage that does not repeat itself, recorded as a run of its own
+    # a stage that does not repeat itself (but always writes as many digits: scores count them), recorded as a run of its own
     code = (clone / "dummy" / "stage.py").read_text()
-    dummy.write(clone / "dummy" / "stage.py", code.replace('.write_text("b")', ".write_text(str(time.time()))"))
+    dummy.write(clone / "dummy" / "stage.py", code.replace('.write_text("b")', ".write_text(str(time.time_ns()))"))
     dummy.commit(clone)
     other = byhand.run(clone)
     done = dummy.longlora(clone, "reproduce", other, "--rerun")

@@ -10,8 +10,9 @@ import dummy
 import pytest
 
 from flows.place import Place, open_place
+from tasks import supervise
 from tasks.outputs import artifacts_at, read
-from tasks.stages import ParameterError, StageError
+from tasks.stages import InterruptedStageError, ParameterError, StageError
 from tasks.storage import record
 from tasks.workspace import project, snapshot
 
@@ -145,6 +146,22 @@ def test_an_accident_is_no_parameter_error(folder):
     assert not isinstance(caught.value, ParameterError)
     run_all(place)  # the second time it works
     assert dummy.executions(folder).count("train base") == 2
+
+
+def test_a_told_end_ends_the_stage_and_starts_no_other_whatever_becomes_of_the_exception(folder, monkeypatch):
+    monkeypatch.setattr(supervise, "interrupted", False)
+    place = place_of(folder, "train.seconds=60")
+
+    def hear(line: str) -> None:
+        if line == "train starts":
+            supervise.interrupt()  # as a signal handler does, its exception lost
+
+    place.pipeline.reproduce("fetch", on_line=hear, on_tick=lambda: None)
+    for _ in range(2):
+        with pytest.raises(InterruptedStageError, match=r"^stage 'train': interrupted$"):
+            place.pipeline.reproduce("train", on_line=hear, on_tick=lambda: None)
+    assert dummy.executions(folder) == ["fetch base", "train base"]
+    place.pipeline.close()
 
 
 def test_a_stage_gets_its_own_code_and_none_of_our_keys(folder, monkeypatch):
