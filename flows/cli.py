@@ -30,21 +30,15 @@ app = typer.Typer(
 def run(recipe: Recipe = None, overrides: Overrides = None, promote: Promote = False) -> None:
     """Bring every stage up to date, in a folder of its own, and record the run."""
     where = here()
-    from flows.place import open_place
+    from flows.place import is_recorded, open_place
     from flows.terminal import show_plan, show_report
-    from tasks import servers, storage, workspace
+    from tasks import servers, workspace
 
     state = workspace.snapshot(where, recipe=recipe, overrides=overrides)
     with workspace.hold(where, state.key):
         place = open_place(where, state)
         show_plan(place.stages)
-        noted = storage.noted(where, state.key)
-        done = (
-            noted is not None
-            and all(stage.status != "stale" for stage in place.stages)
-            and noted.record == storage.record_commit(where, state, place.folder)
-            and noted.tracking == os.environ["MLFLOW_TRACKING_URI"]
-        )
+        done = is_recorded(place)
     if done:
         print("every stage is unchanged, and the run is recorded")
     else:
@@ -56,6 +50,22 @@ def run(recipe: Recipe = None, overrides: Overrides = None, promote: Promote = F
     show_report(place)
     if promote and done:
         promote_run(where, state.key)
+
+
+@app.command()
+def sweep(
+    axes: Annotated[list[str], typer.Argument(metavar="KEY=VALUE,VALUE...", help="Such as adapter.rank=8,16.")],
+    recipe: Recipe = None,
+    overrides: Overrides = None,
+) -> None:
+    """Run every combination of these values, one after the other, and show the results as one table."""
+    where = here()
+    from flows.sweep import sweep as sweep_runs
+
+    results = sweep_runs(where, axes, recipe=recipe, overrides=overrides or [])
+    failed = sum(bool(result.failure) for result in results)
+    if failed:
+        raise ValueError(f"{failed} of {len(results)} runs failed; the same command again runs them again")
 
 
 @app.command()

@@ -28,6 +28,7 @@ from tasks.workspace import Project, Snapshot, gpus, home, is_held, person
 
 KEY = "longlora.key"
 HOME = "longlora.home"
+SWEEPS = "longlora.sweeps"  # the sweeps a run is part of, by name, a space between
 BATCH = 1000  # metrics in one request: MLflow's own limit
 LONGEST_PARAM = 6000  # characters: MLflow's own limit
 PICTURES = {".png", ".svg", ".jpg", ".html", ".md", ".json"}
@@ -85,6 +86,12 @@ def bury(client: MlflowClient, where: Project, experiment: str, *, but: str = ""
         key = run.data.tags[KEY]
         if key != but and not is_held(where, key):
             client.set_terminated(run.info.run_id, "KILLED")
+
+
+def join_sweep(client: MlflowClient, run: Run, name: str) -> None:
+    """Tag `run` as one of sweep `name`."""
+    known = run.data.tags.get(SWEEPS, "").split()
+    client.set_tag(run.info.run_id, SWEEPS, " ".join(sorted({*known, name})))
 
 
 class Tracker:

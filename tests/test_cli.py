@@ -22,6 +22,7 @@ def test_help_loads_nothing_heavy_and_is_quick():
     assert not loaded & HEAVY
     for word in (
         "run",
+        "sweep",
         "promote",
         "rollback",
         "history",
