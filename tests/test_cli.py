@@ -24,6 +24,7 @@ def test_help_loads_nothing_heavy_and_is_quick():
         "run",
         "sweep",
         "promote",
+        "approve",
         "rollback",
         "history",
         "runs",
