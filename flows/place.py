@@ -65,7 +65,7 @@ def is_recorded(place: Place) -> bool:
         noted is not None
         and all(stage.status != "stale" for stage in place.stages)
         and noted.record == storage.record_commit(place.where, place.state, place.folder)
-        and noted.tracking == os.environ["MLFLOW_TRACKING_URI"]
+        and noted.tracking == storage.without_credentials(os.environ["MLFLOW_TRACKING_URI"])
     )
 
 

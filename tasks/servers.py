@@ -19,6 +19,7 @@ from tasks.daemon import Kept, answers, last_line, start, stop, wait_for
 from tasks.workspace import Project
 
 HOST = "127.0.0.1"
+PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}  # of the addresses that name a server
 POOL = "local"  # the work pool of prefect.yaml
 
 
@@ -196,16 +197,17 @@ def must_be_free(port: int, option: str) -> int:
 
 
 def must_be_reachable(variable: str) -> None:
-    """Check that somebody listens at the address in environment variable `variable`, if that is an http(s) one.
+    """Check that somebody listens at the address in environment variable `variable`, if it names a server.
 
     Raises:
         ValueError: nobody does. Without this, clients try again for minutes.
     """
     url = urlsplit(os.environ[variable])
-    if url.scheme not in ("http", "https") or not url.hostname:
+    port = url.port or PORTS.get(url.scheme.partition("+")[0])  # postgresql+psycopg2: what stands behind + is a driver
+    if not url.hostname or not port:
         return
     try:
-        socket.create_connection((url.hostname, url.port or {"http": 80, "https": 443}[url.scheme]), timeout=10).close()
+        socket.create_connection((url.hostname, port), timeout=10).close()
     except OSError as error:
         where = f"{url.scheme}://{url.hostname}:{url.port or ''}".rstrip(":")
         raise ValueError(f"nobody answers at {where} ({error}): start it, or change {variable}") from None
