@@ -49,11 +49,13 @@ def promote_in_background(folder: Path, *arguments: str) -> "subprocess.Popen[st
 def paused(url: str, key: str) -> dict:
     """The flow run that waits for `key`, once the question is there to be answered."""
     query = {"flow_runs": {"name": {"any_": [f"promote-{key}"]}, "state": {"type": {"any_": ["PAUSED"]}}}}
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not (found := ask(url, "flow_runs", query)):
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    time.sleep(1)  # the question is saved after the state
+    while not ask(url, f"flow_runs/{found[0]['id']}/input", {"prefix": "paused"}):  # saved after the state
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
     return found[0]
 
 
@@ -71,7 +73,7 @@ def test_a_model_that_is_approved_on_the_command_line_becomes_champion(desk, pre
         text=True,
     )
     assert (said.returncode, said.stderr, said.stdout) == (0, "", f"run {key} is approved and promoted\n")
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=200)
     assert (process.returncode, error) == (0, "")
     assert out.startswith(
         f"Shall dummy version 2, of run {key}, be champion, instead of version 1? the verdict passed,"
@@ -96,7 +98,7 @@ def test_one_that_is_declined_in_the_page_stays_candidate_and_one_that_nobody_ju
         empty_handed = {"approve": False, "who": "", "why": ""}
         assert prefect.resume_flow_run(waiting["id"], run_input=empty_handed).status.value == "REJECT"
         prefect.resume_flow_run(waiting["id"], run_input={"approve": False, "who": "Grace", "why": "too terse"})
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=200)
     assert process.returncode == 1
     assert error.splitlines() == [
         "error: dummy version 2 stays candidate, champion stays version 1:",
