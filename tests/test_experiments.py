@@ -1,4 +1,4 @@
-"""The experiments' masks are what they are called, every arm is valid, and the verdict on an order follows the numbers."""
+"""The experiments' patterns are what they are called, every arm is valid, and the verdict on an order follows the numbers."""
 
 import json
 from pathlib import Path
@@ -15,53 +15,75 @@ from experiments.tables import order, rows_of
 from longlora.adapter import Adapter
 from longlora.attention import Attention, shifted_sparse_attention
 from longlora.fit import Fit
+from longlora.passkey import Passkey
+from longlora.perplexity import Perplexity
+from longlora.position import Position
 from longlora.section import read_params, section_of
 
-HERE = Path(__file__).parent.parent / "experiments"
+ROOT = Path(__file__).parent.parent
+HERE = ROOT / "experiments"
+ARMS = read_params(HERE / "arms.yaml")
 LENGTH, SIZE = 24, 8
 
 
-def test_masks_agree_with_the_library_where_both_have_the_pattern():
-    qkv = torch.randn(3, 1, 4, LENGTH, 6, generator=torch.manual_seed(0)).double().unbind()
-    plain = shifted_sparse_attention(*qkv, group_size=SIZE)
-    turned = shifted_sparse_attention(*[x[:, [2, 3, 0, 1]] for x in qkv], group_size=SIZE)
+def mask(pattern: str, layer: int) -> torch.Tensor:
+    """mask_HLL of four heads: True where a query may look."""
+    place_L = torch.arange(LENGTH)
+    distance_LL = place_L[:, None] - place_L
 
-    def masked(pattern, layer=0):
-        allowed_HLL = patterns.mask(pattern, heads=4, length=LENGTH, size=SIZE, layer=layer)
-        return scaled_dot_product_attention(*qkv, attn_mask=allowed_HLL)
+    def same(group_L: torch.Tensor) -> torch.Tensor:
+        return group_L[:, None] == group_L
 
-    moved, resting = torch.cat([turned[:, 2:], plain[:, 2:]], 1), torch.cat([plain[:, :2], turned[:, :2]], 1)
-    assert torch.allclose(masked("swapped"), torch.cat([moved[:, :2], resting[:, 2:]], 1))
-    assert torch.allclose(masked("only-shifted"), moved)
-    assert torch.allclose(masked("across-layers", layer=2), resting)
-    assert torch.allclose(masked("across-layers", layer=1), moved)
+    past_LL = distance_LL >= 0
+    resting, moved = same(place_L // SIZE) & past_LL, same((place_L + SIZE // 2) // SIZE) & past_LL
+    seat_L = (place_L + SIZE // 2) % LENGTH
+    rolled = same(seat_L // SIZE) & (seat_L[:, None] >= seat_L)
+    dilated = past_LL & (distance_LL % (LENGTH // SIZE) == 0)
+    first, second = {
+        "across-layers": [(resting, resting), (moved, moved)][layer % 2],
+        "only-shifted": (moved, moved),
+        "dilated": (dilated, dilated),
+        "roll-back": (resting, rolled),
+        "swapped": (moved, resting),
+    }[pattern]
+    return torch.stack([first, first, second, second])
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+@pytest.mark.parametrize("pattern", ["across-layers", "only-shifted", "dilated", "roll-back", "swapped"])
+def test_a_pattern_is_its_dense_mask(pattern, layer):
+    dice = torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, LENGTH, 6, generator=dice).double() for heads in (4, 2, 2))
+    out = patterns.attend(q, k, v, pattern=pattern, size=SIZE, layer=layer)
+    dense = scaled_dot_product_attention(q, k, v, attn_mask=mask(pattern, layer), enable_gqa=True)
+    assert torch.allclose(out, dense)
+
+
+def test_swapped_is_the_librarys_attention_with_its_heads_turned():
+    q, k, v = torch.randn(3, 1, 4, LENGTH, 6, generator=torch.manual_seed(0)).double().unbind()
+    turned = [x[:, [2, 3, 0, 1]] for x in (q, k, v)]
+    library = shifted_sparse_attention(*turned, group_size=SIZE)[:, [2, 3, 0, 1]]
+    assert torch.allclose(patterns.attend(q, k, v, pattern="swapped", size=SIZE, layer=0), library)
 
 
 def test_a_roll_back_leaks_in_half_of_the_heads_and_nothing_else_does():
     future_LL = torch.ones(LENGTH, LENGTH).triu(1).bool()
-    leaks = {
-        pattern: (patterns.mask(pattern, heads=2, length=LENGTH, size=SIZE, layer=1) & future_LL).sum((1, 2)).tolist()
-        for pattern in ("across-layers", "only-shifted", "dilated", "roll-back", "swapped")
-    }
+    names = ("across-layers", "only-shifted", "dilated", "roll-back", "swapped")
+    leaks = {pattern: (mask(pattern, 1) & future_LL).sum((1, 2)).tolist() for pattern in names}
     # the last half group comes before the first one in its group
-    assert leaks.pop("roll-back") == [0, (SIZE // 2) ** 2]
-    assert all(counts == [0, 0] for counts in leaks.values())
+    assert leaks.pop("roll-back") == [0, 0, (SIZE // 2) ** 2, (SIZE // 2) ** 2]
+    assert all(counts == [0] * 4 for counts in leaks.values())
 
 
-def test_dilated_sees_as_many_tokens_as_a_group_holds():
-    seen_L = patterns.mask("dilated", heads=2, length=LENGTH, size=SIZE, layer=0)[0].sum(-1)
-    assert seen_L[-1] == SIZE and seen_L[0] == 1
-
-
-def test_every_arm_is_valid_and_stands_in_the_graph_and_in_a_table():
-    arms = set(read_params(HERE / "arms.yaml")["arms"])
-    for name in arms:
-        settings = settings_of(HERE / "arms.yaml", name)
-        for kind in (Attention, Adapter, Fit):
+@pytest.mark.parametrize("study", list(ARMS))
+def test_every_arm_is_valid_and_stands_in_the_graph_and_in_a_table(study):
+    for name in ARMS[study]["arms"]:
+        settings = settings_of(ROOT, study, name)
+        for kind in (Position, Attention, Adapter, Fit, Perplexity, Passkey):
             section_of(kind, settings, kind.__name__.lower())
-    graph = yaml.safe_load((HERE / "dvc.yaml").read_text())["stages"]["arm"]["matrix"]["arm"]
-    tables = read_params(HERE / "tables.yaml")["tables"]
-    assert sorted(graph) == sorted(arms) == sorted({row["arm"] for table in tables for row in table["rows"]})
+    graph = yaml.safe_load((HERE / "dvc.yaml").read_text())["stages"][study]["matrix"]["arm"]
+    tables = [table for table in read_params(HERE / "tables.yaml")["tables"] if table["study"] == study]
+    assert sorted(graph) == sorted(ARMS[study]["arms"]) == sorted({row["arm"] for t in tables for row in t["rows"]})
 
 
 def test_an_order_agrees_disagrees_or_stays_open(tmp_path):
