@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows import cli_models, cli_records
-from flows.cli_options import Overrides, Promote, Recipe, Run, here
+from flows.cli_options import Anyway, Overrides, Promote, Recipe, Run, here
 
 if TYPE_CHECKING:
     from tasks.workspace import Project
@@ -27,7 +27,7 @@ app = typer.Typer(
 
 
 @app.command()
-def run(recipe: Recipe = None, overrides: Overrides = None, promote: Promote = False) -> None:
+def run(recipe: Recipe = None, overrides: Overrides = None, promote: Promote = False, anyway: Anyway = False) -> None:
     """Bring every stage up to date, in a folder of its own, and record the run."""
     where = here()
     from flows.place import open_place
@@ -48,6 +48,10 @@ def run(recipe: Recipe = None, overrides: Overrides = None, promote: Promote = F
     if done:
         print("every stage is unchanged, and the run is recorded")
     else:
+        if not anyway:
+            from flows.plan import must_fit
+
+            must_fit(place)
         with servers.prefect_api(where) as ready:
             from flows.pipeline import pipeline
 
