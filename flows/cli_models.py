@@ -1,4 +1,4 @@
-"""The commands that change nothing outside: plan, eval, ask, page, and those on questions. Each imports what it uses."""
+"""The commands that change nothing outside: plan, eval, ask, page, serve, and those on questions. Each imports what it uses."""
 
 from pathlib import Path
 from typing import Annotated
@@ -110,6 +110,21 @@ def page(
     from flows.ask import page as ask_page
 
     ask_page(model, port=port, prompt=prompt, room=room)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Option("--model", "-m", help="A model's folder, `champion`, or a run.")] = "champion",
+    port: Annotated[int, typer.Option(help="Of the endpoint, on 127.0.0.1.")] = 8000,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="chat: the tokenizer's template; authors: [INST]...[/INST]; plain: completions alone."),
+    ] = None,
+) -> None:
+    """Serve a model over HTTP, OpenAI-compatible, on this machine only, until interrupted."""
+    from flows.serve import serve as serve_model
+
+    serve_model(model, port=port, prompt=prompt)
 
 
 @longqa.command("build")
