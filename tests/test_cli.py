@@ -33,6 +33,8 @@ def test_help_loads_nothing_heavy_and_is_quick():
         "plan",
         "eval",
         "ask",
+        "page",
+        "serve",
         "longqa",
         "export",
         "gc",
