@@ -87,7 +87,9 @@ def test_a_run_is_recorded_and_promoted_on_postgresql_and_its_password_is_kept_n
     ]
     flows = rows(f"{postgres}/prefect", "select name, state_type from flow_run")
     assert (f"params-{key}", "COMPLETED") in flows and {state for _, state in flows} == {"COMPLETED"}
-    tasks = {name for (name,) in rows(f"{postgres}/prefect", "select name from task_run where state_type = 'COMPLETED'")}
+    tasks = {
+        name for (name,) in rows(f"{postgres}/prefect", "select name from task_run where state_type = 'COMPLETED'")
+    }
     assert {*NAMES, "record"} <= tasks
 
     again = dummy.longlora(folder, "run", env=env)
