@@ -44,6 +44,19 @@ tr:last-child td { border-bottom: 0; }
 .plain td { overflow-wrap: anywhere; }
 .plain td:first-child { color: var(--faint); width: 230px; }
 .scroll { overflow-x: auto; }
+@media (max-width: 640px) {
+  main { padding: 20px 12px 40px; }
+  header h1 { font-size: 24px; }
+  section { padding: 16px; margin-top: 14px; }
+  .figures { grid-template-columns: 1fr 1fr; gap: 12px; margin-top: 14px; }
+  .figures div { padding: 12px 14px; }
+  .figures strong { font-size: 24px; }
+  .picture { padding: 6px; overflow-x: auto; }
+  .picture img { width: 680px; }
+  .scores td:first-child, .scores th:first-child { position: sticky; left: 0; background: white; white-space: nowrap; }
+  .mark { width: 56px; }
+  .plain td:first-child { width: 104px; }
+}
 @media print { body { background: white; } section, .figures div { break-inside: avoid; } }
 """
 
