@@ -1,7 +1,7 @@
 """Peak memory of a training step against the length: ours is linear, plain full attention with whole logits beside it.
 
-Ours: S2-Attn, the loss in chunks, gradient checkpointing. Plain: transformers as it comes. A tiny Llama in float32, one process
-per point, above what the process held with the model in place.
+Ours: S2-Attn, the loss in chunks, gradient checkpointing. Tiled: the feed-forward in tiles besides. Plain: transformers as it
+comes. A tiny Llama in float32, one process per point, above what the process held with the model in place.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,11 @@ from benchmarks.turns import Cases, Sizes
 from longlora.adapter import attach
 from longlora.attention import enable
 from longlora.loss import chunk_loss
+from longlora.tile import tile_mlp
 
 LAYERS, HIDDEN, HEADS, WORDS = 4, 128, 4, 8192
-METHODS = ("ours", "plain")
+METHODS = ("ours", "tiled", "plain")
+TILE = 1024
 
 
 def alone(method: str, length: str) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -29,6 +31,8 @@ def alone(method: str, length: str) -> tuple[Callable[[], None], Callable[[], No
         model.activation_checkpointing_enable({"use_reentrant": False})
         chunk_loss(model, chunk=CHUNK)
         enable(model, SPARSE)
+    if method == "tiled":
+        tile_mlp(model, tile=TILE)
     step = training(model, length=int(length))
     return partial(step, 64), partial(step, int(length))
 
