@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from experiments import patterns
 from experiments.arm import settings_of
-from experiments.tables import order, rows_of
+from experiments.tables import order, retrieval_table, rows_of
 from longlora.adapter import Adapter
 from longlora.attention import Attention, shifted_sparse_attention
 from longlora.fit import Fit
@@ -62,7 +62,7 @@ def test_a_pattern_is_its_dense_mask(pattern, layer):
 def test_swapped_is_the_librarys_attention_with_its_heads_turned():
     q, k, v = torch.randn(3, 1, 4, LENGTH, 6, generator=torch.manual_seed(0)).double().unbind()
     turned = [x[:, [2, 3, 0, 1]] for x in (q, k, v)]
-    library = shifted_sparse_attention(*turned, group_size=SIZE)[:, [2, 3, 0, 1]]
+    library = shifted_sparse_attention(*turned, group_size=SIZE).transpose(1, 2)[:, [2, 3, 0, 1]]
     assert torch.allclose(patterns.attend(q, k, v, pattern="swapped", size=SIZE, layer=0), library)
 
 
@@ -86,20 +86,53 @@ def test_every_arm_is_valid_and_stands_in_the_graph_and_in_a_table(study):
     assert sorted(graph) == sorted(ARMS[study]["arms"]) == sorted({row["arm"] for t in tables for row in t["rows"]})
 
 
-def test_an_order_agrees_disagrees_or_stays_open(tmp_path):
+@pytest.fixture
+def results(tmp_path):
+    """Writes what arms found: perplexities by seed, and passkeys and seconds if they matter."""
+
+    def write(arms, keys=None, seconds=None):
+        folder = tmp_path / "made-up"
+        folder.mkdir()
+        for arm, values in arms.items():
+            for seed, value in enumerate(values):
+                found = (keys or {}).get(arm, [0.0] * 3)[seed]
+                one = {
+                    "perplexity": {"512": 1.0, "2048": value},
+                    "passkey": {"2048": found},
+                    "loss": np.log(value) - 0.5,
+                }
+                one["seconds_per_step"] = (seconds or {}).get(arm, 1.0) + seed
+                (folder / f"{arm}-{seed}.json").write_text(json.dumps(one))
+        return tmp_path
+
+    return write
+
+
+def test_an_order_agrees_disagrees_or_stays_open(results):
     ours = {"a": [3.0, 3.1, 2.9], "b": [3.5, 3.6, 3.4], "c": [2.9, 3.3, 2.8], "d": [2.0, 2.1, 1.9], "e": [9, 9.1, 8.9]}
-    for arm, values in ours.items():
-        for seed, value in enumerate(values):
-            one = {"perplexity": {"2048": value}, "loss": np.log(value) - 0.5}
-            (tmp_path / f"{arm}-{seed}.json").write_text(json.dumps(one))
     paper = {"a": 8.0, "b": 9.0, "c": 8.5, "d": 10.0, "e": 8.01}
-    table = {"rows": [{"arm": arm, "says": arm.upper(), "paper": value} for arm, value in paper.items()]}
-    rows = rows_of(table, tmp_path)
-    against, open_ = order(rows)
+    rows = [{"arm": arm, "says": arm.upper(), "paper": value} for arm, value in paper.items()]
+    table, folder = {"study": "made-up", "rows": rows}, results(ours)
+    rows = rows_of(table, folder)
+    against, open_, count = order(rows)
     assert set(against) == {f"{x} is better than {y} here" for x, y in ("DA", "DB", "DC", "DE", "BE", "CE")}
     assert open_ == ["A / C"]  # B / C is clear by pairs, A / E is less than one per cent apart in the paper
+    assert count == 9
     assert rows[0].leak == pytest.approx(-0.5)
-    (tmp_path / "a-1.json").unlink()
-    (tmp_path / "a-2.json").unlink()
+    (folder / "made-up" / "a-1.json").unlink()
+    (folder / "made-up" / "a-2.json").unlink()
     with pytest.raises(ValueError, match="a has 1 results"):
-        rows_of(table, tmp_path)
+        rows_of(table, folder)
+
+
+def test_retrieval_is_told_against_full_attention_and_cost_against_s2(results):
+    names = ["full-attention", "s2-only", "demo"]
+    keys = {"full-attention": [0.9, 1.0, 0.95], "s2-only": [0.3, 0.4, 0.3], "demo": [0.9, 0.95, 1.0]}
+    folder = results({name: [3.0, 3.1, 2.9] for name in names}, keys, {"full-attention": 2.0, "demo": 1.3})
+    table = {"study": "made-up", "rows": [{"arm": name, "says": name, "paper": None} for name in names]}
+    lines = retrieval_table(rows_of(table, folder))
+    assert "| demo | 2.999 ± 0.248 | 95 ± 12 % | 1.30 |" in lines
+    assert lines[-2:] == [
+        "- s2-only: -62 points from full attention throughout, clear of the seeds' noise.",
+        "- demo: +0 points from full attention throughout, within the seeds' noise, but costs more than 1.1 of S2-Attn.",
+    ]
