@@ -31,6 +31,7 @@ def test_help_loads_nothing_heavy_and_is_quick():
         "plan",
         "eval",
         "ask",
+        "chat",
         "page",
         "serve",
         "longqa",
