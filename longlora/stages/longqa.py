@@ -10,9 +10,16 @@ from longlora.plain import open_model, open_tokenizer
 from longlora.section import run
 
 
-def stage(model: Path, scores: Path, longqa: LongQA) -> None:
+def stage(model: Path, held_out: Path, scores: Path, longqa: LongQA) -> None:
     kept = kept_folder(model)
-    result = measure(open_model(model), label=model.name, tokenizer=open_tokenizer(model), settings=longqa, kept=kept)
+    result = measure(
+        open_model(model),
+        label=model.name,
+        tokenizer=open_tokenizer(model),
+        settings=longqa,
+        held_out=held_out,
+        kept=kept,
+    )
     scores.parent.mkdir(parents=True, exist_ok=True)
     scores.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     shutil.rmtree(kept, ignore_errors=True)
