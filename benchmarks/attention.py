@@ -36,7 +36,8 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def s2(q_BHLD: torch.Tensor, k_BHLD: torch.Tensor, v_BHLD: torch.Tensor) -> torch.Tensor:
-    return shifted_sparse_attention(q_BHLD, k_BHLD, v_BHLD, group_size=group_size(q_BHLD.shape[2], RATIO))
+    out_BLHD = shifted_sparse_attention(q_BHLD, k_BHLD, v_BHLD, group_size=group_size(q_BHLD.shape[2], RATIO))
+    return out_BLHD.transpose(1, 2)
 
 
 def full(q_BHLD: torch.Tensor, k_BHLD: torch.Tensor, v_BHLD: torch.Tensor) -> torch.Tensor:

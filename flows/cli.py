@@ -6,15 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from flows import cli_models, cli_records
-from flows.cli_options import Overrides, Promote, Recipe, Run, here
-
-if TYPE_CHECKING:
-    from tasks.workspace import Project
+from flows import cli_models, cli_promotion, cli_records
+from flows.cli_options import Anyway, Overrides, Promote, Recipe, here
 
 UsageError = typer.BadParameter.__bases__[0]  # typer's own click has no public name for it
 
@@ -27,27 +24,27 @@ app = typer.Typer(
 
 
 @app.command()
-def run(recipe: Recipe = None, overrides: Overrides = None, promote: Promote = False) -> None:
+def run(recipe: Recipe = None, overrides: Overrides = None, promote: Promote = False, anyway: Anyway = False) -> None:
     """Bring every stage up to date, in a folder of its own, and record the run."""
     where = here()
-    from flows.place import open_place
+    from flows.place import is_recorded, open_place
     from flows.terminal import show_plan, show_report
-    from tasks import servers, storage, workspace
+    from tasks import approval, servers, workspace
 
     state = workspace.snapshot(where, recipe=recipe, overrides=overrides)
     with workspace.hold(where, state.key):
         place = open_place(where, state)
         show_plan(place.stages)
-        noted = storage.noted(where, state.key)
-        done = (
-            noted is not None
-            and all(stage.status != "stale" for stage in place.stages)
-            and noted.record == storage.record_commit(where, state, place.folder)
-            and noted.tracking == os.environ["MLFLOW_TRACKING_URI"]
-        )
+        if promote and (model := place.artifact("model")) and approval.patience(model):
+            servers.running_prefect(where)  # where a person can answer: said now, not at the end
+        done = is_recorded(place)
     if done:
         print("every stage is unchanged, and the run is recorded")
     else:
+        if not anyway:
+            from flows.plan import must_fit
+
+            must_fit(place)
         with servers.prefect_api(where) as ready:
             from flows.pipeline import pipeline
 
@@ -55,47 +52,23 @@ def run(recipe: Recipe = None, overrides: Overrides = None, promote: Promote = F
             pipeline(recipe, overrides or [], promote=promote)
     show_report(place)
     if promote and done:
-        promote_run(where, state.key)
+        cli_promotion.promote_run(where, state.key)
 
 
 @app.command()
-def promote(run: Run = None) -> None:
-    """Register a run's model; make it champion if its verdict passes and it beats the present one."""
-    promote_run(here(), run)
-
-
-def promote_run(where: "Project", wanted: str | None) -> None:
-    from tasks import promotion, servers, tracking
-
-    client = tracking.connect()
-    said = promotion.nothing_to_do(client, where, promotion.chosen(client, where, wanted))
-    if not said:
-        with servers.prefect_api(where) as ready:
-            from flows.promote import promote as promote_flow
-
-            ready()
-            said = promote_flow(wanted)
-    print(said)
-
-
-@app.command()
-def rollback(why: Annotated[str, typer.Option("--why", help="The reason, for the record.")] = "") -> None:
-    """Make the champion before the present one champion again."""
+def sweep(
+    axes: Annotated[list[str], typer.Argument(metavar="KEY=VALUE,VALUE...", help="Such as adapter.rank=8,16.")],
+    recipe: Recipe = None,
+    overrides: Overrides = None,
+) -> None:
+    """Run every combination of these values, one after the other, and show the results as one table."""
     where = here()
-    from tasks import promotion, tracking
+    from flows.sweep import sweep as sweep_runs
 
-    print(promotion.rollback(tracking.connect(), where, why))
-
-
-@app.command()
-def history() -> None:
-    """Every move of the champion: from, to, when, who, why."""
-    where = here()
-    from flows.listing import show_history
-    from tasks import promotion, registry, tracking
-
-    name = promotion.model_at(where, "HEAD").name
-    show_history(name, registry.moves(tracking.connect(), name))
+    results = sweep_runs(where, axes, recipe=recipe, overrides=overrides or [])
+    failed = sum(bool(result.failure) for result in results)
+    if failed:
+        raise ValueError(f"{failed} of {len(results)} runs failed; the same command again runs them again")
 
 
 @app.command()
@@ -153,6 +126,7 @@ def up(
     servers.up(where, prefect_port=prefect_port, mlflow_port=mlflow_port, ready=ready)
 
 
+app.add_typer(cli_promotion.app)
 app.add_typer(cli_records.app)
 app.add_typer(cli_models.app)
 app.command("ui", help="The same as `up`.")(up)

@@ -3,6 +3,7 @@
 from datetime import datetime
 
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -21,6 +22,11 @@ def show_history(name: str, moves: list[Move]) -> None:
     for move in moves:
         table.add_row(move.when, move.how, move.origin or "-", move.to or "-", move.who, move.why, move.run[:8])
     console().print(table if moves else f"{name} has had no champion yet")
+
+
+def verdict_word(run: Run) -> str:
+    """The gate's verdict in a word; '' where there is none."""
+    return {1.0: "passed", 0.0: "refused"}.get(run.data.metrics.get("passed", -1.0), "")
 
 
 def show_runs(client: MlflowClient, where: Project, model: Artifact) -> None:
@@ -50,7 +56,6 @@ def show_runs(client: MlflowClient, where: Project, model: Artifact) -> None:
     for run in found:
         tags = run.data.tags
         started = datetime.fromtimestamp(run.info.start_time / 1000).strftime("%Y-%m-%d %H:%M")
-        verdict = {1.0: "passed", 0.0: "refused"}.get(run.data.metrics.get("passed", -1.0), "")
         values = list(promotion.values_of(client, run.info.run_id, better).items()) if better else []
         value = [f"{values[-1][1]:.4g} at {values[-1][0]}" if values else ""] if better else []
         dirty = " (dirty)" if tags.get("longlora.dirty") == "true" else ""
@@ -60,7 +65,7 @@ def show_runs(client: MlflowClient, where: Project, model: Artifact) -> None:
             run.info.status.lower(),
             tags.get("longlora.recipe", ""),
             tags.get("longlora.overrides", ""),
-            verdict,
+            verdict_word(run),
             *value,
             titles.get(run.info.run_id, ""),
         )

@@ -21,6 +21,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.place import Place, open_place
 from flows.recording import Recording
 from tasks import hooks, servers, storage, supervise, workspace
+from tasks.approval import waiting
 from tasks.stages import InterruptedStageError, ParameterError, Stage
 
 
@@ -85,7 +86,9 @@ def run_place(place: Place) -> None:
         place.pipeline.close()
         supervise.stop_all()  # a stage still runs if this thread was interrupted
         recording.finish(status)
-    storage.note(place.where, place.state.key, storage.Finished(commit, run_id, recording.uri))
+    storage.note(
+        place.where, place.state.key, storage.Finished(commit, run_id, storage.without_credentials(recording.uri))
+    )
 
 
 def name_run(where: workspace.Project, name: str) -> None:
@@ -100,7 +103,9 @@ def name_run(where: workspace.Project, name: str) -> None:
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])),
         )
         for other in client.read_flow_runs(flow_run_filter=running):
-            if other.name == name or not workspace.is_held(where, other.name.rpartition("-")[2]):
+            key = other.name.rpartition("-")[2]
+            at_work = workspace.is_held(where, key) or workspace.is_held(where, waiting(key))
+            if other.name == name or not at_work:
                 client.set_flow_run_state(other.id, Crashed(message="its process ended without a word"), force=True)
         client.update_flow_run(flow_run.get_id(), name=name, tags=[*flow_run.get_tags(), home])
 

@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks import storage
 from tasks.config import link
 from tasks.stages import Artifact, Pipeline, Stage
 from tasks.workspace import Project, Snapshot, worktree
@@ -55,6 +56,17 @@ def open_place(where: Project, state: Snapshot) -> Place:
     link(folder, to=where.tree, cache_home=where.root)
     pipeline = Pipeline(folder, environment=stage_settings(where.state / "checkpoints"))
     return Place(where, state, folder, pipeline, pipeline.plan())
+
+
+def is_recorded(place: Place) -> bool:
+    """Whether there is nothing to do: no stage is stale, and what they made is recorded, in this MLflow too."""
+    noted = storage.noted(place.where, place.state.key)
+    return (
+        noted is not None
+        and all(stage.status != "stale" for stage in place.stages)
+        and noted.record == storage.record_commit(place.where, place.state, place.folder)
+        and noted.tracking == storage.without_credentials(os.environ["MLFLOW_TRACKING_URI"])
+    )
 
 
 def stage_settings(checkpoints: Path) -> dict[str, str]:

@@ -12,9 +12,11 @@ NAMES = {
     "base": "base",
     "linear": "linear, untrained",
     "yarn": "YaRN, untrained",
+    "s2": "shifted sparse attention",
+    "full": "full attention",
     "extended": "extended",
 }
-"""The pipeline's own models, in the order of tables; any other model goes by its label, before the extended one."""
+"""The pipeline's own models, in the order of tables; any other model goes by its label, before those trained by it."""
 MEASURES = {
     "perplexity": ("Perplexity at", "{:.4g}"),
     "longppl": ("LongPPL, tokens picked by", "{:.4g}"),
@@ -150,9 +152,10 @@ def gather(scores: Path, *, verdict: Path, history: Path, base: Path, texts: Pat
 
 
 def order(labels: set[str]) -> list[str]:
-    """The baselines, then others by name, then the model in question."""
+    """The untrained baselines, then others by name, then the retrained ones, then the model in question."""
     known = list(NAMES)
-    return sorted(labels, key=lambda label: (known.index(label) if label in known else len(known) - 1.5, label))
+    others = known.index("s2") - 0.5
+    return sorted(labels, key=lambda label: (known.index(label) if label in known else others, label))
 
 
 def model(label: str, tree: dict[str, Any]) -> Model:

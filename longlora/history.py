@@ -61,7 +61,7 @@ class History(TrainerCallback):
 
 
 def write_cost(file: Path, *, model: nn.Module, tokens: int, seconds: float) -> None:
-    """What this process spent (after a resume: since then)."""
+    """What this process spent (after a resume: since then), under the file's own name."""
     figures = {
         "seconds": round(seconds, 1),
         "tokens_per_second": round(tokens / seconds, 1),
@@ -69,7 +69,7 @@ def write_cost(file: Path, *, model: nn.Module, tokens: int, seconds: float) -> 
         "trainable_parameters": sum(p.numel() for p in trained_parameters(model).values()),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"cost": figures}, indent=2) + "\n")
+    file.write_text(json.dumps({file.stem: figures}, indent=2) + "\n")
 
 
 def peak_memory() -> int:

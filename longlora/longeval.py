@@ -24,6 +24,7 @@ from longlora.cases import Case, case, read_lines
 from longlora.interval import binomial
 from longlora.prompt import chat_turn, continuation, opening
 from longlora.section import Section
+from longlora.shares import say
 
 Task = Literal["lines", "topics"]
 ROOM = {"lines": 24, "topics": 40}
@@ -219,7 +220,7 @@ def measure(
     for (task, column), questions in [*own.items(), *(((q[0].task, stem), q) for stem, q in published.items())]:
         figures = ask(model, tokenizer=tokenizer, writer=writer, questions=questions, kept=kept)
         result.setdefault(f"longeval_{task}", {label: {"prompt": settings.prompt}})[label][column] = figures
-        print(f"{task} {column}: {figures['value']:.0%} of {figures['trials']} right", flush=True)
+        say(f"{task} {column}: {figures['value']:.0%} of {figures['trials']} right")
     return result
 
 

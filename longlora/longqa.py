@@ -22,6 +22,7 @@ from longlora.cases import Case, case, read_lines
 from longlora.interval import binomial, bootstrap
 from longlora.prompt import chat_turn, continuation, opening
 from longlora.section import Section
+from longlora.shares import say
 from longlora.wording import after_document, before_question
 
 
@@ -162,7 +163,7 @@ def measure(
         "cut": sum(cut for _, cut in prompts),
         **{name: figures(name, said, questions=questions, seed=settings.seed) for name in METRICS},
     }
-    print(", ".join(f"{name} {result[name]['value']:.3f}" for name in METRICS), f"of {len(questions)}", flush=True)
+    say(", ".join(f"{name} {result[name]['value']:.3f}" for name in METRICS) + f" of {len(questions)}")
     return {"longqa": {label: result}}
 
 

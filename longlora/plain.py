@@ -4,15 +4,19 @@ Evaluation never sees the sparse attention of training. float32 on a CPU, so tha
 rounding's; bfloat16 on a GPU.
 """
 
+import os
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
+from longlora.shares import world
+
 
 def open_model(folder: Path) -> PreTrainedModel:
-    """The model of `folder`, ready to be asked: on the GPU if there is one, over all of them if it needs them.
+    """The model of `folder`, ready to be asked: on the GPU if there is one, over all of them if it needs them; among several
+    processes, on this one's own GPU.
 
     Raises:
         ValueError: there is no model at `folder`.
@@ -20,12 +24,13 @@ def open_model(folder: Path) -> PreTrainedModel:
     if not (folder / "config.json").is_file():
         raise ValueError(f"no model at {folder} (no config.json there, seen from {Path.cwd()})")
     cuda = torch.cuda.is_available()
+    everywhere = "auto" if world() == 1 else {"": int(os.environ.get("LOCAL_RANK", "0"))}
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         local_files_only=True,
         dtype=torch.bfloat16 if cuda else torch.float32,
         attn_implementation="sdpa",
-        device_map="auto" if cuda else "cpu",
+        device_map=everywhere if cuda else "cpu",
     )
     return model.eval().requires_grad_(False)
 

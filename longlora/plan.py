@@ -178,6 +178,8 @@ def ladder(workload: Workload, hardware: Hardware) -> list[Change]:
     for degree in range(hardware.sequence_parallel + 1, hardware.gpus + 1):
         if hardware.gpus % degree == 0 and whole_groups(workload, degree=degree):
             rungs.append(Change(f"sequence-parallel degree {degree}", {}, {"sequence_parallel": degree}))
+    if hardware.on_cpu:
+        return rungs
     if not hardware.offload_optimizer:
         stage = max(hardware.zero, 1)
         rungs.append(

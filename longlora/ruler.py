@@ -19,6 +19,7 @@ from longlora.interval import bootstrap
 from longlora.prompt import chat_turn, continuation, continuations, opening
 from longlora.riddles import Riddle, Task, common, frequent, needles, tracking
 from longlora.section import Section
+from longlora.shares import say
 
 FEWEST = {"common": 110, "frequent": 30}
 """Words of the shortest list: ten words ten times and some others; three words that stand out."""
@@ -152,7 +153,7 @@ def measure(
         ]
         by_task = {task: score([s for t, s in scores if t == task], seed=settings.seed) for task in settings.tasks}
         result[str(length)] = score([s for _, s in scores], seed=settings.seed) | {"task": by_task}
-        print(f"{length} tokens: " + ", ".join(f"{t} {s['value']:.0%}" for t, s in by_task.items()), flush=True)
+        say(f"{length} tokens: " + ", ".join(f"{t} {s['value']:.0%}" for t, s in by_task.items()))
     result["effective"] = {"value": effective(result, settings=settings)}
     return {"ruler": {label: result}}
 

@@ -6,13 +6,14 @@ metric that dvc.yaml names (`artifacts: NAME: meta: better: {metric, step, order
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from tasks import hooks, registry, tracking
+from tasks.approval import Approval
 from tasks.outputs import artifacts_at, read
 from tasks.registry import CANDIDATE, CHAMPION
 from tasks.stages import Artifact
@@ -36,49 +37,104 @@ class Better:
     """The output that both must have been measured on, hash by hash."""
 
 
-def promote(client: MlflowClient, where: Project, run: Run) -> str:
+@dataclass(frozen=True)
+class Candidate:
+    """A run's model, registered as candidate, and what there is to say about its promotion."""
+
+    name: str
+    version: str
+    key: str
+    run: str
+    champion: str | None
+    """The version that is champion now; the candidate's own if that is it."""
+    against: list[str]
+    """A reason per rule that it fails."""
+    favour: str
+
+
+def promote(client: MlflowClient, where: Project, run: Run, *, approval: Approval | None = None) -> str:
     """Register `run`'s model as candidate, and then as champion. Returns what was done.
+
+    Args:
+        approval: what a person said, if one was asked; the rules hold in any case.
 
     Raises:
         RefusalError: it stays candidate.
         ValueError: the run is not finished.
     """
-    source, model = source_and_model(where, run)
-    key = run.data.tags[tracking.KEY]
-    with hold(where, lock_name(model.name)):
-        champion = registry.holder(client, model.name, CHAMPION)
-        version = registry.register(client, model.name, source=source, run=run, desc=model.desc, labels=model.labels)
-        if champion and str(champion.version) == str(version.version):
-            return already(model.name, champion)
-        client.set_registered_model_alias(model.name, CANDIDATE, version.version)
-        against = objections(client, where, run, champion, better_of(model))
-        if not against:
-            better = better_of(model) if champion else None
-            why = "the verdict passed"
-            if champion and better:
-                why += f", and {better.metric} is {better.order} than version {champion.version}'s"
-            number, who = str(version.version), person(where)
-            made = registry.move(client, model.name, number, how="promote", who=who, why=why, run=run.info.run_id)
+    with hold(where, lock_name(source_and_model(where, run)[1].name)):
+        found = candidate(client, where, run)
+        if found.champion == found.version:
+            return already(found.name, found.version)
+        against, why, who = found.against, found.favour, person(where)
+        if approval:
+            why, who = f"{why}; asked by {who}, approved: {approval.why}", approval.who
+        if approval and not approval.approve:
+            against = [f"not approved by {approval.who}: {approval.why}", *against]
+            registry.decline(client, found.name, who=approval.who, why=approval.why, run=found.run)
+        elif not against:
+            made = registry.move(client, found.name, found.version, how="promote", who=who, why=why, run=found.run)
     if against:
-        stays = f"champion stays version {champion.version}" if champion else "there is no champion"
-        reasons = "".join(f"\n  {line}" for line in against)
-        said = f"{model.name} version {version.version} stays candidate, {stays}:{reasons}"
-        hooks.tell("refused", said, model=model.name, version=str(version.version), key=key)
-        raise RefusalError(said)
-    said = f"{model.name} version {version.version} is champion: {why}"
-    hooks.tell("promoted", said, model=model.name, key=key, **asdict(made))
+        refuse(found, against)
+    said = f"{found.name} version {found.version} is champion: {why}"
+    hooks.tell("promoted", said, model=found.name, key=found.key, **asdict(made))
     return said
+
+
+def propose(client: MlflowClient, where: Project, run: Run) -> str:
+    """Register `run`'s model as candidate. Returns what to ask a person who is to approve its promotion.
+
+    Raises:
+        RefusalError: the rules are against it, so nobody need be asked.
+        ValueError: the run is not finished.
+    """
+    with hold(where, lock_name(source_and_model(where, run)[1].name)):
+        found = candidate(client, where, run)
+    if found.against:
+        refuse(found, found.against)
+    instead = f"instead of version {found.champion}" if found.champion else "the first"
+    return f"Shall {found.name} version {found.version}, of run {found.key}, be champion, {instead}? {found.favour}."
+
+
+def candidate(client: MlflowClient, where: Project, run: Run) -> Candidate:
+    """Register `run`'s model as candidate, if it is not champion already. Call it under the registry's lock."""
+    source, model = source_and_model(where, run)
+    champion = registry.holder(client, model.name, CHAMPION)
+    version = registry.register(client, model.name, source=source, run=run, desc=model.desc, labels=model.labels)
+    against, favour, better = [], "the verdict passed", better_of(model)
+    if not champion or str(champion.version) != str(version.version):
+        client.set_registered_model_alias(model.name, CANDIDATE, version.version)
+        against = objections(client, where, run, champion, better)
+    if champion and better:
+        favour += f", and {better.metric} is {better.order} than version {champion.version}'s"
+    return Candidate(
+        name=model.name,
+        version=str(version.version),
+        key=run.data.tags[tracking.KEY],
+        run=run.info.run_id,
+        champion=str(champion.version) if champion else None,
+        against=against,
+        favour=favour,
+    )
+
+
+def refuse(found: Candidate, against: list[str]) -> NoReturn:
+    stays = f"champion stays version {found.champion}" if found.champion else "there is no champion"
+    reasons = "".join(f"\n  {line}" for line in against)
+    said = f"{found.name} version {found.version} stays candidate, {stays}:{reasons}"
+    hooks.tell("refused", said, model=found.name, version=found.version, key=found.key)
+    raise RefusalError(said)
 
 
 def nothing_to_do(client: MlflowClient, where: Project, run: Run) -> str:
     """What to say if `run`'s model is the champion already, else ''."""
     source, model = source_and_model(where, run)
     champion = registry.holder(client, model.name, CHAMPION)
-    return already(model.name, champion) if champion and champion.source == source else ""
+    return already(model.name, str(champion.version)) if champion and champion.source == source else ""
 
 
-def already(name: str, champion: ModelVersion) -> str:
-    return f"{name} version {champion.version} is the champion already"
+def already(name: str, version: str) -> str:
+    return f"{name} version {version} is the champion already"
 
 
 def source_and_model(where: Project, run: Run) -> tuple[str, Artifact]:
@@ -196,11 +252,17 @@ def better_of(model: Artifact) -> Better | None:
 
 
 def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
-    """The run whose key or MLflow id begins with `wanted`; without it, the last finished one.
+    """The run whose key or MLflow id begins with `wanted`, or that of the champion or candidate; without it, the last finished one.
 
     Raises:
         ValueError: there is none, or more than one.
     """
+    if wanted in (CHAMPION, CANDIDATE):
+        name = model_at(where, "HEAD").name
+        version = registry.holder(client, name, wanted)
+        if not version:
+            raise ValueError(f"{name} has no {wanted} yet: `longlora promote`, or name a run")
+        return client.get_run(str(version.run_id))
     runs = matching(client, where, wanted)
     if len(runs) == 1:
         return runs[0]

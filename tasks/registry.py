@@ -21,10 +21,10 @@ MOVE = "longlora.move."
 
 @dataclass(frozen=True)
 class Move:
-    """One move of the champion alias."""
+    """One move of the champion alias, or a person's word that it stays."""
 
-    how: Literal["promote", "rollback", "found"]
-    """`found`: the alias was not where the record left it."""
+    how: Literal["promote", "rollback", "found", "declined"]
+    """`found`: the alias was not where the record left it; `declined`: asked for approval, a person said no or nobody answered."""
     origin: str | None
     """The version it was on."""
     to: str | None
@@ -92,15 +92,30 @@ def move(
 
     The record is written first: should we die between the two, the next move finds the alias elsewhere, and says so.
     """
-    past, champion = moves(client, name), holder(client, name, CHAMPION)
-    now = str(champion.version) if champion else None  # MLflow says a number or a text, by store
-    if now != (past[-1].to if past else None):
-        write(client, name, len(past), Move("found", past[-1].to if past else None, now, stamp(), who, "not by us", ""))
-        past = moves(client, name)
+    number, now = present(client, name, who)
     made = Move(how, now, to, stamp(), who, why, run)
-    write(client, name, len(past), made)
+    write(client, name, number, made)
     client.set_registered_model_alias(name, CHAMPION, to)
     return made
+
+
+def decline(client: MlflowClient, name: str, *, who: str, why: str, run: str) -> Move:
+    """Record that `run`'s model was kept from being champion. Call it under the registry's lock."""
+    number, now = present(client, name, who)
+    made = Move("declined", now, now, stamp(), who, why, run)
+    write(client, name, number, made)
+    return made
+
+
+def present(client: MlflowClient, name: str, who: str) -> tuple[int, str | None]:
+    """The number of the next record, and the version that is champion; if no record says so, one that does is made."""
+    past, champion = moves(client, name), holder(client, name, CHAMPION)
+    now = str(champion.version) if champion else None  # MLflow says a number or a text, by store
+    last = past[-1].to if past else None
+    if now == last:
+        return len(past), now
+    write(client, name, len(past), Move("found", last, now, stamp(), who, "not by us", ""))
+    return len(past) + 1, now
 
 
 def write(client: MlflowClient, name: str, number: int, made: Move) -> None:
@@ -117,6 +132,6 @@ def predecessor(past: list[Move]) -> str | None:
     for made in past:
         if made.how == "rollback" and len(line) > 1:
             line.pop()
-        elif made.how != "rollback":
+        elif made.how not in ("rollback", "declined"):
             line.append(made.to)
     return line[-2] if len(line) > 1 else None

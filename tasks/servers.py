@@ -9,19 +9,18 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tasks.daemon import Kept, answers, last_line, start, stop, wait_for
 from tasks.workspace import Project
 
 HOST = "127.0.0.1"
+PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}  # of the addresses that name a server
 POOL = "local"  # the work pool of prefect.yaml
-STARTUP = 120.0  # seconds; about 6 on an idle machine
 
 
 def use_environment(where: Project) -> None:
@@ -57,6 +56,11 @@ def is_local_tracking(where: Project) -> bool:
     return os.environ.get("MLFLOW_TRACKING_URI") == local_tracking(where)
 
 
+def is_served(address: str) -> bool:
+    """Whether an MLflow server stands between us and the database; without one, where files go is ours to say."""
+    return urlsplit(address).scheme in ("http", "https")
+
+
 @contextmanager
 def prefect_api(where: Project) -> Iterator[Callable[[], None]]:
     """A Prefect server for the time of one run: the user's, one that `longlora up` runs, else one of our own.
@@ -69,14 +73,17 @@ def prefect_api(where: Project) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     port, log = free_port(), where.state / "prefect.log"
-    server = start(prefect_command(port, schedules=False), log)
+    server = Kept(
+        "Prefect's server", prefect_command(port, schedules=False), health=f"http://{HOST}:{port}/api/health", log=log
+    )
     os.environ["PREFECT_API_URL"] = f"http://{HOST}:{port}/api"
     try:
-        yield lambda: wait_for(f"http://{HOST}:{port}/api/health", server, log)
+        yield server.ready
     finally:
-        flush()
+        if not server.lost:
+            flush()
         del os.environ["PREFECT_API_URL"]
-        stop(server)
+        server.close()
 
 
 def found_prefect(where: Project) -> str | None:
@@ -189,62 +196,21 @@ def must_be_free(port: int, option: str) -> int:
     return port
 
 
-def start(command: list[str], log: Path) -> "subprocess.Popen[bytes]":
-    """Start a server that ends when we do; what it prints goes to `log`."""
-    supervisor = [sys.executable, str(Path(__file__).with_name("supervise.py"))]
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            [*supervisor, *command], stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True
-        )
-
-
-def stop(server: "subprocess.Popen[bytes]") -> None:
-    assert server.stdin
-    server.stdin.close()
-    server.wait()
-
-
-def wait_for(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Wait until `url` answers.
-
-    Raises:
-        ValueError: the server ended, or was not ready in time; its last line.
-    """
-    deadline = time.monotonic() + STARTUP
-    while not answers(url):
-        if server.poll() is not None or time.monotonic() > deadline:
-            raise ValueError(f"the server for {url} did not start: {last_line(log)} (all of it: {log})")
-        time.sleep(0.1)
-
-
-def last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1].strip() if lines else "it said nothing"
-
-
 def must_be_reachable(variable: str) -> None:
-    """Check that somebody listens at the address in environment variable `variable`, if that is an http(s) one.
+    """Check that somebody listens at the address in environment variable `variable`, if it names a server.
 
     Raises:
         ValueError: nobody does. Without this, clients try again for minutes.
     """
     url = urlsplit(os.environ[variable])
-    if url.scheme not in ("http", "https") or not url.hostname:
+    port = url.port or PORTS.get(url.scheme.partition("+")[0])  # postgresql+psycopg2: what stands behind + is a driver
+    if not url.hostname or not port:
         return
     try:
-        socket.create_connection((url.hostname, url.port or {"http": 80, "https": 443}[url.scheme]), timeout=10).close()
+        socket.create_connection((url.hostname, port), timeout=10).close()
     except OSError as error:
         where = f"{url.scheme}://{url.hostname}:{url.port or ''}".rstrip(":")
         raise ValueError(f"nobody answers at {where} ({error}): start it, or change {variable}") from None
-
-
-def answers(url: str) -> bool:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with direct.open(url, timeout=2) as reply:
-            return bool(reply.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def free_port() -> int:

@@ -22,12 +22,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from tasks.servers import is_local_tracking, must_be_reachable
+from tasks.servers import is_served, must_be_reachable
 from tasks.stages import Out
 from tasks.workspace import Project, Snapshot, gpus, home, is_held, person
 
 KEY = "longlora.key"
 HOME = "longlora.home"
+SWEEPS = "longlora.sweeps"  # the sweeps a run is part of, by name, a space between
 BATCH = 1000  # metrics in one request: MLflow's own limit
 LONGEST_PARAM = 6000  # characters: MLflow's own limit
 PICTURES = {".png", ".svg", ".jpg", ".html", ".md", ".json"}
@@ -56,11 +57,13 @@ def connect() -> MlflowClient:
 
 
 def experiment_id(client: MlflowClient, where: Project, name: str) -> str:
-    """The id of experiment `name`, made if need be; files of the project's own store go to its state folder."""
+    """The id of experiment `name`, made if need be; its files go to our state folder, if no server has another place."""
     found = client.get_experiment_by_name(name)
     if found:
         return found.experiment_id
-    location = (where.state / "mlartifacts").as_uri() if is_local_tracking(where) else None
+    # without a location they would go to ./mlruns, and a checkout with new files is another run
+    served = is_served(os.environ["MLFLOW_TRACKING_URI"])
+    location = None if served else (where.state / "mlartifacts").as_uri()
     try:
         return client.create_experiment(name, artifact_location=location)
     except MlflowException:  # another process was first
@@ -85,6 +88,12 @@ def bury(client: MlflowClient, where: Project, experiment: str, *, but: str = ""
         key = run.data.tags[KEY]
         if key != but and not is_held(where, key):
             client.set_terminated(run.info.run_id, "KILLED")
+
+
+def join_sweep(client: MlflowClient, run: Run, name: str) -> None:
+    """Tag `run` as one of sweep `name`."""
+    known = run.data.tags.get(SWEEPS, "").split()
+    client.set_tag(run.info.run_id, SWEEPS, " ".join(sorted({*known, name})))
 
 
 class Tracker:

@@ -22,7 +22,9 @@ def test_help_loads_nothing_heavy_and_is_quick():
     assert not loaded & HEAVY
     for word in (
         "run",
+        "sweep",
         "promote",
+        "approve",
         "rollback",
         "history",
         "runs",

@@ -247,7 +247,7 @@ def test_any_other_model_stands_before_the_extended_one_and_keeps_its_colour(tmp
     labels = ["base", "champion", "full", "extended"]
     assert len({colour(label, labels) for label in labels}) == 4
     both = {**PERPLEXITY, "full": PERPLEXITY["yarn"]}
-    assert re.search(r"\| full \| 3\.935 .*\n\| \*\*extended", summary(found(tmp_path, perplexity=both)))
+    assert re.search(r"\| full attention \| 3\.935 .*\n\| \*\*extended", summary(found(tmp_path, perplexity=both)))
 
 
 def test_no_scores_of_the_extended_model_is_an_error_that_names_what_there_is(tmp_path):

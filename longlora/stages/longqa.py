@@ -1,6 +1,5 @@
 """Questions on long documents for one model. The folder's name is the model's label."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from longlora.answer import kept_folder
 from longlora.longqa import LongQA, measure
 from longlora.plain import open_model, open_tokenizer
 from longlora.section import run
+from longlora.shares import rank, write
 
 
 def stage(model: Path, held_out: Path, scores: Path, longqa: LongQA) -> None:
@@ -20,9 +20,9 @@ def stage(model: Path, held_out: Path, scores: Path, longqa: LongQA) -> None:
         held_out=held_out,
         kept=kept,
     )
-    scores.parent.mkdir(parents=True, exist_ok=True)
-    scores.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
-    shutil.rmtree(kept, ignore_errors=True)
+    write(result, scores)
+    if rank() == 0:
+        shutil.rmtree(kept, ignore_errors=True)
 
 
 if __name__ == "__main__":

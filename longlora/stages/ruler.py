@@ -1,20 +1,19 @@
 """RULER's synthetic tasks for one model. The folder's name is the model's label."""
 
-import json
 from pathlib import Path
 
 from longlora.blocks import documents
 from longlora.plain import open_model, open_tokenizer
 from longlora.ruler import Ruler, measure
 from longlora.section import run
+from longlora.shares import write
 
 
 def stage(model: Path, heldout: Path, scores: Path, ruler: Ruler) -> None:
     tokenizer = open_tokenizer(model)
     texts = [str(tokenizer.decode(d, skip_special_tokens=True)) for d in documents(heldout)]
     result = measure(open_model(model), label=model.name, tokenizer=tokenizer, texts=texts, settings=ruler)
-    scores.parent.mkdir(parents=True, exist_ok=True)
-    scores.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    write(result, scores)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,164 @@
+"""Runs over the product of values of some parameters, and their results in one table.
+
+Each is a run like any other: of the same key as `longlora run --set ...` gives it, so what was computed before is not computed
+again, and the same sweep again goes on where it stopped. In MLflow the runs of a sweep are found together by a tag.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mlflow import MlflowClient
+from rich.table import Column, Table
+from rich.text import Text
+
+from flows.listing import verdict_word
+from flows.place import is_recorded, open_place
+from flows.terminal import console
+from tasks import promotion, servers, tracking
+from tasks.stages import Artifact, InterruptedStageError, StageError
+from tasks.workspace import Project, Snapshot, hold, snapshot
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination of values."""
+
+    values: tuple[str, ...]
+    """As `key=value`, in the order of the command line."""
+    state: Snapshot
+
+
+@dataclass(frozen=True)
+class Result:
+    point: Point
+    failure: str
+    """The run's last words; '' if it did well."""
+    verdict: str
+    score: float | None
+    """The metric that champions are compared by, at the longest length."""
+    at: int
+    """That length in tokens; 0 for a metric without lengths."""
+
+
+def sweep(where: Project, axes: list[str], *, recipe: str | None, overrides: list[str]) -> list[Result]:
+    """Run every combination of the values in `axes` (each `key=value,value`), one after the other; show and return the results.
+
+    Raises:
+        ValueError: a wrong key, value or recipe, or two combinations are the same run; nothing has begun then.
+    """
+    found = points(where, axes, recipe=recipe, overrides=overrides)
+    name = name_of(found)
+    model = promotion.model_at(where, "HEAD")
+    client = tracking.connect()
+    results = []
+    with servers.prefect_api(where) as ready:
+        from flows.pipeline import pipeline
+
+        ready()
+
+        def run(point: Point) -> None:
+            pipeline(recipe, list(point.state.overrides))
+
+        for number, point in enumerate(found, 1):
+            print(f"\nrun {number} of {len(found)}, {point.state.key}: {' '.join(point.values)}", flush=True)
+            failure = attempt(where, point, run)
+            results.append(result(client, where, model, point, failure=failure, sweep=name))
+    show(results, promotion.better_of(model), name)
+    return results
+
+
+def points(where: Project, axes: list[str], *, recipe: str | None, overrides: list[str]) -> list[Point]:
+    """Every combination, the last key's values varying fastest. Each is checked, as `longlora run` would."""
+    values = [axis_values(axis) for axis in axes]
+    keys = [axis.partition("=")[0].strip() for axis in axes]
+    taken = [item.partition("=")[0].strip() for item in overrides]
+    for place, key in enumerate(keys):
+        if key in keys[:place] or key in taken:
+            raise ValueError(f"{key}: is given twice; name it once, with all its values: {key}=1,2")
+    found: dict[str, Point] = {}
+    for combination in itertools.product(*values):
+        state = snapshot(where, recipe=recipe, overrides=[*overrides, *combination])
+        if state.key in found:
+            first, second = " ".join(found[state.key].values), " ".join(combination)
+            raise ValueError(f"{first} and {second} are the same run: give each value once")
+        found[state.key] = Point(combination, state)
+    return list(found.values())
+
+
+def axis_values(axis: str) -> list[str]:
+    """`key=1,2` as `key=1` and `key=2`; a comma inside brackets or quotes is part of a value."""
+    key, equals, text = axis.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"sweep {axis!r}: must be key=value,value, such as adapter.rank=8,16")
+    values, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote or letter in "'\"":
+            quote = "" if letter == quote else quote or letter
+        elif letter in "[{":
+            depth += 1
+        elif letter in "]}":
+            depth -= 1
+        if letter == "," and not depth and not quote:
+            values.append("")
+        else:
+            values[-1] += letter
+    if not all(value.strip() for value in values):
+        raise ValueError(f"sweep {axis!r}: a value is empty; write key=value,value, such as adapter.rank=8,16")
+    return [f"{key.strip()}={value.strip()}" for value in values]
+
+
+def name_of(found: list[Point]) -> str:
+    """The same for the same runs, so that a sweep that goes on is the same sweep."""
+    return hashlib.sha256(" ".join(sorted(point.state.key for point in found)).encode()).hexdigest()[:8]
+
+
+def attempt(where: Project, point: Point, run: Callable[[Point], None]) -> str:
+    """Run `point` if it is not recorded yet; why it failed, or ''."""
+    try:
+        with hold(where, point.state.key):
+            done = is_recorded(open_place(where, point.state))
+        if done:
+            print("every stage is unchanged, and the run is recorded", flush=True)
+        else:
+            run(point)
+    except InterruptedStageError:
+        raise
+    except (StageError, TimeoutError, ValueError) as error:
+        failure = " ".join(str(error).split())
+        print(f"failed: {failure}", flush=True)
+        return failure
+    return ""
+
+
+def result(client: MlflowClient, where: Project, model: Artifact, point: Point, *, failure: str, sweep: str) -> Result:
+    """What MLflow knows of the point's run, which is tagged as one of `sweep`."""
+    run = tracking.find(client, tracking.experiment_id(client, where, model.name), point.state.key)
+    if run is None:  # it failed before it began
+        return Result(point, failure or "it was not recorded", "", None, 0)
+    tracking.join_sweep(client, run, sweep)
+    better = promotion.better_of(model)
+    values = list(promotion.values_of(client, run.info.run_id, better).items()) if better and not failure else []
+    at, score = values[-1] if values else (0, None)
+    verdict = "" if failure else verdict_word(run)
+    return Result(point, failure, verdict, score, at)
+
+
+def show(results: list[Result], better: promotion.Better | None, name: str) -> None:
+    """The table; the best score of those that passed is marked."""
+    keys = [value.partition("=")[0] for value in results[0].point.values]
+    table = Table(
+        Column("run", no_wrap=True), *keys, "verdict", better.metric if better else "", "", box=None, pad_edge=False
+    )
+    scores = [each.score for each in results if each.score is not None and each.verdict != "refused"]
+    best = (min if better and better.order == "lower" else max)(scores, default=None)
+    for each in results:
+        score = "" if each.score is None else f"{each.score:.4g}" + (f" at {each.at}" if each.at else "")
+        note = each.failure or ("best" if each.score == best and each.verdict != "refused" and best is not None else "")
+        values = [value.partition("=")[2] for value in each.point.values]
+        words = [each.point.state.key, *values, "failed" if each.failure else each.verdict, score, note]
+        table.add_row(*map(Text, words))
+    console().print()
+    console().print(table)
+    console().print(f"in MLflow: tags.`{tracking.SWEEPS}` LIKE '%{name}%'", highlight=False, soft_wrap=True)

@@ -1,0 +1,116 @@
+"""A server as a child process: started, waited for, kept up, stopped.
+
+A client of Prefect's tries each request again for a minute, and sends each of many events for seven seconds: a run whose server
+is gone does not fail, it stands still for minutes. But clients outlast a restart. So the server that a run started for itself is
+started again when it ends, at the same address and on the same database; if that does not help, the run is told to end.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tasks import supervise
+
+STARTUP = 120.0  # seconds; about 6 on an idle machine
+RESTARTS = 3  # of one server, in one run
+LAST_WORDS = 30.0  # seconds in which a run whose server is lost may end its stage and say so to MLflow
+
+
+class Kept:
+    """A server that is started again when it ends, once it was ready and until it is closed."""
+
+    def __init__(self, name: str, command: list[str], *, health: str, log: Path) -> None:
+        self.name, self.lost = name, False
+        self._command, self._health, self._log = command, health, log
+        self._mark = Path(f"{log}:{os.getpid()}")
+        self._closed = False
+        self._lock = threading.Lock()
+        self._process = self._start()
+
+    def ready(self) -> None:
+        """Wait until it answers, and watch it from now on.
+
+        Raises:
+            ValueError: it ended, or was not ready in time.
+        """
+        wait_for(self._health, self._process, self._log)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+        stop(self._process)
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        return start(self._command, self._log, env={supervise.MARK: str(self._mark)})
+
+    def _watch(self) -> None:
+        for again in range(RESTARTS + 1):
+            self._process.wait()
+            with self._lock:
+                if self._closed:
+                    return
+                if again < RESTARTS:
+                    said = f"{self.name} ended, and is started again (what it said: {self._log})"
+                    print(said, file=sys.stderr, flush=True)
+                    supervise.sweep(self._mark)  # if only its supervisor was killed, it still has the port
+                    self._process = self._start()
+        self.lost = True
+        said = f"error: {self.name} ended {RESTARTS + 1} times: {last_line(self._log)} (all of it: {self._log})"
+        print(f"{said}; the same command again goes on from here", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)  # whoever is told to end leaves no child, and tells MLflow
+        time.sleep(LAST_WORDS)
+        os._exit(1)  # Prefect would go on telling the server, at the flow's end and at the interpreter's
+
+
+def start(command: list[str], log: Path, *, env: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
+    """Start a server that ends when we do; what it prints goes to `log`."""
+    supervisor = [sys.executable, str(Path(__file__).with_name("supervise.py"))]
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [*supervisor, *command],
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+
+
+def stop(server: "subprocess.Popen[bytes]") -> None:
+    assert server.stdin
+    server.stdin.close()
+    server.wait()
+
+
+def wait_for(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Wait until `url` answers.
+
+    Raises:
+        ValueError: the server ended, or was not ready in time; its last line.
+    """
+    deadline = time.monotonic() + STARTUP
+    while not answers(url):
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise ValueError(f"the server for {url} did not start: {last_line(log)} (all of it: {log})")
+        time.sleep(0.1)
+
+
+def last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1].strip() if lines else "it said nothing"
+
+
+def answers(url: str) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(url, timeout=2) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False

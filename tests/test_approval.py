@@ -1,0 +1,144 @@
+"""A person is asked, in Prefect's page or on the command line; what they said, or that they did not, stays in the history."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dummy
+import pytest
+from test_pipeline import ask
+from test_promote import alias, empty, mlflow_server, shop  # noqa: F401
+
+from tasks.approval import patience
+from tasks.stages import Artifact
+
+pytestmark = pytest.mark.slow
+
+
+def model(**meta: object) -> Artifact:
+    return Artifact("dummy", "models/tuned", "model", "", [], dict(meta))
+
+
+def test_a_person_is_asked_where_the_model_or_the_command_wants_it():
+    assert patience(model()) is None
+    assert patience(model(), asked=True) == 24 * 3600
+    assert patience(model(approval_hours=0.5)) == patience(model(approval_hours=0.5), asked=True) == 1800
+    for wrong in (0, -1, True, "soon", float("nan")):
+        with pytest.raises(ValueError, match="approval_hours is .*: must be a number of hours above 0"):
+            patience(model(approval_hours=wrong))
+
+
+@pytest.fixture
+def desk(empty, shop, prefect_url, monkeypatch):  # noqa: F811
+    """The shop, its good model champion; the environment in which its better one can be asked for."""
+    promote, client, where = empty
+    promote("good")
+    monkeypatch.chdir(where.tree)
+    monkeypatch.setenv("PREFECT_API_URL", prefect_url)
+    return client, where, shop[1]["better"]
+
+
+def promote_in_background(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    command = [str(Path(sys.executable).with_name("longlora")), "promote", *arguments]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return process
+
+
+def paused(url: str, key: str) -> dict:
+    """The flow run that waits for `key`, once the question is there to be answered."""
+    query = {"flow_runs": {"name": {"any_": [f"promote-{key}"]}, "state": {"type": {"any_": ["PAUSED"]}}}}
+    deadline = time.monotonic() + 60
+    while not (found := ask(url, "flow_runs", query)):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    time.sleep(1)  # the question is saved after the state
+    return found[0]
+
+
+def test_a_model_that_is_approved_on_the_command_line_becomes_champion(desk, prefect_url):
+    from tasks import registry
+
+    client, where, key = desk
+    process = promote_in_background(where.tree, key[:6], "--approval")
+    paused(prefect_url, key)
+    assert (alias(client, "champion"), alias(client, "candidate")) == ("1", "2")
+    said = subprocess.run(
+        [str(Path(sys.executable).with_name("longlora")), "approve", key, "--why", "read twenty answers"],
+        cwd=where.tree,
+        capture_output=True,
+        text=True,
+    )
+    assert (said.returncode, said.stderr, said.stdout) == (0, "", f"run {key} is approved and promoted\n")
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (0, "")
+    assert out.startswith(
+        f"Shall dummy version 2, of run {key}, be champion, instead of version 1? the verdict passed,"
+    )
+    assert alias(client, "champion") == "2"
+    last = registry.moves(client, "dummy")[-1]
+    assert (last.how, last.origin, last.to, last.who) == ("promote", "1", "2", "Ada")
+    assert last.why.endswith("; asked by Ada, approved: read twenty answers")
+
+
+def test_one_that_is_declined_in_the_page_stays_candidate_and_one_that_nobody_judges_too(
+    desk, prefect_url, monkeypatch
+):
+    from prefect.client.orchestration import get_client
+
+    from tasks import promotion, registry
+
+    client, where, key = desk
+    process = promote_in_background(where.tree, key, "--approval")
+    waiting = paused(prefect_url, key)
+    with get_client(sync_client=True) as prefect:  # what the page sends
+        empty_handed = {"approve": False, "who": "", "why": ""}
+        assert prefect.resume_flow_run(waiting["id"], run_input=empty_handed).status.value == "REJECT"
+        prefect.resume_flow_run(waiting["id"], run_input={"approve": False, "who": "Grace", "why": "too terse"})
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert error.splitlines() == [
+        "error: dummy version 2 stays candidate, champion stays version 1:",
+        "  not approved by Grace: too terse",
+    ]
+
+    from flows.promote import promote as promote_flow
+
+    monkeypatch.setattr("flows.promote.patience", lambda model, asked: 2.0)
+    with pytest.raises(promotion.RefusalError, match="not approved by nobody: no answer in"):
+        promote_flow(key)
+    assert alias(client, "champion") == "1"
+    record = registry.moves(client, "dummy")
+    assert [(move.how, move.origin, move.to, move.who) for move in record] == [
+        ("promote", None, "1", "Ada"),
+        ("declined", "1", "1", "Grace"),
+        ("declined", "1", "1", "nobody"),
+    ]
+    assert registry.predecessor(record) is None  # nothing to roll back to: nothing moved
+
+
+def test_nobody_is_asked_about_a_model_that_the_rules_refuse(desk, shop):  # noqa: F811
+    from flows.promote import promote as promote_flow
+    from tasks import promotion, registry
+
+    client, _, _ = desk
+    with pytest.raises(promotion.RefusalError, match="size: 7.5 at 4"):
+        promote_flow(shop[1]["refused"], approval=True)
+    assert len(registry.moves(client, "dummy")) == 1
+
+
+def test_an_answer_that_nobody_waits_for_or_without_server_is_one_line(desk):
+    from flows.promote import approve
+
+    client, where, key = desk
+    with pytest.raises(
+        ValueError, match=f"no promotion of run {key} waits for approval: `longlora promote {key} --app"
+    ):
+        approve(where, client, key, approve=True, why="yes")
+    with pytest.raises(ValueError, match="--why is empty: the reason is kept in the history"):
+        approve(where, client, key, approve=True, why=" ")
+    for command in (["approve", key, "--why", "yes"], ["promote", key, "--approval"]):
+        done = dummy.longlora(where.tree, *command, env={"MLFLOW_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"]})
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == "error: no Prefect server is up: start one with `longlora up`, or set PREFECT_API_URL\n"

@@ -1,0 +1,121 @@
+"""A server that ends is started again; a run whose server can not be kept up ends, leaves nothing, and goes on when told to."""
+
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+
+import dummy
+import psutil
+import pytest
+from test_pipeline import key_of, mlflow_runs, read_until, start
+from test_supervise import wait_until_gone
+
+pytestmark = pytest.mark.slow
+SLOW = ["train.seconds=0.5", "train.steps=8"]
+ANSWERS = """
+import http.server, os, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(str(os.getpid()).encode())
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def pid_at(address: str, *, but: int = 0) -> int:
+    """The id of the process that answers, once it is another than `but`."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            with urllib.request.urlopen(address, timeout=2) as reply:
+                pid = int(reply.read())
+        except OSError:
+            pid = but
+        if pid != but:
+            return pid
+        assert time.monotonic() < deadline, f"nobody new answers at {address}"
+        time.sleep(0.05)
+
+
+def test_a_killed_server_comes_back_at_its_address_and_none_is_left_behind(tmp_path, capfd):
+    from tasks.daemon import Kept
+    from tasks.servers import free_port
+
+    port = free_port()
+    address = f"http://127.0.0.1:{port}/"
+    server = Kept("the server", [sys.executable, "-c", ANSWERS, str(port)], health=address, log=tmp_path / "log")
+    server.ready()
+    first = pid_at(address)
+    psutil.Process(first).kill()
+    second = pid_at(address, but=first)
+    psutil.Process(second).parent().kill()  # its supervisor: the server itself stays, on the port, until it is swept
+    third = pid_at(address, but=second)
+    server.close()
+    assert capfd.readouterr().err.count("the server ended, and is started again") == 2
+    assert not any(psutil.pid_exists(pid) for pid in (first, second, third))
+    assert not server.lost
+
+
+def prefects(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The Prefect server that a run has started for itself, its supervisor apart."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            words = " ".join(child.cmdline())
+        except psutil.Error:
+            continue
+        if "prefect server start" in words and "supervise.py" not in words:
+            found.append(child)
+    return found
+
+
+def test_a_run_whose_prefect_server_is_killed_goes_on_with_another(folder, mlflow_uri):
+    (folder / "own").write_text(str(folder))
+    dummy.commit(folder)
+    process = start(folder, {"MLFLOW_TRACKING_URI": mlflow_uri}, *SLOW)
+    read_until(process, "train | step 2")
+    (server,) = prefects(process)
+    server.kill()
+    _, error = process.communicate(timeout=200)
+    assert process.returncode == 0, error
+    assert [line for line in error.splitlines() if "EventsWorker" not in line] == [
+        f"Prefect's server ended, and is started again (what it said: {folder}/.longlora/prefect.log)"
+    ]
+    assert [run.info.status for run in mlflow_runs(mlflow_uri, key_of(folder, *SLOW))] == ["FINISHED"]
+    with sqlite3.connect(folder / ".longlora" / "prefect" / "prefect.db") as database:
+        assert database.execute("select state_type from flow_run").fetchall() == [("COMPLETED",)]
+
+
+def test_a_run_whose_prefect_server_can_not_be_kept_up_ends_and_can_be_resumed(folder, mlflow_uri):
+    (folder / "own").write_text(str(folder))
+    dummy.commit(folder)
+    slow = ["train.seconds=0.5", "train.steps=30"]
+    process = start(folder, {"MLFLOW_TRACKING_URI": mlflow_uri}, *slow)
+    read_until(process, "train | step 2")
+    killing = time.monotonic()
+
+    def kill_all() -> None:
+        while process.poll() is None:
+            for each in prefects(process):
+                each.kill()
+            time.sleep(0.1)
+
+    threading.Thread(target=kill_all, daemon=True).start()
+    _, error = process.communicate(timeout=120)
+    assert time.monotonic() - killing < 60
+    assert process.returncode not in (0, None)
+    (said,) = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert said.startswith("error: Prefect's server ended 4 times: ")
+    assert said.endswith("; the same command again goes on from here")
+    assert "Traceback" not in error
+    key = key_of(folder, *slow)
+    wait_until_gone(folder / ".longlora" / "worktrees" / key, 5)
+    assert [run.info.status for run in mlflow_runs(mlflow_uri, key)] == ["KILLED"]
+
+    again = start(folder, {"MLFLOW_TRACKING_URI": mlflow_uri}, *slow)
+    _, error = again.communicate(timeout=200)
+    assert (again.returncode, error) == (0, "")
+    assert dummy.executions(folder).count("fetch base") == 1
+    assert [run.info.status for run in mlflow_runs(mlflow_uri, key)] == ["FINISHED"]
