@@ -1,87 +1,93 @@
-"""One arm of a table: train as it says, merge, measure as any run is measured."""
+"""One arm of a table: trained by the pipeline's own code, merged, and measured as any run is measured."""
 
+import csv
 import json
+import os
 import sys
 import tempfile
 import time
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from transformers import PrinterCallback, set_seed
 
 from experiments import patterns
-from longlora.adapter import Adapter, save
-from longlora.attention import Attention, enable
-from longlora.blocks import PackedBlocks, documents
-from longlora.fit import Fit, arguments, build, causal_model, optimizer
-from longlora.loss import chunk_loss
+from longlora.adapter import Adapter
+from longlora.attention import Attention
+from longlora.blocks import documents
+from longlora.fit import Fit, train
 from longlora.merge import merge
-from longlora.perplexity import Perplexity, measure
-from longlora.plain import open_model
+from longlora.passkey import Passkey
+from longlora.passkey import measure as find_keys
+from longlora.perplexity import Perplexity
+from longlora.perplexity import measure as read_on
+from longlora.plain import open_model, open_tokenizer
 from longlora.position import Position
-from longlora.ranks import Ranks
 from longlora.section import read_params, section_of
-from longlora.trainer import LongTrainer
 
 
-def settings_of(file: Path, name: str) -> dict[str, Any]:
-    """`common` with what arm `name` says differently."""
-    params = read_params(file)
-    merged = OmegaConf.to_container(OmegaConf.merge(params["common"], params["arms"][name]))
-    assert isinstance(merged, dict)
-    return {str(key): value for key, value in merged.items()}
+def settings_of(folder: Path, study: str, name: str) -> dict[str, Any]:
+    """The demo's params.yaml, under what `study` says for all its arms, under what its arm `name` says.
+
+    Args:
+        folder: of the project; its experiments/arms.yaml holds the arms.
+    """
+    arms = read_params(folder / "experiments" / "arms.yaml")[study]
+    merged = OmegaConf.merge(read_params(folder / "params.yaml"), arms["common"], arms["arms"][name])
+    return {str(key): value for key, value in dict(OmegaConf.to_container(merged)).items()}  # type: ignore[call-overload]
 
 
-def train(settings: dict[str, Any], *, seed: int, tokens: Path, base: Path, out: Path) -> dict[str, float]:
-    """Write the adapter (or the model) `out`; returns the last training loss and the seconds of a step."""
-    position, attention = section_of(Position, settings, "position"), section_of(Attention, settings, "attention")
-    adapter = section_of(Adapter, settings, "adapter")
+def trained(settings: dict[str, Any], *, seed: int, tokens: Path, base: Path, out: Path) -> dict[str, float]:
+    """Write the adapter (or the model) `out`; returns the last training loss and the processor's seconds per step."""
     fit = section_of(Fit, settings, "fit").model_copy(update={"seed": seed})
-    samples = fit.steps * fit.global_batch
-    blocks = PackedBlocks(tokens, length=position.context, samples=samples, recall_share=0, seed=seed)
-    set_seed(seed)
-    model = build(base, position=position, adapter=adapter, dtype=fit.dtype)
-    restore_head = chunk_loss(causal_model(model), chunk=fit.loss_chunk)
-    if settings["pattern"]:
-        patterns.enable(causal_model(model), settings["pattern"], ratio=attention.group_ratio)
-    else:
-        enable(causal_model(model), attention)
-    trainer = LongTrainer(
-        model=model,
-        train_dataset=blocks,
-        args=arguments(fit, checkpoints=out.with_name("checkpoints"), accumulation=fit.accumulation(1), zero=None),
-        ranks=Ranks(rank=0, world=1),
-        adam=partial(optimizer, model, fit),
-    )
-    trainer.remove_callback(PrinterCallback)
-    began = time.monotonic()
-    trainer.train()
-    seconds = (time.monotonic() - began) / fit.steps
-    restore_head()
-    save(model, out)
-    return {"loss": trainer.state.log_history[-2]["loss"], "seconds_per_step": round(seconds, 3)}
+    history = out.with_name("history.csv")
+    began = time.process_time()
+    with patterns.in_place_of_s2(settings["pattern"]) if settings.get("pattern") else nullcontext():
+        train(
+            tokens,
+            base=base,
+            out=out,
+            history=history,
+            cost=out.with_name("cost.json"),
+            position=section_of(Position, settings, "position"),
+            attention=section_of(Attention, settings, "attention"),
+            adapter=section_of(Adapter, settings, "adapter"),
+            settings=fit,
+        )
+    seconds = (time.process_time() - began) / fit.steps
+    with history.open() as file:
+        loss = float(list(csv.DictReader(file))[-1]["loss"])
+    return {"loss": round(loss, 6), "seconds_per_step": round(seconds, 3)}
 
 
-def main(name: str, seed: int, file: Path, tokens: Path, base: Path, scores: Path) -> None:
-    settings = settings_of(file, name)
+def main(study: str, name: str, seed: int, tokens: Path, heldout: Path, base: Path, scores: Path) -> None:
+    settings = settings_of(Path.cwd(), study, name)
     with tempfile.TemporaryDirectory() as folder:
         adapter, merged = Path(folder, "adapter"), Path(folder, "merged")
-        trained = train(settings, seed=seed, tokens=tokens, base=base, out=adapter)
+        os.environ["LONGLORA_CHECKPOINTS"] = folder  # two patterns would share a checkpoint else: no section names them
+        cost = trained(settings, seed=seed, tokens=tokens, base=base, out=adapter)
         merge(base, adapter, out=merged)
-        measured = measure(
-            open_model(merged),
+        model = open_model(merged)
+        read = read_on(
+            model,
             label=name,
-            documents=documents(tokens / "heldout.safetensors"),
+            documents=documents(heldout),
             settings=section_of(Perplexity, settings, "perplexity"),
             parts=Path(folder, "parts.csv"),
         )
-    scores.parent.mkdir(exist_ok=True)
-    by_length = {length: score["value"] for length, score in measured["perplexity"][name].items() if length.isdecimal()}
-    result = {"arm": name, "seed": seed, "perplexity": by_length, **trained}
+        found = find_keys(
+            model,
+            label=name,
+            tokenizer=open_tokenizer(merged),
+            settings=section_of(Passkey, settings, "passkey"),
+        )
+    by_length = {length: score["value"] for length, score in read["perplexity"][name].items() if length.isdecimal()}
+    keys = {length: score["value"] for length, score in found["passkey"][name].items() if length.isdecimal()}
+    scores.parent.mkdir(parents=True, exist_ok=True)
+    result = {"arm": name, "seed": seed, "perplexity": by_length, "passkey": keys, **cost}
     scores.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), *map(Path, sys.argv[3:]))
+    main(*sys.argv[1:3], int(sys.argv[3]), *map(Path, sys.argv[4:]))  # type: ignore[call-arg]

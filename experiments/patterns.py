@@ -1,65 +1,97 @@
-"""Attention patterns that the paper compares S2-Attn with, as dense masks: slow, and easy to believe.
+"""Attention patterns that the paper compares S2-Attn with.
 
 Chen et al. 2024, table 6 (patterns) and table 8 (appendix B.3, ways to shift). The library has only what a user should train
-with; these are here so that the comparison can be rerun.
+with; these are here so that the comparison can be rerun. tests/test_experiments.py holds each to a dense mask.
 
-Letters: H query heads; L tokens; G group size.
+Letters: B batch; H query heads; K key/value heads; L tokens; D head dimension; G group size.
 """
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from longlora import fit
+from longlora.attention import Attention
+
 Pattern = Literal["across-layers", "only-shifted", "dilated", "roll-back", "swapped"]
+Way = Callable[[torch.Tensor, int], torch.Tensor]
+"""From qkv_3BHLD and G to out_BHLD."""
 
 
-@cache
-def grouped(length: int, size: int, start: int) -> torch.Tensor:
-    """mask_LL of causal groups whose first border lies at `start`; what comes before it is a group of its own."""
-    place_L = torch.arange(length)
-    group_L = (place_L - start).div(size, rounding_mode="floor")
-    return (group_L[:, None] == group_L) & (place_L[:, None] >= place_L)
+def causal(qkv_3BHLD: torch.Tensor) -> torch.Tensor:
+    q_BHLD, k_BHLD, v_BHLD = qkv_3BHLD
+    return scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD, is_causal=True)
 
 
-@cache
-def rolled_back(length: int, size: int) -> torch.Tensor:
-    """mask_LL of groups after a roll by +G/2: the first group joins the end of the sequence with its start, and leaks."""
-    seat_L = (torch.arange(length) + size // 2) % length
-    return (seat_L[:, None] // size == seat_L // size) & (seat_L[:, None] >= seat_L)
+def resting(qkv_3BHLD: torch.Tensor, size: int) -> torch.Tensor:
+    """Inside the groups [0, G), [G, 2G), ..."""
+    parts = qkv_3BHLD.unflatten(3, (-1, size)).transpose(2, 3).flatten(1, 2)  # a group is a row of the batch
+    return causal(parts).unflatten(0, (qkv_3BHLD.shape[1], -1)).transpose(1, 2).flatten(2, 3)
 
 
-@cache
-def dilated(length: int, every: int) -> torch.Tensor:
-    """mask_LL of every `every`-th token before a token, and itself."""
-    distance_LL = torch.arange(length)[:, None] - torch.arange(length)
-    return (distance_LL >= 0) & (distance_LL % every == 0)
+def moved(qkv_3BHLD: torch.Tensor, size: int) -> torch.Tensor:
+    """Inside the groups [0, G/2), [G/2, 3G/2), ..."""
+    half = size // 2
+    first, middle, last = qkv_3BHLD.split([half, qkv_3BHLD.shape[3] - size, half], dim=3)
+    return torch.cat([causal(first), resting(middle, size), causal(last)], dim=2)
 
 
-@cache
-def mask(pattern: Pattern, *, heads: int, length: int, size: int, layer: int) -> torch.Tensor:
-    """mask_HLL: True where a query may look."""
-    resting, moved = grouped(length, size, 0), grouped(length, size, size // 2)
-    first, second = {
-        "across-layers": (moved, moved) if layer % 2 else (resting, resting),
-        "only-shifted": (moved, moved),
-        "dilated": (dilated(length, length // size),) * 2,
-        "roll-back": (resting, rolled_back(length, size)),
-        "swapped": (moved, resting),
-    }[pattern]
-    return torch.stack([first] * (heads // 2) + [second] * (heads - heads // 2))
+def rolled_back(qkv_3BHLD: torch.Tensor, size: int) -> torch.Tensor:
+    """Inside groups after a roll by +G/2: the first one joins the end of the sequence with its start, and leaks."""
+    return resting(qkv_3BHLD.roll(size // 2, dims=3), size).roll(-(size // 2), dims=2)
 
 
-def enable(model: PreTrainedModel, pattern: Pattern, *, ratio: float) -> None:
-    """Have `model` attend by `pattern` in groups of `ratio` of the length; whole rows only, no documents and no padding."""
-    name = f"{pattern}_{ratio}".upper()
-    AttentionInterface.register(name, attention_function(pattern, ratio))
-    AttentionMaskInterface.register(name, no_mask)
-    model.set_attn_implementation(name)
+def dilated(qkv_3BHLD: torch.Tensor, size: int) -> torch.Tensor:
+    """To as many tokens as a group has, evenly over all that came before."""
+    every = qkv_3BHLD.shape[3] // size
+    parts = qkv_3BHLD.unflatten(3, (size, every)).movedim(4, 2).flatten(1, 2)
+    return causal(parts).unflatten(0, (qkv_3BHLD.shape[1], every)).movedim(1, 3).flatten(2, 3)
+
+
+def halves(pattern: Pattern, layer: int) -> tuple[Way, Way]:
+    """How the first half of the heads attends, and how the second."""
+    match pattern:
+        case "across-layers":
+            return (moved, moved) if layer % 2 else (resting, resting)
+        case "only-shifted":
+            return moved, moved
+        case "dilated":
+            return dilated, dilated
+        case "roll-back":
+            return resting, rolled_back
+        case "swapped":
+            return moved, resting
+
+
+def attend(
+    q_BHLD: torch.Tensor, k_BKLD: torch.Tensor, v_BKLD: torch.Tensor, *, pattern: Pattern, size: int, layer: int
+) -> torch.Tensor:
+    """out_BHLD of whole rows, without documents and without padding; L is a multiple of G."""
+    repeat = q_BHLD.shape[1] // k_BKLD.shape[1]
+    qkv_3BHLD = torch.stack([q_BHLD, k_BKLD.repeat_interleave(repeat, 1), v_BKLD.repeat_interleave(repeat, 1)])
+    first, second = halves(pattern, layer)
+    half = q_BHLD.shape[1] // 2
+    return torch.cat([first(qkv_3BHLD[:, :, :half], size), second(qkv_3BHLD[:, :, half:], size)], dim=1)
+
+
+@contextmanager
+def in_place_of_s2(pattern: Pattern) -> Iterator[None]:
+    """Have models that are fine-tuned meanwhile attend by `pattern`."""
+
+    def enable(model: PreTrainedModel, attention: Attention) -> None:
+        name = f"{pattern}_{attention.group_ratio}".upper()
+        AttentionInterface.register(name, attention_function(pattern, attention.group_ratio))
+        AttentionMaskInterface.register(name, no_mask)
+        model.set_attn_implementation(name)
+
+    with mock.patch.object(fit, "enable", enable):
+        yield
 
 
 def no_mask(**others: Any) -> None:
@@ -73,16 +105,11 @@ def attention_function(pattern: Pattern, ratio: float) -> Callable[..., tuple[to
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        scaling: float | None = None,
         **others: Any,
     ) -> tuple[torch.Tensor, None]:
-        _, heads, length, _ = query.shape
         layer = module.layer_idx
         assert isinstance(layer, int)
-        allowed_HLL = mask(pattern, heads=heads, length=length, size=round(length * ratio), layer=layer)
-        out_BHLD = scaled_dot_product_attention(
-            query, key, value, attn_mask=allowed_HLL, scale=scaling, enable_gqa=True
-        )
+        out_BHLD = attend(query, key, value, pattern=pattern, size=round(query.shape[2] * ratio), layer=layer)
         return out_BHLD.transpose(1, 2), None
 
     return forward

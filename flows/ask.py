@@ -1,5 +1,6 @@
 """A document, a model found by name, and questions: the library's desk, told what the command line says."""
 
+import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,23 @@ def ask(
         if answer.windows > 1:
             first, last = (text.line(at) for at in (answer.window.start, answer.window.end - 1))
             print(f"  read in lines {first}-{last}, the surest of {answer.windows} windows")
+
+
+def page(model: str, *, port: int, prompt: str | None, room: int) -> None:
+    """The same on a web page.
+
+    Raises:
+        ValueError: the model or a choice is wrong, the port is taken, or NiceGUI is not installed.
+    """
+    if importlib.util.find_spec("nicegui") is None:
+        raise ValueError("the page needs NiceGUI, an extra: pip install -c constraints.txt -e '.[page]'")
+    from tasks.servers import must_be_free
+
+    must_be_free(port, "--port")
+    folder = model_folder(model)
+    from flows.ask_page import serve_page
+
+    serve_page(folder, name=model, port=port, room=room, prompt=prompt)
 
 
 def check(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from flows import cli_models, cli_promotion, cli_records
-from flows.cli_options import Overrides, Promote, Recipe, here
+from flows.cli_options import Anyway, Overrides, Promote, Recipe, here
 
 UsageError = typer.BadParameter.__bases__[0]  # typer's own click has no public name for it
 
@@ -24,7 +24,7 @@ app = typer.Typer(
 
 
 @app.command()
-def run(recipe: Recipe = None, overrides: Overrides = None, promote: Promote = False) -> None:
+def run(recipe: Recipe = None, overrides: Overrides = None, promote: Promote = False, anyway: Anyway = False) -> None:
     """Bring every stage up to date, in a folder of its own, and record the run."""
     where = here()
     from flows.place import is_recorded, open_place
@@ -41,6 +41,10 @@ def run(recipe: Recipe = None, overrides: Overrides = None, promote: Promote = F
     if done:
         print("every stage is unchanged, and the run is recorded")
     else:
+        if not anyway:
+            from flows.plan import must_fit
+
+            must_fit(place)
         with servers.prefect_api(where) as ready:
             from flows.pipeline import pipeline
 

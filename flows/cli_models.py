@@ -1,4 +1,4 @@
-"""The commands that change nothing outside: plan, eval, ask, and those on questions. Each imports what it uses."""
+"""The commands that change nothing outside: plan, eval, ask, chat, page, serve, and on questions. Each imports what it uses."""
 
 from pathlib import Path
 from typing import Annotated
@@ -94,6 +94,56 @@ def ask(
     ask_model(
         model, document=document, question=question, too_long=too_long, prompt=prompt, room=room, encoding=encoding
     )
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Option("--model", "-m", help="A model's folder, `champion`, or a run.")] = "champion",
+    window: Annotated[
+        int | None,
+        typer.Option(help="Tokens that are kept, the first few and the last ones; default: all the model reads."),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="chat, authors or plain; by default the tokenizer's chat template, if it has one."),
+    ] = None,
+    room: Annotated[int, typer.Option(help="Tokens that an answer may take.")] = 128,
+) -> None:
+    """Talk with a model, for as long as you like: attention sinks, bounded memory."""
+    from flows.chat import chat as chat_with
+
+    chat_with(model, window=window, prompt=prompt, room=room)
+
+
+@app.command()
+def page(
+    model: Annotated[str, typer.Option("--model", "-m", help="A model's folder, `champion`, or a run.")] = "champion",
+    port: Annotated[int, typer.Option(help="Of the page, on 127.0.0.1.")] = 8080,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="chat, authors or plain; by default the tokenizer's chat template, if it has one."),
+    ] = None,
+    room: Annotated[int, typer.Option(help="Tokens that an answer may take.")] = 128,
+) -> None:
+    """Ask a model about documents on a web page, on this machine only, until interrupted."""
+    from flows.ask import page as ask_page
+
+    ask_page(model, port=port, prompt=prompt, room=room)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Option("--model", "-m", help="A model's folder, `champion`, or a run.")] = "champion",
+    port: Annotated[int, typer.Option(help="Of the endpoint, on 127.0.0.1.")] = 8000,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="chat: the tokenizer's template; authors: [INST]...[/INST]; plain: completions alone."),
+    ] = None,
+) -> None:
+    """Serve a model over HTTP, OpenAI-compatible, on this machine only, until interrupted."""
+    from flows.serve import serve as serve_model
+
+    serve_model(model, port=port, prompt=prompt)
 
 
 @longqa.command("build")

@@ -18,6 +18,9 @@ Run = Annotated[
     str | None, typer.Argument(help="Its key or MLflow id, or their beginning; default: the last finished.")
 ]
 Promote = Annotated[bool, typer.Option("--promote", help="Promote the model afterwards, if it deserves it.")]
+Anyway = Annotated[
+    bool, typer.Option("--anyway", help="Also where the training would not fit into this machine's memory.")
+]
 
 
 def here() -> "Project":

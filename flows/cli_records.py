@@ -12,7 +12,9 @@ app = typer.Typer()
 
 @app.command()
 def compare(
-    one: Annotated[str, typer.Argument(help="A run's key or MLflow id, or their beginning.")],
+    one: Annotated[
+        str, typer.Argument(help="A run's key or MLflow id, or their beginning; or champion, or candidate.")
+    ],
     other: Annotated[str, typer.Argument(help="Another.")],
     html: Annotated[Path | None, typer.Option(help="Write it as a page too, with the curves drawn.")] = None,
 ) -> None:

@@ -6,7 +6,7 @@ not. Answers are greedy: the same question has the same answer.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -42,6 +42,8 @@ class Answer:
     """Mean log-probability of the answer's tokens, its end mark included; 0 is certain."""
     windows: int
     """How many windows were asked."""
+    read: int
+    """Tokens that had to be read for this answer: the question's, and the document's where it was not kept from before."""
 
 
 class Desk:
@@ -127,12 +129,14 @@ class Desk:
         streamer = Teller(self.tokenizer, say) if say and len(self.windows) == 1 else None
         found = [self.answer(question, window, streamer) for window in self.windows]
         best = max(found, key=lambda a: (a.text not in ("", UNSAID), a.certainty))
+        best = replace(best, read=sum(a.read for a in found))
         if say and not streamer:
             say(best.text)
         return best
 
     @torch.inference_mode()
     def answer(self, question: str, window: Span, streamer: "Teller | None") -> Answer:
+        kept = self.kept(window) is not None
         prefix, cache = self.read(window)
         asked = self.question_ids(question, self.text[slice(*window)])
         tokens = prefix + asked
@@ -155,7 +159,7 @@ class Desk:
         logits_NV = torch.stack([step[0] for step in out.logits]).float()
         certainty = logits_NV.log_softmax(dim=-1).gather(1, new_N[:, None]).mean().item()
         text = str(self.tokenizer.decode(new_N, skip_special_tokens=True)).strip()
-        return Answer(text, window, certainty, len(self.windows))
+        return Answer(text, window, certainty, len(self.windows), read=len(asked) if kept else len(tokens))
 
     def greedy(self) -> GenerationConfig:
         own = self.model.generation_config
@@ -170,10 +174,13 @@ class Desk:
             output_logits=True,
         )
 
+    def kept(self, window: Span) -> tuple[list[int], DynamicCache] | None:
+        return self.cached[1:] if self.cached and self.cached[0] == window else None
+
     def read(self, window: Span) -> tuple[list[int], DynamicCache | None]:
         """The tokens before any question, and their cache, kept for the next one; None where a model's cache can not be cut."""
-        if self.cached and self.cached[0] == window:
-            return self.cached[1:]
+        if kept := self.kept(window):
+            return kept
         prefix = self.prefix_ids(self.text[slice(*window)])
         if not shareable(self.model):
             return prefix, None

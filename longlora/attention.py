@@ -78,7 +78,7 @@ def shifted_sparse_attention(
         backend: as in `Attention`.
 
     Returns:
-        out_BHLD, laid out in memory as BLHD, which is how a transformer goes on.
+        out_BLHD, contiguous, which is how a transformer goes on.
 
     Raises:
         ValueError: shapes that do not fit together, a group of no token, an unknown shift or backend, a backend that can not
@@ -93,10 +93,10 @@ def shifted_sparse_attention(
         outs = [
             shifted_sparse_attention(
                 q, k, v, group_size=group_size, document_ids_BL=i, scaling=scaling, shift=shift, backend=backend
-            ).transpose(1, 2)
+            )
             for q, k, v, i in zip(q_BHLD.split(1), k_BKLD.split(1), v_BKLD.split(1), ids, strict=True)
         ]
-        return torch.cat(outs).transpose(1, 2)
+        return torch.cat(outs)
     q_THD, k_TKD, v_TKD = (x.transpose(1, 2).flatten(0, 1) for x in (q_BHLD, k_BKLD, v_BKLD))
     kernel = choose(backend, device=q_THD.device.type, dtype=q_THD.dtype, head_dim=dim)
     resting = segment(batch, length, group_size=group_size, shift="none", document_ids_BL=document_ids_BL)
@@ -111,7 +111,7 @@ def shifted_sparse_attention(
         scaling=1 / math.sqrt(dim) if scaling is None else scaling,
         backend=kernel,
     )
-    return out_THD.unflatten(0, (batch, length)).transpose(1, 2)
+    return out_THD.unflatten(0, (batch, length))
 
 
 def check(
@@ -254,7 +254,7 @@ def attention_function(
             raise ValueError(f"S2-Attn takes padding and documents, not a ready mask of {tuple(attention_mask.shape)}")
         if documents is None and degree > 1:
             raise ValueError(f"{type(module).__name__} is not given the `documents` of the whole sequence")
-        out_BHLD = attend(
+        out_BLHD = attend(
             query,
             key,
             value,
@@ -264,6 +264,6 @@ def attention_function(
             shift=attention.shift if sparse else "none",
             backend=attention.backend,
         )
-        return out_BHLD.transpose(1, 2), None
+        return out_BLHD, None
 
     return forward

@@ -12,9 +12,11 @@ NAMES = {
     "base": "base",
     "linear": "linear, untrained",
     "yarn": "YaRN, untrained",
+    "s2": "shifted sparse attention",
+    "full": "full attention",
     "extended": "extended",
 }
-"""The pipeline's own models, in the order of tables; any other model goes by its label, before the extended one."""
+"""The pipeline's own models, in the order of tables; any other model goes by its label, before those trained by it."""
 MEASURES = {
     "perplexity": ("Perplexity at", "{:.4g}"),
     "longppl": ("LongPPL, tokens picked by", "{:.4g}"),
@@ -97,6 +99,8 @@ class Findings:
     prompt: str
     verdict: dict[str, Any]
     history: list[dict[str, float]]
+    cost: dict[str, Any]
+    """What the training took, as longlora/history.py writes it."""
     base: dict[str, Any]
     texts: dict[str, Any]
     recipe: dict[str, dict[str, Any]]
@@ -123,7 +127,9 @@ class Findings:
         return sorted({n for m in self.models for n in lengths(m.perplexity)})
 
 
-def gather(scores: Path, *, verdict: Path, history: Path, base: Path, texts: Path, recipe: Path) -> Findings:
+def gather(
+    scores: Path, *, verdict: Path, history: Path, cost: Path, base: Path, texts: Path, recipe: Path
+) -> Findings:
     """Everything that the report tells; `base` and `texts` are provenance files.
 
     Raises:
@@ -140,6 +146,7 @@ def gather(scores: Path, *, verdict: Path, history: Path, base: Path, texts: Pat
         prompt=next((scored["prompt"] for scored in tree.get("passkey", {}).values()), ""),
         verdict=json.loads(verdict.read_text()),
         history=rows,
+        cost=json.loads(cost.read_text())["cost"],
         base=json.loads(base.read_text()),
         texts=json.loads(texts.read_text()),
         recipe=json.loads(recipe.read_text()),
@@ -150,9 +157,10 @@ def gather(scores: Path, *, verdict: Path, history: Path, base: Path, texts: Pat
 
 
 def order(labels: set[str]) -> list[str]:
-    """The baselines, then others by name, then the model in question."""
+    """The untrained baselines, then others by name, then the retrained ones, then the model in question."""
     known = list(NAMES)
-    return sorted(labels, key=lambda label: (known.index(label) if label in known else len(known) - 1.5, label))
+    others = known.index("s2") - 0.5
+    return sorted(labels, key=lambda label: (known.index(label) if label in known else others, label))
 
 
 def model(label: str, tree: dict[str, Any]) -> Model:

@@ -73,6 +73,8 @@ class Hardware(Section):
     """Of one GPU for one hour."""
     utilisation: float = Field(gt=0, le=1)
     """Share of the peak that matrix products reach."""
+    on_cpu: bool
+    """Whether the memory is the host's own, so that nothing can be laid off to it."""
     runtime_gb: float | None = Field(ge=0)
     """What the process takes before the model is there; None for what the constants above say."""
 
@@ -91,6 +93,7 @@ class Hardware(Section):
         utilisation: float = UTILISATION,
         memory_gb: float | None = None,
         tflops: float | None = None,
+        on_cpu: bool = False,
         runtime_gb: float | None = None,
     ) -> Self:
         """A GPU by name, or any device given its `memory_gb` and `tflops` (in the run's dtype); those given win over the name's.
@@ -120,6 +123,7 @@ class Hardware(Section):
                 offload_checkpoints=offload_checkpoints,
                 price=price,
                 utilisation=utilisation,
+                on_cpu=on_cpu,
                 runtime_gb=runtime_gb,
             )
         except ValidationError as error:

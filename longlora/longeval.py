@@ -24,6 +24,7 @@ from longlora.cases import Case, case, read_lines
 from longlora.interval import binomial
 from longlora.prompt import chat_turn, continuation, opening
 from longlora.section import Section
+from longlora.shares import say
 
 Task = Literal["lines", "topics"]
 ROOM = {"lines": 24, "topics": 40}
@@ -203,8 +204,11 @@ def measure(
     intervals. Answers are kept in the folder `kept`.
 
     Raises:
-        ValueError: a case file is malformed, a length has no room for a task, or there is no chat template for a chat prompt.
+        ValueError: a case file is malformed, a length has no room for a task, or there is no chat template for a chat prompt;
+            or nothing is asked.
     """
+    if not (settings.tasks or settings.cases):
+        raise ValueError("longeval names neither tasks nor cases; name some, or leave longeval.models empty")
     published = {Path(file).stem: read_cases(Path(file)) for file in settings.cases}
     writer = Writer(tokenizer, prompt=settings.prompt)
     result: dict[str, Any] = {}
@@ -219,7 +223,7 @@ def measure(
     for (task, column), questions in [*own.items(), *(((q[0].task, stem), q) for stem, q in published.items())]:
         figures = ask(model, tokenizer=tokenizer, writer=writer, questions=questions, kept=kept)
         result.setdefault(f"longeval_{task}", {label: {"prompt": settings.prompt}})[label][column] = figures
-        print(f"{task} {column}: {figures['value']:.0%} of {figures['trials']} right", flush=True)
+        say(f"{task} {column}: {figures['value']:.0%} of {figures['trials']} right")
     return result
 
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from longlora.interval import bootstrap
 from longlora.section import Section
+from longlora.shares import say
 from longlora.windows import Place, Window, last_nats, places, token_nats
 
 
@@ -109,7 +110,7 @@ def key_tokens(model: PreTrainedModel, *, documents: list[np.ndarray], settings:
     with np.errstate(invalid="ignore"):
         is_key_PL = (with_long_PL - with_short_PL > settings.alpha) & (with_long_PL > settings.beta)
     looked_at = int(np.isfinite(with_short_PL).sum())
-    print(f"{int(is_key_PL.sum())} of {looked_at} tokens are key tokens", flush=True)
+    say(f"{int(is_key_PL.sum())} of {looked_at} tokens are key tokens")
     picked = [
         {"document": p.document, "end": p.end, "keys": np.flatnonzero(row).tolist()}
         for p, row in zip(chosen, is_key_PL, strict=True)
@@ -135,7 +136,7 @@ def measure(
             ends = (sums_P.sum() / counts_P.sum(), low, high)
             figures = {name: float(np.exp(end)) for name, end in zip(figures, ends, strict=True)}
     found = {name: round(figure, 6) if np.isfinite(figure) else None for name, figure in figures.items()}
-    print(f"LongPPL {found['value']} over {sum(n for _, n in picked)} tokens", flush=True)
+    say(f"LongPPL {found['value']} over {sum(n for _, n in picked)} tokens")
     return {"longppl": {label: {evaluator: found | {"tokens": sum(n for _, n in picked)}}}}
 
 

@@ -4,21 +4,23 @@ The answer is checked without generating it: where a model's first choice at eve
 token, its greedy answer is the right answer, and the other way round. So one forward pass over prompt and answer decides.
 Prompts of one length share the filler before their keys: it is computed once, into a cache that every prompt continues.
 
-Letters: B prompts of a batch, L tokens of a prompt with its answer, A tokens of an answer.
+Letters: C cells, S samples of a cell, B prompts of a batch, L tokens of a prompt with its answer, A tokens of an answer.
 """
 
 import random
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, field_validator
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.interval import binomial
-from longlora.plain import batch_tokens, shareable
+from longlora.plain import batch_tokens, must_reach, shareable
 from longlora.prompt import chat_turn, continuation, opening
 from longlora.section import Section
+from longlora.shares import ours, say, whole
 
 HEAD = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
@@ -108,10 +110,21 @@ def hits(model: PreTrainedModel, *, cells: list[list[Prompt]], share: bool) -> l
     """Whether the greedy answer to each prompt is its answer, token for token. All prompts have one length.
 
     With `share`, what stands before the needles is computed once for all cells: they are taken from the deepest needle to
-    the shallowest, and the cache is cut back to each cell's own prefix.
+    the shallowest, and the cache is cut back to each cell's own prefix. Each process reads it, and its share of the rest.
     """
-    if not share:
-        return [[answered(model, [p], cache=None)[0] for p in cell] for cell in cells]
+    must_reach(model, max(len(p.question + p.answer) for cell in cells for p in cell) - 1)
+    hit_CS = np.zeros((len(cells), max(map(len, cells))), dtype=np.bool_)
+    if share:
+        with_prefix(model, cells=cells, hit_CS=hit_CS)
+    else:
+        every = [(cell, sample) for cell, prompts in enumerate(cells) for sample in range(len(prompts))]
+        for cell, sample in (place for number, place in enumerate(every) if ours(number)):
+            hit_CS[cell, sample] = answered(model, [cells[cell][sample]], cache=None)[0]
+    return [row[: len(cell)] for row, cell in zip(whole(hit_CS).tolist(), cells, strict=True)]
+
+
+def with_prefix(model: PreTrainedModel, *, cells: list[list[Prompt]], hit_CS: np.ndarray) -> None:
+    """Fill in this process's share of `hit_CS`, over one cache of what stands before the needles."""
     prefixes = [min(p.shared for p in cell) for cell in cells]
     order = sorted(range(len(cells)), key=lambda i: -prefixes[i])
     some = cells[order[0]][0]
@@ -119,15 +132,13 @@ def hits(model: PreTrainedModel, *, cells: list[list[Prompt]], share: bool) -> l
     read(model, torch.tensor([some.question[: prefixes[order[0]]]], device=model.device), cache=cache, keep=1)
     size = min(max(map(len, cells)), max(1, batch_tokens(model) // len(some.question + some.answer)))
     cache.batch_repeat_interleave(size)
-    result: list[list[bool]] = [[] for _ in cells]
-    for number in order:
-        for first in range(0, len(cells[number]), size):
-            group = cells[number][first : first + size]
-            cut(cache, prefixes[number])
-            # The cache has `size` rows; a last, smaller group is filled up.
-            filled = (group + [group[-1]] * size)[:size]
-            result[number] += answered(model, filled, cache=cache)[: len(group)]
-    return result
+    every = [(cell, first) for cell in order for first in range(0, len(cells[cell]), size)]
+    for cell, first in (place for number, place in enumerate(every) if ours(number)):
+        group = cells[cell][first : first + size]
+        cut(cache, prefixes[cell])
+        # The cache has `size` rows; a last, smaller group is filled up.
+        filled = (group + [group[-1]] * size)[:size]
+        hit_CS[cell, first : first + len(group)] = answered(model, filled, cache=cache)[: len(group)]
 
 
 def cut(cache: DynamicCache, length: int) -> None:
@@ -179,7 +190,7 @@ def measure(
         found = [hit for row in by_depth for hit in row]
         cuts = {f"{d:.2f}": score(row) for d, row in zip(settings.depths, by_depth, strict=True)}
         result[str(length)] = score(found) | {"depth": cuts}
-        print(f"{length} tokens: {sum(found)} of {len(found)} keys found", flush=True)
+        say(f"{length} tokens: {sum(found)} of {len(found)} keys found")
     return {"passkey": {label: result}}
 
 

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from longlora.interval import bootstrap
 from longlora.section import Section
+from longlora.shares import rank, say
 from longlora.windows import SCORED, Place, Window, nats, places, token_nats
 
 
@@ -94,10 +95,7 @@ def controlled(
         if length not in scores:
             windows = [Window(p.document, p.end - length, p.end, settings.last) for p in chosen]
             scores[length] = nats(model, documents=documents, windows=windows)
-        print(
-            f"{length} tokens: perplexity {perplexity(scores[length].sum(), len(chosen) * settings.last):.4g}",
-            flush=True,
-        )
+        say(f"{length} tokens: perplexity {perplexity(scores[length].sum(), len(chosen) * settings.last):.4g}")
     return chosen, {length: scores[length] for length in sorted(scores)}
 
 
@@ -176,7 +174,8 @@ def measure(
     nats_PL = longest_windows(model, documents=documents, settings=settings) if settings.bands else None
     known = {} if nats_PL is None else {max(settings.lengths): nats_PL[:, -settings.last :].sum(axis=1)}
     chosen, sums = controlled(model, documents=documents, settings=settings, known=known)
-    write_parts(parts, chosen=chosen, sums=sums, last=settings.last)
+    if rank() == 0:
+        write_parts(parts, chosen=chosen, sums=sums, last=settings.last)
     counts_P = np.full(len(chosen), settings.last)
     result: dict[str, Any] = {
         "perplexity": {
@@ -206,12 +205,13 @@ def slide(
         windows = sliding_windows([len(d) for d in documents], length=length, sliding=sliding)
         sums = nats(model, documents=documents, windows=windows)
         result[str(length)] = score(sums, counts_P=np.array([w.scored for w in windows]), seed=settings.seed)
-        print(f"{length} tokens, sliding: perplexity {result[str(length)]['value']}", flush=True)
+        say(f"{length} tokens, sliding: perplexity {result[str(length)]['value']}")
     return result
 
 
 def write_parts(file: Path, *, chosen: list[Place], sums: dict[int, np.ndarray], last: int) -> None:
     """One row per length and place, so that models can be compared place by place."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", newline="") as stream:
         rows = csv.writer(stream, lineterminator="\n")
         rows.writerow(["length", "document", "end", "tokens", "nats"])

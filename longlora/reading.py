@@ -93,14 +93,22 @@ def read_document(file: Path, *, encoding: str = "utf-8-sig") -> Document:
     """The text of a file; `encoding` is of plain text and HTML (HTML may say its own).
 
     Raises:
-        ValueError: it is not there, too large, encrypted, of another kind or encoding than it says, or holds no text.
+        ValueError: it is not there, or too large; or as `parsed`.
     """
-    suffix = file.suffix.lower()
     if not file.is_file():
         raise ValueError(f"no document {file} (seen from {Path.cwd()})")
     if file.stat().st_size > LARGEST:
         raise ValueError(f"{file} has {file.stat().st_size:,} bytes, and a document at most {LARGEST:,}: cut it")
-    raw = file.read_bytes()
+    return parsed(file.read_bytes(), file, encoding=encoding)
+
+
+def parsed(raw: bytes, file: Path, *, encoding: str = "utf-8-sig") -> Document:
+    """The text of bytes that come from `file`, which need not be there: its suffix says how to read them.
+
+    Raises:
+        ValueError: they are encrypted, of another kind or encoding than they say, or hold no text.
+    """
+    suffix = file.suffix.lower()
     pages: tuple[int, ...] = ()
     if suffix == ".pdf":
         text, pages = pdf_text(raw, file)

@@ -8,6 +8,7 @@ models of one pipeline; for RULER's own table use its own texts.
 
 import random
 import re
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from longlora.interval import bootstrap
 from longlora.prompt import chat_turn, continuation, continuations, opening
 from longlora.riddles import Riddle, Task, common, frequent, needles, tracking
 from longlora.section import Section
+from longlora.shares import say
 
 FEWEST = {"common": 110, "frequent": 30}
 """Words of the shortest list: ten words ten times and some others; three words that stand out."""
@@ -125,9 +127,16 @@ def match_all(text: str, wanted: list[str]) -> float:
 
 
 def measure(
-    model: PreTrainedModel, *, label: str, tokenizer: PreTrainedTokenizerBase, texts: list[str], settings: Ruler
+    model: PreTrainedModel,
+    *,
+    label: str,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    settings: Ruler,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
-    """Scores of the model `label` by length, and within it by task; and the effective context.
+    """Scores of the model `label` by length, and within it by task; and the effective context. Answers are kept in the
+    folder `kept`.
 
     Raises:
         ValueError: a length has no room for a task, the texts are too short, or there is no chat template for a chat prompt.
@@ -145,14 +154,14 @@ def measure(
             for task in settings.tasks
             for number in range(settings.samples)
         ]
-        texts_ = answers(model, prompts=[ids for _, ids, _ in made], rooms=[e.room for _, _, e in made])
+        texts_ = answers(model, prompts=[ids for _, ids, _ in made], rooms=[e.room for _, _, e in made], kept=kept)
         scores = [
             (task, match_all(str(tokenizer.decode(ids)), e.answers))
             for (task, _, e), ids in zip(made, texts_, strict=True)
         ]
         by_task = {task: score([s for t, s in scores if t == task], seed=settings.seed) for task in settings.tasks}
         result[str(length)] = score([s for _, s in scores], seed=settings.seed) | {"task": by_task}
-        print(f"{length} tokens: " + ", ".join(f"{t} {s['value']:.0%}" for t, s in by_task.items()), flush=True)
+        say(f"{length} tokens: " + ", ".join(f"{t} {s['value']:.0%}" for t, s in by_task.items()))
     result["effective"] = {"value": effective(result, settings=settings)}
     return {"ruler": {label: result}}
 

@@ -85,7 +85,7 @@ def parallel_attention(
         document_ids_BL: of all L tokens, as in `shifted_sparse_attention`.
 
     Returns:
-        out_BHSD.
+        out_BSHD.
 
     Raises:
         ValueError: as `shifted_sparse_attention`; S is not a multiple of G; a roll, which would mix the ends of the sequence;
@@ -158,7 +158,7 @@ def parallel_attention(
         first_head=cut,
     )
     moved_BShD = torch.cat([border_BThD[:, before:], inside_BThD], dim=1)
-    return torch.cat([still_BShD, moved_BShD], dim=2).transpose(1, 2)
+    return torch.cat([still_BShD, moved_BShD], dim=2)
 
 
 def attend_in_groups(

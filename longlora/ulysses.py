@@ -16,8 +16,6 @@ from torch import distributed
 from longlora.attention import shifted_sparse_attention
 from longlora.kernels import BackendName
 
-HEADS, TOKENS = 1, 2  # dimensions of q, k, v and the output
-
 
 def full_attention(
     q_BHSD: torch.Tensor,
@@ -29,7 +27,7 @@ def full_attention(
     scaling: float | None,
     backend: BackendName,
 ) -> torch.Tensor:
-    """out_BHSD: causal attention over all L tokens, for the tokens of this process.
+    """out_BSHD: causal attention over all L tokens, for the tokens of this process.
 
     Raises:
         ValueError: the key/value heads can not be shared out equally.
@@ -40,8 +38,8 @@ def full_attention(
             f"full attention shares {kv_heads} key/value heads out to {processes} processes: LONGLORA_SEQUENCE_PARALLEL must "
             f"divide {kv_heads}, the nearest is {math.gcd(kv_heads, processes)}; or set attention.full_attention_last: 0"
         )
-    q_BhLD, k_BkLD, v_BkLD = (Exchange.apply(x, HEADS, TOKENS, group) for x in (q_BHSD, k_BKSD, v_BKSD))
-    out_BhLD = shifted_sparse_attention(
+    q_BhLD, k_BkLD, v_BkLD = (Exchange.apply(x, group) for x in (q_BHSD, k_BKSD, v_BKSD))
+    out_BLhD = shifted_sparse_attention(
         q_BhLD,
         k_BkLD,
         v_BkLD,
@@ -50,9 +48,9 @@ def full_attention(
         scaling=scaling,
         backend=backend,
     )
-    out_BHSD = Exchange.apply(out_BhLD, TOKENS, HEADS, group)
-    assert isinstance(out_BHSD, torch.Tensor)
-    return out_BHSD
+    out_BSHD = Exchange.apply(out_BLhD, group)
+    assert isinstance(out_BSHD, torch.Tensor)
+    return out_BSHD
 
 
 def exchange(x: torch.Tensor, *, cut: int, join: int, group: distributed.ProcessGroup | None) -> torch.Tensor:
@@ -65,13 +63,13 @@ def exchange(x: torch.Tensor, *, cut: int, join: int, group: distributed.Process
 
 
 class Exchange(torch.autograd.Function):
-    """`exchange`, and back for the gradients."""
+    """Of q, k, v the heads are shared out and the tokens put together, of the output the other way round; gradients go back."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, cut: int, join: int, group: distributed.ProcessGroup | None) -> torch.Tensor:
-        ctx.cut, ctx.join, ctx.group = cut, join, group
-        return exchange(x, cut=cut, join=join, group=group)
+    def forward(ctx: Any, x: torch.Tensor, group: distributed.ProcessGroup | None) -> torch.Tensor:
+        ctx.group = group
+        return exchange(x, cut=1, join=2, group=group)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return exchange(grads[0], cut=ctx.join, join=ctx.cut, group=ctx.group), None, None, None
+        return exchange(grads[0], cut=2, join=1, group=ctx.group), None

@@ -13,7 +13,8 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 from transformers import DynamicCache, PreTrainedModel
 
-from longlora.plain import batch_tokens, shareable
+from longlora.plain import batch_tokens, must_reach, shareable
+from longlora.shares import ours, whole
 
 SCORED = 2048
 """Tokens scored by one window, at most: the first window of a long length would need gigabytes of logits."""
@@ -64,20 +65,20 @@ def places(lengths_of_documents: list[int], *, longest: int, last: int, samples:
 @torch.inference_mode()
 def nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: list[Window]) -> np.ndarray:
     """The summed negative log likelihood (nats) of the scored tokens of each window. Logits are made for those alone."""
-    total_W = np.empty(len(windows), dtype=np.float64)
-    for batch in batches(windows, tokens=batch_tokens(model), vocabulary=model.config.get_text_config().vocab_size):
+    total_W = np.zeros(len(windows), dtype=np.float64)
+    for batch in our_batches(model, windows):
         loss_BN = losses(model, documents=documents, group=[windows[i] for i in batch])
         total_W[batch] = loss_BN.double().sum(dim=1).cpu().numpy()
-    return total_W
+    return whole(total_W)
 
 
 @torch.inference_mode()
 def last_nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: list[Window]) -> np.ndarray:
     """Nats (W, N) of each scored token of windows of one shape."""
-    nats_WN = np.empty((len(windows), windows[0].scored))
-    for batch in batches(windows, tokens=batch_tokens(model), vocabulary=model.config.get_text_config().vocab_size):
+    nats_WN = np.zeros((len(windows), windows[0].scored))
+    for batch in our_batches(model, windows):
         nats_WN[batch] = losses(model, documents=documents, group=[windows[i] for i in batch]).cpu().numpy()
-    return nats_WN
+    return whole(nats_WN)
 
 
 def losses(model: PreTrainedModel, *, documents: list[np.ndarray], group: list[Window]) -> torch.Tensor:
@@ -99,10 +100,11 @@ def token_nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: 
     longer texts, it is read once per piece.
     """
     length, vocabulary = windows[0].end - windows[0].start, model.config.get_text_config().vocab_size
-    nats_WL = np.empty((len(windows), length - 1), dtype=np.float32)
+    must_reach(model, length - 1)
+    nats_WL = np.zeros((len(windows), length - 1), dtype=np.float32)
     size = max(1, batch_tokens(model) // length)
     piece = max(1, min(SCORED, BATCH_LOGITS // (size * vocabulary), CHUNK))
-    for first in range(0, len(windows), size):
+    for first in (n for n in range(0, len(windows), size) if ours(n // size)):
         group = windows[first : first + size]
         tokens_BL = torch.from_numpy(
             np.stack([documents[w.document][w.start : w.end].astype(np.int64) for w in group])
@@ -119,7 +121,15 @@ def token_nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: 
                 out.logits.float().transpose(1, 2), tokens_BL[:, start + 1 : end + 1], reduction="none"
             )
             nats_WL[first : first + size, start:end] = loss_BN.cpu().numpy()
-    return nats_WL
+    return whole(nats_WL)
+
+
+def our_batches(model: PreTrainedModel, windows: list[Window]) -> Iterator[list[int]]:
+    """This process's share of the batches."""
+    must_reach(model, max((w.end - w.start for w in windows), default=1) - 1)
+    vocabulary = model.config.get_text_config().vocab_size
+    every = enumerate(batches(windows, tokens=batch_tokens(model), vocabulary=vocabulary))
+    return (batch for number, batch in every if ours(number))
 
 
 def batches(windows: list[Window], *, tokens: int, vocabulary: int) -> Iterator[list[int]]:

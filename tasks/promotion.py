@@ -262,11 +262,17 @@ def better_of(model: Artifact) -> Better | None:
 
 
 def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
-    """The run whose key or MLflow id begins with `wanted`; without it, the last finished one.
+    """The run whose key or MLflow id begins with `wanted`, or that of the champion or candidate; without it, the last finished one.
 
     Raises:
         ValueError: there is none, or more than one.
     """
+    if wanted in (CHAMPION, CANDIDATE):
+        name = model_at(where, "HEAD").name
+        version = registry.holder(client, name, wanted)
+        if not version:
+            raise ValueError(f"{name} has no {wanted} yet: `longlora promote`, or name a run")
+        return client.get_run(str(version.run_id))
     runs = matching(client, where, wanted)
     if len(runs) == 1:
         return runs[0]

@@ -35,9 +35,9 @@ def dense_attention(
     mask_BHLL: torch.Tensor,
     scaling: float | None = None,
 ) -> torch.Tensor:
-    """out_BHLD; zeros where a query sees nothing."""
+    """out_BLHD; zeros where a query sees nothing."""
     shared = q_BHLD.shape[1] // k_BKLD.shape[1]
     k_BHLD, v_BHLD = (x.repeat_interleave(shared, dim=1) for x in (k_BKLD, v_BKLD))
     scores_BHLL = q_BHLD @ k_BHLD.transpose(-1, -2) * (q_BHLD.shape[-1] ** -0.5 if scaling is None else scaling)
     weights_BHLL = scores_BHLL.masked_fill(~mask_BHLL, -1e30).softmax(-1) * mask_BHLL.any(-1, keepdim=True)
-    return weights_BHLL.to(v_BHLD.dtype) @ v_BHLD
+    return (weights_BHLL.to(v_BHLD.dtype) @ v_BHLD).transpose(1, 2)

@@ -116,7 +116,7 @@ def test_the_first_half_of_the_heads_rests_and_the_odd_head_moves():
     q, k, v = tensors(batch=1, heads=5, kv_heads=5, length=16, dim=4)
     resting = shifted_sparse_attention(q, k, v, group_size=4, shift="none")
     ours = shifted_sparse_attention(q, k, v, group_size=4)
-    same_H = [torch.equal(a, b) for a, b in zip(ours[0], resting[0], strict=True)]
+    same_H = [torch.equal(a, b) for a, b in zip(ours[0].unbind(1), resting[0].unbind(1), strict=True)]
     assert same_H == [True, True, False, False, False]
 
 
@@ -124,11 +124,11 @@ def test_the_first_half_of_the_heads_rests_and_the_odd_head_moves():
 def test_no_token_sees_its_future_but_under_the_authors_roll(shift, futures):
     """METHOD: L = 16, G = 4 leaks 4 pairs of query and later key in each moved head. Counted in the gradients."""
     q, k, v = tensors(batch=1, heads=4, kv_heads=4, length=16, dim=3)
-    out_BHLD = shifted_sparse_attention(q, k, v, group_size=4, shift=shift)
+    out_BLHD = shifted_sparse_attention(q, k, v, group_size=4, shift=shift)
     counts = [0] * 4
     for head in range(4):
         for query in range(16):
-            (seen,) = torch.autograd.grad(out_BHLD[0, head, query].sum(), v, retain_graph=True)
+            (seen,) = torch.autograd.grad(out_BLHD[0, query, head].sum(), v, retain_graph=True)
             counts[head] += int(seen[0, head, query + 1 :].any(-1).sum())
     assert counts == [0, 0, futures, futures]
 
@@ -164,7 +164,7 @@ def test_documents_packed_in_a_row_do_what_they_do_alone():
     ids_1L = torch.tensor([[7] * 5 + [2] * 12])
     packed = shifted_sparse_attention(*inputs, group_size=99, document_ids_BL=ids_1L)
     alone = [shifted_sparse_attention(*(x[:, :, a:b] for x in inputs), group_size=99) for a, b in ((0, 5), (5, 17))]
-    torch.testing.assert_close(packed, torch.cat(alone, dim=2))
+    torch.testing.assert_close(packed, torch.cat(alone, dim=1))
 
 
 @pytest.mark.parametrize("ids", [None, "packed"])
@@ -192,7 +192,8 @@ def test_under_autocast_the_arithmetic_is_in_its_format_and_gradients_in_the_inp
 
 def test_the_output_lies_in_memory_as_the_next_layer_reads_it():
     inputs = tensors(batch=2, heads=6, kv_heads=2, length=20, dim=4)
-    assert shifted_sparse_attention(*inputs, group_size=8).transpose(1, 2).is_contiguous()
+    out_BLHD = shifted_sparse_attention(*inputs, group_size=8)
+    assert out_BLHD.shape == (2, 20, 6, 4) and out_BLHD.is_contiguous()
 
 
 @pytest.mark.parametrize(
@@ -278,7 +279,7 @@ def use_mask(model: PreTrainedModel, *, ids_BL: torch.Tensor | None, group: int)
     mask_BHLL = visible(heads=heads, length=LENGTH, group=group, ids_BL=ids_BL)
 
     def attend(module, query, key, value, attention_mask, scaling, **others):
-        return dense_attention(query, key, value, mask_BHLL=mask_BHLL, scaling=scaling).transpose(1, 2), None
+        return dense_attention(query, key, value, mask_BHLL=mask_BHLL, scaling=scaling), None
 
     AttentionInterface.register("dense_reference", attend)
     AttentionMaskInterface.register("dense_reference", lambda **others: None)

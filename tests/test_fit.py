@@ -31,7 +31,7 @@ def test_the_loss_falls_and_the_history_and_cost_are_written(place):
     assert [row["step"] for row in rows] == list(range(1, 21))
     assert rows[-1]["tokens"] == 20 * 4 * 128
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.3
-    assert json.loads((place / "tuned.json").read_text())["cost"]["trainable_parameters"] > 300 * 36
+    assert json.loads((place / "tuned.json").read_text())["tuned"]["trainable_parameters"] > 300 * 36
 
 
 def test_the_same_run_gives_the_same_bytes_and_another_seed_others(place):

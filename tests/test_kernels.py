@@ -33,7 +33,7 @@ def by_segments(q_SHD, k_SKD, v_SKD, cumulative_M, scaling):
         assert a < b
         q, k, v = (x[a:b].transpose(0, 1)[None] for x in (q_SHD, k_SKD, v_SKD))
         causal = torch.ones(b - a, b - a, dtype=torch.bool).tril()
-        outs.append(dense_attention(q, k, v, mask_BHLL=causal, scaling=scaling)[0].transpose(0, 1))
+        outs.append(dense_attention(q, k, v, mask_BHLL=causal, scaling=scaling)[0])
     return torch.cat(outs)
 
 
@@ -90,7 +90,7 @@ def stand_in_flex(*args, **keywords):
     block = place // 128
     exact_SS = mask.mask_mod(torch.tensor(0), torch.tensor(0), place[:, None], place)
     seen_SS = (part_NN[block[:, None], block] & exact_SS) | whole_NN[block[:, None], block]
-    return dense_attention(q, k, given["value"], mask_BHLL=seen_SS, scaling=given["scale"])
+    return dense_attention(q, k, given["value"], mask_BHLL=seen_SS, scaling=given["scale"]).transpose(1, 2)
 
 
 def tables(mask):

@@ -336,3 +336,18 @@ def test_a_hook_that_fails_is_said_without_its_secrets_and_the_move_stands(empty
         "warning: LONGLORA_HOOK_URL: 127.0.0.1 did not take it (status 500); 'promoted' stands, and was not told",
         "warning: LONGLORA_HOOK_COMMAND: ended with status 4; 'promoted' stands, and was not told",
     ]
+
+
+def test_a_run_is_chosen_by_the_alias_of_its_model(empty, shop):
+    from tasks import promotion
+    from tasks.promotion import RefusalError
+
+    promote, client, where = empty
+    with pytest.raises(ValueError, match="dummy has no champion yet"):
+        promotion.chosen(client, where, "champion")
+    promote("good")
+    with pytest.raises(RefusalError):
+        promote("refused")
+    found = {alias: promotion.chosen(client, where, alias) for alias in ("champion", "candidate")}
+    keys = {alias: run.data.tags["longlora.key"] for alias, run in found.items()}
+    assert keys == {"champion": shop[1]["good"], "candidate": shop[1]["refused"]}

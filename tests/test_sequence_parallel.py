@@ -39,10 +39,11 @@ DOCUMENTS = [  # none; across all borders; a border exactly at 12, 24; a documen
 def tensors(heads: int, kv_heads: int, dtype: torch.dtype) -> list[torch.Tensor]:
     """q, k, v and the gradient of the output, of the whole sequence."""
     generator = torch.Generator().manual_seed(heads)
-    return [
+    *qkv, grad = (
         torch.randn(BATCH, h, LENGTH, DIM, dtype=torch.float64, generator=generator).to(dtype)
         for h in (heads, kv_heads, kv_heads, heads)
-    ]
+    )
+    return [*qkv, grad.transpose(1, 2)]
 
 
 def attention_here(dtype: torch.dtype, tolerance: float) -> None:
@@ -61,9 +62,9 @@ def attention_here(dtype: torch.dtype, tolerance: float) -> None:
             whole = [x.requires_grad_() for x in whole]
             wanted = shifted_sparse_attention(*whole, group_size=group, document_ids_BL=ids, shift=shift)
             found = parallel_attention(*pieces, together=us, group_size=group, document_ids_BL=ids, shift=shift)
-            torch.testing.assert_close(found, wanted[:, :, own], rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(found, wanted[:, own], rtol=tolerance, atol=tolerance)
             theirs = torch.autograd.grad(wanted, whole, grad)
-            ours = torch.autograd.grad(found, pieces, grad[:, :, own])
+            ours = torch.autograd.grad(found, pieces, grad[:, own])
             for a, b in zip(ours, theirs, strict=True):
                 torch.testing.assert_close(a, b[:, :, own], rtol=tolerance, atol=tolerance)
     distributed.destroy_process_group()

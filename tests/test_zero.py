@@ -51,7 +51,7 @@ def test_stage_3_trains_what_one_process_does_and_saves_it_whole_once(place):
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=0, atol=2e-4)
-    one, two = (json.loads((place / f"{name}.json").read_text())["cost"] for name in ("one", "two"))
+    one, two = (json.loads((place / f"{name}.json").read_text())[name] for name in ("one", "two"))
     assert one["trainable_parameters"] == two["trainable_parameters"]
 
 

@@ -1,6 +1,5 @@
 """LongEval's lines and topics for one model. The folder's name is the model's label."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,14 +7,15 @@ from longlora.answer import kept_folder
 from longlora.longeval import LongEval, measure
 from longlora.plain import open_model, open_tokenizer
 from longlora.section import run
+from longlora.shares import rank, write
 
 
 def stage(model: Path, scores: Path, longeval: LongEval) -> None:
     kept = kept_folder(model)
     result = measure(open_model(model), label=model.name, tokenizer=open_tokenizer(model), settings=longeval, kept=kept)
-    scores.parent.mkdir(parents=True, exist_ok=True)
-    scores.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
-    shutil.rmtree(kept, ignore_errors=True)
+    write(result, scores)
+    if rank() == 0:
+        shutil.rmtree(kept, ignore_errors=True)
 
 
 if __name__ == "__main__":

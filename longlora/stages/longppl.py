@@ -1,13 +1,13 @@
 """LongPPL of one model over the key tokens that an evaluator picked. The folder's name is the model's label, the key file's is
 the evaluator's."""
 
-import json
 from pathlib import Path
 
 from longlora.blocks import documents
 from longlora.longppl import LongPPL, measure, read_keys
 from longlora.plain import open_model
 from longlora.section import run
+from longlora.shares import write
 
 
 def stage(model: Path, keys: Path, heldout: Path, scores: Path, longppl: LongPPL) -> None:
@@ -19,8 +19,7 @@ def stage(model: Path, keys: Path, heldout: Path, scores: Path, longppl: LongPPL
         keys=read_keys(keys),
         seed=longppl.seed,
     )
-    scores.parent.mkdir(parents=True, exist_ok=True)
-    scores.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    write(result, scores)
 
 
 if __name__ == "__main__":

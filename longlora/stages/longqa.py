@@ -1,6 +1,5 @@
 """Questions on long documents for one model. The folder's name is the model's label."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,14 +7,22 @@ from longlora.answer import kept_folder
 from longlora.longqa import LongQA, measure
 from longlora.plain import open_model, open_tokenizer
 from longlora.section import run
+from longlora.shares import rank, write
 
 
-def stage(model: Path, scores: Path, longqa: LongQA) -> None:
+def stage(model: Path, held_out: Path, scores: Path, longqa: LongQA) -> None:
     kept = kept_folder(model)
-    result = measure(open_model(model), label=model.name, tokenizer=open_tokenizer(model), settings=longqa, kept=kept)
-    scores.parent.mkdir(parents=True, exist_ok=True)
-    scores.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
-    shutil.rmtree(kept, ignore_errors=True)
+    result = measure(
+        open_model(model),
+        label=model.name,
+        tokenizer=open_tokenizer(model),
+        settings=longqa,
+        held_out=held_out,
+        kept=kept,
+    )
+    write(result, scores)
+    if rank() == 0:
+        shutil.rmtree(kept, ignore_errors=True)
 
 
 if __name__ == "__main__":

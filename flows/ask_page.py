@@ -1,0 +1,246 @@
+"""A document asked on a web page: the library's desk behind NiceGUI, on 127.0.0.1; the page fetches nothing from elsewhere.
+
+Every browser tab has a document and a conversation of its own; the model is shared, and answers one question at a time.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path, PurePath
+from typing import Any, get_args
+
+from nicegui import app, run, ui
+from nicegui.events import UploadEventArguments
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from flows.ask_style import STYLE
+from longlora.asking import Answer, Desk, Prompt, TooLong
+from longlora.evidence import Evidence, Passage
+from longlora.plain import open_model, open_tokenizer
+from longlora.reading import LARGEST, SUFFIXES, Document, parsed
+from tasks.servers import HOST
+
+SHOWN = 4000
+"""Characters of the document before and after a passage that the page shows: a whole book would be too much for a browser."""
+TICK = 0.05
+"""Seconds between two looks at what the model has written."""
+WAYS: dict[TooLong, str] = {"refuse": "refuse it", "truncate": "read its beginning", "windows": "ask part by part"}
+
+
+@dataclass(frozen=True)
+class Host:
+    """What all tabs share."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    room: int
+    prompt: Prompt | None
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+def serve_page(folder: Path, *, name: str, port: int, room: int, prompt: str | None) -> None:
+    """Serve the page for the model of `folder` until interrupted.
+
+    Raises:
+        ValueError: there is no model or tokenizer; there is no such prompt.
+    """
+    if prompt is not None and prompt not in get_args(Prompt):
+        raise ValueError(f"--prompt {prompt}: one of {', '.join(get_args(Prompt))}")
+    logging.disable_progress_bar()
+    chosen: Any = prompt
+    host = Host(name, open_model(folder), open_tokenizer(folder), room, chosen)
+    # A page elsewhere whose name is made to point here has another Host, and is turned away.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+    app.on_startup(lambda: print(f"ask at http://{HOST}:{port} (Ctrl-C ends it)", flush=True))
+    ui.run(
+        lambda: Visit(host),
+        host=HOST,
+        port=port,
+        title="Ask a document",
+        favicon="📖",
+        show=False,
+        reload=False,
+        show_welcome_message=False,
+        uvicorn_logging_level="warning",
+    )
+
+
+class LeftError(Exception):
+    """Nobody is there any more to be answered: the tab was closed, or the server ends."""
+
+
+class Visit:
+    """One tab: a document on the desk, and the questions on it."""
+
+    def __init__(self, host: Host) -> None:
+        self.host, self.client = host, ui.context.client
+        self.document: Document | None = None
+        self.evidence: Evidence | None = None
+        self.desk: Desk | None = None
+        ui.add_css(STYLE)
+        ui.colors(primary="#0b6bb0")
+        with ui.element("div").classes("sheet"):
+            with ui.element("header"):
+                ui.label("Ask a document").classes("title")
+                context = int(host.model.config.get_text_config().max_position_embeddings)
+                ui.label(f"{host.name} · reads {context:,} tokens").classes("faint")
+            with ui.element("section").classes("document"):
+                self.lay_out_document()
+            with ui.element("section").classes("talk"):
+                self.lay_out_talk()
+
+    def lay_out_document(self) -> None:
+        upload = ui.upload(
+            label="Drop a document here, or choose one",
+            auto_upload=True,
+            max_file_size=LARGEST,
+            on_upload=self.take,
+            on_rejected=lambda: self.say("bad", f"a document has at most {LARGEST:,} bytes: cut it"),
+        )
+        self.upload = upload.props(f'accept="{",".join(SUFFIXES)}" flat bordered').classes("drop")
+        with ui.element("div").classes("choices"):
+            ui.label("If it is longer than the model reads").classes("faint")
+            self.way = ui.toggle(WAYS, value="refuse", on_change=self.lay).props("no-caps dense unelevated")
+            self.encoding = ui.input("encoding of text", value="utf-8").props("dense").classes("encoding")
+        self.note = ui.label().classes("note")
+        self.note.set_visibility(False)
+        self.reader = ui.element("div").classes("reader")
+
+    def lay_out_talk(self) -> None:
+        self.talk = ui.element("div").classes("turns")
+        with self.talk:
+            self.hint = ui.label(f"Documents: {', '.join(s[1:] for s in SUFFIXES)}. Nothing leaves this machine.")
+            self.hint.classes("hint")
+        with ui.element("form").classes("ask").on("submit.prevent", self.ask):
+            self.question = ui.input(placeholder="Ask about the document").props("outlined dense autofocus")
+            self.send = ui.button("Ask").props('type="submit" no-caps unelevated')
+        self.able(False)
+
+    def able(self, can: bool) -> None:
+        self.question.set_enabled(can)
+        self.send.set_enabled(can)
+
+    def say(self, kind: str, text: str) -> None:
+        """A line about the document: `good`, `warn` or `bad`."""
+        self.note.set_text(text)
+        self.note.classes(replace=f"note {kind}")
+        self.note.set_visibility(bool(text))
+
+    async def take(self, event: UploadEventArguments) -> None:
+        """Read the file that was sent, and put it on the desk. Its name is a browser's word: only the last part is kept."""
+        self.upload.reset()
+        raw, file = await event.file.read(), Path(PurePath(event.file.name.replace("\\", "/")).name)
+        encoding = "utf-8-sig" if self.encoding.value in ("", "utf-8") else str(self.encoding.value)
+        try:
+            self.document = await run.io_bound(parsed, raw, file, encoding=encoding)
+            self.evidence = await run.io_bound(Evidence, self.document)
+        except ValueError as error:
+            self.document = self.desk = None
+            self.able(False)
+            self.reader.clear()
+            self.say("bad", str(error))
+            return
+        self.talk.clear()
+        self.show(0, 0)
+        await self.lay()
+
+    async def lay(self) -> None:
+        """The document on a new desk, in the chosen way; what does not go is said."""
+        if self.document is None:
+            return
+        host, text, way = self.host, self.document.text, self.way.value
+        self.desk = None
+        try:
+            self.desk = await run.io_bound(
+                Desk, host.model, tokenizer=host.tokenizer, text=text, room=host.room, too_long=way, prompt=host.prompt
+            )
+        except ValueError as error:
+            self.say("bad", str(error))
+        if self.desk:
+            whole = f"{self.document.name}: {self.desk.length:,} tokens, read whole"
+            notice = self.desk.notice()
+            self.say("warn" if notice else "good", notice or whole)
+        self.able(self.desk is not None)
+
+    def show(self, start: int, end: int) -> None:
+        """The document around characters [start, end), those marked and in view."""
+        assert self.document
+        text = self.document.text
+        first, last = max(0, start - SHOWN), min(len(text), end + SHOWN)
+        before, marked, after = (escape(t) for t in (text[first:start], text[start:end], text[end:last]))
+        self.reader.clear()
+        with self.reader:
+            if first or last < len(text):
+                lines = f"lines {self.document.line(first):,} to {self.document.line(last - 1):,}"
+                ui.label(f"{self.document.name}, {lines}").classes("faint")
+            html = f"{before}<mark>{marked}</mark>{after}" if marked else before + after
+            ui.html(html, sanitize=False).classes("text")  # escaped above
+        if marked:
+            ui.run_javascript(
+                f'getHtmlElement({self.reader.id}).querySelector("mark").scrollIntoView({{block: "center"}})'
+            )
+
+    async def ask(self) -> None:
+        """Answer what was typed, as it comes; then cite."""
+        desk, evidence, question = self.desk, self.evidence, str(self.question.value or "").strip()
+        if desk is None or evidence is None or not question:
+            return
+        self.question.set_value("")
+        self.able(False)
+        parts: list[str] = []
+
+        def tell(words: str) -> None:
+            if self.client.is_deleted or app.is_stopping:
+                raise LeftError
+            parts.append(words)
+
+        with self.talk:
+            ui.label(question).classes("question")
+            with ui.element("div").classes("answer"):
+                said = ui.label("…").classes("said waiting")
+                below = ui.element("div")
+        self.follow()
+        ticking = ui.timer(TICK, lambda: said.set_text("".join(parts).lstrip() or "…"))
+        try:
+            async with self.host.turn:
+                answer = await run.io_bound(desk.ask, question, say=tell)
+            passage = evidence.passage(question, answer.text, within=answer.window) if answer else None
+        except LeftError:
+            return
+        except ValueError as error:
+            said.set_text(str(error))
+            said.classes(replace="said bad")
+            return
+        finally:
+            ticking.cancel()
+            self.able(True)
+        if answer is None or self.client.is_deleted:  # None: the server ends
+            return
+        said.set_text(answer.text or "(it said nothing)")
+        said.classes(replace="said")
+        with below:
+            self.cite(answer, passage)
+        self.follow()
+        self.question.run_method("focus")
+
+    def follow(self) -> None:
+        """Bring the end of the conversation into view."""
+        ui.run_javascript(f"const e = getHtmlElement({self.talk.id}); e.scrollTop = e.scrollHeight")
+
+    def cite(self, answer: Answer, passage: Passage | None) -> None:
+        assert self.document
+        if passage:
+            with ui.element("blockquote").on("click", lambda: self.show(passage.start, passage.end)):
+                ui.label(f"“{passage.text}”")
+                ui.label(passage.place()).classes("place")
+            self.show(passage.start, passage.end)
+        else:
+            ui.label("no passage shares its words").classes("faint")
+        read = f"{answer.read:,} tokens read for this answer"
+        if answer.windows > 1:
+            first, last = (self.document.line(at) for at in (answer.window.start, answer.window.end - 1))
+            read += f", the surest of {answer.windows} parts: lines {first:,} to {last:,}"
+        ui.label(read).classes("faint")

@@ -1,0 +1,76 @@
+"""A model behind an OpenAI-compatible endpoint: transformers' own server, on 127.0.0.1, told what the command line says.
+
+What is served is a folder of links below the state folder, under the name by which clients ask for it; a chat template that
+is lent to a model lies there, and the model's own folder stays as it is.
+"""
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from flows.ask import check, model_folder
+
+PROMPTS = ("chat", "authors", "plain")
+TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+NEEDED = ("openai", "uvicorn", "fastapi")
+
+
+def serve(model: str, *, port: int, prompt: str | None) -> NoReturn:
+    """Become the server of `model`, until interrupted.
+
+    Raises:
+        ValueError: the model or a choice is wrong, the port is taken, a package is missing; the model has no chat template
+            and no prompt was named.
+    """
+    if prompt is not None:
+        check("prompt", prompt, PROMPTS)
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"serving needs {', '.join(missing)}: pip install -c constraints.txt -e '.[serve]'")
+    from tasks.servers import HOST, must_be_free
+
+    must_be_free(port, "--port")
+    folder = model_folder(model).resolve()
+    name = folder.name if Path(model).is_dir() else model
+    home = Path.cwd() / ".longlora" / "served"
+    lay_out(folder, home / name, prompt=prompt)
+    from torch.cuda import is_available
+
+    place = ["--device", "auto", "--dtype", "bfloat16"] if is_available() else ["--device", "cpu", "--dtype", "float32"]
+    ways = "/v1/completions" if prompt == "plain" else "/v1/chat/completions, /v1/completions"
+    print(f"model '{name}' at http://{HOST}:{port}/v1 ({ways}; Ctrl-C ends it)", flush=True)
+    quiet = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+    where = ["--host", HOST, "--port", str(port), "--log-level", "error", "--no-trust-remote-code"]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", name, *where, *place]
+    os.chdir(home)  # so that the folder's name is the model's
+    os.execve(sys.executable, [*command, "--attn-implementation", "sdpa"], os.environ | quiet)
+
+
+def lay_out(folder: Path, served: Path, *, prompt: str | None) -> None:
+    """Links to the model's files in `served`, and the chat template that `prompt` asks for."""
+    from longlora.plain import open_tokenizer
+    from longlora.template import authors_template
+
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"no model at {folder} (no config.json there)")
+    tokenizer = open_tokenizer(folder)
+    if prompt in (None, "chat") and not tokenizer.chat_template:
+        raise ValueError(
+            f"the tokenizer of {folder} has no chat template: --prompt authors lends it [INST]...[/INST], for a model that was "
+            "fine-tuned on pairs with it; --prompt plain serves text to be continued, /v1/completions alone"
+        )
+    shutil.rmtree(served, ignore_errors=True)
+    served.mkdir(parents=True)
+    for file in folder.iterdir():
+        if prompt in (None, "chat") or file.name not in TEMPLATES:
+            (served / file.name).symlink_to(file)
+    if prompt == "authors":
+        (served / TEMPLATES[0]).write_text(authors_template(tokenizer))

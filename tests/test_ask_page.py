@@ -1,0 +1,174 @@
+"""The page as a person meets it, in headless Chromium: a document is sent, an answer comes, its evidence is shown in the text."""
+
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dummy import ENV
+from test_asking import LONG, QUESTIONS, TEXT, TINY, desk
+
+from flows.ask import page as ask_page
+from longlora.plain import open_model, open_tokenizer
+from tasks.servers import answers, free_port
+
+BROWSER = shutil.which("chromium")
+needs_nicegui = pytest.mark.skipif(not importlib.util.find_spec("nicegui"), reason="NiceGUI is not installed")
+needs_browser = pytest.mark.skipif(
+    not BROWSER or not importlib.util.find_spec("playwright"),
+    reason="no browser: apt-get install chromium; pip install playwright",
+)
+ANSWERED = ".answer:has(.said:not(.waiting))"
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory) -> Iterator[str]:
+    """The page's server on the demo's base model; it ends when it is told to, with nothing left in its folder."""
+    folder, port = tmp_path_factory.mktemp("served"), free_port()
+    command = [sys.executable, "-c", "from flows.cli import main; main()", "page", "--model", str(TINY)]
+    with (folder.parent / "page.log").open("w") as log:
+        server = subprocess.Popen(
+            [*command, "--port", str(port), "--room", "12"],
+            cwd=folder,
+            env={
+                k: v for k, v in (os.environ | ENV).items() if k != "PYTEST_CURRENT_TEST"
+            },  # NiceGUI would take it for its own
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    watch = threading.Timer(120, server.kill)
+    watch.start()
+    assert server.stdout
+    said = server.stdout.readline()
+    assert said == f"ask at http://127.0.0.1:{port} (Ctrl-C ends it)\n", Path(log.name).read_text()
+    while not answers(f"http://127.0.0.1:{port}/"):
+        pass
+    yield f"http://127.0.0.1:{port}"
+    server.send_signal(signal.SIGINT)
+    assert server.wait(20) == 130
+    watch.cancel()
+    said = Path(log.name).read_text()  # a tab that closes amid a request has starlette complain, not us
+    assert "/flows/" not in said and "/longlora/" not in said, said
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(chromium, url):
+    """A tab on the page; whatever it asks for, it asks of the server on this machine."""
+    tab = chromium.new_page(viewport={"width": 1280, "height": 800})
+    asked: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.set_default_timeout(20_000)
+    tab.goto(url)
+    tab.wait_for_selector("text=Ask a document")
+    yield tab
+    tab.close()
+    assert asked and all(a.startswith((url, "data:", "blob:")) for a in asked), asked
+
+
+def send(tab, name: str, raw: bytes) -> str:
+    """What the page says of the document."""
+    tab.set_input_files("input[type=file]", {"name": name, "mimeType": "text/plain", "buffer": raw})
+    return tab.wait_for_selector(".note:visible").inner_text()
+
+
+def ask(tab, question: str, *, number: int):
+    tab.fill(".ask input", question)
+    tab.press(".ask input", "Enter")
+    return tab.wait_for_selector(f":nth-match({ANSWERED}, {number}) >> text=tokens read").query_selector("xpath=../..")
+
+
+@needs_nicegui
+@needs_browser
+def test_a_document_is_sent_asked_twice_and_cited(tab):
+    here = desk(open_model(TINY), open_tokenizer(TINY))
+    assert send(tab, "report.txt", TEXT.encode()) == f"report: {here.length} tokens, read whole"
+    for number, question in enumerate(QUESTIONS, start=1):
+        expected = here.ask(question)
+        shown = ask(tab, question, number=number)
+        assert shown.query_selector(".said").inner_text() == expected.text
+        assert shown.query_selector("text=tokens read").inner_text() == f"{expected.read} tokens read for this answer"
+        place = shown.query_selector("blockquote .place").inner_text()
+        start, end = map(int, re.search(r"line 1, characters (\d+)-(\d+)", place).groups())
+        assert shown.query_selector("blockquote").inner_text().startswith(f"“{TEXT[start:end]}”")
+        assert tab.inner_text("mark") == TEXT[start:end]
+    assert expected.read == len(here.question_ids(question, here.text)), "the document was read once"
+
+
+@needs_nicegui
+@needs_browser
+def test_what_is_too_long_is_refused_then_read_as_is_chosen_and_a_passage_is_brought_into_view(tab):
+    assert "the model reads 512" in send(tab, "ships.md", LONG.encode())
+    assert tab.is_disabled(".ask button")
+    tab.click("text=read its beginning")
+    assert "only its beginning is read" in tab.wait_for_selector(".note.warn").inner_text()
+    tab.click("text=ask part by part")
+    tab.wait_for_selector(".note:has-text('overlapping windows')")
+    shown = ask(tab, QUESTIONS[0], number=1)
+    assert re.search(r"the surest of \d+ parts: lines \d+ to \d+", shown.inner_text())
+    if tab.query_selector("mark"):
+        box, frame = tab.locator("mark").bounding_box(), tab.locator(".reader").bounding_box()
+        assert frame["y"] <= box["y"] < frame["y"] + frame["height"]
+
+
+@needs_nicegui
+@needs_browser
+def test_a_bad_document_is_named_and_html_in_one_is_text(tab):
+    assert send(tab, "scan.txt", b"caf\xe9").startswith("scan.txt is not utf-8: byte 3 is 0xe9")
+    tab.fill(".encoding input", "latin-1")
+    send(tab, "scan.txt", b"caf\xe9 <img src=x onerror=alert(1)> <b>bold</b>")
+    tab.wait_for_selector(".note.good")
+    assert tab.inner_text(".text") == "café <img src=x onerror=alert(1)> <b>bold</b>"
+    assert tab.query_selector(".reader img") is None
+
+
+@needs_nicegui
+@needs_browser
+def test_a_tab_closed_amid_an_answer_leaves_the_next_one_served(chromium, url, tab):
+    other = chromium.new_page()
+    other.goto(url)
+    send(other, "report.txt", TEXT.encode())
+    other.fill(".ask input", QUESTIONS[0])
+    other.press(".ask input", "Enter")
+    other.close()
+    send(tab, "report.txt", TEXT.encode())
+    ask(tab, QUESTIONS[1], number=1)
+
+
+@needs_nicegui
+def test_a_page_of_another_name_is_turned_away(url):
+    import httpx
+
+    assert httpx.get(url, headers={"Host": "elsewhere.example"}, trust_env=False).status_code == 400
+
+
+@needs_nicegui
+def test_a_mistake_is_named_before_the_model_is_opened(monkeypatch):
+    usual = {"model": str(TINY), "port": free_port(), "prompt": None, "room": 12}
+    with pytest.raises(ValueError, match=r"--port 0: must be 1 to 65535"):
+        ask_page(**usual | {"port": 0})
+    with pytest.raises(ValueError, match=r"--prompt chatty: one of chat, authors, plain"):
+        ask_page(**usual | {"prompt": "chatty"})
+    with pytest.raises(ValueError, match=r"no model at \./nowhere"):
+        ask_page(**usual | {"model": "./nowhere"})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs NiceGUI, an extra: pip install"):
+        ask_page(**usual)

@@ -1,0 +1,185 @@
+"""A run that can not fit into memory is refused before anything is computed, in one line that says what would help."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from gguf import GGUFWriter
+from omegaconf import OmegaConf
+
+from flows import plan
+from flows.place import Place
+from tasks.stages import Stage
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """No GPU and 4 GB, whatever this machine has."""
+    for name in ("LONGLORA_LAUNCHER", "LONGLORA_ZERO", "LONGLORA_ZERO_OFFLOAD", "LONGLORA_SEQUENCE_PARALLEL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(plan, "gpu_memory_gb", lambda: [])
+    monkeypatch.setattr(plan, "host_memory_gb", lambda: 4.0)
+
+
+def place(folder: Path, *overrides: str, status: str = "stale") -> Place:
+    """A run of params.yaml under overrides, whose training has this status."""
+    shutil.copytree(ROOT / "recipes", folder / "recipes", dirs_exist_ok=True)
+    (folder / "tiny" / "model").mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "tiny" / "model" / "config.json", folder / "tiny" / "model")
+    params = OmegaConf.merge(OmegaConf.load(ROOT / "params.yaml"), OmegaConf.from_dotlist(list(overrides)))
+    OmegaConf.save(params, folder / "params.yaml")
+    fit = Stage("fit", "", {}, (), (), status)
+    return Place(SimpleNamespace(tree=folder, root=folder), SimpleNamespace(), folder, SimpleNamespace(), [fit])
+
+
+def hub(name: str, *more: str) -> list[str]:
+    return ["backbone.source=hub", f"backbone.name={name}", "fit.dtype=bfloat16", *more]
+
+
+def test_the_demo_fits_without_a_word(tmp_path, capsys):
+    plan.must_fit(place(tmp_path))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "change"),
+    [
+        (["fit.micro_batch=32", "fit.global_batch=32"], "fit.micro_batch=1"),
+        (["position.context=131072"], "fit.gradient_checkpointing=true"),
+    ],
+)
+def test_the_refusal_says_need_and_have_and_a_change_that_is_then_not_refused(tmp_path, asked, change):
+    with pytest.raises(ValueError, match="the run does not fit: training needs about") as refused:
+        plan.must_fit(place(tmp_path, *asked))
+    said = str(refused.value)
+    assert f"this machine (no GPU) has 4.0 GB; with {change} it fits (" in said
+    assert said.endswith("(--anyway runs it all the same)")
+    assert "\n" not in said
+    plan.must_fit(place(tmp_path, *asked, change))
+
+
+def test_on_a_cpu_nothing_is_laid_off_to_the_host(tmp_path):
+    with pytest.raises(ValueError) as refused:
+        plan.must_fit(place(tmp_path, *hub("meta-llama/Llama-2-7b-hf")))
+    assert "host" not in str(refused.value)
+    assert "it takes more memory, or a smaller model" in str(refused.value)
+
+
+def test_where_only_a_shorter_context_helps_it_is_named_and_fits(tmp_path):
+    with pytest.raises(ValueError, match=r"position\.context=(\d+) would") as refused:
+        plan.must_fit(place(tmp_path, "position.context=8388608"))
+    context = str(refused.value).split("position.context=")[1].split()[0]
+    changes = ["fit.gradient_checkpointing=true", f"position.context={context}"]
+    plan.must_fit(place(tmp_path, *changes))
+
+
+def test_a_gpu_is_measured_and_the_7b_recipe_fits_eight_of_80_gb_and_not_one_of_24(tmp_path, monkeypatch):
+    recipe = hub("meta-llama/Llama-2-7b-hf", "position.context=32768", "fit.gradient_checkpointing=true")
+    recipe += ["fit.global_batch=64"]
+    monkeypatch.setattr(plan, "gpu_memory_gb", lambda: [24.0])
+    with pytest.raises(ValueError, match="training needs about .* the GPU has 24.0 GB"):
+        plan.must_fit(place(tmp_path, *recipe))
+    monkeypatch.setattr(plan, "gpu_memory_gb", lambda: [79.1] * 8)
+    monkeypatch.setenv("LONGLORA_LAUNCHER", "torchrun --nproc-per-node 8")
+    monkeypatch.setenv("LONGLORA_ZERO", "2")
+    plan.must_fit(place(tmp_path, *recipe))
+
+
+def test_checkpoints_on_the_host_are_offered_on_a_gpu_and_then_not_refused(tmp_path, monkeypatch):
+    recipe = hub("meta-llama/Llama-2-7b-hf", "position.context=65536", "fit.gradient_checkpointing=true")
+    monkeypatch.setattr(plan, "gpu_memory_gb", lambda: [39.4])
+    with pytest.raises(ValueError, match=r"with fit\.checkpoints_on_host=true it fits"):
+        plan.must_fit(place(tmp_path, *recipe))
+    plan.must_fit(place(tmp_path, *recipe, "fit.checkpoints_on_host=true"))
+
+
+@pytest.mark.parametrize("status", ["unchanged", "restored"])
+def test_a_training_that_is_computed_already_is_not_asked_about(tmp_path, status):
+    plan.must_fit(place(tmp_path, "position.context=8388608", status=status))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "said"),
+    [
+        (["backbone.source=hub", "backbone.name=nobody/nothing"], "no sizes known of 'nobody/nothing'"),
+        (
+            ["backbone.source=gguf", "backbone.name=no-such-package==1"],
+            "package 'no-such-package', which holds the model, is not here yet",
+        ),
+        (["backbone.source=folder", "backbone.name=elsewhere"], "no sizes known of 'elsewhere'"),
+    ],
+)
+def test_a_model_that_is_not_here_yet_is_said_and_not_refused(tmp_path, capsys, backbone, said):
+    plan.must_fit(place(tmp_path, *backbone))
+    assert f"not checked: {said}" in capsys.readouterr().out
+
+
+def test_a_fetched_base_answers_for_any_source(tmp_path):
+    run = place(tmp_path, "backbone.source=gguf", "backbone.name=no-such-package==1", "position.context=8388608")
+    shutil.copytree(tmp_path / "tiny" / "model", tmp_path / "models" / "base")
+    with pytest.raises(ValueError, match="does not fit"):
+        plan.must_fit(run)
+
+
+def test_a_gguf_package_says_its_sizes(tmp_path, monkeypatch):
+    file = tmp_path / "small.gguf"
+    writer = GGUFWriter(file, "llama")
+    writer.add_embedding_length(48)
+    writer.add_block_count(3)
+    writer.add_head_count(6)
+    writer.add_head_count_kv(2)
+    writer.add_feed_forward_length(80)
+    writer.add_tensor("token_embd.weight", np.zeros((70, 48), dtype=np.float32))
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        step()
+    monkeypatch.setattr(plan, "files", lambda name: [SimpleNamespace(suffix=".gguf", locate=lambda: file)])
+    shape = plan.shape_of(tmp_path, {"source": "gguf", "name": "small==1"})
+    assert (shape.hidden, shape.layers, shape.heads, shape.kv_heads) == (48, 3, 6, 2)
+    assert (shape.head_dim, shape.intermediate, shape.vocab, shape.tied) == (8, 80, 70, True)
+
+
+def test_a_hub_model_in_the_cache_is_read_there(tmp_path, monkeypatch):
+    config = tmp_path / "cached.json"
+    config.write_text(json.dumps({**json.loads((ROOT / "tiny/model/config.json").read_text()), "num_hidden_layers": 7}))
+    monkeypatch.setattr(plan, "try_to_load_from_cache", lambda name, file, revision: str(config))
+    assert plan.shape_of(tmp_path, {"source": "hub", "name": "a/b", "revision": None}).layers == 7
+
+
+@pytest.mark.parametrize(
+    ("launcher", "gpus", "processes"),
+    [
+        ("", 8, 1),
+        ("python", 8, 1),
+        ("torchrun --nproc-per-node 4", 0, 4),
+        ("torchrun --nnodes=1 --nproc_per_node=3", 0, 3),
+        ("torchrun --nproc-per-node gpu", 5, 5),
+    ],
+)
+def test_processes_are_those_the_launcher_starts(launcher, gpus, processes):
+    assert plan.launched(launcher, gpus=gpus) == processes
+
+
+@pytest.mark.parametrize(
+    "launcher", ["srun torchrun --nproc-per-node 8", "deepspeed --hostfile h", "torchrun --nnodes 2"]
+)
+def test_a_launcher_that_computes_elsewhere_is_said_and_not_refused(tmp_path, capsys, monkeypatch, launcher):
+    monkeypatch.setenv("LONGLORA_LAUNCHER", launcher)
+    plan.must_fit(place(tmp_path, "position.context=8388608"))
+    assert "may compute on other machines" in capsys.readouterr().out
+
+
+def test_processes_on_a_cpu_share_its_memory(tmp_path, monkeypatch):
+    monkeypatch.setenv("LONGLORA_LAUNCHER", "torchrun --nproc-per-node 4")
+    assert plan.this_machine(checkpoints_on_host=False).memory_gb == 1.0
+
+
+def test_the_check_loads_no_torch():
+    code = "import sys, flows.plan; assert not {'torch', 'transformers', 'gguf'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

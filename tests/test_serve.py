@@ -1,0 +1,116 @@
+"""An endpoint as a client meets it: transformers' server answers as `longlora ask` does; a lent template has training's tokens."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from dummy import ENV
+from test_asking import QUESTIONS, TEXT, TINY, desk
+
+from flows.serve import lay_out, serve
+from longlora.instructions import Turn
+from longlora.pairs import tokenised
+from longlora.plain import open_model, open_tokenizer
+from longlora.template import authors_template
+from longlora.wording import asked
+from tasks.servers import answers, free_port
+
+needs_openai = pytest.mark.skipif(
+    not importlib.util.find_spec("openai"), reason="openai is not installed: the extra serve"
+)
+
+
+@pytest.mark.parametrize("mark", ["", "<bos>"])
+def test_the_lent_template_has_the_tokens_of_training(mark):
+    words = open_tokenizer(TINY)
+    if mark:
+        from tokenizers.processors import TemplateProcessing
+
+        ids = [(mark, words.convert_tokens_to_ids(mark))]
+        words.backend_tokenizer.post_processor = TemplateProcessing(single=f"{mark} $A", special_tokens=ids)
+    turns = [
+        Turn("system", "Be brief."),
+        Turn("user", 'Who read "it"?\n'),
+        Turn("assistant", "Mr. Renn."),
+        Turn("user", "When?"),
+        Turn("assistant", "1873"),
+    ]
+    words.chat_template = authors_template(words)
+    for count in (2, 3, 4, 5):
+        messages = [{"role": t.role, "content": t.content} for t in turns[:count]]
+        ours = words.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        assert ours == tokenised(turns[:count], tokenizer=words, prompt="authors").tokens.tolist()
+    assert (ours[0] == words.bos_token_id) == bool(mark)
+
+
+def test_only_links_and_a_template_are_laid_out(tmp_path):
+    lay_out(TINY, tmp_path / "s", prompt="authors")
+    lay_out(TINY, tmp_path / "s", prompt="authors")  # again, over its own
+    files = {f.name: f.is_symlink() for f in (tmp_path / "s").iterdir()}
+    assert files == {f.name: True for f in TINY.iterdir()} | {"chat_template.jinja": False}
+    words = open_tokenizer(tmp_path / "s")
+    assert words.chat_template == authors_template(words)
+    assert open_tokenizer(TINY).chat_template is None
+
+
+def test_mistakes_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    usual = {"model": str(TINY), "port": free_port(), "prompt": None}
+    with pytest.raises(ValueError, match=r"has no chat template: --prompt authors lends .*; --prompt plain serves"):
+        serve(**usual)
+    with pytest.raises(ValueError, match=r"--prompt chatty: one of chat, authors, plain"):
+        serve(**usual | {"prompt": "chatty"})
+    with pytest.raises(ValueError, match=r"--port 70000: must be 1 to 65535"):
+        serve(**usual | {"port": 70000})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no model at .*empty"):
+        serve(**usual | {"model": str(tmp_path / "empty")})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"serving needs openai, uvicorn, fastapi: pip install"):
+        serve(**usual)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory) -> Iterator[str]:
+    folder, port = tmp_path_factory.mktemp("serving"), free_port()
+    command = [sys.executable, "-c", "from flows.cli import main; main()", "serve", "--model", str(TINY)]
+    log = folder / "log"
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [*command, "--prompt", "authors", "--port", str(port)],
+            cwd=folder,
+            env=os.environ | ENV,
+            stdout=out,
+            stderr=out,
+        )
+    while not answers(f"http://127.0.0.1:{port}/health"):
+        assert server.poll() is None, log.read_text()
+    assert f"model 'model' at http://127.0.0.1:{port}/v1 (/v1/chat/completions" in log.read_text()
+    yield f"http://127.0.0.1:{port}/v1"
+    server.send_signal(signal.SIGTERM)
+    server.wait(20)
+
+
+@needs_openai
+def test_a_streamed_chat_is_what_ask_answers_and_a_completion_is_plain_text(url):
+    import httpx
+    from openai import OpenAI
+
+    client = OpenAI(base_url=url, api_key="none", http_client=httpx.Client(trust_env=False), max_retries=0)
+    model, words = open_model(TINY), open_tokenizer(TINY)
+    for question in QUESTIONS:
+        turn = {"role": "user", "content": asked(TEXT.rstrip(), question)}
+        pieces = client.chat.completions.create(
+            model="model", messages=[turn], stream=True, max_tokens=12, temperature=0
+        )
+        said = [piece.choices[0].delta.content for piece in pieces if piece.choices[0].delta.content]
+        assert len(said) > 1, "it came in one piece"
+        assert "".join(said).strip() == desk(model, words).ask(question).text
+    whole = client.completions.create(model="model", prompt="The House", max_tokens=12, temperature=0)
+    ids = words("The House", return_tensors="pt")
+    out = model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    assert whole.choices[0].text == words.decode(out, skip_special_tokens=True)
