@@ -25,8 +25,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# Ratios, into docs/bench.json and docs/bench.png: what the JSON holds is not measured again (`rm docs/bench.json`, or name parts).
 bench: install
-	$(BIN)/python -m benchmarks.attention
+	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.traffic
 

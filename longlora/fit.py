@@ -7,7 +7,6 @@ determines the result: the same run resumes bit for bit, another run never finds
 
 import json
 import shutil
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,7 @@ from longlora.checkpoint import (
     latest,
     load_parameters,
 )
+from longlora.energy import Meter
 from longlora.history import History, write_cost
 from longlora.loss import chunk_loss
 from longlora.packing import training_blocks
@@ -44,6 +44,7 @@ from longlora.position import Position, extend
 from longlora.ranks import Ranks, from_environment, must_agree
 from longlora.section import Section
 from longlora.sequence_parallel import Shards, join, must_fit, parallel_attention
+from longlora.tile import tile_mlp
 from longlora.trainer import LongTrainer, Switch
 from longlora.zero import Zero, meet_on_cpu, zero_from_environment
 
@@ -72,6 +73,10 @@ class Fit(Section):
     dtype: Literal["float32", "bfloat16"]
     """Of the frozen weights and the arithmetic; trained weights are kept in float32."""
     gradient_checkpointing: bool
+    checkpoints_on_host: bool
+    """Under gradient checkpointing on a GPU: what is kept for the backward lies in the host's memory."""
+    mlp_tile: int | None = Field(gt=0)
+    """Tokens that a feed-forward takes at once, computed again for its gradients; null: all."""
     loss_chunk: int = Field(gt=0)
     """Tokens whose logits are in memory at once."""
     checkpoint_steps: int = Field(gt=0)
@@ -135,6 +140,8 @@ def train(
         settings, checkpoints=checkpoints, accumulation=accumulation, zero=zero
     )  # meets the other processes
     restore_head = chunk_loss(causal_model(model), chunk=settings.loss_chunk)
+    if settings.mlp_tile:
+        tile_mlp(model, tile=settings.mlp_tile)
     attend = attention_over(model, ranks)
     attend(attention)
     trainer = LongTrainer(
@@ -150,7 +157,7 @@ def train(
         adam=partial(optimizer, model, settings),
     )
     trainer.remove_callback(PrinterCallback)  # History prints
-    started = time.monotonic()
+    meter = Meter()
     first = latest(checkpoints)
     done = checkpoint_step(first) if first else 0
     must_agree(done, where=checkpoints, device=args.device)
@@ -170,7 +177,7 @@ def train(
         recipe = {type(s).__name__.lower(): s.model_dump() for s in sections}
         (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
         seen = (settings.steps - done) * settings.global_batch * position.context
-        write_cost(cost, model=model, tokens=seen, seconds=time.monotonic() - started)
+        write_cost(cost, model=model, tokens=seen, meter=meter)
         shutil.rmtree(checkpoints, ignore_errors=True)
     leave()
 
@@ -230,7 +237,7 @@ def arguments(settings: Fit, *, checkpoints: Path, accumulation: int, zero: Zero
         use_cpu=on_cpu and zero is None,
         dataloader_pin_memory=not on_cpu,
         gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        gradient_checkpointing_kwargs={"use_reentrant": False, "offload": settings.checkpoints_on_host and not on_cpu},
         # The blocks hold the order already, so resuming is skipping.
         train_sampling_strategy="sequential",
         save_strategy="steps",

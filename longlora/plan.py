@@ -165,14 +165,15 @@ def reservations(workload: Workload, hardware: Hardware, *, gb: float) -> list[s
 
 
 def ladder(workload: Workload, hardware: Hardware) -> list[Change]:
-    """Changes that save memory and leave the result as it is, the gentler first among equals in hours."""
+    """Changes that save memory and leave the result as it is, the gentler first among equals in hours; each is one that
+    `longlora run` can be told (so not ZeRO stage 1, and not parameters on the host)."""
     rungs = []
     if workload.micro_batch > 1:
         rungs.append(Change("fit.micro_batch=1", {"micro_batch": 1}, {}))
     if not workload.gradient_checkpointing:
         rungs.append(Change("fit.gradient_checkpointing=true", {"gradient_checkpointing": True}, {}))
     if hardware.gpus > 1:
-        rungs += [Change(f"ZeRO stage {stage}", {}, {"zero": stage}) for stage in range(hardware.zero + 1, 4)]
+        rungs += [Change(f"ZeRO stage {stage}", {}, {"zero": stage}) for stage in (2, 3) if stage > hardware.zero]
     if workload.loss_chunk is None or workload.loss_chunk > CHUNK:
         rungs.append(Change(f"fit.loss_chunk={CHUNK}", {"loss_chunk": CHUNK}, {}))
     for degree in range(hardware.sequence_parallel + 1, hardware.gpus + 1):
@@ -181,14 +182,14 @@ def ladder(workload: Workload, hardware: Hardware) -> list[Change]:
     if hardware.on_cpu:
         return rungs
     if not hardware.offload_optimizer:
-        stage = max(hardware.zero, 1)
+        stage = max(hardware.zero, 2)
         rungs.append(
             Change(f"optimiser on the host (ZeRO stage {stage})", {}, {"offload_optimizer": True, "zero": stage})
         )
-    if not hardware.offload_parameters:
-        rungs.append(Change("parameters on the host (ZeRO stage 3)", {}, {"offload_parameters": True, "zero": 3}))
     if not hardware.offload_checkpoints:
-        rungs.append(Change("checkpoints on the host", {"gradient_checkpointing": True}, {"offload_checkpoints": True}))
+        rungs.append(
+            Change("fit.checkpoints_on_host=true", {"gradient_checkpointing": True}, {"offload_checkpoints": True})
+        )
     return rungs
 
 

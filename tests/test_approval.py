@@ -63,7 +63,7 @@ def test_a_model_that_is_approved_on_the_command_line_becomes_champion(desk, pre
     client, where, key = desk
     process = promote_in_background(where.tree, key[:6], "--approval")
     paused(prefect_url, key)
-    assert (alias(client, "champion"), alias(client, "candidate")) == ("1", "2")
+    assert [alias(client, name) for name in ("champion", "candidate", "staging")] == ["1", "2", "2"]
     said = subprocess.run(
         [str(Path(sys.executable).with_name("longlora")), "approve", key, "--why", "read twenty answers"],
         cwd=where.tree,
@@ -76,7 +76,7 @@ def test_a_model_that_is_approved_on_the_command_line_becomes_champion(desk, pre
     assert out.startswith(
         f"Shall dummy version 2, of run {key}, be champion, instead of version 1? the verdict passed,"
     )
-    assert alias(client, "champion") == "2"
+    assert [alias(client, name) for name in ("champion", "candidate", "staging")] == ["2", "2", None]
     last = registry.moves(client, "dummy")[-1]
     assert (last.how, last.origin, last.to, last.who) == ("promote", "1", "2", "Ada")
     assert last.why.endswith("; asked by Ada, approved: read twenty answers")
@@ -108,7 +108,7 @@ def test_one_that_is_declined_in_the_page_stays_candidate_and_one_that_nobody_ju
     monkeypatch.setattr("flows.promote.patience", lambda model, asked: 2.0)
     with pytest.raises(promotion.RefusalError, match="not approved by nobody: no answer in"):
         promote_flow(key)
-    assert alias(client, "champion") == "1"
+    assert [alias(client, name) for name in ("champion", "candidate", "staging")] == ["1", "2", None]
     record = registry.moves(client, "dummy")
     assert [(move.how, move.origin, move.to, move.who) for move in record] == [
         ("promote", None, "1", "Ada"),

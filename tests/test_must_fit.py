@@ -92,6 +92,14 @@ def test_a_gpu_is_measured_and_the_7b_recipe_fits_eight_of_80_gb_and_not_one_of_
     plan.must_fit(place(tmp_path, *recipe))
 
 
+def test_checkpoints_on_the_host_are_offered_on_a_gpu_and_then_not_refused(tmp_path, monkeypatch):
+    recipe = hub("meta-llama/Llama-2-7b-hf", "position.context=65536", "fit.gradient_checkpointing=true")
+    monkeypatch.setattr(plan, "gpu_memory_gb", lambda: [39.4])
+    with pytest.raises(ValueError, match=r"with fit\.checkpoints_on_host=true it fits"):
+        plan.must_fit(place(tmp_path, *recipe))
+    plan.must_fit(place(tmp_path, *recipe, "fit.checkpoints_on_host=true"))
+
+
 @pytest.mark.parametrize("status", ["unchanged", "restored"])
 def test_a_training_that_is_computed_already_is_not_asked_about(tmp_path, status):
     plan.must_fit(place(tmp_path, "position.context=8388608", status=status))
@@ -169,7 +177,7 @@ def test_a_launcher_that_computes_elsewhere_is_said_and_not_refused(tmp_path, ca
 
 def test_processes_on_a_cpu_share_its_memory(tmp_path, monkeypatch):
     monkeypatch.setenv("LONGLORA_LAUNCHER", "torchrun --nproc-per-node 4")
-    assert plan.this_machine().memory_gb == 1.0
+    assert plan.this_machine(checkpoints_on_host=False).memory_gb == 1.0
 
 
 def test_the_check_loads_no_torch():
