@@ -87,6 +87,9 @@ def deploy(
     cron: Annotated[str | None, typer.Option(help="When: minute hour day month weekday, such as '0 3 * * 1'.")] = None,
     interval: Annotated[float | None, typer.Option(help="Seconds between two runs.")] = None,
     timezone: Annotated[str, typer.Option(help="Of the cron times.")] = "UTC",
+    watch: Annotated[
+        str | None, typer.Option(help="Run only if this file or folder changed, which a stage reads.")
+    ] = None,
     recipe: Recipe = None,
     overrides: Overrides = None,
     promote: Promote = False,
@@ -105,6 +108,7 @@ def deploy(
             recipe=recipe,
             overrides=overrides or [],
             promote=promote,
+            watch=watch,
         )
     )
 

@@ -1,4 +1,4 @@
-"""The commands that change nothing outside: plan, eval, ask, page, serve, and those on questions. Each imports what it uses."""
+"""The commands that change nothing outside: plan, eval, ask, chat, page, serve, and on questions. Each imports what it uses."""
 
 from pathlib import Path
 from typing import Annotated
@@ -94,6 +94,25 @@ def ask(
     ask_model(
         model, document=document, question=question, too_long=too_long, prompt=prompt, room=room, encoding=encoding
     )
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Option("--model", "-m", help="A model's folder, `champion`, or a run.")] = "champion",
+    window: Annotated[
+        int | None,
+        typer.Option(help="Tokens that are kept, the first few and the last ones; default: all the model reads."),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="chat, authors or plain; by default the tokenizer's chat template, if it has one."),
+    ] = None,
+    room: Annotated[int, typer.Option(help="Tokens that an answer may take.")] = 128,
+) -> None:
+    """Talk with a model, for as long as you like: attention sinks, bounded memory."""
+    from flows.chat import chat as chat_with
+
+    chat_with(model, window=window, prompt=prompt, room=room)
 
 
 @app.command()

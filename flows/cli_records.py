@@ -43,7 +43,7 @@ def reproduce(
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
-    model: Annotated[str, typer.Option(help="champion, candidate, or a run.")] = "champion",
+    model: Annotated[str, typer.Option(help="champion, staging, candidate, or a run.")] = "champion",
 ) -> None:
     """Write a model as a plain folder: merged safetensors and card, checked by hash."""
     where = here()

@@ -12,6 +12,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from pydantic import ValidationError
 
 from tasks.servers import running_prefect
+from tasks.watching import watchable
 from tasks.workspace import Project, snapshot
 
 
@@ -25,23 +26,32 @@ def deploy(
     recipe: str | None,
     overrides: list[str],
     promote: bool,
+    watch: str | None = None,
 ) -> str:
     """Deploy the pipeline as `name`. Returns what was done.
 
     Args:
         cron: five fields, such as "0 3 * * 1"; or
         interval: seconds between two runs; without either, it runs when asked to.
+        watch: a file or folder that a stage reads: it runs only if that changed since a run last finished.
 
     Raises:
         ValueError: a wrong recipe, key or schedule, or no server.
     """
     snapshot(where, recipe=recipe, overrides=overrides)  # a slip in a key is said now, not at night
+    place = watchable(where, watch) if watch else None
+    if place and not (cron or interval):
+        raise ValueError(f"--watch {watch}: say how often to look, with --interval or --cron")
     address = running_prefect(where)
     entry = deployment(where, "pipeline")
     entry |= {"name": name, "schedules": schedules(cron, interval, timezone)}
     entry["parameters"] |= {"recipe": recipe, "overrides": overrides, "promote": promote}
+    if place:
+        entry["parameters"] |= {"watch": str(place)}
     ask_prefect(where, address, entry)
     when = f"by cron '{cron}' ({timezone})" if cron else f"every {interval:g} s" if interval else "when asked to"
+    if place:
+        when += f" if {place} changed"
     return f"pipeline/{name} runs {when}, at the commit checked out in {where.tree}; a worker must be up: `longlora up`"
 
 

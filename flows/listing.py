@@ -36,7 +36,7 @@ def show_runs(client: MlflowClient, where: Project, model: Artifact) -> None:
     tracking.bury(client, where, experiment)
     found = client.search_runs([experiment], order_by=["attributes.start_time DESC"])
     titles = {}
-    for alias in (registry.CHAMPION, registry.CANDIDATE):
+    for alias in (registry.CHAMPION, registry.STAGING, registry.CANDIDATE):
         version = registry.holder(client, model.name, alias)
         if version:
             titles[version.run_id] = f"{titles.get(version.run_id, '')} {alias}".strip()

@@ -23,12 +23,17 @@ from flows.recording import Recording
 from tasks import hooks, servers, storage, supervise, workspace
 from tasks.approval import waiting
 from tasks.stages import InterruptedStageError, ParameterError, Stage
+from tasks.watching import watched
 
 
 @flow(name="pipeline", task_runner=ThreadPoolTaskRunner(max_workers=int(os.environ.get("LONGLORA_JOBS", "1"))))
 def pipeline(
-    recipe: str | None = None, overrides: list[str] | None = None, scheduled: bool = False, promote: bool = False
-) -> str:
+    recipe: str | None = None,
+    overrides: list[str] | None = None,
+    scheduled: bool = False,
+    promote: bool = False,
+    watch: str | None = None,
+) -> str | State[None]:
     """Bring every stage up to date in a worktree of its own, and record the run. Returns the run's key.
 
     Args:
@@ -36,6 +41,7 @@ def pipeline(
         overrides: `section.key=value`, laid over the recipe.
         scheduled: refuse a checkout with uncommitted changes.
         promote: promote the run's model afterwards.
+        watch: a file or folder that a stage reads; without new data there nothing is done, and the flow ends as "Unchanged".
 
     Raises:
         RefusalError: the model does not deserve promotion.
@@ -44,7 +50,11 @@ def pipeline(
     """
     where = workspace.project(Path.cwd())
     servers.use_environment(where)  # a worker may not have it
-    state = workspace.snapshot(where, recipe=recipe, overrides=overrides)
+    seen = watched(where, watch, recipe=recipe, overrides=overrides or []) if watch else None
+    if seen and not seen.changed:
+        return Completed(name="Unchanged", message=f"{seen.path} is as it was when a run last finished")
+    data = {str(seen.path): seen.now} if seen else None
+    state = workspace.snapshot(where, recipe=recipe, overrides=overrides, watched=data)
     if scheduled and state.dirty:
         raise ValueError(
             f"{where.tree} has uncommitted changes, and a scheduled run must be reproducible: commit them first"
@@ -54,6 +64,8 @@ def pipeline(
         place = open_place(where, state)
         supervise.sweep(place.folder)
         run_place(place)
+    if seen:
+        seen.remember()
     if promote:
         from flows.promote import (
             promote as promote_flow,
@@ -163,6 +175,7 @@ def record(place: Place, recording: Recording) -> str:
         create_markdown_artifact(text, key=f"run-{state.key}", description=f"Run {state.key}")
     recording.summary(
         text,
+        place.picture(),
         record=commit,
         ref=workspace.record_ref(state.key),
         remote=storage.without_credentials(remote),

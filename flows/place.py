@@ -1,6 +1,7 @@
 """Where one run happens: its project, its snapshot, its worktree, and what dvc.yaml says of its results."""
 
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,17 @@ class Place:
         """The report's Markdown, or ''."""
         files = [file for file in self.report() if file.suffix == ".md"]
         return files[0].read_text() if files else ""
+
+    def picture(self) -> str:
+        """The path of the report's main picture, the first that its texts show, else the first there is; '' without one."""
+        files = self.report()
+        images = [file for file in files if file.suffix in (".png", ".svg", ".jpg")]
+        texts = [file for file in files if file.suffix == ".md"]
+        shown = [
+            text.parent / name for text in texts for name in re.findall(r"!\[[^\]]*\]\(([^)\s]+)", text.read_text())
+        ]
+        main = next((file for file in [*shown, *images] if file in images), None)
+        return str(main.relative_to(self.folder)) if main else ""
 
 
 def open_place(where: Project, state: Snapshot) -> Place:

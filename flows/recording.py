@@ -41,9 +41,9 @@ class Recording:
         """Send all that a finished stage has to show."""
         self._sent.append(self._thread.submit(lambda: self._opened.result().stage(name, outs)))
 
-    def summary(self, text: str, **tags: str) -> None:
-        """Send the run's description, and tags (as longlora.*)."""
-        self._sent.append(self._thread.submit(lambda: self._opened.result().describe(text)))
+    def summary(self, text: str, picture: str, **tags: str) -> None:
+        """Send the run's description with its main picture, and tags (as longlora.*)."""
+        self._sent.append(self._thread.submit(lambda: self._opened.result().describe(text, picture)))
         self._sent.append(self._thread.submit(lambda: self._opened.result().tag(**tags)))
 
     def wait(self) -> str:

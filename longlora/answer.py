@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from longlora.plain import batch_tokens
+from longlora.plain import batch_tokens, must_reach
 from longlora.seal import WEIGHTS, sha256
 from longlora.shares import ours, rank, whole
 
@@ -33,6 +33,7 @@ def answers(
 ) -> list[list[int]]:
     """The greedy continuation of each prompt, as ids; prompts of one length and room go together. Those that are `kept` in that
     folder are taken from there, and new ones put there."""
+    must_reach(model, max((len(p) + r for p, r in zip(prompts, rooms, strict=True)), default=0))
     file = None if kept is None else kept / hashlib.sha256(json.dumps([prompts, rooms]).encode()).hexdigest()
     given_PA = np.zeros((len(prompts), 2 + max(rooms, default=0)), dtype=np.int64)
     if file is not None and rank() == 0:  # what the first process finds is known to all, so that their batches agree

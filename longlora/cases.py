@@ -1,6 +1,7 @@
 """Test cases as JSON lines: what is malformed is named by file and line."""
 
 import json
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,19 +21,24 @@ def read_lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
     """The objects of a JSON lines file, each with its place `FILE:LINE`; empty lines are skipped.
 
     Raises:
-        ValueError: there is no such file, it holds none, or a line is no JSON object.
+        ValueError: there is no such file, it holds none, or a line is no UTF-8 or no JSON object.
     """
     if not file.is_file():
         raise ValueError(f"no case file at {file} (seen from {Path.cwd()})")
     rows = []
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
+    # As bytes: a string of JSON may hold marks that Python, but not JSON lines, takes for the end of a line.
+    for number, line in enumerate(file.read_bytes().removeprefix(BOM_UTF8).split(b"\n"), start=1):
         place = f"{file}:{number}"
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{place}: byte {error.start + 1} of the line is not UTF-8") from None
         except json.JSONDecodeError as error:
             raise ValueError(f"{place}: no JSON: {error.msg} at column {error.colno}") from None
+        except RecursionError:
+            raise ValueError(f"{place}: no case is nested this deep") from None
         if not isinstance(row, dict):
             raise ValueError(f"{place}: a case is an object, {{...}}, not a {type(row).__name__}")
         rows.append((place, row))

@@ -99,6 +99,8 @@ class Findings:
     prompt: str
     verdict: dict[str, Any]
     history: list[dict[str, float]]
+    cost: dict[str, Any]
+    """What the training took, as longlora/history.py writes it."""
     base: dict[str, Any]
     texts: dict[str, Any]
     recipe: dict[str, dict[str, Any]]
@@ -125,7 +127,9 @@ class Findings:
         return sorted({n for m in self.models for n in lengths(m.perplexity)})
 
 
-def gather(scores: Path, *, verdict: Path, history: Path, base: Path, texts: Path, recipe: Path) -> Findings:
+def gather(
+    scores: Path, *, verdict: Path, history: Path, cost: Path, base: Path, texts: Path, recipe: Path
+) -> Findings:
     """Everything that the report tells; `base` and `texts` are provenance files.
 
     Raises:
@@ -142,6 +146,7 @@ def gather(scores: Path, *, verdict: Path, history: Path, base: Path, texts: Pat
         prompt=next((scored["prompt"] for scored in tree.get("passkey", {}).values()), ""),
         verdict=json.loads(verdict.read_text()),
         history=rows,
+        cost=json.loads(cost.read_text())["cost"],
         base=json.loads(base.read_text()),
         texts=json.loads(texts.read_text()),
         recipe=json.loads(recipe.read_text()),

@@ -7,7 +7,6 @@ determines the result: the same run resumes bit for bit, another run never finds
 
 import json
 import shutil
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,7 @@ from longlora.checkpoint import (
     latest,
     load_parameters,
 )
+from longlora.energy import Meter
 from longlora.history import History, write_cost
 from longlora.loss import chunk_loss
 from longlora.packing import training_blocks
@@ -157,7 +157,7 @@ def train(
         adam=partial(optimizer, model, settings),
     )
     trainer.remove_callback(PrinterCallback)  # History prints
-    started = time.monotonic()
+    meter = Meter()
     first = latest(checkpoints)
     done = checkpoint_step(first) if first else 0
     must_agree(done, where=checkpoints, device=args.device)
@@ -177,7 +177,7 @@ def train(
         recipe = {type(s).__name__.lower(): s.model_dump() for s in sections}
         (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
         seen = (settings.steps - done) * settings.global_batch * position.context
-        write_cost(cost, model=model, tokens=seen, seconds=time.monotonic() - started)
+        write_cost(cost, model=model, tokens=seen, meter=meter)
         shutil.rmtree(checkpoints, ignore_errors=True)
     leave()
 

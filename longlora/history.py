@@ -16,8 +16,10 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from longlora.adapter import trained_parameters
+from longlora.energy import Meter
 
 COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "tokens")
+UNCOUNTED = "not measurable here"
 
 
 class History(TrainerCallback):
@@ -60,13 +62,17 @@ class History(TrainerCallback):
         ]
 
 
-def write_cost(file: Path, *, model: nn.Module, tokens: int, seconds: float) -> None:
-    """What this process spent (after a resume: since then), under the file's own name."""
-    figures = {
+def write_cost(file: Path, *, model: nn.Module, tokens: int, meter: Meter) -> None:
+    """What was spent since `meter` was made (after a resume: since then), under the file's own name: memory of this process,
+    energy of this machine."""
+    seconds, energy = meter.stop()
+    figures: dict[str, Any] = {
         "seconds": round(seconds, 1),
         "tokens_per_second": round(tokens / seconds, 1),
         "peak_memory_gb": round(peak_memory() / 1e9, 2),
         "trainable_parameters": sum(p.numel() for p in trained_parameters(model).values()),
+        **{f"{kind}_energy_wh": round(used, 3) for kind, used in energy.items()},
+        **({} if energy else {"energy": UNCOUNTED}),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({file.stem: figures}, indent=2) + "\n")

@@ -204,8 +204,11 @@ def measure(
     intervals. Answers are kept in the folder `kept`.
 
     Raises:
-        ValueError: a case file is malformed, a length has no room for a task, or there is no chat template for a chat prompt.
+        ValueError: a case file is malformed, a length has no room for a task, or there is no chat template for a chat prompt;
+            or nothing is asked.
     """
+    if not (settings.tasks or settings.cases):
+        raise ValueError("longeval names neither tasks nor cases; name some, or leave longeval.models empty")
     published = {Path(file).stem: read_cases(Path(file)) for file in settings.cases}
     writer = Writer(tokenizer, prompt=settings.prompt)
     result: dict[str, Any] = {}

@@ -31,12 +31,15 @@ class LongQA(Section):
     """Labels of the models that are asked; the stage's matrix in dvc.yaml is this list, and none leaves LongQA out."""
     cases: list[str]
     """JSON lines files; all their cases are scored together."""
+    held_out: bool
+    """Also the cases that the casebook of `pairs` has on documents that are not trained on."""
     length: int = Field(gt=0)
     """Prompts in tokens, at most, the answer included. A longer document loses its middle, as in LongBench, and is counted."""
     room: int = Field(gt=0)
     """Tokens that an answer may take."""
-    prompt: Literal["plain", "chat"]
-    """plain: text to be continued, to the end of the line; chat: a user's turn in the tokenizer's own template."""
+    prompt: Literal["plain", "authors", "chat"]
+    """plain: text to be continued, to the end of the line; authors: [INST]...[/INST], for models that were fine-tuned on pairs
+    with it; chat: a user's turn in the tokenizer's own template."""
     seed: int
 
 
@@ -101,7 +104,8 @@ class Writer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, settings: LongQA) -> None:
         """Raises ValueError where a chat template is missing."""
         self.tokenizer, self.settings = tokenizer, settings
-        self.before, self.after = chat_turn(tokenizer) if settings.prompt == "chat" else ("", "")
+        prompts = {"plain": ("", "\nAnswer:"), "authors": ("[INST]", "[/INST]")}
+        self.before, self.after = prompts[settings.prompt] if settings.prompt in prompts else chat_turn(tokenizer)
 
     def write(self, question: Question) -> tuple[list[int], bool]:
         """The ids of the prompt, and whether the document's middle was left out.
@@ -110,12 +114,11 @@ class Writer:
             ValueError: there is no room for the document.
         """
         head, asked = before_question(""), after_document(question.question)
-        if self.after:
+        if self.settings.prompt == "chat":
             first = continuation(self.tokenizer, self.before + head, after="")
-            end = continuation(self.tokenizer, asked + self.after, after="again")
         else:
-            first = opening(self.tokenizer, head)
-            end = continuation(self.tokenizer, asked + "\nAnswer:", after="again")
+            first = opening(self.tokenizer, self.before + head)
+        end = continuation(self.tokenizer, asked + self.after, after="again")
         document = continuation(self.tokenizer, question.document, after="\n")
         space = self.settings.length - self.settings.room - len(first) - len(end)
         if space < 2:
@@ -134,17 +137,20 @@ def measure(
     label: str,
     tokenizer: PreTrainedTokenizerBase,
     settings: LongQA,
+    held_out: Path | None = None,
     kept: Path | None = None,
 ) -> dict[str, Any]:
     """Scores of the model `label` over all cases, with 95 % intervals: exact for the share of exact matches, else the bootstrap
-    over questions. Answers are kept in the folder `kept`.
+    over questions. `held_out` is a file of further cases. Answers are kept in the folder `kept`.
 
     Raises:
         ValueError: a case is malformed, there is none, or no room for a document, or no chat template for a chat prompt.
     """
-    questions = [question for file in settings.cases for question in read_cases(Path(file))]
+    questions = [question for file in files(settings, held_out) for question in read_cases(file)]
     if not questions:
-        raise ValueError("longqa.cases names no file; name one, or leave longqa.models empty")
+        raise ValueError(
+            "longqa.cases names no file, and the casebook of `pairs` has no held-out case: name one, or leave longqa.models empty"
+        )
     writer = Writer(tokenizer, settings=settings)
     prompts = [writer.write(question) for question in questions]
     written = answers(
@@ -159,6 +165,11 @@ def measure(
     }
     say(", ".join(f"{name} {result[name]['value']:.3f}" for name in METRICS) + f" of {len(questions)}")
     return {"longqa": {label: result}}
+
+
+def files(settings: LongQA, held_out: Path | None) -> list[Path]:
+    own = [held_out] if settings.held_out and held_out is not None else []
+    return [*map(Path, settings.cases), *own]
 
 
 def answer_of(text: str, *, prompt: str) -> str:

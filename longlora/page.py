@@ -44,6 +44,19 @@ tr:last-child td { border-bottom: 0; }
 .plain td { overflow-wrap: anywhere; }
 .plain td:first-child { color: var(--faint); width: 230px; }
 .scroll { overflow-x: auto; }
+@media (max-width: 640px) {
+  main { padding: 20px 12px 40px; }
+  header h1 { font-size: 24px; }
+  section { padding: 16px; margin-top: 14px; }
+  .figures { grid-template-columns: 1fr 1fr; gap: 12px; margin-top: 14px; }
+  .figures div { padding: 12px 14px; }
+  .figures strong { font-size: 24px; }
+  .picture { padding: 6px; overflow-x: auto; }
+  .picture img { width: 680px; }
+  .scores td:first-child, .scores th:first-child { position: sticky; left: 0; background: white; white-space: nowrap; }
+  .mark { width: 56px; }
+  .plain td:first-child { width: 104px; }
+}
 @media print { body { background: white; } section, .figures div { break-inside: avoid; } }
 """
 
@@ -72,6 +85,7 @@ def page(findings: Findings, *, pictures: Path, recipe: list[tuple[str, str]]) -
 <section><h2>The gate's rules</h2>{rules(findings)}</section>
 <section class="picture">{picture(pictures / "history.png", "Training loss by step")}</section>
 <section><h2>Recipe</h2>{plain(recipe)}</section>
+<section><h2>Cost of the training</h2>{plain(cost(findings))}</section>
 <section><h2>Lineage</h2>{plain(lineage(findings))}</section>
 </main>
 </body>
@@ -174,6 +188,30 @@ def plain(rows: list[tuple[str, str]]) -> str:
         + "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows)
         + "</table>"
     )
+
+
+def cost(findings: Findings) -> list[tuple[str, str]]:
+    """What the training took, and of what."""
+    spent = findings.cost
+    energy = [(kind, spent.get(f"{kind}_energy_wh")) for kind in ("cpu", "gpu")]
+    counted = [
+        f"{used:,.{0 if used >= 100 else 2}f} Wh of the {kind.upper()}s" for kind, used in energy if used is not None
+    ]
+    return [
+        ("time", duration(spent["seconds"])),
+        ("tokens per second", f"{spent['tokens_per_second']:,.0f}"),
+        ("peak memory", f"{spent['peak_memory_gb']:,.3g} GB in the first process"),
+        ("trained parameters", f"{spent['trainable_parameters']:,}"),
+        ("energy", ", ".join(counted) or str(spent.get("energy", "not measured"))),
+    ]
+
+
+def duration(seconds: float) -> str:
+    """48 s, 3 min 12 s, 5 h 40 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
 
 
 def lineage(findings: Findings) -> list[tuple[str, str]]:

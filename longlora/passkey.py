@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.interval import binomial
-from longlora.plain import batch_tokens, shareable
+from longlora.plain import batch_tokens, must_reach, shareable
 from longlora.prompt import chat_turn, continuation, opening
 from longlora.section import Section
 from longlora.shares import ours, say, whole
@@ -112,6 +112,7 @@ def hits(model: PreTrainedModel, *, cells: list[list[Prompt]], share: bool) -> l
     With `share`, what stands before the needles is computed once for all cells: they are taken from the deepest needle to
     the shallowest, and the cache is cut back to each cell's own prefix. Each process reads it, and its share of the rest.
     """
+    must_reach(model, max(len(p.question + p.answer) for cell in cells for p in cell) - 1)
     hit_CS = np.zeros((len(cells), max(map(len, cells))), dtype=np.bool_)
     if share:
         with_prefix(model, cells=cells, hit_CS=hit_CS)

@@ -39,6 +39,10 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.8,
 }
 DPI = 160
+ABREAST = 4
+"""Heat maps side by side, at most: more would make the numbers in them too small to read."""
+BETWEEN = 0.8
+"""Inches between two rows of heat maps."""
 
 
 def colour(label: str, labels: Sequence[str]) -> str:
@@ -191,26 +195,30 @@ def passkey(findings: Findings) -> Canvas:
     models = [m for m in findings.models if m.depths]
     lengths_ = sorted({n for m in models for n in m.depths})
     depths = sorted({d for m in models for row in m.depths.values() for d in row})
-    width = max(9.0, 1.1 + 0.3 * len(models) + 0.55 * len(lengths_) * len(models))
-    canvas = Canvas(figsize=(width, 1.75 + 0.42 * len(depths)))
+    across = max(1, len(models) if len(models) <= ABREAST else ABREAST - 1)
+    down = max(1, -(-len(models) // across))
+    width, tall = max(9.0, 1.1 + 0.3 * across + 0.55 * len(lengths_) * across), 0.42 * len(depths)
+    canvas = Canvas(figsize=(width, 1.75 + tall + (down - 1) * (tall + BETWEEN)))
+    height = canvas.get_figheight()
     headed(
         canvas,
         "Passkey retrieval by context length and depth",
         f"per cent of hidden keys answered exactly ({findings.prompt} prompt); right of the line lies beyond the base's window",
     )
-    bottom, top = 0.62 / canvas.get_figheight(), 1 - 1.12 / canvas.get_figheight()
     left, gap = 0.72 / width, 0.16 / width
-    each = (1 - left - 0.2 / width - gap * (len(models) - 1)) / max(1, len(models))
+    each = (1 - left - 0.2 / width - gap * (across - 1)) / across
     labels = [m.label for m in findings.models]
     for number, model in enumerate(models):
-        axes = canvas.add_axes((left + number * (each + gap), bottom, each, top - bottom))
+        row, column = divmod(number, across)
+        top = 1.12 + row * (tall + BETWEEN)
+        axes = canvas.add_axes((left + column * (each + gap), 1 - (top + tall) / height, each, tall / height))
         heat(axes, model, lengths_=lengths_, depths=depths, border=findings.window)
         axes.set_title(model.name, size=10, loc="left", color=colour(model.label, labels), weight="bold", pad=7)
-        if number:
+        if column:
             axes.set_yticks([])
         else:
             axes.set_ylabel("depth of the key")
-    canvas.text(0.5, 0.10 / canvas.get_figheight(), "context length in tokens", color=FAINT, ha="center", va="bottom")
+    canvas.text(0.5, 0.10 / height, "context length in tokens", color=FAINT, ha="center", va="bottom")
     return canvas
 
 

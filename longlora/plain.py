@@ -8,10 +8,15 @@ import os
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from longlora.shares import world
+
+LEARNED = ("wpe", "embed_positions", "position_embeddings")
+"""What transformers calls a table of positions."""
 
 
 def open_model(folder: Path) -> PreTrainedModel:
@@ -19,19 +24,22 @@ def open_model(folder: Path) -> PreTrainedModel:
     processes, on this one's own GPU.
 
     Raises:
-        ValueError: there is no model at `folder`.
+        ValueError: there is no model at `folder`, or it does not open.
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"no model at {folder} (no config.json there, seen from {Path.cwd()})")
     cuda = torch.cuda.is_available()
     everywhere = "auto" if world() == 1 else {"": int(os.environ.get("LOCAL_RANK", "0"))}
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        local_files_only=True,
-        dtype=torch.bfloat16 if cuda else torch.float32,
-        attn_implementation="sdpa",
-        device_map=everywhere if cuda else "cpu",
-    )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            local_files_only=True,
+            dtype=torch.bfloat16 if cuda else torch.float32,
+            attn_implementation="sdpa",
+            device_map=everywhere if cuda else "cpu",
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"the model at {folder} does not open: {first_line(error)}") from error
     return model.eval().requires_grad_(False)
 
 
@@ -39,11 +47,37 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of `folder`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it does not open.
     """
     if not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"no tokenizer at {folder} (no tokenizer_config.json there, seen from {Path.cwd()})")
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the tokenizer at {folder} does not open: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def must_reach(model: PreTrainedModel, length: int) -> None:
+    """Check that the model can read `length` tokens at all. Rotary positions go on beyond the config's number, and a model may be
+    asked for more than it says, to show how it breaks; learned ones end.
+
+    Raises:
+        ValueError: it has learned positions, and too few.
+    """
+    learned = [
+        min(module.num_embeddings, model.config.get_text_config().max_position_embeddings)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in LEARNED
+    ]
+    if learned and length > min(learned):
+        raise ValueError(
+            f"{length} tokens are asked for, and this model has {min(learned)} positions, which are learned and end there: "
+            f"lower the lengths to {min(learned)}"
+        )
 
 
 def batch_tokens(model: PreTrainedModel) -> int:

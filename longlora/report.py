@@ -1,6 +1,6 @@
 """The report of a run: a summary for the terminal, pictures, a page to show around, and the model card.
 
-The same findings give the same bytes. What differs between two equal runs (times, memory) is not in it; the tracker has that.
+The same findings give the same bytes. What differs between two equal runs (times, memory) is on the page alone.
 """
 
 from pathlib import Path

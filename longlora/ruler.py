@@ -8,6 +8,7 @@ models of one pipeline; for RULER's own table use its own texts.
 
 import random
 import re
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -126,9 +127,16 @@ def match_all(text: str, wanted: list[str]) -> float:
 
 
 def measure(
-    model: PreTrainedModel, *, label: str, tokenizer: PreTrainedTokenizerBase, texts: list[str], settings: Ruler
+    model: PreTrainedModel,
+    *,
+    label: str,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    settings: Ruler,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
-    """Scores of the model `label` by length, and within it by task; and the effective context.
+    """Scores of the model `label` by length, and within it by task; and the effective context. Answers are kept in the
+    folder `kept`.
 
     Raises:
         ValueError: a length has no room for a task, the texts are too short, or there is no chat template for a chat prompt.
@@ -146,7 +154,7 @@ def measure(
             for task in settings.tasks
             for number in range(settings.samples)
         ]
-        texts_ = answers(model, prompts=[ids for _, ids, _ in made], rooms=[e.room for _, _, e in made])
+        texts_ = answers(model, prompts=[ids for _, ids, _ in made], rooms=[e.room for _, _, e in made], kept=kept)
         scores = [
             (task, match_all(str(tokenizer.decode(ids)), e.answers))
             for (task, _, e), ids in zip(made, texts_, strict=True)

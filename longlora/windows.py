@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 from transformers import DynamicCache, PreTrainedModel
 
-from longlora.plain import batch_tokens, shareable
+from longlora.plain import batch_tokens, must_reach, shareable
 from longlora.shares import ours, whole
 
 SCORED = 2048
@@ -100,6 +100,7 @@ def token_nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: 
     longer texts, it is read once per piece.
     """
     length, vocabulary = windows[0].end - windows[0].start, model.config.get_text_config().vocab_size
+    must_reach(model, length - 1)
     nats_WL = np.zeros((len(windows), length - 1), dtype=np.float32)
     size = max(1, batch_tokens(model) // length)
     piece = max(1, min(SCORED, BATCH_LOGITS // (size * vocabulary), CHUNK))
@@ -125,6 +126,7 @@ def token_nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: 
 
 def our_batches(model: PreTrainedModel, windows: list[Window]) -> Iterator[list[int]]:
     """This process's share of the batches."""
+    must_reach(model, max((w.end - w.start for w in windows), default=1) - 1)
     vocabulary = model.config.get_text_config().vocab_size
     every = enumerate(batches(windows, tokens=batch_tokens(model), vocabulary=vocabulary))
     return (batch for number, batch in every if ours(number))

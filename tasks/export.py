@@ -51,7 +51,7 @@ def source_of(client: MlflowClient, where: Project, model: str) -> str:
     version = registry.holder(client, name, model)
     if version:
         return str(version.source)
-    if model in (registry.CHAMPION, registry.CANDIDATE):
+    if model in (registry.CHAMPION, registry.STAGING, registry.CANDIDATE):
         raise ValueError(f"{name} has no {model} yet: `longlora promote`, or name a run with --model")
     return promotion.source_and_model(where, promotion.chosen(client, where, model))[0]
 

@@ -15,7 +15,7 @@ from mlflow.entities.model_registry import ModelVersion
 from tasks import hooks, registry, tracking
 from tasks.approval import Approval
 from tasks.outputs import artifacts_at, read
-from tasks.registry import CANDIDATE, CHAMPION
+from tasks.registry import CANDIDATE, CHAMPION, STAGING
 from tasks.stages import Artifact
 from tasks.workspace import Project, hold, person, record_ref
 
@@ -67,6 +67,7 @@ def promote(client: MlflowClient, where: Project, run: Run, *, approval: Approva
         if found.champion == found.version:
             return already(found.name, found.version)
         against, why, who = found.against, found.favour, person(where)
+        unstage(client, found)
         if approval:
             why, who = f"{why}; asked by {who}, approved: {approval.why}", approval.who
         if approval and not approval.approve:
@@ -90,6 +91,8 @@ def propose(client: MlflowClient, where: Project, run: Run) -> str:
     """
     with hold(where, lock_name(source_and_model(where, run)[1].name)):
         found = candidate(client, where, run)
+        if not found.against:
+            client.set_registered_model_alias(found.name, STAGING, found.version)
     if found.against:
         refuse(found, found.against)
     instead = f"instead of version {found.champion}" if found.champion else "the first"
@@ -116,6 +119,13 @@ def candidate(client: MlflowClient, where: Project, run: Run) -> Candidate:
         against=against,
         favour=favour,
     )
+
+
+def unstage(client: MlflowClient, found: Candidate) -> None:
+    """It waits no longer, whatever becomes of it."""
+    waits = registry.holder(client, found.name, STAGING)
+    if waits and str(waits.version) == found.version:
+        client.delete_registered_model_alias(found.name, STAGING)
 
 
 def refuse(found: Candidate, against: list[str]) -> NoReturn:

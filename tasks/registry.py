@@ -16,6 +16,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 CHAMPION, CANDIDATE = "champion", "candidate"
+STAGING = "staging"  # passed the rules, and waits for a person's approval
 MOVE = "longlora.move."
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 import yaml
@@ -140,7 +141,11 @@ class Tracker:
         if data:
             self.client.log_inputs(self.run_id, datasets=data)
 
-    def describe(self, text: str) -> None:
+    def describe(self, text: str, picture: str) -> None:
+        """Set the run's description (Markdown), and below it the artifact at path `picture`, if that is not ''."""
+        if picture:  # an address of MLflow's page, relative to it: wherever the page is, it has the file
+            address = f"get-artifact?path={quote(picture)}&run_uuid={self.run_id}"
+            text += f"\n\n![{Path(picture).stem}]({address})\n\n[{picture}]({address})\n"
         self.client.set_tag(self.run_id, "mlflow.note.content", text)
 
     def tag(self, **tags: str) -> None:

@@ -6,6 +6,7 @@ same numbers are the same run, which is how a run is resumed.
 """
 
 import fcntl
+import json
 import os
 import platform
 import shutil
@@ -90,8 +91,17 @@ def project(folder: Path) -> Project:
     return Project(tree=tree, root=root)
 
 
-def snapshot(where: Project, *, recipe: str | None = None, overrides: list[str] | None = None) -> Snapshot:
+def snapshot(
+    where: Project,
+    *,
+    recipe: str | None = None,
+    overrides: list[str] | None = None,
+    watched: dict[str, str] | None = None,
+) -> Snapshot:
     """Store the tree as it is now, with `recipe` and `overrides` in its params.yaml; the folder itself is not touched.
+
+    Args:
+        watched: hashes of data outside of git, by path; they become part of the run's identity.
 
     Raises:
         ValueError: an unknown recipe or key, or a file too large for git.
@@ -112,6 +122,8 @@ def snapshot(where: Project, *, recipe: str | None = None, overrides: list[str] 
         dirty = git("write-tree", cwd=tree, env=index) != git("rev-parse", "HEAD^{tree}", cwd=tree)
         if params != (tree / "params.yaml").read_text():
             stage_file(tree, "params.yaml", params, index)
+        if watched:
+            stage_file(tree, "watched.json", json.dumps(watched, indent=1, sort_keys=True) + "\n", index)
         content = git("write-tree", cwd=tree, env=index)
     commit = (
         head if content == git("rev-parse", "HEAD^{tree}", cwd=tree) else commit_tree(tree, content, head, "snapshot")

@@ -59,7 +59,9 @@ elif kind == "gate":
 elif kind == "report":
     verdict, folder = paths
     folder.mkdir()
-    (folder / "summary.md").write_text(f"# Dummy\\n\\nVerdict: {verdict.read_text()}\\n")
+    (folder / "summary.md").write_text(f"# Dummy\\n\\nVerdict: {verdict.read_text()}\\n\\n![Score](score.png)\\n")
+    (folder / "a.png").write_bytes(b"another picture")
+    (folder / "score.png").write_bytes(b"a picture")
     (folder / "page.html").write_text("<p>dummy</p>")
 else:
     raise SystemExit(f"unknown stage {kind}")

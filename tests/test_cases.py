@@ -38,3 +38,25 @@ def test_other_keys_and_empty_lines_do_no_harm(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"name": "a", "count": 1, "more": [2]}\n\n{"name": "b\u00e9", "count": 2}\n')
     pairs = [case(Pair, row, place=place) for place, row in read_lines(tmp_path / "x.jsonl")]
     assert pairs == [Pair(name="a", count=1), Pair(name="bé", count=2)]
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        (b'{"a": "caf\xe9"}', ":2: byte 11 of the line is not UTF-8"),
+        (b"[" * 100_000, ":2: no case is nested this deep"),
+        (b'{"a": ', ":2: no JSON: "),
+    ],
+)
+def test_a_line_that_can_not_be_read_is_named(tmp_path, second, said):
+    (tmp_path / "cases.jsonl").write_bytes(b'{"a": 1}\n' + second + b"\n")
+    with pytest.raises(ValueError, match=said):
+        read_lines(tmp_path / "cases.jsonl")
+
+
+def test_lines_end_where_json_lines_says(tmp_path):
+    """A line separator inside a string, a mark before the first line, and Windows' line ends are no faults."""
+    raw = '\ufeff{"a": "b\u2028c\u0085d"}\r\n\r\n{"a": 2}'.encode()
+    (tmp_path / "cases.jsonl").write_bytes(raw)
+    rows = read_lines(tmp_path / "cases.jsonl")
+    assert [(place.rpartition(":")[2], row["a"]) for place, row in rows] == [("1", "b\u2028c\u0085d"), ("3", 2)]

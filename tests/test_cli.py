@@ -33,6 +33,7 @@ def test_help_loads_nothing_heavy_and_is_quick():
         "plan",
         "eval",
         "ask",
+        "chat",
         "page",
         "serve",
         "longqa",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import dummy
 import pytest
-from test_pipeline import ask, key_of
+from test_pipeline import ask, key_of, mlflow_runs
 from test_supervise import wait_until_gone
 
 pytestmark = pytest.mark.slow
@@ -64,6 +64,10 @@ def test_up_cron_deployment_run_promotion_and_an_end_without_leftovers(deployed)
             "promote": True,
         }
         assert runs[0]["auto_scheduled"]
+        (recorded,) = mlflow_runs(f"http://127.0.0.1:{ports[3]}", key)
+        picture = recorded.data.tags["mlflow.note.content"].split("![score](")[1].split(")")[0]
+        with urllib.request.urlopen(f"http://127.0.0.1:{ports[3]}/{picture}") as reply:
+            assert reply.read() == b"a picture"
         assert "the verdict passed" in " ".join(dummy.longlora(deployed, "history").stdout.split())
         assert dummy.longlora(deployed, "run", "--set", "train.rank=20").stdout.count("unchanged") >= 6
         assert json.loads((deployed / ".longlora" / "finished" / f"{key}.json").read_text())["record"]
@@ -84,6 +88,9 @@ def test_up_cron_deployment_run_promotion_and_an_end_without_leftovers(deployed)
         (["--cron", "0 3 * * *", "--timezone", "Mars"], "Invalid timezone"),
         (["--cron", "0 3 * * *", "--interval", "90"], "--cron and --interval: give one of them"),
         (["--interval", "5"], "--interval 5: must be 60 seconds or more"),
+        (["--watch", "data", "--interval", "90"], "--watch data: there is nothing at"),
+        (["--watch", ".gitignore", "--interval", "90"], "--watch .gitignore: no stage reads it; name "),
+        (["--watch", "dummy/stage.py"], "--watch dummy/stage.py: say how often to look, with --interval or --cron"),
         (["--set", "train.rnk=5"], "unknown key 'train.rnk'; did you mean 'rank'?"),
     ],
 )

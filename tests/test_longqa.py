@@ -11,8 +11,11 @@ from hypothesis import strategies
 from test_ruler import TOKENIZER, tiny
 
 from longlora import longqa
+from longlora.instructions import Turn
 from longlora.longqa import LongQA, Question, Writer, answer_of, exact, f1, measure, read_cases, rouge_l, words
+from longlora.pairs import tokenised
 from longlora.stages.longqa import stage
+from longlora.wording import asked
 
 torch.set_num_threads(1)  # matrices this small are slower on two
 
@@ -29,7 +32,15 @@ def put(file, *rows):
 
 
 def settings(*files, **changes) -> LongQA:
-    given = {"models": [], "cases": [str(f) for f in files], "length": 900, "room": 12, "prompt": "plain", "seed": 1}
+    given = {
+        "models": [],
+        "cases": [str(f) for f in files],
+        "held_out": False,
+        "length": 900,
+        "room": 12,
+        "prompt": "plain",
+        "seed": 1,
+    }
     return LongQA(**given | changes)
 
 
@@ -92,7 +103,7 @@ def test_a_malformed_case_is_named_by_file_and_line(tmp_path, row, said):
     assert str(error.value).startswith(f"{file}{said}")
 
 
-@pytest.mark.parametrize("prompt", ["plain", "chat"])
+@pytest.mark.parametrize("prompt", ["plain", "authors", "chat"])
 def test_a_document_that_is_too_long_loses_its_middle_and_nothing_else(prompt):
     document = " ".join(str(n) for n in range(1000))
     question = Question(document=document, question="Which?", answers=["x"])
@@ -105,6 +116,26 @@ def test_a_document_that_is_too_long_loses_its_middle_and_nothing_else(prompt):
     assert not uncut and document in TOKENIZER.decode(whole)
     with pytest.raises(ValueError, match="100 tokens are too few, without a document it is"):
         Writer(TOKENIZER, settings=settings(length=100, prompt=prompt)).write(question)
+
+
+def test_the_authors_prompt_has_the_tokens_of_training():
+    question = Question(document="Ada lived in London.", question="Where?", answers=["London"])
+    ids, _ = Writer(TOKENIZER, settings=settings(prompt="authors")).write(question)
+    turns = (Turn("user", asked(question.document, question.question)), Turn("assistant", "London"))
+    pair = tokenised(turns, tokenizer=TOKENIZER, prompt="authors")
+    assert ids == pair.tokens[~pair.answer].tolist()
+
+
+def test_held_out_cases_of_the_casebook_are_asked_where_that_is_said(tmp_path):
+    own, held_out = put(tmp_path / "q.jsonl", *CASES[:2]), put(tmp_path / "cases.jsonl", CASES[2])
+    for said, count in ((False, 2), (True, 3)):
+        given = settings(own, held_out=said)
+        found = measure(tiny(), label="m", tokenizer=TOKENIZER, settings=given, held_out=held_out)
+        assert found["longqa"]["m"]["cases"] == count
+    given = settings(held_out=True)
+    assert (
+        measure(tiny(), label="m", tokenizer=TOKENIZER, settings=given, held_out=held_out)["longqa"]["m"]["cases"] == 1
+    )
 
 
 def test_a_base_model_answers_to_the_end_of_the_line():
@@ -139,16 +170,16 @@ def test_stage_goes_on_where_it_was_cut_off_and_writes_the_same_bytes(tmp_path, 
     tiny().save_pretrained(tmp_path / "odd")
     TOKENIZER.save_pretrained(tmp_path / "odd")
     given = settings(put(tmp_path / "q.jsonl", *CASES))
-    stage(tmp_path / "odd", tmp_path / "a/odd.json", given)
+    stage(tmp_path / "odd", tmp_path / "none", tmp_path / "a/odd.json", given)
     left = iter([None, None])
     from longlora import answer
 
     keep = answer.keep
     monkeypatch.setattr(answer, "keep", lambda *a: (keep(*a), next(left)))  # the third group is not reached
     with pytest.raises((StopIteration, RuntimeError)):
-        stage(tmp_path / "odd", tmp_path / "b/odd.json", given)
+        stage(tmp_path / "odd", tmp_path / "none", tmp_path / "b/odd.json", given)
     monkeypatch.undo()
     monkeypatch.setenv("LONGLORA_CHECKPOINTS", str(tmp_path / "kept"))
     assert not (tmp_path / "b/odd.json").exists() and list((tmp_path / "kept").iterdir())
-    stage(tmp_path / "odd", tmp_path / "b/odd.json", given)
+    stage(tmp_path / "odd", tmp_path / "none", tmp_path / "b/odd.json", given)
     assert (tmp_path / "a/odd.json").read_bytes() == (tmp_path / "b/odd.json").read_bytes()

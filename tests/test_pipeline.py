@@ -129,6 +129,10 @@ def test_a_run_is_recorded_in_git_in_dvc_and_in_mlflow(first):
     )
     assert tags["longlora.remote"] == str(folder / ".longlora" / "remote")
     assert tags["mlflow.note.content"].startswith("# Dummy")
+    address = (
+        f"get-artifact?path=reports/score.png&run_uuid={run.info.run_id}"  # what the report's text shows, not the first
+    )
+    assert f"![score]({address})" in tags["mlflow.note.content"]
     assert run.data.metrics["passed"] == 1.0
     assert run.data.metrics["history/loss"] == pytest.approx(1 / 3)
     assert {i.dataset.name for i in run.inputs.dataset_inputs} == {"models/base", "models/tuned", "reports"}
@@ -185,9 +189,13 @@ def test_each_stage_is_a_task_its_output_in_the_log_and_the_run_goes_to_git(
     assert run.data.metrics["score/base"] == 0.25  # replayed, though its stage was cached; the value at the last length
 
 
-def test_after_a_failure_only_what_does_not_depend_on_it_runs(run_flow, own, environment, mlflow_uri):
+def test_after_a_failure_only_what_does_not_depend_on_it_runs(
+    run_flow, own, environment, mlflow_uri, tmp_path, monkeypatch
+):
     from tasks.stages import StageError
 
+    dummy.write(tmp_path / "hook.py", "import sys; open(sys.argv[1], 'a').write(sys.stdin.read())")
+    monkeypatch.setenv("LONGLORA_HOOK_COMMAND", f"{sys.executable} {tmp_path}/hook.py {tmp_path}/heard")
     with pytest.raises(StageError, match=r"^stage 'train': train.fail is set$"):
         run_flow(overrides=["train.fail=true"])
     assert [line.split()[0] for line in dummy.executions(own)] == [
@@ -196,6 +204,8 @@ def test_after_a_failure_only_what_does_not_depend_on_it_runs(run_flow, own, env
         "score",
     ]  # a wrong parameter: no retry
     key = key_of(own, "train.fail=true")
+    heard = {"event": "failed", "message": "stage 'train': train.fail is set", "key": key, "model": "dummy"}
+    assert json.loads((tmp_path / "heard").read_text()) == heard
     states = task_states(environment["PREFECT_API_URL"], key)
     assert (states["train"], states["score@base"]) == ("Failed", "Completed")
     assert {states[name] for name in ("score@tuned", "gate", "report")} == {"NotReady"}

@@ -99,7 +99,7 @@ def test_two_processes_train_what_one_does_and_only_the_first_writes(place):
     together.run(2, log_writes, place, "two", EACH)
     nearly_equal(place / "two", place / "one")
     assert sorted(f.name for f in (place / "two").iterdir()) == sorted(f.name for f in (place / "one").iterdir())
-    assert len(json.loads((place / "two.json").read_text())["two"]) == 4
+    assert len(json.loads((place / "two.json").read_text())["two"]) >= 5
     assert (place / "opened-by-1").read_text() == ""
     for kind in ("two.csv", "two.json", "partial-2", "two/recipe.json"):
         assert kind in (place / "opened-by-0").read_text()

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from longlora.findings import Figure, Model, gather, order
+from longlora.page import duration
 from longlora.pictures import colour, short, smoothed
 from longlora.report import pairs, summary
 from longlora.stages.report import stage
@@ -33,6 +34,12 @@ RECIPE = {
 }  # fmt: skip
 
 
+COST = {
+    "seconds": 192.4, "tokens_per_second": 2130.7, "peak_memory_gb": 1.53, "trainable_parameters": 86528,
+    "energy": "not measurable here",
+}  # fmt: skip
+
+
 def node(value: float | None, **more) -> dict:
     ends = (None, None) if value is None else (value * 0.9, value * 1.1)
     return {"value": value, "low": ends[0], "high": ends[1]} | more
@@ -44,7 +51,9 @@ def put(file: Path, value: dict) -> Path:
     return file
 
 
-def inputs(root: Path, *, perplexity=PERPLEXITY, passkey=PASSKEY, refused=(), base=None, texts=None) -> dict[str, Path]:
+def inputs(
+    root: Path, *, perplexity=PERPLEXITY, passkey=PASSKEY, refused=(), base=None, texts=None, cost=None
+) -> dict[str, Path]:
     """The report's inputs, as the other stages write them."""
     for label, row in perplexity.items():
         nodes = {n: node(v) for n, v in row.items()} | {"places": 7}
@@ -67,6 +76,7 @@ def inputs(root: Path, *, perplexity=PERPLEXITY, passkey=PASSKEY, refused=(), ba
         "scores": root / "scores",
         "verdict": put(root / "verdict.json", {"passed": not refused, "rules": rules}),
         "history": history,
+        "cost": put(root / "cost.json", {"cost": cost or COST}),
     }  # fmt: skip
 
 
@@ -254,6 +264,18 @@ def test_no_scores_of_the_extended_model_is_an_error_that_names_what_there_is(tm
     less = {label: row for label, row in PERPLEXITY.items() if label != "extended"}
     with pytest.raises(ValueError, match="no scores of a model 'extended'; there are base, yarn"):
         found(tmp_path, perplexity=less, passkey={"base": PASSKEY["base"]})
+
+
+def test_the_page_alone_tells_what_the_training_cost(good, tmp_path):
+    told = (good / "index.html").read_text()
+    for cell in ("3 min 12 s", "2,131", "1.53 GB in the first process", "86,528", "not measurable here"):
+        assert f"<td>{cell}</td>" in told
+    counted = {k: v for k, v in COST.items() if k != "energy"} | {"cpu_energy_wh": 4.25, "gpu_energy_wh": 1234.5}
+    dear = report(tmp_path, cost=counted)
+    assert "<td>4.25 Wh of the CPUs, 1,234 Wh of the GPUs</td>" in (dear / "index.html").read_text()
+    for name in ("summary.md", "README.md", "perplexity.png", "history.png"):
+        assert (good / name).read_bytes() == (dear / name).read_bytes()
+    assert [duration(s) for s in (59.4, 60, 3600, 20_412)] == ["59 s", "1 min 0 s", "1 h 0 min", "5 h 40 min"]
 
 
 def test_pictures_are_pictures_without_a_date(good):

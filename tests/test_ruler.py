@@ -168,7 +168,7 @@ def test_a_model_that_answers_right_scores_full_marks_on_every_task(monkeypatch)
         return ids, riddle
 
     monkeypatch.setattr(Writer, "write", noted)
-    monkeypatch.setattr(ruler, "answers", lambda model, prompts, rooms: right[-len(prompts) :])
+    monkeypatch.setattr(ruler, "answers", lambda model, prompts, rooms, kept: right[-len(prompts) :])
     result = measure(tiny(), label="m", tokenizer=TOKENIZER, texts=TEXTS, settings=given)["ruler"]["m"]
     assert result["effective"] == {"value": 2900}
     for length in ("2500", "2900"):
@@ -197,7 +197,7 @@ def test_texts_without_words_are_refused():
         Writer(TOKENIZER, texts=["hello world 12"], prompt="plain")
 
 
-def test_stage_writes_the_same_bytes_again(tmp_path):
+def test_stage_writes_the_same_bytes_again(tmp_path, monkeypatch):
     tiny().save_pretrained(tmp_path / "odd")
     TOKENIZER.save_pretrained(tmp_path / "odd")
     documents = [np.array(TOKENIZER(t)["input_ids"], dtype=np.uint16) for t in TEXTS]
@@ -206,6 +206,7 @@ def test_stage_writes_the_same_bytes_again(tmp_path):
         "offsets": torch.from_numpy(np.cumsum([0, *map(len, documents)])),
     }
     save_file(tensors, tmp_path / "heldout.safetensors")
+    monkeypatch.setenv("LONGLORA_CHECKPOINTS", str(tmp_path / "kept"))
     given = settings(lengths=[600], tasks=["single", "tracking"])
     for name in ("a", "b"):
         stage(tmp_path / "odd", tmp_path / "heldout.safetensors", tmp_path / name / "odd.json", given)

@@ -73,7 +73,7 @@ def measure(name: str, place: Path, out: Path) -> None:
         given = test_ruler.settings(lengths=[600], tasks=["single", "tracking"], samples=3)
         ruler.stage(place / "writer", words, out / "scores.json", given)
     else:
-        longqa.stage(place / "writer", out / "scores.json", test_longqa.settings(place / "q.jsonl"))
+        longqa.stage(place / "writer", place / "none", out / "scores.json", test_longqa.settings(place / "q.jsonl"))
 
 
 def share(name: str, place: Path, out: Path) -> None:

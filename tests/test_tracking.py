@@ -143,7 +143,7 @@ def test_a_finished_stage_shows_metrics_pictures_and_hashes(opened):
     ]
     tracker.stage("score", outs)
     opened().stage("score", outs)  # resumed: nothing doubles
-    tracker.describe("# hello")
+    tracker.describe("# hello", "")
     tracker.tag(record="abc")
     tracker.finish("FINISHED")
 

@@ -10,9 +10,16 @@ from longlora.section import run
 from longlora.shares import rank, write
 
 
-def stage(model: Path, scores: Path, longqa: LongQA) -> None:
+def stage(model: Path, held_out: Path, scores: Path, longqa: LongQA) -> None:
     kept = kept_folder(model)
-    result = measure(open_model(model), label=model.name, tokenizer=open_tokenizer(model), settings=longqa, kept=kept)
+    result = measure(
+        open_model(model),
+        label=model.name,
+        tokenizer=open_tokenizer(model),
+        settings=longqa,
+        held_out=held_out,
+        kept=kept,
+    )
     write(result, scores)
     if rank() == 0:
         shutil.rmtree(kept, ignore_errors=True)

@@ -7,8 +7,10 @@ from longlora.report import write
 from longlora.section import run
 
 
-def stage(base: Path, texts: Path, recipe: Path, scores: Path, verdict: Path, history: Path, reports: Path) -> None:
-    findings = gather(scores, verdict=verdict, history=history, base=base, texts=texts, recipe=recipe)
+def stage(
+    base: Path, texts: Path, recipe: Path, scores: Path, verdict: Path, history: Path, cost: Path, reports: Path
+) -> None:
+    findings = gather(scores, verdict=verdict, history=history, cost=cost, base=base, texts=texts, recipe=recipe)
     write(findings, out=reports)
 
 

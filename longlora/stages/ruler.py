@@ -1,19 +1,24 @@
 """RULER's synthetic tasks for one model. The folder's name is the model's label."""
 
+import shutil
 from pathlib import Path
 
+from longlora.answer import kept_folder
 from longlora.blocks import documents
 from longlora.plain import open_model, open_tokenizer
 from longlora.ruler import Ruler, measure
 from longlora.section import run
-from longlora.shares import write
+from longlora.shares import rank, write
 
 
 def stage(model: Path, heldout: Path, scores: Path, ruler: Ruler) -> None:
+    kept = kept_folder(model)
     tokenizer = open_tokenizer(model)
     texts = [str(tokenizer.decode(d, skip_special_tokens=True)) for d in documents(heldout)]
-    result = measure(open_model(model), label=model.name, tokenizer=tokenizer, texts=texts, settings=ruler)
+    result = measure(open_model(model), label=model.name, tokenizer=tokenizer, texts=texts, settings=ruler, kept=kept)
     write(result, scores)
+    if rank() == 0:
+        shutil.rmtree(kept, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,38 @@
+"""A dialogue on the terminal that may outgrow the model's context."""
+
+import sys
+from typing import Any, get_args
+
+from flows.ask import check, model_folder, typed
+
+
+def chat(model: str, *, window: int | None, prompt: str | None, room: int) -> None:
+    """Answer every line that is typed.
+
+    Raises:
+        ValueError: the model or a choice is wrong.
+    """
+    folder = model_folder(model)
+    from transformers.utils import logging
+
+    from longlora.asking import Prompt
+    from longlora.plain import open_model, open_tokenizer
+    from longlora.sinks import Dialogue
+
+    if prompt is not None:
+        check("prompt", prompt, get_args(Prompt))
+    logging.disable_progress_bar()
+    opened = open_model(folder)
+    size = window or int(opened.config.get_text_config().max_position_embeddings)
+    settings: Any = {"size": size, "room": room, "prompt": prompt}
+    dialogue = Dialogue(opened, tokenizer=open_tokenizer(folder), **settings)
+    told = False
+    for line in typed():
+        dialogue.say(line, tell=lambda words: print(words, end="", flush=True))
+        print()
+        if dialogue.forgotten and not told:
+            told = True
+            print(
+                f"note: the dialogue has outgrown {size} tokens: from here on the model sees its first tokens and the last ones",
+                file=sys.stderr,
+            )

@@ -1,0 +1,61 @@
+"""New data in a watched place: a run of its own for each state of the data, and none while nothing is new."""
+
+import dummy
+import pytest
+from test_pipeline import environment, flow_runs, mlflow_runs, own, run_flow  # noqa: F401
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def data(own, tmp_path):  # noqa: F811
+    """A folder outside of git that training depends on."""
+    folder = tmp_path / "documents"
+    dummy.write(folder / "one.txt", "one")
+    text = (own / "dvc.yaml").read_text()
+    wanted = 'deps: [dummy/stage.py, "${models}/base"]\n    params: [train]'
+    assert wanted in text
+    (own / "dvc.yaml").write_text(text.replace(wanted, wanted.replace('base"]', f'base", {folder}]')))
+    dummy.commit(own)
+    return folder
+
+
+def test_a_watched_place_runs_once_for_each_state_of_its_data(run_flow, own, data, environment, mlflow_uri):  # noqa: F811
+    from prefect import State
+
+    from tasks.stages import StageError
+
+    first = run_flow(watch=str(data), scheduled=True)
+    assert dummy.executions(own).count("train base") == 1
+    nothing = run_flow(watch=str(data), scheduled=True, return_state=True)
+    assert isinstance(nothing, State)
+    assert (nothing.name, nothing.type.value) == ("Unchanged", "COMPLETED")
+    assert len(flow_runs(environment["PREFECT_API_URL"], first)) == 1
+
+    (data / "two.txt").write_text("two")
+    with pytest.raises(StageError):  # with other overrides nothing is remembered of it; and a failure is not remembered
+        run_flow(watch=str(data), overrides=["train.fail=true"])
+    with pytest.raises(StageError):
+        run_flow(watch=str(data), overrides=["train.fail=true"])
+    second = run_flow(watch=str(data), scheduled=True)
+    assert second != first
+    assert [len(mlflow_runs(mlflow_uri, key)) for key in (first, second)] == [1, 1]
+    assert dummy.executions(own).count("train base") == 4
+
+    (data / "two.txt").unlink()  # the first state again: known, and not computed again
+    assert run_flow(watch=str(data)) == first
+    assert dummy.executions(own).count("train base") == 4
+
+
+def test_what_changes_under_a_run_is_not_taken_for_what_it_ran_on(own, data):  # noqa: F811
+    from tasks.watching import watched
+    from tasks.workspace import project
+
+    where = project(own)
+    seen = watched(where, str(data), recipe=None, overrides=[])
+    (data / "late.txt").write_text("late")
+    seen.remember()
+    assert watched(where, str(data), recipe=None, overrides=[]).changed
+    watched(where, str(data), recipe=None, overrides=[]).remember()
+    assert not watched(where, str(data), recipe=None, overrides=[]).changed
+    assert watched(where, str(data), recipe="big", overrides=[]).changed
