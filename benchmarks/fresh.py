@@ -20,7 +20,8 @@ ROOT = Path(__file__).parent.parent
 def rise_mb(module: str, *words: object) -> float:
     """MB of the work of `benchmarks.MODULE`."""
     command = [sys.executable, "-m", "benchmarks.fresh", module, *map(str, words)]
-    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}  # else freed memory of several arenas is counted
+    # One arena, and large blocks given back at once: else what was freed, and lies in pieces, is counted.
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT, env=environment)
     return float(done.stdout)
 
