@@ -13,8 +13,9 @@ demo: install
 smoke: install
 	$(BIN)/longlora run --set fit.steps=2 --set blocks.recall.count=8 --set perplexity.samples=2 --set passkey.samples=1
 
+# Two at a time, a file of tests by one process; a thread each, for more would fight over the cores.
 test: install
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 # Thirty kills at seeded points of a run, each followed by the same command and compared with a run nobody harmed.
 chaos: install
