@@ -188,9 +188,8 @@ def main() -> None:
     def on_signal(number: int, frame: FrameType | None) -> None:
         nonlocal told
         told = number
-        if supervise := sys.modules.get(
-            "tasks.supervise"
-        ):  # by name: what a command did not need must not be loaded now
+        supervise = sys.modules.get("tasks.supervise")  # what a command did not need must not be loaded now
+        if supervise:
             supervise.interrupt()
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 

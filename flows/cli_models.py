@@ -23,10 +23,12 @@ def plan(
     offload_optimizer: Annotated[bool, typer.Option("--offload-optimizer")] = False,
     offload_parameters: Annotated[bool, typer.Option("--offload-parameters")] = False,
     price: Annotated[float | None, typer.Option(help="Of one GPU for one hour.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All figures, as JSON.")] = False,
 ) -> None:
     """What fine-tuning would take: hours, memory, price, whether it fits, and if not, what would."""
-    from flows.plan import plan as plan_lines
+    from flows.plan import plan as planned
     from longlora.hardware import Hardware
+    from longlora.plan import lines
     from tasks import workspace
 
     hardware = Hardware.of(
@@ -39,8 +41,8 @@ def plan(
         price=price,
     )
     where = workspace.project(Path.cwd())
-    for line in plan_lines(where, recipe=recipe, overrides=overrides or [], hardware=hardware):
-        print(line)
+    found = planned(where, recipe=recipe, overrides=overrides or [], hardware=hardware)
+    print(found.model_dump_json(indent=2) if as_json else "\n".join(lines(found)))
 
 
 @app.command("eval")

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from flows.place import Place
 from longlora.cost import Shape, Workload
 from longlora.hardware import ALONE_GB, GB, Hardware
-from longlora.plan import Estimate, estimate, lines, shape_named, workload_from_params
+from longlora.plan import Estimate, estimate, shape_named, workload_from_params
 from tasks.overlay import merged, recipe_file
 from tasks.workspace import Project
 
@@ -29,8 +29,8 @@ ANY_TFLOPS = 100.0
 """Of the machine itself: only the order of changes by hours depends on it, and no hours are told."""
 
 
-def plan(where: Project, *, recipe: str | None, overrides: list[str], hardware: Hardware) -> list[str]:
-    """The plan as text, one fact a line.
+def plan(where: Project, *, recipe: str | None, overrides: list[str], hardware: Hardware) -> Estimate:
+    """What fine-tuning by params.yaml, under a recipe and overrides, would take on `hardware`.
 
     Raises:
         ValueError: a wrong recipe or key, a model whose sizes are not known, or a layout that can not be.
@@ -41,7 +41,7 @@ def plan(where: Project, *, recipe: str | None, overrides: list[str], hardware: 
         shape = shape_of(where.tree, sections["backbone"])
     except LookupError as unknown:
         raise ValueError(unknown.args[0]) from None
-    return lines(estimate(shape, workload_from_params(sections), hardware))
+    return estimate(shape, workload_from_params(sections), hardware)
 
 
 def plain(params: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ Letters: B batch; L tokens of a row; T = B x L; H query heads; K key/value heads
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -185,7 +185,7 @@ def enable(model: PreTrainedModel, attention: Attention, *, attend: Attend | Non
         raise ValueError(f"S2-Attn shares the heads out to two patterns; {heads} head is too few, use pattern: full")
     name = register(attention, attend=attend or shifted_sparse_attention, degree=degree)
     model.set_attn_implementation(name)
-    if model.config._attn_implementation != name:
+    if model.config._attn_implementation != name:  # pyright: ignore[reportPrivateUsage]  # where transformers says it
         raise ValueError(
             f"{type(model).__name__} does not use transformers' attention interface, so S2-Attn can not be set"
         )
@@ -197,9 +197,9 @@ def disable(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def disabled(model: PreTrainedModel) -> Iterator[None]:
+def disabled(model: PreTrainedModel) -> Generator[None]:
     """Ordinary full attention for the length of a block, for an evaluation in the middle of training."""
-    before = model.config._attn_implementation or "sdpa"
+    before = model.config._attn_implementation or "sdpa"  # pyright: ignore[reportPrivateUsage]
     disable(model)
     try:
         yield

@@ -157,7 +157,7 @@ def measure(
         model, prompts=[ids for ids, _ in prompts], rooms=[settings.room] * len(prompts), kept=kept
     )  # fmt: skip
     said = [answer_of(str(tokenizer.decode(ids, skip_special_tokens=True)), prompt=settings.prompt) for ids in written]
-    result = {
+    result: dict[str, Any] = {
         "prompt": settings.prompt,
         "cases": len(questions),
         "cut": sum(cut for _, cut in prompts),

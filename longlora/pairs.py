@@ -118,9 +118,7 @@ def tokenised(turns: Sequence[Turn], *, tokenizer: PreTrainedTokenizerBase, prom
     before = ""
     for text, learnt in chat_pieces(turns, tokenizer) if prompt == "chat" else authors_pieces(turns):
         if not before:
-            new = (
-                tokenizer(text, add_special_tokens=False)["input_ids"] if prompt == "chat" else opening(tokenizer, text)
-            )
+            new = tokenizer.encode(text, add_special_tokens=False) if prompt == "chat" else opening(tokenizer, text)
         else:
             new = continuation(tokenizer, text, after=before[-100:])
         if learnt and prompt == "authors":

@@ -1,7 +1,9 @@
 """The command line: fast help, one-line errors."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import dummy
 import pytest
@@ -46,6 +48,17 @@ def test_help_loads_nothing_heavy_and_is_quick():
         "doctor",
     ):
         assert f" {word} " in done.stdout
+
+
+def test_the_plan_is_json_for_programs():
+    here = Path(__file__).parent.parent
+    done = dummy.longlora(here, "plan", "--recipe", "llama2-7b-8k", "--gpus", "8", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    flops = found["flops_forward"]
+    assert flops["total"] == pytest.approx(flops["attention"] + flops["projections"] + flops["ffn"] + flops["other"])
+    assert flops["total"] == pytest.approx(117.1e12, rel=0.005)  # Table 11, S2-Attn at 8,192 tokens
+    assert found["fits"] is True and found["hours"] > 0 and found["gb_per_gpu"] > 0
 
 
 @pytest.mark.parametrize(
