@@ -117,10 +117,10 @@ def tokenised(turns: Sequence[Turn], *, tokenizer: PreTrainedTokenizerBase, prom
     answer: list[bool] = []
     before = ""
     for text, learnt in chat_pieces(turns, tokenizer) if prompt == "chat" else authors_pieces(turns):
-        if not before:
-            new = tokenizer.encode(text, add_special_tokens=False) if prompt == "chat" else opening(tokenizer, text)
-        else:
+        if before or prompt == "chat":  # a chat template writes its own begin mark
             new = continuation(tokenizer, text, after=before[-100:])
+        else:
+            new = opening(tokenizer, text)
         if learnt and prompt == "authors":
             assert tokenizer.eos_token_id is not None
             new = [*new, tokenizer.eos_token_id]
