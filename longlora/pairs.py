@@ -122,7 +122,7 @@ def tokenised(turns: Sequence[Turn], *, tokenizer: PreTrainedTokenizerBase, prom
         else:
             new = opening(tokenizer, text)
         if learnt and prompt == "authors":
-            assert tokenizer.eos_token_id is not None
+            assert isinstance(tokenizer.eos_token_id, int)
             new = [*new, tokenizer.eos_token_id]
         tokens += new
         answer += [learnt] * len(new)
