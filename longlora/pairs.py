@@ -117,10 +117,8 @@ def tokenised(turns: Sequence[Turn], *, tokenizer: PreTrainedTokenizerBase, prom
     answer: list[bool] = []
     before = ""
     for text, learnt in chat_pieces(turns, tokenizer) if prompt == "chat" else authors_pieces(turns):
-        if before or prompt == "chat":  # a chat template writes its own begin mark
-            new = continuation(tokenizer, text, after=before[-100:])
-        else:
-            new = opening(tokenizer, text)
+        opens = not before and prompt != "chat"  # a chat template writes its own begin mark
+        new = opening(tokenizer, text) if opens else continuation(tokenizer, text, after=before[-100:])
         if learnt and prompt == "authors":
             assert isinstance(tokenizer.eos_token_id, int)
             new = [*new, tokenizer.eos_token_id]

@@ -31,6 +31,7 @@ def use_environment(where: Project) -> None:
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",  # what its server says when its sqlite is busy; nothing was changed then
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the flow prints for the terminal itself
         "MLFLOW_TRACKING_URI": local_tracking(where),
         "MLFLOW_DISABLE_TELEMETRY": "true",
