@@ -32,7 +32,7 @@ bench: install
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.traffic
 
-# The paper's tables at a small size: an hour on two cores; resumable.
+# What brings retrieval, and the paper's tables at a small size: two hours of one core; resumable.
 experiments: install
 	cd experiments && PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 dvc repro
 

@@ -158,8 +158,8 @@ def draw(tables: list[tuple[dict[str, Any], list[Row]]], file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = [(table["title"], rows, "perplexity at the target length") for table, rows in tables]
-    panels += [("", rows, "passkeys found at the target length, %") for table, rows in tables if not table["paper"]]
+    panels = [(table["title"], rows, "perplexity") for table, rows in tables]
+    panels += [("", rows, "passkeys found, %") for table, rows in tables if not table["paper"]]
     figure, axes = plt.subplots(
         -(-len(panels) // 2), 2, figsize=(13, 4.3 * -(-len(panels) // 2)), layout="constrained", squeeze=False
     )
@@ -170,7 +170,7 @@ def draw(tables: list[tuple[dict[str, Any], list[Row]]], file: Path) -> None:
         axis.errorbar(means, places, xerr=widths, fmt="o", color="#0b5cad", capsize=3, lw=1.2)
         axis.set_yticks(list(places), [row.says for row in rows])
         axis.set_title(title, loc="left", fontsize=10, fontweight="bold")
-        axis.set_xlabel(f"{what}, 95 % interval over seeds", fontsize=8)
+        axis.set_xlabel(f"{what} (95 % over seeds)", fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="x", color="#e3e6ea")
     for axis in axes.flat[len(panels) :]:
