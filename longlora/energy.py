@@ -92,7 +92,7 @@ def gpus() -> Iterator[Counter]:
     if not torch.cuda.is_available():
         return
     try:
-        import pynvml
+        import pynvml  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError:
         return
     with suppress(pynvml.NVMLError):
