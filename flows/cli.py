@@ -41,15 +41,11 @@ def run(recipe: Recipe = None, overrides: Overrides = None, promote: Promote = F
     if done:
         print("every stage is unchanged, and the run is recorded")
     else:
-        if not anyway:
-            from flows.plan import must_fit
-
-            must_fit(place)
         with servers.prefect_api(where) as ready:
             from flows.pipeline import pipeline
 
             ready()
-            pipeline(recipe, overrides or [], promote=promote)
+            pipeline(recipe, overrides or [], promote=promote, anyway=anyway)
     show_report(place)
     if promote and done:
         cli_promotion.promote_run(where, state.key)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli_options import Overrides, Recipe
+from flows.cli_options import Model, Overrides, Prompt, Recipe, Room
 
 app = typer.Typer()
 longqa = typer.Typer(help="Questions on long documents.", no_args_is_help=True)
@@ -79,15 +79,12 @@ def evaluate(
 def ask(
     document: Annotated[Path, typer.Option("--document", "-d", help="Text, Markdown, HTML, EPUB or PDF.")],
     question: Annotated[str | None, typer.Argument(help="Without one, every line that is typed is a question.")] = None,
-    model: Annotated[str, typer.Option("--model", "-m", help="A model's folder, `champion`, or a run.")] = "champion",
+    model: Model = "champion",
     too_long: Annotated[
         str, typer.Option(help="What becomes of a document beyond the context: refuse, truncate or windows.")
     ] = "refuse",
-    prompt: Annotated[
-        str | None,
-        typer.Option(help="chat, authors or plain; by default the tokenizer's chat template, if it has one."),
-    ] = None,
-    room: Annotated[int, typer.Option(help="Tokens that an answer may take.")] = 128,
+    prompt: Prompt = None,
+    room: Room = 128,
     encoding: Annotated[str, typer.Option(help="Of a text file.")] = "utf-8",
 ) -> None:
     """Ask a model about a document: the answer as it comes, and where in the document it is from."""
@@ -100,16 +97,13 @@ def ask(
 
 @app.command()
 def chat(
-    model: Annotated[str, typer.Option("--model", "-m", help="A model's folder, `champion`, or a run.")] = "champion",
+    model: Model = "champion",
     window: Annotated[
         int | None,
         typer.Option(help="Tokens that are kept, the first few and the last ones; default: all the model reads."),
     ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(help="chat, authors or plain; by default the tokenizer's chat template, if it has one."),
-    ] = None,
-    room: Annotated[int, typer.Option(help="Tokens that an answer may take.")] = 128,
+    prompt: Prompt = None,
+    room: Room = 128,
 ) -> None:
     """Talk with a model, for as long as you like: attention sinks, bounded memory."""
     from flows.chat import chat as chat_with
@@ -119,13 +113,10 @@ def chat(
 
 @app.command()
 def page(
-    model: Annotated[str, typer.Option("--model", "-m", help="A model's folder, `champion`, or a run.")] = "champion",
+    model: Model = "champion",
     port: Annotated[int, typer.Option(help="Of the page, on 127.0.0.1.")] = 8080,
-    prompt: Annotated[
-        str | None,
-        typer.Option(help="chat, authors or plain; by default the tokenizer's chat template, if it has one."),
-    ] = None,
-    room: Annotated[int, typer.Option(help="Tokens that an answer may take.")] = 128,
+    prompt: Prompt = None,
+    room: Room = 128,
 ) -> None:
     """Ask a model about documents on a web page, on this machine only, until interrupted."""
     from flows.ask import page as ask_page
@@ -135,7 +126,7 @@ def page(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Option("--model", "-m", help="A model's folder, `champion`, or a run.")] = "champion",
+    model: Model = "champion",
     port: Annotated[int, typer.Option(help="Of the endpoint, on 127.0.0.1.")] = 8000,
     prompt: Annotated[
         str | None,

@@ -18,6 +18,11 @@ Run = Annotated[
     str | None, typer.Argument(help="Its key or MLflow id, or their beginning; default: the last finished.")
 ]
 Promote = Annotated[bool, typer.Option("--promote", help="Promote the model afterwards, if it deserves it.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="A model's folder, `champion`, or a run.")]
+Prompt = Annotated[
+    str | None, typer.Option(help="chat, authors or plain; by default the tokenizer's chat template, if it has one.")
+]
+Room = Annotated[int, typer.Option(help="Tokens that an answer may take.")]
 Anyway = Annotated[
     bool, typer.Option("--anyway", help="Also where the training would not fit into this machine's memory.")
 ]

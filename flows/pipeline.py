@@ -19,6 +19,7 @@ from prefect.states import Completed, Crashed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.place import Place, open_place
+from flows.plan import must_fit
 from flows.recording import Recording
 from tasks import hooks, servers, storage, supervise, workspace
 from tasks.approval import waiting
@@ -33,6 +34,7 @@ def pipeline(
     scheduled: bool = False,
     promote: bool = False,
     watch: str | None = None,
+    anyway: bool = False,
 ) -> str | State[None]:
     """Bring every stage up to date in a worktree of its own, and record the run. Returns the run's key.
 
@@ -42,10 +44,11 @@ def pipeline(
         scheduled: refuse a checkout with uncommitted changes.
         promote: promote the run's model afterwards.
         watch: a file or folder that a stage reads; without new data there nothing is done, and the flow ends as "Unchanged".
+        anyway: also where the training would not fit into this machine's memory.
 
     Raises:
         RefusalError: the model does not deserve promotion.
-        ValueError: bad parameters, or a dirty checkout when scheduled.
+        ValueError: bad parameters, a training that can not fit, or a dirty checkout when scheduled.
         StageError: a stage ended with an error; its last words.
     """
     where = workspace.project(Path.cwd())
@@ -62,6 +65,8 @@ def pipeline(
     with workspace.hold(where, state.key):
         name_run(where, f"{state.recipe or 'params'}-{state.key}")
         place = open_place(where, state)
+        if not anyway:
+            must_fit(place)
         supervise.sweep(place.folder)
         run_place(place)
     if seen:

@@ -283,6 +283,20 @@ def test_sigkill_leaves_no_process_and_the_next_run_ends_with_the_same_hashes(ow
     assert dummy.git(tmp_path / "unharmed", "rev-parse", ref) == dummy.git(own, "rev-parse", ref)
 
 
+def test_a_training_that_can_not_fit_is_refused_before_any_stage_in_whatever_way_it_was_started(
+    run_flow, own, monkeypatch
+):
+    def refuse(place):
+        raise ValueError("the run does not fit")
+
+    monkeypatch.setattr("flows.pipeline.must_fit", refuse)
+    with pytest.raises(ValueError, match="does not fit"):
+        run_flow(scheduled=True)
+    assert dummy.executions(own) == []
+    run_flow(anyway=True)
+    assert dummy.executions(own)[0] == "fetch base"
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_ends_its_stage_and_says_killed(own, environment, mlflow_uri, number, status):
     process = start(own, environment, "train.seconds=60")
