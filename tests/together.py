@@ -3,6 +3,7 @@
 They are forked from a server that has imported what is slow to import, so that a test does not pay for it once per process.
 """
 
+import faulthandler
 import multiprocessing
 import os
 import socket
@@ -37,6 +38,7 @@ def environment(rank: int, count: int, port: int) -> dict[str, str]:
 
 
 def enter(env: dict[str, str], function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    faulthandler.dump_traceback_later(PATIENCE - 10)  # of a process that hangs, where: before it is killed
     os.environ.update(env)
     torch.set_num_threads(1)
     function(*arguments)
