@@ -53,11 +53,10 @@ def small_llama(
     return LlamaForCausalLM(config).to(dtype).train()
 
 
-def training(model: LlamaForCausalLM, *, length: int) -> Callable[[int], None]:
-    """A training step of `model`, adapted already, on its first `tokens` of a fixed sequence."""
+def training(model: LlamaForCausalLM, *, length: int, half: bool = False) -> Callable[[int], None]:
+    """A training step of `model`, adapted already, on its first `tokens` of a fixed sequence; `half`: in bfloat16."""
     tokens_BL = torch.randint(model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(1))
     adam = torch.optim.AdamW(list(trained_parameters(model).values()), lr=2e-5)
-    half = model.config.dtype == torch.bfloat16
 
     def step(tokens: int) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
@@ -79,7 +78,7 @@ def prepared(method: str, length: int, dtype: str) -> Callable[[int], None]:
         AttentionInterface.register("roll_and_mask", authors)
         AttentionMaskInterface.register("roll_and_mask", lambda *arguments, **others: None)
         model.set_attn_implementation("roll_and_mask")
-    return training(model, length=length)
+    return training(model, length=length, half=dtype == "bfloat16")
 
 
 def alone(method: str, length: str, dtype: str) -> tuple[Callable[[], None], Callable[[], None]]:

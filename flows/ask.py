@@ -93,19 +93,19 @@ def model_folder(name: str) -> Path:
         return Path(name)
     if "/" in name or name.startswith("."):
         raise ValueError(f"no model at {name} (seen from {Path.cwd()})")
-    from tasks import promotion, registry, servers, tracking, workspace
+    from tasks import records, registry, servers, tracking, workspace
 
     where = workspace.project(Path.cwd())
     servers.use_environment(where)
     client = tracking.connect()
     if name == CHAMPION:
-        registered = promotion.model_at(where, "HEAD").name
+        registered = records.model_at(where, "HEAD").name
         version = registry.holder(client, registered, registry.CHAMPION)
         if version is None:
             raise ValueError(f"{registered} has no champion yet: see `longlora promote`, or name a folder or a run")
         source = str(version.source)
     else:
-        source, _ = promotion.source_and_model(where, promotion.chosen(client, where, name))
+        source, _ = records.source_and_model(where, records.chosen(client, where, name))
     return fetched(source, home=where.state / "asked")
 
 

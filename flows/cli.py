@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from flows import cli_models, cli_promotion, cli_records
-from flows.cli_options import Anyway, Overrides, Promote, Recipe, here
+from flows.cli_options import Anyway, Beside, Overrides, Promote, Recipe, here
 
 UsageError = typer.BadParameter.__bases__[0]  # typer's own click has no public name for it
 
@@ -24,14 +24,26 @@ app = typer.Typer(
 
 
 @app.command()
-def run(recipe: Recipe = None, overrides: Overrides = None, promote: Promote = False, anyway: Anyway = False) -> None:
+def run(
+    recipe: Recipe = None,
+    overrides: Overrides = None,
+    beside: Beside = None,
+    promote: Promote = False,
+    anyway: Anyway = False,
+) -> None:
     """Bring every stage up to date, in a folder of its own, and record the run."""
     where = here()
     from flows.place import is_recorded, open_place
     from flows.terminal import show_plan, show_report
     from tasks import approval, servers, workspace
 
-    state = workspace.snapshot(where, recipe=recipe, overrides=overrides)
+    added = []
+    if beside:
+        from tasks import tracking
+        from tasks.beside import addition
+
+        added.append(addition(tracking.connect(), where, beside))
+    state = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=added)
     with workspace.hold(where, state.key):
         place = open_place(where, state)
         show_plan(place.stages)
@@ -45,7 +57,7 @@ def run(recipe: Recipe = None, overrides: Overrides = None, promote: Promote = F
             from flows.pipeline import pipeline
 
             ready()
-            pipeline(recipe, overrides or [], promote=promote, anyway=anyway)
+            pipeline(recipe, overrides or [], promote=promote, anyway=anyway, beside=beside)
     show_report(place)
     if promote and done:
         cli_promotion.promote_run(where, state.key)
@@ -72,9 +84,9 @@ def runs() -> None:
     """The runs, to compare."""
     where = here()
     from flows.listing import show_runs
-    from tasks import promotion, tracking
+    from tasks import records, tracking
 
-    show_runs(tracking.connect(), where, promotion.model_at(where, "HEAD"))
+    show_runs(tracking.connect(), where, records.model_at(where, "HEAD"))
 
 
 @app.command()
@@ -85,6 +97,9 @@ def deploy(
     timezone: Annotated[str, typer.Option(help="Of the cron times.")] = "UTC",
     watch: Annotated[
         str | None, typer.Option(help="Run only if this file or folder changed, which a stage reads.")
+    ] = None,
+    if_worse: Annotated[
+        float | None, typer.Option(help="Train only if the champion is worse by this share than it was, such as 0.05.")
     ] = None,
     recipe: Recipe = None,
     overrides: Overrides = None,
@@ -105,6 +120,7 @@ def deploy(
             overrides=overrides or [],
             promote=promote,
             watch=watch,
+            if_worse=if_worse,
         )
     )
 

@@ -17,6 +17,9 @@ Overrides = Annotated[
 Run = Annotated[
     str | None, typer.Argument(help="Its key or MLflow id, or their beginning; default: the last finished.")
 ]
+Beside = Annotated[
+    str | None, typer.Option(help="A model that is measured on the same data: champion, candidate, or a run.")
+]
 Promote = Annotated[bool, typer.Option("--promote", help="Promote the model afterwards, if it deserves it.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="A model's folder, `champion`, or a run.")]
 Prompt = Annotated[

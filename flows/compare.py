@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.terminal import console
-from tasks import promotion, tracking
+from tasks import records, tracking
 from tasks.outputs import curves_at
 from tasks.workspace import Project
 
@@ -53,7 +53,7 @@ def compare(where: Project, one: str, other: str, *, html: Path | None) -> None:
     if html and (html.suffix != ".html" or not html.absolute().parent.is_dir() or html.is_dir()):
         raise ValueError(f"--html {html}: must be a file that ends in .html, in a folder that is there")
     client = tracking.connect()
-    sides = [side(client, promotion.chosen(client, where, wanted)) for wanted in (one, other)]
+    sides = [side(client, records.chosen(client, where, wanted)) for wanted in (one, other)]
     curves = curves_at(where.root, "HEAD")
     tables = [
         facts(sides),

@@ -27,6 +27,7 @@ def deploy(
     overrides: list[str],
     promote: bool,
     watch: str | None = None,
+    if_worse: float | None = None,
 ) -> str:
     """Deploy the pipeline as `name`. Returns what was done.
 
@@ -34,24 +35,32 @@ def deploy(
         cron: five fields, such as "0 3 * * 1"; or
         interval: seconds between two runs; without either, it runs when asked to.
         watch: a file or folder that a stage reads: it runs only if that changed since a run last finished.
+        if_worse: it trains only if the champion's metric, on the data as it is then, is worse by this share than when promoted.
 
     Raises:
         ValueError: a wrong recipe, key or schedule, or no server.
     """
     snapshot(where, recipe=recipe, overrides=overrides)  # a slip in a key is said now, not at night
     place = watchable(where, watch) if watch else None
-    if place and not (cron or interval):
-        raise ValueError(f"--watch {watch}: say how often to look, with --interval or --cron")
+    for option, wanted in (("--watch", watch), ("--if-worse", if_worse)):
+        if wanted is not None and not (cron or interval):
+            raise ValueError(f"{option} {wanted}: say how often to look, with --interval or --cron")
+    if if_worse is not None and not 0 <= if_worse < 1:
+        raise ValueError(f"--if-worse {if_worse:g}: a share, at least 0 and below 1, such as 0.05")
     address = running_prefect(where)
     entry = deployment(where, "pipeline")
     entry |= {"name": name, "schedules": schedules(cron, interval, timezone)}
     entry["parameters"] |= {"recipe": recipe, "overrides": overrides, "promote": promote}
     if place:
         entry["parameters"] |= {"watch": str(place)}
+    if if_worse is not None:
+        entry["parameters"] |= {"beside": "champion", "if_worse": if_worse}
     ask_prefect(where, address, entry)
     when = f"by cron '{cron}' ({timezone})" if cron else f"every {interval:g} s" if interval else "when asked to"
     if place:
         when += f" if {place} changed"
+    if if_worse is not None:
+        when += f" if the champion is more than {if_worse:.1%} worse on the data as it is then"
     return f"pipeline/{name} runs {when}, at the commit checked out in {where.tree}; a worker must be up: `longlora up`"
 
 

@@ -9,9 +9,9 @@ from rich.text import Text
 
 from flows.terminal import console
 from tasks import promotion, registry, tracking
+from tasks.declared import Artifact
 from tasks.leftovers import Leftover
 from tasks.registry import Move
-from tasks.stages import Artifact
 from tasks.workspace import Project
 
 

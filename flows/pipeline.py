@@ -24,7 +24,7 @@ from flows.recording import Recording
 from tasks import hooks, servers, storage, supervise, workspace
 from tasks.approval import waiting
 from tasks.stages import InterruptedStageError, ParameterError, Stage
-from tasks.watching import watched
+from tasks.watching import Watched, watched
 
 
 @flow(name="pipeline", task_runner=ThreadPoolTaskRunner(max_workers=int(os.environ.get("LONGLORA_JOBS", "1"))))
@@ -35,6 +35,8 @@ def pipeline(
     promote: bool = False,
     watch: str | None = None,
     anyway: bool = False,
+    beside: str | None = None,
+    if_worse: float | None = None,
 ) -> str | State[None]:
     """Bring every stage up to date in a worktree of its own, and record the run. Returns the run's key.
 
@@ -45,6 +47,9 @@ def pipeline(
         promote: promote the run's model afterwards.
         watch: a file or folder that a stage reads; without new data there nothing is done, and the flow ends as "Unchanged".
         anyway: also where the training would not fit into this machine's memory.
+        beside: a model that is measured on the same data: champion, candidate, or a run.
+        if_worse: with `beside` the champion: nothing more is done, and the flow ends as "StillGood", unless the champion's
+            metric is worse by more than this share than when it was promoted.
 
     Raises:
         RefusalError: the model does not deserve promotion.
@@ -56,8 +61,7 @@ def pipeline(
     seen = watched(where, watch, recipe=recipe, overrides=overrides or []) if watch else None
     if seen and not seen.changed:
         return Completed(name="Unchanged", message=f"{seen.path} is as it was when a run last finished")
-    data = {str(seen.path): seen.now} if seen else None
-    state = workspace.snapshot(where, recipe=recipe, overrides=overrides, watched=data)
+    state = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=additions(where, beside, seen))
     if scheduled and state.dirty:
         raise ValueError(
             f"{where.tree} has uncommitted changes, and a scheduled run must be reproducible: commit them first"
@@ -65,9 +69,14 @@ def pipeline(
     with workspace.hold(where, state.key):
         name_run(where, f"{state.recipe or 'params'}-{state.key}")
         place = open_place(where, state)
+        supervise.sweep(place.folder)
+        if if_worse is not None:
+            from flows.decay import still_good  # it imports MLflow
+
+            if said := still_good(place, by=if_worse):
+                return Completed(name="StillGood", message=said)
         if not anyway:
             must_fit(place)
-        supervise.sweep(place.folder)
         run_place(place)
     if seen:
         seen.remember()
@@ -78,6 +87,17 @@ def pipeline(
 
         print(promote_flow(state.key), flush=True)
     return state.key
+
+
+def additions(where: workspace.Project, beside: str | None, seen: Watched | None) -> list[workspace.Addition]:
+    """What becomes part of the run beyond the user's own files and words."""
+    found = [seen.addition()] if seen else []
+    if beside:
+        from tasks import tracking  # MLflow takes seconds to import, and only this needs it before the first stage runs
+        from tasks.beside import addition
+
+        found.append(addition(tracking.connect(), where, beside))
+    return found
 
 
 def run_place(place: Place) -> None:

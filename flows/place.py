@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tasks import storage
 from tasks.config import link
-from tasks.stages import Artifact, Pipeline, Stage
+from tasks.declared import Artifact
+from tasks.stages import Pipeline, Stage
 from tasks.workspace import Project, Snapshot, worktree
 
 

@@ -20,7 +20,7 @@ from prefect.input import RunInput
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from tasks import promotion, tracking
+from tasks import promotion, records, tracking
 from tasks.approval import Approval, patience, waiting
 from tasks.workspace import Project, hold, person, project
 
@@ -50,8 +50,8 @@ def promote(run: str | None = None, approval: bool = False) -> str:
         ValueError: there is no such run, or it is not finished.
     """
     where, client = project(Path.cwd()), tracking.connect()
-    chosen = promotion.chosen(client, where, run)
-    _, model = promotion.source_and_model(where, chosen)
+    chosen = records.chosen(client, where, run)
+    _, model = records.source_and_model(where, chosen)
     seconds = patience(model, asked=approval)
     if seconds is None or promotion.nothing_to_do(client, where, chosen):
         return promotion.promote(client, where, chosen)
@@ -86,7 +86,7 @@ def approve(where: Project, client: MlflowClient, wanted: str, *, approve: bool,
     """
     if not why.strip():
         raise ValueError("--why is empty: the reason is kept in the history")
-    key = promotion.chosen(client, where, wanted).data.tags[tracking.KEY]
+    key = records.chosen(client, where, wanted).data.tags[tracking.KEY]
     paused = asking(key)
     try:
         resume_flow_run(paused.id, run_input={"approve": approve, "who": person(where), "why": why})

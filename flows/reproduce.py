@@ -59,12 +59,12 @@ def find(where: Project, wanted: str | None) -> Sought:
     """Which run is meant, its record in this clone."""
     data, published = "", ""
     if not is_local_tracking(where) or (where.state / "mlflow.db").exists():
-        from tasks import promotion, tracking
+        from tasks import records, tracking
 
         client = tracking.connect()
-        runs = promotion.matching(client, where, wanted)
+        runs = records.matching(client, where, wanted)
         if len(runs) == 1 or wanted is None:
-            tags = promotion.chosen(client, where, wanted).data.tags
+            tags = records.chosen(client, where, wanted).data.tags
             wanted, data = tags[tracking.KEY], tags.get("longlora.remote", "")
             published = tags.get("longlora.git", "")
     if wanted is None:

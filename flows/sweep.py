@@ -16,8 +16,9 @@ from rich.text import Text
 from flows.listing import verdict_word
 from flows.place import is_recorded, open_place
 from flows.terminal import console
-from tasks import promotion, servers, tracking
-from tasks.stages import Artifact, InterruptedStageError, StageError
+from tasks import promotion, records, servers, tracking
+from tasks.declared import Artifact
+from tasks.stages import InterruptedStageError, StageError
 from tasks.workspace import Project, Snapshot, hold, snapshot
 
 
@@ -50,7 +51,7 @@ def sweep(where: Project, axes: list[str], *, recipe: str | None, overrides: lis
     """
     found = points(where, axes, recipe=recipe, overrides=overrides)
     name = name_of(found)
-    model = promotion.model_at(where, "HEAD")
+    model = records.model_at(where, "HEAD")
     client = tracking.connect()
     results = []
     with servers.prefect_api(where) as ready:

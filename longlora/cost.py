@@ -1,9 +1,8 @@
-"""What training on one sequence costs in arithmetic and in activation memory, from the numbers of the architecture alone.
+"""What training on one sequence costs in arithmetic, from the numbers of the architecture alone.
 
-FLOPs as LongLoRA counts them (arXiv 2309.12307, Table 11); activations as autograd saves them in a decoder layer of
-transformers 5. tests/test_plan.py holds the first to every cell of the table, the second to what `saved_tensors_hooks` sees in
-a small Llama. Two conventions, kept apart: `forward_flops` counts attention over the whole L x L square, as the table does;
-`step_flops` counts the causal half, which is what a kernel computes.
+FLOPs as LongLoRA counts them (arXiv 2309.12307, Table 11); tests/test_plan.py holds them to every cell of the table. Two
+conventions, kept apart: `forward_flops` counts attention over the whole L x L square, as the table does; `step_flops` counts the
+causal half, which is what a kernel computes. longlora/activations.py has the memory.
 
 Letters: L tokens of a sequence; G of a group; d hidden size; n layers; H query heads; F feed-forward width; V vocabulary;
 b bytes of a number in the run's dtype.
@@ -16,14 +15,6 @@ from typing import Any, Literal, Self
 from pydantic import Field, computed_field
 
 from longlora.section import Section, nearest
-
-LOGIT_BYTES = 12
-"""Per token and word at the loss's peak: logits in float32 (4), their saved log-softmax (4), its gradient (4), as the memory
-profiler sees them. Not fitted: Table 12's own slope asks for 16, since the authors' transformers kept a shifted copy besides."""
-
-SCORE_BYTES = 14
-"""Per attention score when nothing is fused: the softmax saved in float32 and cast (4 + 2), their gradients (4 + 2), the score (2).
-Not fitted: it meets the paper's Table 13 (no FlashAttention) within 6 %."""
 
 UNGATED = ("bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "opt", "phi")
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -127,6 +118,8 @@ class Workload(Section):
     gradient_checkpointing: bool
     loss_chunk: int | None = Field(gt=0)
     """Tokens whose logits are in memory at once; None, or as many as there are, is the plain loss."""
+    mlp_tile: int | None = Field(gt=0)
+    """Tokens that a feed-forward takes at once; None, or as many as there are, takes all."""
     dtype: Literal["float32", "bfloat16"]
 
     @property
@@ -223,77 +216,14 @@ def step_flops(shape: Shape, *, workload: Workload) -> tuple[float, float]:
     """
     flops = forward_flops(shape, workload=workload)
     full, again = workload.method == "full", int(workload.gradient_checkpointing)
+    tiled = int(
+        workload.mlp_tile is not None and workload.mlp_tile < workload.context
+    )  # its forward is computed once more
     head_trained = full or (shape.tied and "embeddings" in workload.trainable)
-    products = (flops.projections + flops.ffn) * (2 + again + full) + flops.other * (2 + head_trained)
+    products = (
+        (flops.projections + flops.ffn) * (2 + again + full) + flops.ffn * tiled + flops.other * (2 + head_trained)
+    )
     products += 2.0 * workload.context * adapter_parameters(shape, workload=workload) * (3 + again)
     square = flops.attention * workload.context / workload.group
     attention = flops.attention + (square - flops.attention) * workload.full_attention_last
     return products, attention * (0.5 * (3.5 + again) if workload.fused else 3.0 + again)
-
-
-class Activations(Section):
-    """Bytes that one micro-batch holds on one GPU, beside parameters, gradients and optimiser."""
-
-    kept: float
-    """From forward to backward: every layer's input under checkpointing, else all that every layer saves."""
-    layer: float
-    """On top, while a layer is differentiated."""
-    head: float
-    """On top, while the loss is differentiated, logits apart."""
-    logits: float
-    """With `head`: the logits and what the loss makes of them."""
-
-
-def activations(shape: Shape, *, workload: Workload, tokens: int) -> Activations:
-    """Activation memory of `tokens` tokens, the sum of their contexts where several sequences are in memory."""
-    width, layer = shape.hidden * workload.number_bytes, layer_bytes(shape, workload=workload)
-    moving = moving_bytes(shape, workload=workload)
-    again = workload.gradient_checkpointing
-    return Activations(
-        kept=float(tokens * shape.layers * (width if again else layer)),
-        layer=float(tokens * (layer + moving if again else moving)),
-        # The last hidden state in float32 for the norm; scaled, as the head's input, and its gradient.
-        head=float(tokens * (4 * shape.hidden + 3 * width)),
-        logits=float(LOGIT_BYTES * shape.vocab * min(tokens, workload.loss_chunk or tokens)),
-    )
-
-
-def layer_bytes(shape: Shape, *, workload: Workload) -> int:
-    """Bytes per token that autograd saves in one layer.
-
-    Two norms' inputs in float32 (8 d) and, where norms are trained, their results before scaling (2 b d); the inputs of
-    trained matrices; q, k, v and the attention's result; gate, its activation and up (3 b F); the low-rank products.
-    """
-    b, full = workload.number_bytes, workload.method == "full"
-    trained = set(shape.linears) if full else set(workload.targets)
-    # Autocast (16 bit) casts an adapter's input for every adapter; in one precision q, k, v share one tensor, gate and up too.
-    sharing = [("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("down_proj",)]
-    if b == 2 and not full:
-        sharing = [(name,) for name in shape.linears]
-    inputs = sum(shape.linears[names[0]][0] for names in sharing if trained & set(names))
-    norms = 2 * shape.hidden if full or "norms" in workload.trainable else 0
-    attention = 2 * (shape.heads + shape.kv_heads) * shape.head_dim
-    low_rank = workload.rank * len(workload.adapted)
-    saved = norms + inputs + attention + 3 * shape.intermediate + low_rank
-    return 8 * shape.hidden + b * saved + saved_scores(shape, workload)
-
-
-def moving_bytes(shape: Shape, *, workload: Workload) -> int:
-    """Bytes per token, over what the layer saved, at the highest point of its backward, in the feed-forward: the gradients of
-    gate and up, and down's input where it is not among the saved."""
-    b, down_saved = workload.number_bytes, workload.method == "full" or "down_proj" in workload.targets
-    moving = b * ((2 if down_saved else 3) * shape.intermediate + shape.hidden)
-    if b == 2 and "down_proj" in workload.adapted:
-        moving += 4 * shape.intermediate  # peft lifts the adapter's input to float32
-    scores = SCORE_BYTES * shape.heads * span(workload) if not workload.fused else 0
-    return max(moving, scores - saved_scores(shape, workload))
-
-
-def saved_scores(shape: Shape, workload: Workload) -> int:
-    """Bytes per token of the attention weights that eager attention saves."""
-    return 0 if workload.fused else (4 if workload.number_bytes == 4 else 6) * shape.heads * span(workload)
-
-
-def span(workload: Workload) -> int:
-    """The most keys a query ever meets in the run."""
-    return workload.context if workload.full_attention_last else workload.group

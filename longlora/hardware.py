@@ -14,7 +14,8 @@ from typing import NamedTuple, Self
 
 from pydantic import Field, ValidationError, computed_field
 
-from longlora.cost import Shape, Workload, activations, step_flops, trained_parameters
+from longlora.activations import activations
+from longlora.cost import Shape, Workload, step_flops, trained_parameters
 from longlora.section import Section, complaint, nearest
 
 GB = 2**30

@@ -29,12 +29,16 @@ KEYS = {
     "trainable": "adapter.trainable",
     "gradient_checkpointing": "fit.gradient_checkpointing",
     "loss_chunk": "fit.loss_chunk",
+    "mlp_tile": "fit.mlp_tile",
     "dtype": "fit.dtype",
 }
 """Where params.yaml says what a Workload's field holds."""
 
 CHUNK = 1024
 """Tokens of a loss chunk, where the ladder proposes one."""
+
+TILE = 4096
+"""Tokens of a feed-forward's tile, where the ladder proposes one."""
 
 CLOSE = 0.15
 """The memory estimate's error on Table 12 stays below this share."""
@@ -176,6 +180,8 @@ def ladder(workload: Workload, hardware: Hardware) -> list[Change]:
         rungs += [Change(f"ZeRO stage {stage}", {}, {"zero": stage}) for stage in (2, 3) if stage > hardware.zero]
     if workload.loss_chunk is None or workload.loss_chunk > CHUNK:
         rungs.append(Change(f"fit.loss_chunk={CHUNK}", {"loss_chunk": CHUNK}, {}))
+    if min(workload.mlp_tile or workload.context, workload.context) > TILE:
+        rungs.append(Change(f"fit.mlp_tile={TILE}", {"mlp_tile": TILE}, {}))
     for degree in range(hardware.sequence_parallel + 1, hardware.gpus + 1):
         if hardware.gpus % degree == 0 and whole_groups(workload, degree=degree):
             rungs.append(Change(f"sequence-parallel degree {degree}", {}, {"sequence_parallel": degree}))

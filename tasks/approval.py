@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass
 
-from tasks.stages import Artifact
+from tasks.declared import Artifact
 
 HOURS = 24.0  # for who asks with --approval, and whose model names none
 

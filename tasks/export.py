@@ -11,10 +11,10 @@ from dvc.exceptions import DvcException
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from tasks import promotion, registry
+from tasks import records, registry
 from tasks.artifacts import DvcArtifactRepository
+from tasks.declared import artifacts_in
 from tasks.outputs import hash_of
-from tasks.stages import artifacts_in
 from tasks.workspace import Project
 
 CARDS = ("README.md", "summary.md")  # in the report, the first that is there
@@ -47,13 +47,13 @@ def export(client: MlflowClient, where: Project, target: Path, *, model: str) ->
 
 def source_of(client: MlflowClient, where: Project, model: str) -> str:
     """The dvc:// address of an alias's version, or of a run's model."""
-    name = promotion.model_at(where, "HEAD").name
+    name = records.model_at(where, "HEAD").name
     version = registry.holder(client, name, model)
     if version:
         return str(version.source)
     if model in (registry.CHAMPION, registry.STAGING, registry.CANDIDATE):
         raise ValueError(f"{name} has no {model} yet: `longlora promote`, or name a run with --model")
-    return promotion.source_and_model(where, promotion.chosen(client, where, model))[0]
+    return records.source_and_model(where, records.chosen(client, where, model))[0]
 
 
 def assemble(repository: DvcArtifactRepository, scratch: Path) -> Path:

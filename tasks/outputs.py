@@ -10,7 +10,7 @@ from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from tasks.stages import Artifact, artifacts_in
+from tasks.declared import Artifact, artifacts_in
 from tasks.workspace import git
 
 CHUNK = 1 << 20

@@ -5,19 +5,20 @@ metric that dvc.yaml names (`artifacts: NAME: meta: better: {metric, step, order
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from tasks import hooks, registry, tracking
+from tasks import beside, hooks, records, registry, tracking
 from tasks.approval import Approval
-from tasks.outputs import artifacts_at, read
+from tasks.declared import Artifact
+from tasks.outputs import read
 from tasks.registry import CANDIDATE, CHAMPION, STAGING
-from tasks.stages import Artifact
-from tasks.workspace import Project, hold, person, record_ref
+from tasks.workspace import Project, hold, person
 
 
 class RefusalError(Exception):
@@ -35,6 +36,10 @@ class Better:
     """The length, for a metric over lengths; None for the longest that both runs have."""
     data: str | None = None
     """The output that both must have been measured on, hash by hash."""
+
+    def of(self, label: str, *, instead: str) -> str:
+        """The metric of the model `label`, where ours is that of `instead`."""
+        return "/".join(label if part == instead else part for part in self.metric.split("/"))
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ def promote(client: MlflowClient, where: Project, run: Run, *, approval: Approva
         RefusalError: it stays candidate.
         ValueError: the run is not finished.
     """
-    with hold(where, lock_name(source_and_model(where, run)[1].name)):
+    with hold(where, lock_name(records.source_and_model(where, run)[1].name)):
         found = candidate(client, where, run)
         if found.champion == found.version:
             return already(found.name, found.version)
@@ -89,7 +94,7 @@ def propose(client: MlflowClient, where: Project, run: Run) -> str:
         RefusalError: the rules are against it, so nobody need be asked.
         ValueError: the run is not finished.
     """
-    with hold(where, lock_name(source_and_model(where, run)[1].name)):
+    with hold(where, lock_name(records.source_and_model(where, run)[1].name)):
         found = candidate(client, where, run)
         if not found.against:
             client.set_registered_model_alias(found.name, STAGING, found.version)
@@ -101,7 +106,7 @@ def propose(client: MlflowClient, where: Project, run: Run) -> str:
 
 def candidate(client: MlflowClient, where: Project, run: Run) -> Candidate:
     """Register `run`'s model as candidate, if it is not champion already. Call it under the registry's lock."""
-    source, model = source_and_model(where, run)
+    source, model = records.source_and_model(where, run)
     champion = registry.holder(client, model.name, CHAMPION)
     version = registry.register(client, model.name, source=source, run=run, desc=model.desc, labels=model.labels)
     against, favour, better = [], "the verdict passed", better_of(model)
@@ -138,7 +143,7 @@ def refuse(found: Candidate, against: list[str]) -> NoReturn:
 
 def nothing_to_do(client: MlflowClient, where: Project, run: Run) -> str:
     """What to say if `run`'s model is the champion already, else ''."""
-    source, model = source_and_model(where, run)
+    source, model = records.source_and_model(where, run)
     champion = registry.holder(client, model.name, CHAMPION)
     return already(model.name, str(champion.version)) if champion and champion.source == source else ""
 
@@ -147,25 +152,13 @@ def already(name: str, version: str) -> str:
     return f"{name} version {version} is the champion already"
 
 
-def source_and_model(where: Project, run: Run) -> tuple[str, Artifact]:
-    """The address of `run`'s model, and what its own dvc.yaml says of it."""
-    tags = run.data.tags
-    record = tags.get("longlora.record", "")
-    if run.info.status != "FINISHED" or not record:
-        key, status = tags.get(tracking.KEY, run.info.run_id), run.info.status.lower()
-        raise ValueError(f"run {key} is {status}, and only a finished one can be promoted")
-    model = model_at(where, record)
-    repo, ref = tags.get("longlora.git") or str(where.root), record_ref(tags[tracking.KEY])
-    return registry.source_of(model.name, path=model.path, rev=record, repo=repo, ref=ref), model
-
-
 def rollback(client: MlflowClient, where: Project, why: str) -> str:
     """Point champion at the version before the present one. Returns what was done.
 
     Raises:
         ValueError: there was none before.
     """
-    name = model_at(where, "HEAD").name
+    name = records.model_at(where, "HEAD").name
     with hold(where, lock_name(name)):
         before = registry.predecessor(registry.moves(client, name))
         if before is None:
@@ -190,17 +183,36 @@ def objections(
     if verdict.get("passed") is not True and not found:
         found = ["the verdict is not 'passed: true'"]
     if champion and better:
-        found += comparison(client, run.info.run_id, str(champion.run_id), str(champion.version), better)
+        there = measured_beside(client, where, run, str(champion.run_id), better)
+        found += comparison(client, run.info.run_id, str(champion.run_id), str(champion.version), better, there=there)
     return found
 
 
-def comparison(client: MlflowClient, ours: str, theirs: str, version: str, better: Better) -> list[str]:
-    """Why the run `ours` is not better than `theirs`, that of champion `version`."""
-    if better.data and digest(client, ours, better.data) != digest(client, theirs, better.data):
+def measured_beside(client: MlflowClient, where: Project, run: Run, theirs: str, better: Better) -> Better | None:
+    """What `run` itself measured of the champion of run `theirs`, where that was on other data; None if it did not."""
+    if not better.data or digest(client, run.info.run_id, better.data) == digest(client, theirs, better.data):
+        return None
+    label = beside.label_of(where, run, client.get_run(theirs))
+    if label is None:
+        return None
+    model = records.source_and_model(where, run)[1]
+    return replace(better, metric=better.of(label, instead=Path(model.path).name))
+
+
+def comparison(
+    client: MlflowClient, ours: str, theirs: str, version: str, better: Better, *, there: Better | None = None
+) -> list[str]:
+    """Why the run `ours` is not better than `theirs`, that of champion `version`.
+
+    Args:
+        there: the champion's metric in `ours`, if it was measured beside.
+    """
+    if not there and better.data and digest(client, ours, better.data) != digest(client, theirs, better.data):
         return [
-            f"better: {better.data} is not what champion version {version} was measured on, so they can not be compared"
+            f"better: {better.data} is not what champion version {version} was measured on, so they can not be compared; "
+            "`longlora run --beside champion` measures both"
         ]
-    mine, other = values_of(client, ours, better), values_of(client, theirs, better)
+    mine, other = values_of(client, ours, better), values_of(client, ours if there else theirs, there or better)
     if not mine or not other:
         return [
             f"better: {better.metric} is missing in {f'the run of champion version {version}' if mine else 'this run'}"
@@ -212,9 +224,9 @@ def comparison(client: MlflowClient, ours: str, theirs: str, version: str, bette
     a, b = mine[both[-1]], other[both[-1]]
     if (a < b) if better.order == "lower" else (a > b):
         return []
-    where = f" at {both[-1]}" if both[-1] else ""
+    at = f" at {both[-1]}" if both[-1] else ""
     return [
-        f"better: {better.metric}{where} is {a:.6g}, and must be {better.order} than {b:.6g} of champion version {version}"
+        f"better: {better.metric}{at} is {a:.6g}, and must be {better.order} than {b:.6g} of champion version {version}"
     ]
 
 
@@ -245,54 +257,8 @@ def verdict_of(where: Project, run: Run) -> dict[str, Any]:
     return verdict
 
 
-def model_at(where: Project, rev: str) -> Artifact:
-    """The model of dvc.yaml at commit `rev`.
-
-    Raises:
-        ValueError: it names none.
-    """
-    models = [artifact for artifact in artifacts_at(where.root, rev) if artifact.type == "model"]
-    if not models:
-        raise ValueError("dvc.yaml has no `artifacts:` of `type: model`, so there is no name to register a model under")
-    return models[0]
-
-
 def better_of(model: Artifact) -> Better | None:
     return Better(**model.meta["better"]) if "better" in model.meta else None
-
-
-def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
-    """The run whose key or MLflow id begins with `wanted`, or that of the champion or candidate; without it, the last finished one.
-
-    Raises:
-        ValueError: there is none, or more than one.
-    """
-    if wanted in (CHAMPION, CANDIDATE):
-        name = model_at(where, "HEAD").name
-        version = registry.holder(client, name, wanted)
-        if not version:
-            raise ValueError(f"{name} has no {wanted} yet: `longlora promote`, or name a run")
-        return client.get_run(str(version.run_id))
-    runs = matching(client, where, wanted)
-    if len(runs) == 1:
-        return runs[0]
-    if not runs:
-        raise ValueError(
-            f"no run '{wanted}': `longlora runs` lists them" if wanted else "no finished run yet: `longlora run`"
-        )
-    raise ValueError(
-        f"'{wanted}' could be {', '.join(r.data.tags.get('longlora.key', r.info.run_id) for r in runs[:5])}"
-    )
-
-
-def matching(client: MlflowClient, where: Project, wanted: str | None) -> list[Run]:
-    """The runs whose key or MLflow id begins with `wanted`; without it, the last finished one."""
-    experiment = tracking.experiment_id(client, where, model_at(where, "HEAD").name)
-    runs = client.search_runs([experiment], order_by=["attributes.end_time DESC"], max_results=1000)
-    if wanted is None:
-        return [run for run in runs if run.info.status == "FINISHED"][:1]
-    names = [(run, (run.info.run_id, run.data.tags.get(tracking.KEY, ""))) for run in runs]
-    return [run for run, both in names if any(name.startswith(wanted) for name in both)]
 
 
 def lock_name(name: str) -> str:

@@ -23,6 +23,7 @@ from dvc.repo import Repo, lock_repo
 from dvc.stage.cache import RunCacheNotFoundError
 
 from tasks import supervise
+from tasks.declared import Artifact, artifacts_in
 from tasks.single import AFRESH, CAUSE
 from tasks.supervise import Child
 
@@ -52,23 +53,12 @@ class Stage:
     desc: str
     meta: dict[str, Any]
     upstream: tuple[str, ...]
+    sources: tuple[str, ...]
+    """The `.dvc` files of data that it reads."""
     outs: tuple[Out, ...]
     """Without hashes where it is stale: `Pipeline.outs` has them when it is done."""
     status: Status
     """`restored`: computed before, by another run; its outputs came from the cache or the remote."""
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """An entry of dvc.yaml's `artifacts:`."""
-
-    name: str
-    path: str
-    """Relative to the project."""
-    type: str
-    desc: str
-    labels: list[str]
-    meta: dict[str, Any]
 
 
 class StageError(Exception):
@@ -110,11 +100,21 @@ class Pipeline:
             yield
 
     def plan(self) -> list[Stage]:
-        """Every stage, upstream first, after restoring what was computed before."""
+        """Every stage, upstream first, after restoring what was computed before.
+
+        Raises:
+            ValueError: data that a `.dvc` file names is nowhere.
+        """
         with self._engine():
             graph = self._repo.index.graph
-            stages = list(networkx.dfs_postorder_nodes(graph))
-            upstream = {stage.name: tuple(above.name for above in graph.successors(stage)) for stage in stages}
+            stages = self._stages()
+            for source in graph:
+                if source.is_data_source:
+                    self._bring_source(source)
+            upstream = {
+                stage.name: tuple(above.name for above in graph.successors(stage) if not above.is_data_source)
+                for stage in stages
+            }
             statuses: dict[str, Status] = {}
             for stage in stages:
                 waits = any(statuses[above] == "stale" for above in upstream[stage.name])
@@ -125,6 +125,7 @@ class Pipeline:
                     desc=stage.desc or "",
                     meta=dict(stage.meta or {}),
                     upstream=upstream[stage.name],
+                    sources=tuple(each.addressing for each in graph.successors(stage) if each.is_data_source),
                     outs=tuple(self._out(out) for out in stage.outs),
                     status=statuses[stage.name],
                 )
@@ -134,7 +135,25 @@ class Pipeline:
     def names(self) -> list[str]:
         """Every stage, upstream first."""
         with self._engine():
-            return [stage.name for stage in networkx.dfs_postorder_nodes(self._repo.index.graph)]
+            return [stage.name for stage in self._stages()]
+
+    def _stages(self) -> list[Any]:
+        """Every stage, upstream first. Data that a `.dvc` file names is a stage to DVC, and none to us."""
+        return [each for each in networkx.dfs_postorder_nodes(self._repo.index.graph) if not each.is_data_source]
+
+    def _bring_source(self, source: Any) -> None:
+        """Put the data of a `.dvc` file in its place, from the cache or the remote. What somebody changed there is overwritten."""
+        if not source.changed():
+            return
+        reason = ""
+        try:
+            if not source.outs_cached():
+                self._repo.fetch(source.addressing)
+            self._repo.checkout(source.addressing, force=True)
+        except DvcException as error:
+            reason = f" ({' '.join(str(error).split())})"
+        if reason or source.changed():
+            raise ValueError(f"{source.addressing}: its data is neither in the cache nor on a remote{reason}")
 
     def settle(self, name: str) -> Status:
         """Whether `name` is up to date; if it is not, but its outputs are known for these very inputs, fetch them."""
@@ -263,19 +282,3 @@ def cause(said: list[str], status: int) -> str:
     if errors:
         return errors[-1].removeprefix(CAUSE)
     return said[-1] if said else f"ended with status {status}"
-
-
-def artifacts_in(repo: Repo) -> list[Artifact]:
-    # repo.artifacts.read() gives the same, and takes a second to import a package that checks the names
-    return [
-        Artifact(
-            name=name,
-            path=entry["path"],
-            type=entry.get("type", ""),
-            desc=entry.get("desc", ""),
-            labels=entry.get("labels", []),
-            meta=entry.get("meta", {}),
-        )
-        for file in repo.index._artifacts.values()
-        for name, entry in file.items()
-    ]

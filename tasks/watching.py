@@ -5,6 +5,7 @@ becomes part of the run's snapshot (watched.json), so that a run on other data i
 """
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from dvc.repo import Repo
 
 from tasks.outputs import hash_of
-from tasks.workspace import Project
+from tasks.workspace import Addition, Project
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class Watched:
     @property
     def changed(self) -> bool:
         return not self.note.exists() or self.note.read_text() != self.now
+
+    def addition(self) -> Addition:
+        """What it is to the run: other data, another run."""
+        return Addition(files={"watched.json": json.dumps({str(self.path): self.now}, indent=1) + "\n"})
 
     def remember(self) -> None:
         """A run on it has finished. If it changed under the run, that is not remembered, and the next look runs again."""

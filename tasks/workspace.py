@@ -6,15 +6,14 @@ same numbers are the same run, which is how a run is resumed.
 """
 
 import fcntl
-import json
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasks.overlay import merged, recipe_file
@@ -53,6 +52,14 @@ class Snapshot:
     """Whether files differed from `head` (recipe and overrides apart)."""
     recipe: str | None
     overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What is asked of a snapshot beyond the user's own files and words."""
+
+    overrides: tuple[str, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def git(*arguments: str, cwd: Path, stdin: str | None = None, env: dict[str, str] | None = None) -> str:
@@ -96,17 +103,18 @@ def snapshot(
     *,
     recipe: str | None = None,
     overrides: list[str] | None = None,
-    watched: dict[str, str] | None = None,
+    additions: Sequence[Addition] = (),
 ) -> Snapshot:
     """Store the tree as it is now, with `recipe` and `overrides` in its params.yaml; the folder itself is not touched.
 
     Args:
-        watched: hashes of data outside of git, by path; they become part of the run's identity.
+        additions: overrides that come before the user's, and texts of further files, by path.
 
     Raises:
         ValueError: an unknown recipe or key, or a file too large for git.
     """
-    tree, overrides = where.tree, overrides or []
+    tree = where.tree
+    overrides = [*(word for each in additions for word in each.overrides), *(overrides or [])]
     refuse_large_files(tree)
     params = merged(
         (tree / "params.yaml").read_text(),
@@ -122,8 +130,9 @@ def snapshot(
         dirty = git("write-tree", cwd=tree, env=index) != git("rev-parse", "HEAD^{tree}", cwd=tree)
         if params != (tree / "params.yaml").read_text():
             stage_file(tree, "params.yaml", params, index)
-        if watched:
-            stage_file(tree, "watched.json", json.dumps(watched, indent=1, sort_keys=True) + "\n", index)
+        for each in additions:
+            for name, text in each.files.items():
+                stage_file(tree, name, text, index)
         content = git("write-tree", cwd=tree, env=index)
     commit = (
         head if content == git("rev-parse", "HEAD^{tree}", cwd=tree) else commit_tree(tree, content, head, "snapshot")

@@ -95,6 +95,13 @@ stages:
     deps: [dummy/stage.py, "${models}/${item.model}"]
     params: [score]
     metrics: ["${metrics}/score/${item.model}.json"]
+  score_rivals:
+    desc: Measure what stands beside.
+    matrix: {model: "${rivals.models}"}
+    cmd: python -m dummy.stage score rivals/${item.model} ${metrics}/score/${item.model}.json
+    deps: [dummy/stage.py, "rivals/${item.model}"]
+    params: [score]
+    metrics: ["${metrics}/score/${item.model}.json"]
   gate:
     desc: Judge it.
     cmd: python -m dummy.stage gate ${metrics}/score/base.json ${metrics}/score/tuned.json ${metrics}/verdict.json
@@ -113,7 +120,9 @@ artifacts:
     type: model
     desc: A model of a few letters.
     labels: [toy]
-    meta: {better: {metric: score/tuned, order: higher, data: "${models}/base"}}
+    meta:
+      better: {metric: score/tuned, order: higher, data: "${models}/base"}
+      beside: {list: rivals.models, folder: rivals}
   summary:
     path: reports
     type: report
@@ -123,6 +132,7 @@ PARAMS = """
 train: {rank: 8, steps: 3, seconds: 0.0, fail: false, flaky: 0}
 score: {lengths: [4, 2]}
 gate: {least: 1.0}
+rivals: {models: []}
 """
 
 FILES = {
@@ -131,7 +141,7 @@ FILES = {
     "dvc.yaml": DVC.lstrip(),
     "params.yaml": PARAMS.lstrip(),
     "recipes/big.yaml": "train: {rank: 16}\n",
-    ".gitignore": "/.longlora/\n/models/\n/metrics/\n/reports/\n__pycache__/\n",
+    ".gitignore": "/.longlora/\n/models/\n/metrics/\n/reports/\n/rivals/[a-z0-9]*/\n__pycache__/\n",
     ".dvcignore": "",
     ".dvc/config": "[core]\n    analytics = false\n    remote = local\n['remote \"local\"']\n    url = ../.longlora/remote\n",
     ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",

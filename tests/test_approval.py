@@ -12,7 +12,7 @@ from test_pipeline import ask
 from test_promote import alias, empty, mlflow_server, shop  # noqa: F401
 
 from tasks.approval import patience
-from tasks.stages import Artifact
+from tasks.declared import Artifact
 
 pytestmark = pytest.mark.slow
 

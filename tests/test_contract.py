@@ -31,7 +31,7 @@ def entries(stage: dict, *keys: str) -> list[str]:
 def module_of(name: str) -> str:
     """The stage's file of longlora/stages: of its own name, except where several stages share one."""
     found = re.search(r"-m longlora\.stages\.(\w+) ", STAGES[name]["cmd"])
-    assert found and (name == found[1] or name == f"{found[1]}_retrained")
+    assert found and (name == found[1] or name in (f"{found[1]}_retrained", f"{found[1]}_rivals"))
     return found[1]
 
 

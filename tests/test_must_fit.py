@@ -35,7 +35,7 @@ def place(folder: Path, *overrides: str, status: str = "stale") -> Place:
     shutil.copy(ROOT / "tiny" / "model" / "config.json", folder / "tiny" / "model")
     params = OmegaConf.merge(OmegaConf.load(ROOT / "params.yaml"), OmegaConf.from_dotlist(list(overrides)))
     OmegaConf.save(params, folder / "params.yaml")
-    fit = Stage("fit", "", {}, (), (), status)
+    fit = Stage("fit", "", {}, (), (), (), status)
     return Place(SimpleNamespace(tree=folder, root=folder), SimpleNamespace(), folder, SimpleNamespace(), [fit])
 
 
@@ -52,7 +52,7 @@ def test_the_demo_fits_without_a_word(tmp_path, capsys):
     ("asked", "change"),
     [
         (["fit.micro_batch=32", "fit.global_batch=32"], "fit.micro_batch=1"),
-        (["position.context=131072"], "fit.gradient_checkpointing=true"),
+        (["position.context=131072"], "fit.mlp_tile=4096"),
     ],
 )
 def test_the_refusal_says_need_and_have_and_a_change_that_is_then_not_refused(tmp_path, asked, change):
@@ -76,7 +76,7 @@ def test_where_only_a_shorter_context_helps_it_is_named_and_fits(tmp_path):
     with pytest.raises(ValueError, match=r"position\.context=(\d+) would") as refused:
         plan.must_fit(place(tmp_path, "position.context=8388608"))
     context = str(refused.value).split("position.context=")[1].split()[0]
-    changes = ["fit.gradient_checkpointing=true", f"position.context={context}"]
+    changes = ["fit.mlp_tile=4096", "fit.gradient_checkpointing=true", f"position.context={context}"]
     plan.must_fit(place(tmp_path, *changes))
 
 

@@ -13,13 +13,15 @@ from omegaconf import OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longlora import cost, hardware, plan
+from longlora.activations import activations, layer_bytes
 from longlora.adapter import Adapter, attach
 from longlora.attention import group_size
-from longlora.cost import Shape, Workload, activations, forward_flops, layer_bytes, trained_parameters
+from longlora.cost import Shape, Workload, forward_flops, trained_parameters
 from longlora.hardware import GPUS, Hardware, memory
 from longlora.loss import chunk_loss
 from longlora.plan import estimate, lines, shape_named, workload_from_params
 from longlora.section import read_params
+from longlora.tile import tile_mlp
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = OmegaConf.to_container(OmegaConf.load(ROOT / "recipes/shapes.yaml"))
@@ -81,6 +83,7 @@ def workload(**fields) -> Workload:
         "trainable": ("embeddings", "norms"),
         "gradient_checkpointing": True,
         "loss_chunk": None,
+        "mlp_tile": None,
         "dtype": "bfloat16",
     }
     return Workload(**{**paper, **fields})
@@ -267,6 +270,8 @@ def small_model(work: Workload, *, layers: int) -> torch.nn.Module:
             trainable=list(work.trainable),
         ),
     )
+    if work.mlp_tile:
+        tile_mlp(model, tile=work.mlp_tile)
     if work.loss_chunk:
         chunk_loss(model, chunk=work.loss_chunk)
     if work.gradient_checkpointing:
@@ -345,6 +350,23 @@ def test_a_steps_peak_is_what_the_profiler_sees_in_float32(checkpointing, chunk,
     assert held.kept + max(held.layer, held.head + held.logits) == pytest.approx(peak_bytes(work), rel=0.05)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("tile", [64, 256, 512])
+@pytest.mark.parametrize("targets", [ATTENTION, EVERY], ids=["attention", "every"])
+def test_a_peak_in_tiles_is_not_too_low_and_at_most_a_tenth_too_high(checkpointing, tile, targets):
+    work = workload(
+        context=1024,
+        pattern="full",
+        dtype="float32",
+        gradient_checkpointing=checkpointing,
+        loss_chunk=128,
+        mlp_tile=tile,
+        targets=targets,
+    )
+    held = activations(Shape.from_config(SMALL.to_dict()), workload=work, tokens=work.context)
+    assert 1 <= (held.kept + max(held.layer, held.head + held.logits)) / peak_bytes(work) < 1.1
+
+
 # Laws of the plan
 
 
@@ -372,6 +394,14 @@ def test_memory_and_hours_grow_with_context_batch_and_what_is_trained():
         {"method": "full"},
     ):
         assert estimate(LLAMA, workload(**fields), node()).hours > base.hours, fields
+
+
+def test_tiles_of_the_feed_forward_trade_hours_for_memory():
+    without, with_it = (
+        estimate(LLAMA, workload(context=65536, loss_chunk=1024, mlp_tile=tile), node()) for tile in (None, 4096)
+    )
+    assert with_it.gb_per_gpu < without.gb_per_gpu
+    assert without.hours < with_it.hours < 1.3 * without.hours
 
 
 def test_checkpointing_trades_hours_for_memory():

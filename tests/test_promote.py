@@ -82,7 +82,7 @@ def empty(shop):
     """The shop, its registry empty; a function that promotes, the client, and the project."""
     from mlflow.exceptions import MlflowException
 
-    from tasks import promotion, tracking
+    from tasks import promotion, records, tracking
 
     folder, keys = shop
     client, where = tracking.connect(), project(folder)
@@ -90,7 +90,7 @@ def empty(shop):
         client.delete_registered_model("dummy")
     except MlflowException as error:
         assert error.error_code == "RESOURCE_DOES_NOT_EXIST"
-    promote = lambda name: promotion.promote(client, where, promotion.chosen(client, where, keys[name]))  # noqa: E731
+    promote = lambda name: promotion.promote(client, where, records.chosen(client, where, keys[name]))  # noqa: E731
     return promote, client, where
 
 
@@ -158,11 +158,11 @@ def test_the_same_run_twice_is_one_version_and_one_move(empty):
 
 
 def test_what_is_equal_is_not_better(empty, shop):
-    from tasks import promotion, registry
+    from tasks import promotion, records, registry
     from tasks.promotion import Better
 
     _, client, where = empty
-    run = promotion.chosen(client, where, shop[1]["good"])
+    run = records.chosen(client, where, shop[1]["good"])
     version = registry.register(client, "dummy", source="dvc://dummy/p?rev=r&repo=q", run=run, desc="", labels=[])
     (reason,) = promotion.objections(client, where, run, version, Better("score/tuned", "higher"))
     assert reason == "better: score/tuned at 4 is 2, and must be higher than 2 of champion version 1"
@@ -173,11 +173,11 @@ def test_what_is_equal_is_not_better(empty, shop):
 def test_models_are_compared_at_the_longest_length_that_both_have(empty, shop):
     from mlflow.entities import Metric
 
-    from tasks import promotion
+    from tasks import promotion, records
     from tasks.promotion import Better
 
     _, client, where = empty
-    home = promotion.chosen(client, where, shop[1]["good"]).info.experiment_id
+    home = records.chosen(client, where, shop[1]["good"]).info.experiment_id
     runs = []
     for scores in ({512: 3.0, 1024: 5.0, 4096: 9.0}, {512: 2.0, 1024: 6.0}, {8192: 1.0}):
         runs.append(client.create_run(home, tags={"mlflow.runName": "made by hand"}).info.run_id)
@@ -188,7 +188,7 @@ def test_models_are_compared_at_the_longest_length_that_both_have(empty, shop):
     assert reason == "better: ppl at 1024 is 6, and must be lower than 5 of champion version 3"
     (reason,) = promotion.comparison(client, runs[2], runs[1], "3", Better("ppl", "lower"))
     assert reason == "better: ppl of this run is at 8192, and the champion's 512, 1024: nothing to compare"
-    good = promotion.chosen(client, where, shop[1]["good"]).info.run_id
+    good = records.chosen(client, where, shop[1]["good"]).info.run_id
     (reason,) = promotion.comparison(client, good, runs[0], "3", Better("ppl", "lower", data="models/base"))
     assert reason == "better: models/base is not what champion version 3 was measured on, so they can not be compared"
     for run in runs:
@@ -212,26 +212,24 @@ def test_rollback_returns_to_the_one_before_and_says_so(empty):
 
 
 def test_a_run_is_chosen_by_a_beginning_and_must_be_finished(empty, shop):
-    from tasks import promotion
+    from tasks import promotion, records
 
     _, client, where = empty
     key = shop[1]["better"]
-    assert promotion.chosen(client, where, key[:5]).data.tags["longlora.key"] == key
-    assert (
-        promotion.chosen(client, where, None).data.tags["longlora.key"] == shop[1]["refused"]
-    )  # the last that finished
+    assert records.chosen(client, where, key[:5]).data.tags["longlora.key"] == key
+    assert records.chosen(client, where, None).data.tags["longlora.key"] == shop[1]["refused"]  # the last that finished
     with pytest.raises(ValueError, match="no run 'zzz'"):
-        promotion.chosen(client, where, "zzz")
+        records.chosen(client, where, "zzz")
     with pytest.raises(ValueError, match="could be"):
-        promotion.chosen(client, where, "")
+        records.chosen(client, where, "")
     with pytest.raises(ValueError, match="is running, and only a finished one can be promoted"):
-        promotion.promote(client, where, promotion.chosen(client, where, shop[1]["unfinished"]))
+        promotion.promote(client, where, records.chosen(client, where, shop[1]["unfinished"]))
 
 
 TWENTY = """
 import os, sys
 from pathlib import Path
-from tasks import promotion, tracking
+from tasks import promotion, records, tracking
 from tasks.workspace import project
 folder, *keys = sys.argv[1:]
 children = []
@@ -242,7 +240,7 @@ for number in range(20):
         continue
     client, where = tracking.connect(), project(Path(folder))
     try:
-        promotion.promote(client, where, promotion.chosen(client, where, keys[number % len(keys)]))
+        promotion.promote(client, where, records.chosen(client, where, keys[number % len(keys)]))
     except promotion.RefusalError:
         os._exit(3)
     except BaseException as error:
@@ -339,15 +337,15 @@ def test_a_hook_that_fails_is_said_without_its_secrets_and_the_move_stands(empty
 
 
 def test_a_run_is_chosen_by_the_alias_of_its_model(empty, shop):
-    from tasks import promotion
+    from tasks import records
     from tasks.promotion import RefusalError
 
     promote, client, where = empty
     with pytest.raises(ValueError, match="dummy has no champion yet"):
-        promotion.chosen(client, where, "champion")
+        records.chosen(client, where, "champion")
     promote("good")
     with pytest.raises(RefusalError):
         promote("refused")
-    found = {alias: promotion.chosen(client, where, alias) for alias in ("champion", "candidate")}
+    found = {alias: records.chosen(client, where, alias) for alias in ("champion", "candidate")}
     keys = {alias: run.data.tags["longlora.key"] for alias, run in found.items()}
     assert keys == {"champion": shop[1]["good"], "candidate": shop[1]["refused"]}

@@ -2,7 +2,7 @@
 
 import dummy
 import pytest
-from test_pipeline import environment, flow_runs, mlflow_runs, own, run_flow  # noqa: F401
+from test_pipeline import flow_runs, mlflow_runs
 
 pytestmark = pytest.mark.slow
 

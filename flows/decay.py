@@ -1,0 +1,95 @@
+"""Whether the champion has got worse on the data as it is now: what a schedule may ask before it trains anew.
+
+The champion stands beside (tasks/beside.py), so it is measured by the stages that measure every model. Of the graph only those
+are run, and a run that follows finds them done.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from flows.place import Place
+from tasks import promotion, records, registry, supervise, tracking
+from tasks.promotion import Better
+from tasks.stages import Stage
+
+
+def still_good(place: Place, *, by: float) -> str:
+    """What to say if the champion is at most the share `by` worse than when it was promoted; '' if it is worse.
+
+    Raises:
+        ValueError: there is no champion, or no stage that measures it.
+        StageError: a stage ended with an error.
+    """
+    client, model = tracking.connect(), records.model_at(place.where, place.state.commit)
+    champion, better = registry.holder(client, model.name, registry.CHAMPION), promotion.better_of(model)
+    if not champion or not better:
+        raise ValueError(f"{model.name} has no champion, or dvc.yaml no `meta.better`: nothing to be worse than")
+    own = replace(better, metric=better.of(registry.CHAMPION, instead=Path(model.path).name))
+    said = ""
+    try:
+        file = measure(place, needed(place.stages, own.metric))
+        now = points(file, own)
+        before = promotion.values_of(client, str(champion.run_id), better)
+        said = comparison(now, before, better=own, by=by)
+    except BaseException:
+        supervise.stop_all()  # a stage still runs if this thread was interrupted
+        place.pipeline.close()
+        raise
+    if said:
+        place.pipeline.close()
+    return said
+
+
+def needed(stages: list[Stage], metric: str) -> list[Stage]:
+    """The stages up to the one whose metric file is METRIC.json, that one last.
+
+    Raises:
+        ValueError: there is none.
+    """
+    writes = [s for s in stages if any(o.kind == "metric" and f"/{o.path}".endswith(f"/{metric}.json") for o in s.outs)]
+    if not writes:
+        raise ValueError(f"no stage of dvc.yaml writes {metric}.json, so the champion can not be watched")
+    wanted = {writes[0].name}
+    for stage in reversed(stages):  # upstream comes first
+        if stage.name in wanted:
+            wanted |= set(stage.upstream)
+    return [stage for stage in stages if stage.name in wanted]
+
+
+@task(task_run_name="measure the champion", cache_policy=NO_CACHE)
+def measure(place: Place, stages: list[Stage]) -> Path:
+    """Bring these stages up to date; the last one's metric file."""
+    log = get_run_logger()
+    for stage in stages:
+
+        def hear(line: str, name: str = stage.name) -> None:
+            log.info("%s | %s", name, line)
+            print(f"{name} | {line}", flush=True)
+
+        if place.pipeline.settle(stage.name) == "stale":
+            place.pipeline.reproduce(stage.name, on_line=hear, on_tick=lambda: None)
+    (path,) = (out.path for out in stages[-1].outs if out.kind == "metric")
+    return place.folder / path
+
+
+def points(file: Path, better: Better) -> dict[int, float]:
+    """The metric by step, as MLflow would have it."""
+    metrics, _ = tracking.measured(json.loads(file.read_text()))
+    return {m.step: m.value for m in metrics if m.key == better.metric and better.step in (None, m.step)}
+
+
+def comparison(now: dict[int, float], before: dict[int, float], *, better: Better, by: float) -> str:
+    both = sorted(now.keys() & before.keys())
+    if not both:
+        raise ValueError(
+            f"{better.metric} is at {', '.join(map(str, now))} now, and was at {', '.join(map(str, before))}"
+        )
+    a, b = now[both[-1]], before[both[-1]]
+    worse = a > b * (1 + by) if better.order == "lower" else a < b * (1 - by)
+    said = f"{better.metric} at {both[-1]} is {a:.6g}, and was {b:.6g} when it was promoted"
+    print(f"{said}: {'worse' if worse else 'not worse'} by {by:.1%}", flush=True)
+    return "" if worse else said

@@ -1,0 +1,68 @@
+"""Recorded runs: which one is meant, and its model."""
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from tasks import registry, tracking
+from tasks.declared import Artifact
+from tasks.outputs import artifacts_at
+from tasks.registry import CANDIDATE, CHAMPION
+from tasks.workspace import Project, record_ref
+
+
+def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
+    """The run whose key or MLflow id begins with `wanted`, or that of the champion or candidate; without it, the last finished one.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    if wanted in (CHAMPION, CANDIDATE):
+        name = model_at(where, "HEAD").name
+        version = registry.holder(client, name, wanted)
+        if not version:
+            raise ValueError(f"{name} has no {wanted} yet: `longlora promote`, or name a run")
+        return client.get_run(str(version.run_id))
+    runs = matching(client, where, wanted)
+    if len(runs) == 1:
+        return runs[0]
+    if not runs:
+        raise ValueError(
+            f"no run '{wanted}': `longlora runs` lists them" if wanted else "no finished run yet: `longlora run`"
+        )
+    raise ValueError(
+        f"'{wanted}' could be {', '.join(r.data.tags.get('longlora.key', r.info.run_id) for r in runs[:5])}"
+    )
+
+
+def matching(client: MlflowClient, where: Project, wanted: str | None) -> list[Run]:
+    """The runs whose key or MLflow id begins with `wanted`; without it, the last finished one."""
+    experiment = tracking.experiment_id(client, where, model_at(where, "HEAD").name)
+    runs = client.search_runs([experiment], order_by=["attributes.end_time DESC"], max_results=1000)
+    if wanted is None:
+        return [run for run in runs if run.info.status == "FINISHED"][:1]
+    names = [(run, (run.info.run_id, run.data.tags.get(tracking.KEY, ""))) for run in runs]
+    return [run for run, both in names if any(name.startswith(wanted) for name in both)]
+
+
+def model_at(where: Project, rev: str) -> Artifact:
+    """The model of dvc.yaml at commit `rev`.
+
+    Raises:
+        ValueError: it names none.
+    """
+    models = [artifact for artifact in artifacts_at(where.root, rev) if artifact.type == "model"]
+    if not models:
+        raise ValueError("dvc.yaml has no `artifacts:` of `type: model`, so there is no name to register a model under")
+    return models[0]
+
+
+def source_and_model(where: Project, run: Run) -> tuple[str, Artifact]:
+    """The address of `run`'s model, and what its own dvc.yaml says of it."""
+    tags = run.data.tags
+    record = tags.get("longlora.record", "")
+    if run.info.status != "FINISHED" or not record:
+        key, status = tags.get(tracking.KEY, run.info.run_id), run.info.status.lower()
+        raise ValueError(f"run {key} is {status}, and only a finished one can be promoted")
+    model = model_at(where, record)
+    repo, ref = tags.get("longlora.git") or str(where.root), record_ref(tags[tracking.KEY])
+    return registry.source_of(model.name, path=model.path, rev=record, repo=repo, ref=ref), model
