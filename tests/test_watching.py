@@ -8,7 +8,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def data(own, tmp_path):  # noqa: F811
+def data(own, tmp_path):
     """A folder outside of git that training depends on."""
     folder = tmp_path / "documents"
     dummy.write(folder / "one.txt", "one")
@@ -20,7 +20,7 @@ def data(own, tmp_path):  # noqa: F811
     return folder
 
 
-def test_a_watched_place_runs_once_for_each_state_of_its_data(run_flow, own, data, environment, mlflow_uri):  # noqa: F811
+def test_a_watched_place_runs_once_for_each_state_of_its_data(run_flow, own, data, environment, mlflow_uri):
     from prefect import State
 
     from tasks.stages import StageError
@@ -47,7 +47,7 @@ def test_a_watched_place_runs_once_for_each_state_of_its_data(run_flow, own, dat
     assert dummy.executions(own).count("train base") == 4
 
 
-def test_what_changes_under_a_run_is_not_taken_for_what_it_ran_on(own, data):  # noqa: F811
+def test_what_changes_under_a_run_is_not_taken_for_what_it_ran_on(own, data):
     from tasks.watching import watched
     from tasks.workspace import project
 
