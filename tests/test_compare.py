@@ -47,7 +47,7 @@ def test_what_differs_is_shown_by_length_and_what_is_equal_is_only_counted(pair,
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
     assert ["train.rank", "8", "16"] in rows
-    assert "parameters: 1 of 7 differ" in done.stdout
+    assert "parameters: 1 of 8 differ" in done.stdout
     assert "data: 1 of 2 differ" in done.stdout
     assert ["models/tuned", "b8.dir", "b16.dir"] in rows
     assert ["score", "2", "8.5", "16.5", "+8"] in rows
