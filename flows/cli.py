@@ -33,17 +33,11 @@ def run(
 ) -> None:
     """Bring every stage up to date, in a folder of its own, and record the run."""
     where = here()
-    from flows.place import is_recorded, open_place
+    from flows.place import brought, is_recorded, open_place
     from flows.terminal import show_plan, show_report
     from tasks import approval, servers, workspace
 
-    added = []
-    if beside:
-        from tasks import tracking
-        from tasks.beside import addition
-
-        added.append(addition(tracking.connect(), where, beside))
-    state = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=added)
+    state = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=brought(where, beside))
     with workspace.hold(where, state.key):
         place = open_place(where, state)
         show_plan(place.stages)

@@ -18,13 +18,13 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Crashed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.place import Place, open_place
+from flows.place import Place, brought, open_place
 from flows.plan import must_fit
 from flows.recording import Recording
 from tasks import hooks, servers, storage, supervise, workspace
 from tasks.approval import waiting
 from tasks.stages import InterruptedStageError, ParameterError, Stage
-from tasks.watching import Watched, watched
+from tasks.watching import watched
 
 
 @flow(name="pipeline", task_runner=ThreadPoolTaskRunner(max_workers=int(os.environ.get("LONGLORA_JOBS", "1"))))
@@ -61,7 +61,8 @@ def pipeline(
     seen = watched(where, watch, recipe=recipe, overrides=overrides or []) if watch else None
     if seen and not seen.changed:
         return Completed(name="Unchanged", message=f"{seen.path} is as it was when a run last finished")
-    state = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=additions(where, beside, seen))
+    added = brought(where, beside) + ([seen.addition()] if seen else [])
+    state = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=added)
     if scheduled and state.dirty:
         raise ValueError(
             f"{where.tree} has uncommitted changes, and a scheduled run must be reproducible: commit them first"
@@ -87,17 +88,6 @@ def pipeline(
 
         print(promote_flow(state.key), flush=True)
     return state.key
-
-
-def additions(where: workspace.Project, beside: str | None, seen: Watched | None) -> list[workspace.Addition]:
-    """What becomes part of the run beyond the user's own files and words."""
-    found = [seen.addition()] if seen else []
-    if beside:
-        from tasks import tracking  # MLflow takes seconds to import, and only this needs it before the first stage runs
-        from tasks.beside import addition
-
-        found.append(addition(tracking.connect(), where, beside))
-    return found
 
 
 def run_place(place: Place) -> None:

@@ -10,7 +10,7 @@ from tasks import storage
 from tasks.config import link
 from tasks.declared import Artifact
 from tasks.stages import Pipeline, Stage
-from tasks.workspace import Project, Snapshot, worktree
+from tasks.workspace import Addition, Project, Snapshot, worktree
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,20 @@ class Place:
         ]
         main = next((file for file in [*shown, *images] if file in images), None)
         return str(main.relative_to(self.folder)) if main else ""
+
+
+def brought(where: Project, beside: str | None) -> list[Addition]:
+    """What model `beside` (champion, candidate, or a run) is to a snapshot; nothing without one.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if beside is None:
+        return []
+    from tasks import tracking  # MLflow takes seconds to import, and only this needs it before the first stage runs
+    from tasks.beside import addition
+
+    return [addition(tracking.connect(), where, beside)]
 
 
 def open_place(where: Project, state: Snapshot) -> Place:
