@@ -83,6 +83,7 @@ def test_a_run_says_what_it_ran_from(opened, folder):
         "train.flaky": "0",
         "score.lengths": "[4, 2]",
         "gate.least": "1.0",
+        "rivals.models": "[]",
     }
     tags = run.data.tags
     assert tags["mlflow.source.git.commit"] == dummy.git(folder, "rev-parse", "HEAD")
