@@ -154,6 +154,7 @@ def worker() -> None:
     from tasks import servers
 
     os.environ["PREFECT_API_URL"] = servers.running_prefect(where)
+    servers.must_be_reachable("MLFLOW_TRACKING_URI")  # said now, not at night
     os.execv(sys.executable, servers.worker_command())
 
 
