@@ -142,7 +142,8 @@ def mlflow_server(folder: Path, port: int) -> dict[str, str]:
     """
     if not MLFLOW.must_be_sound():
         return {}
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)  # whoever made it
     users, config = folder / f"mlflow-{port}.db", folder / f"mlflow-{port}.ini"
     settings = {
         "default_permission": "NO_PERMISSIONS",
