@@ -365,6 +365,10 @@ def test_both_servers_answer_only_those_they_know(served):
     ):
         known, former = f"{USER}:{PASSWORD}", f"{USER}:{FORMER}"
         assert [status(address, words) for words in ("", wrong, former, known)] == [401, 401, 401, 200], address
+    port = served.mlflow.rpartition(":")[2]
+    for own in set(listening.listening("0.0.0.0").names()) - {listening.socket.gethostname()}:
+        assert status(f"http://{own}:{port}/version") == 401
+        assert status(f"http://{own}:{port}/version", f"{USER}:{PASSWORD}") == 200
     assert status(f"{served.mlflow}/get-artifact?path=x&run_uuid=y") == 401
     assert status(f"{served.mlflow}/graphql", body={"query": "{}"}) == 401
     assert (status(f"{served.prefect}/health"), status(f"{served.mlflow}/health")) == (200, 200)
