@@ -121,19 +121,24 @@ def deploy(
 
 @app.command()
 def up(
+    host: Annotated[
+        str, typer.Option(help="Where they listen; beyond this machine only with credentials: docs/schedule.md.")
+    ] = "127.0.0.1",
     prefect_port: Annotated[int, typer.Option(help="Of Prefect's page.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="Of MLflow's page.")] = 5000,
 ) -> None:
-    """Run Prefect's server, a worker, and MLflow's server, on 127.0.0.1, until interrupted."""
+    """Run Prefect's server, a worker, and MLflow's server, until interrupted."""
     where = here()
-    from tasks import servers
+    from tasks import listening, servers
 
-    def ready(ours: list[servers.Up]) -> None:
+    def ready(at: listening.Host, ours: list[servers.Up]) -> None:
         for each in ours:
             print(f"{each.name}: {each.page}")
+        if at.wide:
+            print("by plain HTTP: whoever can listen to the network reads the passwords (docs/schedule.md: TLS)")
         print("a worker runs what is scheduled; Ctrl-C ends all of it")
 
-    servers.up(where, prefect_port=prefect_port, mlflow_port=mlflow_port, ready=ready)
+    servers.up(where, host=host, prefect_port=prefect_port, mlflow_port=mlflow_port, ready=ready)
 
 
 app.add_typer(cli_promotion.app)
@@ -149,6 +154,7 @@ def worker() -> None:
     from tasks import servers
 
     os.environ["PREFECT_API_URL"] = servers.running_prefect(where)
+    servers.must_be_reachable("MLFLOW_TRACKING_URI")  # said now, not at night
     os.execv(sys.executable, servers.worker_command())
 
 

@@ -25,9 +25,11 @@ LAST_WORDS = 30.0  # seconds in which a run whose server is lost may end its sta
 class Kept:
     """A server that is started again when it ends, once it was ready and until it is closed."""
 
-    def __init__(self, name: str, command: list[str], *, health: str, log: Path) -> None:
+    def __init__(
+        self, name: str, command: list[str], *, health: str, log: Path, env: dict[str, str] | None = None
+    ) -> None:
         self.name, self.lost = name, False
-        self._command, self._health, self._log = command, health, log
+        self._command, self._health, self._log, self._env = command, health, log, env or {}
         self._mark = Path(f"{log}:{os.getpid()}")
         self._closed = False
         self._lock = threading.Lock()
@@ -48,7 +50,7 @@ class Kept:
         stop(self._process)
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        return start(self._command, self._log, env={supervise.MARK: str(self._mark)})
+        return start(self._command, self._log, env={**self._env, supervise.MARK: str(self._mark)})
 
     def _watch(self) -> None:
         for again in range(RESTARTS + 1):

@@ -1,7 +1,8 @@
 """Prefect's and MLflow's servers: where they are, and starting them on this machine.
 
 What the user set in the environment is left alone. Otherwise everything lives in the project's state folder, and listens on
-127.0.0.1 only. A server started here ends with the process that started it.
+127.0.0.1, or where the user says it, if it is known who may come (tasks/access.py). A server started here ends with the process
+that started it.
 """
 
 import os
@@ -15,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tasks.access import MLFLOW, PREFECT, Access, mlflow_server, must_be_asked, prefect_server
 from tasks.daemon import Kept, answers, last_line, start, stop, wait_for
+from tasks.listening import LOCAL, LOOPBACK, Host, listening, must_be_free
 from tasks.workspace import Project
 
-HOST = "127.0.0.1"
+HOST = LOOPBACK
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}  # of the addresses that name a server
 POOL = "local"  # the work pool of prefect.yaml
 
@@ -43,9 +46,13 @@ def use_environment(where: Project) -> None:
         "DO_NOT_TRACK": "1",
     }.items():
         os.environ.setdefault(name, value)
-    # a proxy of the user's must not be asked for our own servers
+    without_proxy(HOST, "localhost")
+
+
+def without_proxy(*hosts: str) -> None:
+    """Have no proxy of the user's asked for our own servers."""
     known = os.environ.get("NO_PROXY", os.environ.get("no_proxy", ""))
-    os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(filter(None, [known, HOST, "localhost"]))
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(filter(None, [known, *hosts]))
 
 
 def local_tracking(where: Project) -> str:
@@ -75,7 +82,11 @@ def prefect_api(where: Project) -> Iterator[Callable[[], None]]:
         return
     port, log = free_port(), where.state / "prefect.log"
     server = Kept(
-        "Prefect's server", prefect_command(port, schedules=False), health=f"http://{HOST}:{port}/api/health", log=log
+        "Prefect's server",
+        prefect_command(port, schedules=False),
+        health=f"http://{HOST}:{port}/api/health",
+        log=log,
+        env=prefect_server(),
     )
     os.environ["PREFECT_API_URL"] = f"http://{HOST}:{port}/api"
     try:
@@ -91,14 +102,18 @@ def found_prefect(where: Project) -> str | None:
     """The address of the user's Prefect server, or of the one that `longlora up` runs.
 
     Raises:
-        ValueError: PREFECT_API_URL is set, and nobody answers there.
+        ValueError: PREFECT_API_URL is set, and nobody answers there; or it does not let us in.
     """
     if "PREFECT_API_URL" in os.environ:
         must_be_reachable("PREFECT_API_URL")
         return os.environ["PREFECT_API_URL"]
     announced = where.state / "prefect.url"
     url = announced.read_text().strip() if announced.exists() else ""
-    return url if url and answers(f"{url}/health") else None
+    if not url or not answers(f"{url}/health"):
+        return None
+    PREFECT.must_admit(url)
+    without_proxy(str(urlsplit(url).hostname))
+    return url
 
 
 def running_prefect(where: Project) -> str:
@@ -120,20 +135,33 @@ def flush() -> None:
         worker.drain_all(timeout=5)
 
 
-def prefect_command(port: int, *, schedules: bool) -> list[str]:
+def prefect_command(port: int, *, schedules: bool, host: Host = LOCAL) -> list[str]:
     scheduling = [] if schedules else ["--no-scheduler", "--no-late-runs", "--no-ui"]
-    return [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port), *scheduling]
+    where = ["--host", host.address, "--port", str(port)]
+    return [sys.executable, "-m", "prefect", "server", "start", *where, *scheduling]
 
 
 def worker_command() -> list[str]:
     return [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
 
 
-def mlflow_command(where: Project, port: int) -> list[str]:
-    """MLflow's server on the project's own store."""
+def mlflow_command(where: Project, port: int, *, host: Host = LOCAL, guarded: bool = False) -> list[str]:
+    """MLflow's server on the project's own store; `guarded`: it asks for credentials."""
     files = ["--default-artifact-root", (where.state / "mlartifacts").as_uri()]
     store = ["--backend-store-uri", local_tracking(where), *files]
-    return [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1", *store]
+    guard = ["--app-name", "basic-auth"] if guarded else []
+    listen = ["--host", host.address, "--port", str(port), "--workers", "1"]
+    return [sys.executable, "-m", "mlflow", "server", *listen, *store, *guard]
+
+
+def mlflow_names(host: Host, port: int) -> dict[str, str]:
+    """What MLflow's server may be called in a browser; it refuses other names, against pages that point theirs at our address."""
+    tunnels = ["localhost:*", f"{HOST}:*", "[[]::1]:*"]  # patterns of fnmatch: [[] is a bracket
+    known = {
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join([*tunnels, *(f"{name}:{port}" for name in host.names())]),
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{name}:{port}" for name in host.names()),
+    }
+    return {} if host == LOCAL else {name: os.environ.get(name, value) for name, value in known.items()}
 
 
 @dataclass(frozen=True)
@@ -142,38 +170,71 @@ class Up:
 
     name: str
     page: str
-    health: str
+    near: str
+    """The address of its interface, from this machine."""
+    access: Access | None
     process: "subprocess.Popen[bytes]"
     log: Path
 
+    def ready(self) -> None:
+        """Wait until it answers, and see that it asks for credentials, if there are any.
 
-def up(where: Project, *, prefect_port: int, mlflow_port: int, ready: Callable[[list[Up]], None]) -> None:
+        Raises:
+            ValueError: it ended, was not ready in time, or lets anybody in.
+        """
+        wait_for(f"{self.near}/health", self.process, self.log)
+        if self.access and self.access.words():
+            self.access.must_guard(self.near)
+
+
+def up(
+    where: Project, *, host: str, prefect_port: int, mlflow_port: int, ready: Callable[[Host, list[Up]], None]
+) -> None:
     """Run Prefect's server, a worker of its work pool, and MLflow's server, until one of them ends or we are interrupted.
 
     `ready` is called once, with the servers that answer. What the user has elsewhere (PREFECT_API_URL, MLFLOW_TRACKING_URI) is
     not started.
 
     Raises:
-        ValueError: a port is taken, or a server ended.
+        ValueError: no such host, other machines would be let in unasked, unsound credentials, a port is taken, or a server ended.
     """
+    at = listening(host)
+    own = [
+        each
+        for each, wanted in ((PREFECT, "PREFECT_API_URL" not in os.environ), (MLFLOW, is_local_tracking(where)))
+        if wanted
+    ]
+    if at.wide:
+        must_be_asked(host, own)
+    for each, port, option in ((PREFECT, prefect_port, "--prefect-port"), (MLFLOW, mlflow_port, "--mlflow-port")):
+        if each in own:
+            must_be_free(at, port, option)
+            each.must_be_sound()
+    without_proxy(at.near.strip("[]"))
     announced = where.state / "prefect.url"
     ours: list[Up] = []
     try:
-        if "PREFECT_API_URL" not in os.environ:
-            page, log = f"http://{HOST}:{must_be_free(prefect_port, '--prefect-port')}", where.state / "prefect.log"
-            os.environ |= {"PREFECT_API_URL": f"{page}/api", "PREFECT_UI_API_URL": f"{page}/api"}
-            server = start(prefect_command(prefect_port, schedules=True), log)
-            ours.append(Up("Prefect", page, f"{page}/api/health", server, log))
-        if is_local_tracking(where):
-            page, log = f"http://{HOST}:{must_be_free(mlflow_port, '--mlflow-port')}", where.state / "mlflow.log"
-            server = start(mlflow_command(where, mlflow_port), log)
-            ours.append(Up("MLflow", page, f"{page}/health", server, log))
+        if PREFECT in own:
+            log, near = where.state / "prefect.log", f"http://{at.near}:{prefect_port}/api"
+            # its page asks the server that the page is from, whatever the browser calls it
+            settings = {"PREFECT_API_URL": near, "PREFECT_UI_API_URL": "/api", **prefect_server()}
+            server = start(prefect_command(prefect_port, schedules=True, host=at), log, env=settings)
+            ours.append(Up("Prefect", f"http://{at.shown}:{prefect_port}", near, PREFECT, server, log))
+            os.environ["PREFECT_API_URL"] = near
+        else:
+            must_be_reachable("PREFECT_API_URL")
+        if MLFLOW in own:
+            log, near = where.state / "mlflow.log", f"http://{at.near}:{mlflow_port}"
+            guard = mlflow_server(where.state / "access", mlflow_port)
+            command = mlflow_command(where, mlflow_port, host=at, guarded=bool(guard))
+            server = start(command, log, env={**guard, **mlflow_names(at, mlflow_port)})
+            ours.append(Up("MLflow", f"http://{at.shown}:{mlflow_port}", near, MLFLOW, server, log))
         for each in ours:
-            wait_for(each.health, each.process, each.log)
+            each.ready()
         log = where.state / "worker.log"
-        worker = Up("the worker", "", "", start(worker_command(), log), log)
+        worker = Up("the worker", "", "", None, start(worker_command(), log), log)
         announced.write_text(os.environ["PREFECT_API_URL"])
-        ready(ours)
+        ready(at, ours)
         ours.append(worker)
         while all(each.process.poll() is None for each in ours):
             time.sleep(0.5)
@@ -185,23 +246,11 @@ def up(where: Project, *, prefect_port: int, mlflow_port: int, ready: Callable[[
             stop(each.process)
 
 
-def must_be_free(port: int, option: str) -> int:
-    if not 0 < port < 65536:
-        raise ValueError(f"{option} {port}: must be 1 to 65535")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            raise ValueError(f"port {port} is taken: end what listens there, or choose another with {option}") from None
-    return port
-
-
 def must_be_reachable(variable: str) -> None:
-    """Check that somebody listens at the address in environment variable `variable`, if it names a server.
+    """Check that somebody listens at the address in environment variable `variable`, if it names a server, and lets us in.
 
     Raises:
-        ValueError: nobody does. Without this, clients try again for minutes.
+        ValueError: nobody does, or not us. Without this, clients try again for minutes.
     """
     url = urlsplit(os.environ[variable])
     port = url.port or PORTS.get(url.scheme.partition("+")[0])  # postgresql+psycopg2: what stands behind + is a driver
@@ -212,6 +261,8 @@ def must_be_reachable(variable: str) -> None:
     except OSError as error:
         where = f"{url.scheme}://{url.hostname}:{url.port or ''}".rstrip(":")
         raise ValueError(f"nobody answers at {where} ({error}): start it, or change {variable}") from None
+    if is_served(os.environ[variable]):
+        (PREFECT if variable == "PREFECT_API_URL" else MLFLOW).must_admit(os.environ[variable])
 
 
 def free_port() -> int:
