@@ -42,7 +42,7 @@ COST = {
 
 def node(value: float | None, **more) -> dict:
     ends = (None, None) if value is None else (value * 0.9, value * 1.1)
-    return {"value": value, "low": ends[0], "high": ends[1]} | more
+    return {"value": value, "low": ends[0], "high": ends[1], "trials": 8} | more
 
 
 def put(file: Path, value: dict) -> Path:
@@ -242,7 +242,7 @@ def test_the_card_tells_recipe_lineage_and_limits(good):
 def test_retrieval_reaches_the_last_length_before_the_first_failure():
     def model(*values: float | None) -> Model:
         found = {2**i: Figure(v, v, v) for i, v in enumerate(values)}
-        return Model("m", {"passkey": found}, depths={}, positions={})
+        return Model("m", {"passkey": found}, depths={}, questions={}, positions={})
 
     assert model(1.0, 0.8, 0.9).retrieves_to() == 4
     assert model(1.0, 0.79, 1.0).retrieves_to() == 1
