@@ -60,12 +60,24 @@ class Evidence:
         wanted = " ".join(answer.split()).strip(" .\"'")
         if self.weights_SW is None or not wanted or wanted == UNSAID.strip(" ."):
             return None
-        asked_1W, answer_1W = (self.words.transform([text]) for text in (question, answer))
-        score_S = cosine(self.weights_SW, answer_1W) + ASKED * cosine(self.weights_SW, asked_1W)
+        score_S = self.near(answer) + ASKED * self.near(question)
         whole = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)", re.IGNORECASE)
         score_S += VERBATIM * np.array([bool(whole.search(s)) for s in self.flat])
         if within is not None:
             score_S *= np.array([within.start <= s.start < within.end for s in self.spans])
+        return self.best(score_S)
+
+    def asked_about(self, question: str) -> Passage | None:
+        """The best sentence for the question alone, before any answer; None if no word is shared."""
+        return None if self.weights_SW is None else self.best(self.near(question))
+
+    def near(self, text: str) -> np.ndarray:
+        """The cosine of each sentence with `text`, shape (S,): both are sparse and of length 1, as the vectorizer makes them."""
+        text_1W: Any = self.words.transform([text])
+        return (self.weights_SW @ text_1W.T).toarray()[:, 0]
+
+    def best(self, score_S: np.ndarray) -> Passage | None:
+        """The first sentence of the highest score; None where that is 0."""
         best = int(score_S.argmax())
         return self.shown(self.spans[best]) if score_S[best] > 0 else None
 
@@ -75,8 +87,3 @@ class Evidence:
         lines = document.line(span.start), document.line(span.end - 1)
         text = " ".join(document.text[slice(*span)].split())
         return Passage(span.start, span.end, lines, document.page(span.start), heading, text)
-
-
-def cosine(rows_SW: Any, one_1W: Any) -> np.ndarray:
-    """Of each row with one, both sparse and of length 1 as the vectorizer makes them; shape (S,)."""
-    return (rows_SW @ one_1W.T).toarray()[:, 0]

@@ -25,6 +25,10 @@ MEASURES = {
     "longeval_lines": ("LongEval's lines found at", "{:.0%}"),
     "longeval_topics": ("LongEval's topics found at", "{:.0%}"),
     "longqa": ("Questions on documents", "{:.3f}"),
+    "longqa_exact": ("Exact matches, documents up to", "{:.3f}"),
+    "longqa_f1": ("F1, documents up to", "{:.3f}"),
+    "longqa_evidence": ("Evidence found, documents up to", "{:.3f}"),
+    "longqa_evidence_floor": ("By the question alone, documents up to", "{:.3f}"),
     "harness": ("lm-evaluation-harness", "{:.4g}"),
 }
 """The measures that have a table, in its order: what it is called, and how its numbers are written."""
@@ -46,13 +50,27 @@ Column = int | str
 
 
 @dataclass(frozen=True)
+class Cell:
+    """A score at one length and depth, and of how many trials."""
+
+    value: float
+    trials: int
+
+
+Cells = dict[int, dict[float, Cell]]
+"""By length, then by depth."""
+
+
+@dataclass(frozen=True)
 class Model:
     """One model's scores by measure and column; `depths` are passkeys by length and depth (the share of filler before the key),
-    `positions` nats per token by the end of a band of positions. What was not scored is empty."""
+    `questions` the F1 of answers by length of the document and depth of the evidence, `positions` nats per token by the end of
+    a band of positions. What was not scored is empty."""
 
     label: str
     scores: dict[str, dict[Column, Figure]]
-    depths: dict[int, dict[float, float]]
+    depths: Cells
+    questions: Cells
     positions: dict[int, Figure]
 
     @property
@@ -164,15 +182,11 @@ def order(labels: set[str]) -> list[str]:
 
 
 def model(label: str, tree: dict[str, Any]) -> Model:
-    passkey = tree.get("passkey", {}).get(label, {})
     return Model(
         label=label,
         scores={measure: figures(tree.get(measure, {}).get(label, {})) for measure in MEASURES},
-        depths={
-            int(length): {float(depth): cell["value"] for depth, cell in node["depth"].items()}
-            for length, node in passkey.items()
-            if length.isdigit()
-        },
+        depths=cells(tree.get("passkey", {}).get(label, {})),
+        questions=cells(tree.get("longqa_f1", {}).get(label, {})),
         positions=lengths(figures(tree.get("position_nats", {}).get(label, {}))),
     )
 
@@ -189,6 +203,15 @@ def figures(node: dict[str, Any]) -> dict[Column, Figure]:
         elif "value" not in entry:
             found |= {f"{name} {metric}": figure for metric, figure in figures(entry).items()}
     return found
+
+
+def cells(node: dict[str, Any]) -> Cells:
+    """The scores by length and depth; a length that was not scored by depth is left out."""
+    return {
+        int(length): {float(depth): Cell(cell["value"], cell["trials"]) for depth, cell in entry["depth"].items()}
+        for length, entry in node.items()
+        if length.isdigit() and entry["depth"]
+    }
 
 
 def lengths(scores: dict[Column, Figure]) -> dict[int, Figure]:

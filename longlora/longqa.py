@@ -3,23 +3,25 @@
 Cases are JSON lines of `document`, `question` and `answers` (one or more that are right; the best counts). Exact match and F1
 are SQuAD's (Rajpurkar et al. 2016): lower case, without punctuation and English articles. ROUGE-L is the F measure of the
 longest common subsequence (Lin 2004), of the library rouge-score, over the same words, so that texts in other scripts count.
+Where a case also has `evidence`, the passages that show the answer, it is scored whether the answer points to one of them
+(longlora/cited.py).
 """
 
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 from pydantic import Field
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.answer import answers
+from longlora.breakdown import PARTED, Marked, by_depth, by_length, overall
 from longlora.cases import Case, case, read_lines
-from longlora.interval import binomial, bootstrap
+from longlora.cited import Truth, cite, occurrences
 from longlora.prompt import chat_turn, continuation, opening
 from longlora.section import Section
 from longlora.shares import say
@@ -47,13 +49,16 @@ class Question(Case):
     document: str = Field(pattern=r"\S")
     question: str = Field(pattern=r"\S")
     answers: list[str] = Field(min_length=1)
+    evidence: list[Annotated[str, Field(pattern=r"\S")]] = Field(default=[])
+    """Passages of the document, word for word; none where it does not say, or nobody noted them."""
 
 
 def read_cases(file: Path) -> list[Question]:
     """The cases of a file.
 
     Raises:
-        ValueError: a line is malformed: file, line, and what is wrong. An answer without a word can not be given.
+        ValueError: a line is malformed: file, line, and what is wrong. An answer without a word can not be given, and evidence
+            that is not in the document can not be found.
     """
     found = []
     for place, row in read_lines(file):
@@ -61,6 +66,9 @@ def read_cases(file: Path) -> list[Question]:
         for answer in question.answers:
             if not words(answer):
                 raise ValueError(f"{place}: answers: {answer!r} holds no word")
+        for passage in question.evidence:
+            if not occurrences(passage, question.document):
+                raise ValueError(f"{place}: evidence: {passage!r} does not stand in the document")
         found.append(question)
     return found
 
@@ -98,6 +106,16 @@ def rouge_l(given: str, wanted: str) -> float:
 METRICS = {"exact": exact, "f1": f1, "rouge_l": rouge_l}
 
 
+class Written(NamedTuple):
+    """A prompt."""
+
+    ids: list[int]
+    tokens: int
+    """Of the whole document."""
+    cut: bool
+    """Whether its middle was left out."""
+
+
 class Writer:
     """Questions as token ids of a bounded number."""
 
@@ -107,8 +125,8 @@ class Writer:
         prompts = {"plain": ("", "\nAnswer:"), "authors": ("[INST]", "[/INST]")}
         self.before, self.after = prompts[settings.prompt] if settings.prompt in prompts else chat_turn(tokenizer)
 
-    def write(self, question: Question) -> tuple[list[int], bool]:
-        """The ids of the prompt, and whether the document's middle was left out.
+    def write(self, question: Question) -> Written:
+        """The prompt, with as much of the document as there is room for.
 
         Raises:
             ValueError: there is no room for the document.
@@ -127,8 +145,9 @@ class Writer:
                 f"{self.settings.length - space}"
             )
         if len(document) <= space:
-            return first + document + end, False
-        return first + document[: (space + 1) // 2] + document[-(space // 2) :] + end, True
+            return Written(first + document + end, len(document), cut=False)
+        ids = first + document[: (space + 1) // 2] + document[-(space // 2) :] + end
+        return Written(ids, len(document), cut=True)
 
 
 def measure(
@@ -140,8 +159,8 @@ def measure(
     held_out: Path | None = None,
     kept: Path | None = None,
 ) -> dict[str, Any]:
-    """Scores of the model `label` over all cases, with 95 % intervals: exact for the share of exact matches, else the bootstrap
-    over questions. `held_out` is a file of further cases. Answers are kept in the folder `kept`.
+    """Scores of the model `label` over all cases, and by length and depth (longlora/breakdown.py), with 95 % intervals.
+    `held_out` is a file of further cases. Answers are kept in the folder `kept`.
 
     Raises:
         ValueError: a case is malformed, there is none, or no room for a document, or no chat template for a chat prompt.
@@ -154,17 +173,22 @@ def measure(
     writer = Writer(tokenizer, settings=settings)
     prompts = [writer.write(question) for question in questions]
     written = answers(
-        model, prompts=[ids for ids, _ in prompts], rooms=[settings.room] * len(prompts), kept=kept
+        model, prompts=[prompt.ids for prompt in prompts], rooms=[settings.room] * len(prompts), kept=kept
     )  # fmt: skip
     said = [answer_of(str(tokenizer.decode(ids, skip_special_tokens=True)), prompt=settings.prompt) for ids in written]
+    marked = mark(questions, prompts=prompts, said=said)
     result: dict[str, Any] = {
         "prompt": settings.prompt,
         "cases": len(questions),
-        "cut": sum(cut for _, cut in prompts),
-        **{name: figures(name, said, questions=questions, seed=settings.seed) for name in METRICS},
+        "cut": sum(prompt.cut for prompt in prompts),
+        **overall(marked, seed=settings.seed),
     }
-    say(", ".join(f"{name} {result[name]['value']:.3f}" for name in METRICS) + f" of {len(questions)}")
-    return {"longqa": {label: result}}
+    told = [f"{name} {figure['value']:.3f}" for name, figure in result.items() if isinstance(figure, dict)]
+    cited = f"; {result['evidence']['trials']} of them have evidence" if "evidence" in result else ""
+    say(f"{', '.join(told)} of {len(questions)}{cited}")
+    parts = {f"longqa_{n}": by_length(marked, name=n, longest=settings.length, seed=settings.seed) for n in PARTED}
+    parts["longqa_depth"] = by_depth(marked, seed=settings.seed)
+    return {"longqa": {label: result}, **{name: {label: part} for name, part in parts.items() if part}}
 
 
 def files(settings: LongQA, held_out: Path | None) -> list[Path]:
@@ -177,15 +201,16 @@ def answer_of(text: str, *, prompt: str) -> str:
     return text.strip() if prompt == "chat" else (text.strip().splitlines() or [""])[0]
 
 
-def figures(name: str, said: Sequence[str], *, questions: Sequence[Question], seed: int) -> dict[str, Any]:
-    shares = np.array([max(METRICS[name](s, a) for a in q.answers) for s, q in zip(said, questions, strict=True)])
-    if name == "exact":
-        low, high = binomial(int(shares.sum()), len(shares))
-    else:
-        low, high = bootstrap(shares, counts_N=np.ones(len(shares)), seed=seed)
-    return {
-        "value": round(float(shares.mean()), 6),
-        "low": round(low, 6),
-        "high": round(high, 6),
-        "trials": len(shares),
-    }
+def mark(questions: Sequence[Question], *, prompts: Sequence[Written], said: Sequence[str]) -> list[Marked]:
+    """The score of every answer; the best of the right answers counts."""
+    truths = [Truth(q.document, q.evidence) for q in questions]
+    citations = cite(truths, questions=[q.question for q in questions], answers=said)
+    return [
+        Marked(
+            {name: max(score(answer, right) for right in question.answers) for name, score in METRICS.items()}
+            | ({} if citation is None else citation.scores()),
+            tokens=prompt.tokens,
+            depth=truth.depth,
+        )
+        for question, prompt, answer, truth, citation in zip(questions, prompts, said, truths, citations, strict=True)
+    ]

@@ -80,7 +80,8 @@ def page(findings: Findings, *, pictures: Path, recipe: list[tuple[str, str]]) -
 {figures(findings)}
 <section class="picture">{picture(pictures / "perplexity.png", "Perplexity by context length, a line per model")}</section>
 <section class="picture">{picture(pictures / "passkey.png", "Passkeys found by length and depth, a map per model")}</section>
-{positions(pictures / "positions.png")}
+{perhaps(pictures / "positions.png", "Nats per token by position in the context, a line per model")}
+{perhaps(pictures / "questions.png", "F1 of answers by length of the document and depth of the evidence, a map per model")}
 <section><h2>Scores</h2><div class="scroll">{scores(findings)}</div></section>
 <section><h2>The gate's rules</h2>{rules(findings)}</section>
 <section class="picture">{picture(pictures / "history.png", "Training loss by step")}</section>
@@ -134,11 +135,9 @@ def number(figure: Figure | None, form: str) -> str:
     return "&ndash;" if figure is None else "NaN" if figure.value is None else form.format(figure.value)
 
 
-def positions(file: Path) -> str:
-    """The picture of nats by position, where it was drawn."""
-    if not file.exists():
-        return ""
-    return f'<section class="picture">{picture(file, "Nats per token by position in the context, a line per model")}</section>'
+def perhaps(file: Path, text: str) -> str:
+    """The picture, where it was drawn."""
+    return f'<section class="picture">{picture(file, text)}</section>' if file.exists() else ""
 
 
 def picture(file: Path, text: str) -> str:

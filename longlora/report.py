@@ -28,7 +28,7 @@ SPDX = (
 
 
 def write(findings: Findings, *, out: Path) -> None:
-    """Write summary.md, README.md (the model card), three or four pictures and index.html to the new folder `out`."""
+    """Write summary.md, README.md (the model card), the pictures and index.html to the new folder `out`."""
     out.mkdir(parents=True)
     draw(findings, out=out)
     (out / "summary.md").write_text(summary(findings))

@@ -108,19 +108,20 @@ def test_a_document_that_is_too_long_loses_its_middle_and_nothing_else(prompt):
     document = " ".join(str(n) for n in range(1000))
     question = Question(document=document, question="Which?", answers=["x"])
     writer = Writer(TOKENIZER, settings=settings(prompt=prompt))
-    ids, cut = writer.write(question)
+    ids, _, cut = writer.write(question)
     text = TOKENIZER.decode(ids)
     assert cut and len(ids) + 12 == 900
     assert "0 1 2 3 4 5" in text and "998 999\n\nQuestion: Which?" in text and " 500 " not in text
-    whole, uncut = Writer(TOKENIZER, settings=settings(length=9000, prompt=prompt)).write(question)
+    whole, length, uncut = Writer(TOKENIZER, settings=settings(length=9000, prompt=prompt)).write(question)
     assert not uncut and document in TOKENIZER.decode(whole)
+    assert length == writer.write(question).tokens == len(TOKENIZER(document, add_special_tokens=False)["input_ids"])
     with pytest.raises(ValueError, match="100 tokens are too few, without a document it is"):
         Writer(TOKENIZER, settings=settings(length=100, prompt=prompt)).write(question)
 
 
 def test_the_authors_prompt_has_the_tokens_of_training():
     question = Question(document="Ada lived in London.", question="Where?", answers=["London"])
-    ids, _ = Writer(TOKENIZER, settings=settings(prompt="authors")).write(question)
+    ids = Writer(TOKENIZER, settings=settings(prompt="authors")).write(question).ids
     turns = (Turn("user", asked(question.document, question.question)), Turn("assistant", "London"))
     pair = tokenised(turns, tokenizer=TOKENIZER, prompt="authors")
     assert ids == pair.tokens[~pair.answer].tolist()

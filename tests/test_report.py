@@ -42,7 +42,7 @@ COST = {
 
 def node(value: float | None, **more) -> dict:
     ends = (None, None) if value is None else (value * 0.9, value * 1.1)
-    return {"value": value, "low": ends[0], "high": ends[1]} | more
+    return {"value": value, "low": ends[0], "high": ends[1], "trials": 8} | more
 
 
 def put(file: Path, value: dict) -> Path:
@@ -158,6 +158,34 @@ def test_nats_by_position_have_a_picture_where_they_were_scored(good, tmp_path):
     assert (tmp_path / "reports/index.html").read_text().count("data:image/png") == 4
 
 
+def test_questions_have_tables_by_length_and_a_picture_by_depth_where_they_were_scored(good, tmp_path):
+    paths = inputs(tmp_path)
+    for label, f1 in (("yarn", 0.25), ("extended", 0.75)):
+        lengths = {n: node(f1, depth={"0.25": node(f1), "1.00": node(0.0)}) for n in ("64", "256")}
+        unsaid = {"512": node(f1, depth={})}  # no question of this length has evidence
+        put(tmp_path / f"scores/longqa/{label}.json", {
+            "longqa": {label: {"prompt": "plain", "cases": 24, "cut": 0, "f1": node(f1), "evidence": node(0.5)}},
+            "longqa_f1": {label: lengths | unsaid}, "longqa_evidence": {label: {"64": node(0.125, depth={})}},
+            "longqa_depth": {label: {"0.25": {"f1": node(f1)}}},
+        })  # fmt: skip
+    stage(**paths, reports=tmp_path / "reports")
+    told = (tmp_path / "reports/summary.md").read_text()
+    assert "| Questions on documents | f1 | evidence |" in told and "| **extended** | **0.750** | **0.500** |" in told
+    assert (
+        "| F1, documents up to | 64 | 256 | 512 |" in told
+        and "| **extended** | **0.750** | **0.750** | **0.750** |" in told
+    )
+    assert "| Evidence found, documents up to | 64 |" in told and "| **extended** | **0.125** |" in told
+    assert not (good / "questions.png").exists()
+    with Image.open(tmp_path / "reports/questions.png") as picture:
+        assert min(picture.size) > 300
+    assert "F1 of answers by length" in (tmp_path / "reports/index.html").read_text()
+    shown = found(tmp_path).model("extended").questions
+    assert {n: {d: (c.value, c.trials) for d, c in row.items()} for n, row in shown.items()} == {
+        n: {0.25: (0.75, 8), 1.0: (0.0, 8)} for n in (64, 256)
+    }
+
+
 class Tags(HTMLParser):
     VOID = ("meta", "img")
 
@@ -242,7 +270,7 @@ def test_the_card_tells_recipe_lineage_and_limits(good):
 def test_retrieval_reaches_the_last_length_before_the_first_failure():
     def model(*values: float | None) -> Model:
         found = {2**i: Figure(v, v, v) for i, v in enumerate(values)}
-        return Model("m", {"passkey": found}, depths={}, positions={})
+        return Model("m", {"passkey": found}, depths={}, questions={}, positions={})
 
     assert model(1.0, 0.8, 0.9).retrieves_to() == 4
     assert model(1.0, 0.79, 1.0).retrieves_to() == 1
