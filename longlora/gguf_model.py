@@ -41,7 +41,8 @@ class Rotation(NamedTuple):
     """The window before scaling, in tokens."""
     temperature: float
     """Beyond what llama.cpp's yarn multiplies cosine and sine by anyway, 0.1 ln(factor) + 1."""
-    divisors_F: torch.Tensor | None
+    divisors: torch.Tensor | None
+    """What each of the F frequencies is divided by."""
 
 
 def write(folder: Path, *, out: Path, dtype: Dtype | None = None) -> None:
@@ -160,7 +161,7 @@ def shapes_must_fit(folder: Path, config: LlamaConfig) -> dict[str, Path]:
     found: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118: no mapping
+            for name in sorted(tensors.keys()):
                 files[name], found[name] = file, tensors.get_slice(name).get_shape()
     if config.tie_word_embeddings:
         for known in (wanted, found):
@@ -182,9 +183,9 @@ def write_tensors(writer: Writer, config: LlamaConfig, *, stored: dict[str, Path
         told = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert told, name
         listed[name] = told
-    divisors_F = rotation(config).divisors_F
-    if divisors_F is not None:
-        writer.add_tensor_info("rope_freqs.weight", divisors_F.shape, np.dtype(np.float32), divisors_F.nbytes)
+    divisors = rotation(config).divisors
+    if divisors is not None:
+        writer.add_tensor_info("rope_freqs.weight", divisors.shape, np.dtype(np.float32), divisors.nbytes)
     for name, told in listed.items():
         with safe_open(stored[name], framework="pt") as tensors:
             shape = tensors.get_slice(name).get_shape()
@@ -194,8 +195,8 @@ def write_tensors(writer: Writer, config: LlamaConfig, *, stored: dict[str, Path
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    if divisors_F is not None:
-        writer.write_tensor_data(divisors_F.numpy())
+    if divisors is not None:
+        writer.write_tensor_data(divisors.numpy())
     for name, tensor in converted(config, stored=stored, dtype=dtype):
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds what {dtype} can not (too large, or NaN): choose f32 or bf16, or repair it")

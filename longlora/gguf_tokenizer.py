@@ -49,7 +49,7 @@ class Words(NamedTuple):
 
 
 class Writer(GGUFWriter):
-    """gguf's writer, which can not write an empty array; a tokenizer of single bytes has no merges, and llama.cpp asks for the list."""
+    """gguf's writer, and empty arrays: a tokenizer of single bytes has no merges, and llama.cpp asks for the list."""
 
     def _pack_val(
         self, val: Any, vtype: GGUFValueType, add_vtype: bool, sub_type: GGUFValueType | None = None
