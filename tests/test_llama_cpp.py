@@ -47,6 +47,15 @@ def test_the_logits_are_the_models(tmp_path, rope, shape):
     assert apart(scores(tmp_path / "a.gguf", tokens(), context=LENGTH + 6), own) < 1e-3
 
 
+@pytest.mark.parametrize(("dtype", "error"), [("f16", 2e-2), ("bf16", 5e-2)])
+def test_half_precision_is_read_too(tmp_path, dtype, error):
+    model = made(tmp_path / "model", **ROPES["yarn"])
+    write(model, out=tmp_path / "a.gguf", dtype=dtype)
+    own = logits(opened(model), tokens())
+    # ggml rounds what it multiplies with such matrices too
+    assert 1e-5 < apart(scores(tmp_path / "a.gguf", tokens(), context=LENGTH + 6), own) < error
+
+
 @pytest.mark.parametrize(
     ("rule", "begins"), [("tiny", False), *((rule, begins) for rule in SPLITS for begins in (False, True))]
 )
