@@ -42,17 +42,19 @@ def reproduce(
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
-    model: Annotated[str, typer.Option(help="champion, staging, candidate, or a run.")] = "champion",
+    target: Annotated[Path, typer.Argument(help="A new or empty folder; with --gguf, a new file.")],
+    model: Annotated[
+        str, typer.Option(help="champion, staging, candidate, or a run; with --gguf, also a model's folder.")
+    ] = "champion",
+    gguf: Annotated[bool, typer.Option("--gguf", help="One GGUF file, for llama.cpp; Llama models only.")] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of a GGUF file's matrices: f32, f16 or bf16; default: as they are.")
+    ] = None,
 ) -> None:
-    """Write a model as a plain folder: merged safetensors and card, checked by hash."""
-    where = here()
-    from tasks import tracking
+    """Write a model, checked by hash: a plain folder of merged safetensors and card, or one GGUF file."""
+    from flows.export import export as export_model
 
-    client = tracking.connect()  # MLflow is imported before its artifact repository of ours
-    from tasks.export import export as export_model
-
-    print(export_model(client, where, folder, model=model))
+    print(export_model(target, model=model, gguf=gguf, dtype=dtype))
 
 
 @app.command()
