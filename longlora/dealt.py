@@ -33,7 +33,7 @@ class Dealt(HFLM):
         if world() > 1:
             for request in requests:
                 settings: dict[str, Any] = list(request.args)[1]
-                if normalize_gen_kwargs(settings)["do_sample"]:
+                if normalize_gen_kwargs(settings).get("do_sample"):
                     raise ValueError(
                         f"task {request.task_name} draws its answers by chance (do_sample), so its scores would depend on the "
                         "number of processes: measure it in one, without LONGLORA_EVALUATION_LAUNCHER"
