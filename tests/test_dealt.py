@@ -189,7 +189,6 @@ def test_what_fails_in_one_process_ends_all_and_is_said_once(ready, case, teller
 @pytest.mark.slow
 def test_the_command_starts_the_launcher_that_the_environment_names(ready, tmp_path, monkeypatch):
     command = ["eval", str(TINY), "--lm-eval", "shown", "--tasks", str(ready / "tasks"), "--limit", "3", "--out"]
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(ready / "cache"))
     env = {"HF_DATASETS_CACHE": str(ready / "cache"), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     launcher = (
         f"{sys.executable} -m torch.distributed.run --nproc-per-node=2 "
@@ -198,6 +197,7 @@ def test_the_command_starts_the_launcher_that_the_environment_names(ready, tmp_p
     done = dummy.longlora(tmp_path, *command, "two.json", env={**env, "LONGLORA_EVALUATION_LAUNCHER": launcher})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("shown: acc ") == done.stdout.count("written to two.json") == 1
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", ready / "cache")
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda found: None)
     given = settings(ready / "tasks", tasks=["shown"], limit=3)
     alone = harness.measure(open_model(TINY), label="model", tokenizer=open_tokenizer(TINY), settings=given)
