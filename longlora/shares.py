@@ -10,10 +10,10 @@ import json
 import os
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -44,8 +44,9 @@ def whole(share: np.ndarray) -> np.ndarray:
     """
     if world() == 1:
         return share
-    if first_failed(False) is not None:
-        raise SystemExit(2)
+    failed = first_failed(False)
+    if failed is not None:
+        end_after(failed)
     return added(share)
 
 
@@ -81,6 +82,13 @@ def first_failed(failed: bool) -> int | None:
     return int(flags_W.argmax()) if flags_W.any() else None
 
 
+def end_after(failed: int) -> NoReturn:
+    """End without a word, once the process that has one is gone: a launcher ends all of them as soon as the first has ended."""
+    with suppress(RuntimeError):  # gloo's: the connection is closed
+        distributed.recv(torch.zeros(1), src=failed)
+    raise SystemExit(2)
+
+
 @contextmanager
 def together() -> Generator[None, None, None]:
     """What fails here in one process ends all of them: the first of those that failed raises it, the others end without a word.
@@ -94,8 +102,9 @@ def together() -> Generator[None, None, None]:
         yield
         whole(np.zeros(1))  # so none leaves before all are done
     except Exception as error:
-        if first_failed(True) != rank():
-            raise SystemExit(2) from None
+        failed = first_failed(True)
+        if failed is not None and failed != rank():
+            end_after(failed)
         error.add_note(f"in process {rank()} of 0 to {world() - 1}, which ends all of them")
         raise
 
