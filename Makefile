@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
+AUDIT_URL ?= https://api.osv.dev/v1/query
 
-.PHONY: demo smoke test chaos lint bench experiments install clean
+.PHONY: demo smoke test chaos lint audit bench experiments install clean
 
 demo: install
 	$(BIN)/longlora run
@@ -25,6 +26,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Known holes in the pinned packages. Where the database can not be asked, a line says that nothing was audited.
+audit: install
+	$(BIN)/python .ci/audit.py constraints.txt $(AUDIT_URL)
 
 # Ratios, into docs/bench.json and docs/bench.png: what the JSON holds is not measured again (`rm docs/bench.json`, or name parts).
 bench: install

@@ -216,3 +216,7 @@ def main() -> None:
             raise SystemExit(128 + told) from None
         raise
     raise SystemExit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -65,14 +65,18 @@ def evaluate(
     """Measure a model folder outside of a run: tasks of lm-evaluation-harness, or LongChat's test cases."""
     if not lm_eval and not cases:
         raise ValueError("nothing to measure: name --lm-eval TASKS, or --cases FILE")
+    from flows import launcher
+
+    launcher.start()
     from flows.evaluate import evaluate as measured
+    from longlora.shares import say, together, write
 
     tasks = lm_eval.split(",") if lm_eval else []
-    scores = measured(model, tasks=tasks, folder_of_tasks=tasks_folder, limit=limit, cases=cases or [], chat=chat)
+    with together():
+        scores = measured(model, tasks=tasks, folder_of_tasks=tasks_folder, limit=limit, cases=cases or [], chat=chat)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(scores)
-        print(f"written to {out}")
+        write(scores, out)
+        say(f"written to {out}")
 
 
 @app.command()

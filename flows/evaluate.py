@@ -1,7 +1,7 @@
 """Measures outside of a run, for the command line: the library's own, on any model folder."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 from longlora import harness, longeval
 from longlora.plain import open_model, open_tokenizer
@@ -9,15 +9,15 @@ from longlora.plain import open_model, open_tokenizer
 
 def evaluate(
     folder: Path, *, tasks: list[str], folder_of_tasks: Path | None, limit: int | None, cases: list[Path], chat: bool
-) -> str:
-    """The scores of the model in `folder`, labelled by its name, as JSON in the form of a stage's.
+) -> dict[str, Any]:
+    """The scores of the model in `folder`, labelled by its name, in the form of a stage's.
 
     Raises:
         ValueError: no model there, an unknown task, a malformed case, or no chat template.
     """
     model, tokenizer = open_model(folder), open_tokenizer(folder)
     prompt, label = ("chat" if chat else "plain"), folder.resolve().name
-    scores = {}
+    scores: dict[str, Any] = {}
     if tasks:
         scores |= harness.measure(
             model,
@@ -38,4 +38,4 @@ def evaluate(
             models=[], tasks=[], lengths=[], samples=1, cases=[str(file) for file in cases], prompt=prompt, seed=1
         )
         scores |= longeval.measure(model, label=label, tokenizer=tokenizer, settings=asked)
-    return json.dumps(scores, indent=2, allow_nan=False) + "\n"
+    return scores

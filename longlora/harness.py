@@ -2,6 +2,7 @@
 
 The harness is an extra (`pip install 'longlora-pipeline[eval]'`). It is handed a model that is opened as all others are, in full
 attention; its tasks bring their data from the hub, or from files that a task's own YAML names. No code of a data set is run.
+Among several processes each answers its share (longlora/dealt.py).
 """
 
 import importlib.util
@@ -12,9 +13,12 @@ from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.section import Section, nearest
+from longlora.shares import rank, say
 
 QUANTILE = 1.959964
 """Of the normal distribution: the harness gives standard errors, and 95 % lie within that many of them."""
+BOOTSTRAPS = 100_000
+"""Of a metric whose standard error has no formula: the harness's own number."""
 
 
 class Harness(Section):
@@ -36,7 +40,8 @@ class Harness(Section):
 def measure(
     model: PreTrainedModel, *, label: str, tokenizer: PreTrainedTokenizerBase, settings: Harness
 ) -> dict[str, Any]:
-    """Every metric of every task for the model `label`, with intervals of the harness's standard errors.
+    """Every metric of every task for the model `label`, with intervals of the harness's standard errors. Among several processes
+    only the first is told them.
 
     Raises:
         ValueError: the harness is not installed, a task is unknown (the nearest is named), or there is no chat template.
@@ -49,8 +54,9 @@ def measure(
         raise ValueError("prompt = chat needs a tokenizer with a chat template, and this one has none: use plain")
     # Imported here, for it is an extra and takes ten seconds.
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
+
+    from longlora.dealt import Dealt
 
     if settings.folder is not None and not Path(settings.folder).is_dir():
         raise ValueError(f"harness.folder: no folder {settings.folder} (seen from {Path.cwd()})")
@@ -62,11 +68,12 @@ def measure(
         if task not in known.all_tasks:
             raise ValueError(f"harness.tasks: the harness has no task '{task}'{hint(task, known.all_tasks)}")
     found = simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1),
+        model=Dealt(pretrained=model, tokenizer=tokenizer, batch_size=1),
         tasks=list(settings.tasks),
         task_manager=known,
         num_fewshot=settings.shots,
         limit=settings.limit,
+        bootstrap_iters=BOOTSTRAPS if rank() == 0 else 0,
         log_samples=False,
         apply_chat_template=settings.prompt == "chat",
         random_seed=settings.seed,
@@ -74,10 +81,12 @@ def measure(
         torch_random_seed=settings.seed,
         fewshot_random_seed=settings.seed,
     )
-    assert found is not None  # it is None on other ranks than the first
+    if rank() > 0:
+        return {}
+    assert found is not None  # it is None where LOCAL_RANK is not 0
     scores = {str(task): metrics(row) for task, row in dict(found)["results"].items()}
     for task, row in scores.items():
-        print(f"{task}: " + ", ".join(f"{name} {figure['value']:.4g}" for name, figure in row.items()), flush=True)
+        say(f"{task}: " + ", ".join(f"{name} {figure['value']:.4g}" for name, figure in row.items()))
     return {"harness": {label: {"prompt": settings.prompt, **scores}}}
 
 
