@@ -37,27 +37,13 @@ def unreachable(url: str) -> str | None:
 
 def audited(pins: Path, url: str, report: Path) -> str:
     """Write pip-audit's report, if it gets that far; returns what it said."""
-    command = [sys.executable, "-m", "pip_audit", "--requirement", str(pins), "--no-deps", "--disable-pip", "--strict"]
-    command += [
-        "--vulnerability-service",
-        "osv",
-        "--osv-url",
-        url,
-        "--timeout",
-        str(PATIENCE),
-        "--aliases=off",
-        "--desc=off",
-    ]
-    command += [
-        "--progress-spinner=off",
-        "--cache-dir",
-        str(report.parent / "cache"),
-        "--format=json",
-        "-o",
-        str(report),
-    ]
-    for hole in ACCEPTED:
-        command += ["--ignore-vuln", hole]
+    options = (
+        f"--no-deps --disable-pip --strict --vulnerability-service osv --timeout {PATIENCE} --aliases=off --desc=off"
+    )
+    options += " --progress-spinner=off --format=json"
+    files = ["--requirement", str(pins), "--cache-dir", str(report.parent / "cache"), "-o", str(report)]
+    ignored = [word for hole in ACCEPTED for word in ("--ignore-vuln", hole)]
+    command = [sys.executable, "-m", "pip_audit", *options.split(), "--osv-url", url, *files, *ignored]
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stdout + done.stderr
 
