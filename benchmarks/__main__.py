@@ -18,6 +18,7 @@ import torch
 from benchmarks import attention, command, loss, memory, picture, preparation, step
 from benchmarks.fresh import ROOT
 from benchmarks.turns import SMALL, Sizes
+from longlora.attention_cpu import half_is_emulated
 
 PARTS = {
     "attention": attention,
@@ -35,6 +36,7 @@ def machine() -> dict[str, Any]:
         "processor": torch.cpu.get_capabilities()["cpu_name"],
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "bfloat16": "emulated" if half_is_emulated() else "by instructions",
         "system": platform.system(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "peft", "dvc")},
@@ -52,12 +54,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"measured anew: {', '.join(PARTS)}")
     parser.add_argument("--small", action="store_true", help="the smallest sizes: that it works, not what it says")
-    parser.add_argument("--long", action="store_true", help="bfloat16 at 8192 and 16384 too: half an hour more")
+    parser.add_argument(
+        "--long", action="store_true", help="bfloat16 to 16384 where it is emulated, too: half an hour more"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench.json")
     chosen = parser.parse_args()
     if unknown := set(chosen.parts) - PARTS.keys():
         parser.error(f"no benchmark {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
-    sizes, here = SMALL if chosen.small else Sizes(half_lengths=Sizes.lengths) if chosen.long else Sizes(), machine()
+    sizes = Sizes() if half_is_emulated() and not chosen.long else Sizes(half_lengths=Sizes.lengths)
+    sizes, here = SMALL if chosen.small else sizes, machine()
     results = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
     if results.get("machine") not in (None, here):
         print(

@@ -29,7 +29,7 @@ def run(out, monkeypatch, *words):
 
 def test_the_smallest_sizes_give_ratios_intervals_and_a_picture(out, monkeypatch):
     results = run(out, monkeypatch, "attention", "step", "loss", "memory", "preparation")
-    assert {"processor", "threads", "torch", "transformers"} <= results["machine"].keys()
+    assert {"processor", "threads", "bfloat16", "torch", "transformers"} <= results["machine"].keys()
     for part, ours in {"attention": "s2", "step": "s2", "loss": "chunked", "preparation": "preparation"}.items():
         for case in results["parts"][part].values():
             assert case["methods"][ours]["ratio"] == 1
