@@ -58,9 +58,9 @@ def page(model: str, *, port: int, prompt: str | None, room: int) -> None:
     """
     if importlib.util.find_spec("nicegui") is None:
         raise ValueError("the page needs NiceGUI, an extra: pip install -c constraints.txt -e '.[page]'")
-    from tasks.servers import must_be_free
+    from tasks.listening import LOCAL, must_be_free
 
-    must_be_free(port, "--port")
+    must_be_free(LOCAL, port, "--port")
     folder = model_folder(model)
     from flows.ask_page import serve_page
 

@@ -30,9 +30,10 @@ def serve(model: str, *, port: int, prompt: str | None) -> NoReturn:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"serving needs {', '.join(missing)}: pip install -c constraints.txt -e '.[serve]'")
-    from tasks.servers import HOST, must_be_free
+    from tasks.listening import LOCAL, must_be_free
+    from tasks.servers import HOST
 
-    must_be_free(port, "--port")
+    must_be_free(LOCAL, port, "--port")
     folder = model_folder(model).resolve()
     name = folder.name if Path(model).is_dir() else model
     home = Path.cwd() / ".longlora" / "served"
