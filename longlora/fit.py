@@ -236,8 +236,8 @@ def arguments(settings: Fit, *, checkpoints: Path, accumulation: int, zero: Zero
         accelerator_config={"use_configured_state": zero is not None and on_cpu},
         use_cpu=on_cpu and zero is None,
         dataloader_pin_memory=not on_cpu,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False, "offload": settings.checkpoints_on_host and not on_cpu},
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False, "offload": settings.checkpoints_on_host and not on_cpu},
         # The blocks hold the order already, so resuming is skipping.
         train_sampling_strategy="sequential",
         save_strategy="steps",
