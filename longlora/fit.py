@@ -237,7 +237,10 @@ def arguments(settings: Fit, *, checkpoints: Path, accumulation: int, zero: Zero
         use_cpu=on_cpu and zero is None,
         dataloader_pin_memory=not on_cpu,
         activation_checkpointing=settings.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False, "offload": settings.checkpoints_on_host and not on_cpu},
+        activation_checkpointing_kwargs={
+            "use_reentrant": False,
+            "offload": settings.checkpoints_on_host and not on_cpu,
+        },
         # The blocks hold the order already, so resuming is skipping.
         train_sampling_strategy="sequential",
         save_strategy="steps",
