@@ -1,12 +1,16 @@
 """The process of one stage: it imports DVC, waits to be told a stage's name, and does what `dvc repro --single-item NAME` does."""
 
+import json
 import logging
 import os
 import re
 import sys
+from pathlib import Path
 
 from dvc.exceptions import DvcException
+from dvc.lock import make_lock
 from dvc.repo import Repo
+from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 from dvc.stage.exceptions import StageCmdFailedError
 
 CAUSE = "error: "
@@ -21,7 +25,9 @@ def reproduce_one() -> int:
     how = {"force": True, "no_commit": True} if AFRESH in sys.argv else {}
     logging.getLogger("dvc").setLevel(logging.ERROR)  # its advice (git add dvc.lock) is not for a run
     try:
-        Repo(_wait_for_lock=True).reproduce(name, single_item=True, run_env={"PYTHONPATH": os.getcwd()}, **how)
+        repo = Repo(_wait_for_lock=True)
+        drop_cut_off_locks(repo)
+        repo.reproduce(name, single_item=True, run_env={"PYTHONPATH": os.getcwd()}, **how)
     except DvcException as error:
         reason = error.__cause__ or error
         if isinstance(reason, StageCmdFailedError):
@@ -30,6 +36,22 @@ def reproduce_one() -> int:
         print(f"{CAUSE}{reason}", flush=True)
         return 1
     return 0
+
+
+def drop_cut_off_locks(repo: Repo) -> None:
+    """Remove DVC's file of who reads and writes what, if a kill cut it off: DVC writes it in place, and then refuses to read it.
+
+    Who wrote it is gone, and with it what it had locked. DVC's own guard is held, so no one is writing.
+    """
+    assert repo.tmp_dir is not None
+    file = Path(repo.tmp_dir, RWLOCK_FILE)
+    if not file.exists():
+        return
+    with make_lock(str(Path(repo.tmp_dir, RWLOCK_LOCK)), tmp_dir=repo.tmp_dir):
+        try:
+            json.loads(file.read_text())
+        except json.JSONDecodeError:
+            file.unlink()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from dvc.stage.cache import RunCacheNotFoundError
 
 from tasks import supervise
 from tasks.declared import Artifact, artifacts_in
-from tasks.single import AFRESH, CAUSE
+from tasks.single import AFRESH, CAUSE, drop_cut_off_locks
 from tasks.supervise import Child
 
 Status = Literal["unchanged", "restored", "stale"]
@@ -92,6 +92,7 @@ class Pipeline:
             Lockfile(self._repo, str(folder / "dvc.lock")).load()
         except DvcException:  # cut off by a kill: DVC writes it in place; what was computed is in the run cache
             (folder / "dvc.lock").unlink()
+        drop_cut_off_locks(self._repo)
 
     @contextmanager
     def _engine(self) -> Iterator[None]:

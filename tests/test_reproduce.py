@@ -128,6 +128,9 @@ def test_a_lock_cut_off_anywhere_is_no_obstacle_and_the_order_of_stages_no_diffe
         lock.write_text(whole[:cut])
         assert byhand.run(folder) == key
         assert recorded(project(folder))[key] == commit
+    for rwlock in ("", '{"read": {'):
+        (lock.parent / ".dvc" / "tmp" / "rwlock").write_text(rwlock)
+        assert byhand.run(folder) == key
     assert dummy.executions(folder) == ran  # the run cache had it all
     assert (
         in_order("a:\nstages:\n  z:\n    - 1\n  b@c:\n    d: 2\n") == "a:\nstages:\n  b@c:\n    d: 2\n  z:\n    - 1\n"

@@ -143,4 +143,4 @@ def test_the_host_is_asked_for_only_where_there_is_a_gpu(place, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
         monkeypatch.setattr("longlora.fit.TrainingArguments", lambda **said: said)
         said = arguments(asked, checkpoints=place, accumulation=1, zero=None)
-        assert said["gradient_checkpointing_kwargs"] == {"use_reentrant": False, "offload": gpu}
+        assert said["activation_checkpointing_kwargs"] == {"use_reentrant": False, "offload": gpu}
