@@ -16,11 +16,11 @@ paths = [pathlib.Path(p) for p in paths]
 params = yaml.safe_load(pathlib.Path("params.yaml").read_text())
 for path in paths:
     path.parent.mkdir(parents=True, exist_ok=True)
-print(f"{kind} starts", flush=True)
 notes = pathlib.Path(os.environ.get("LONGLORA_CHECKPOINTS", "."))
 notes.mkdir(parents=True, exist_ok=True)
 with (notes / "executions").open("a") as file:
     print(kind, *[p.stem for p in paths[:1]], file=file)
+print(f"{kind} starts", flush=True)
 if kind == "fetch":
     (base,) = paths
     base.mkdir()
