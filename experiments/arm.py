@@ -8,13 +8,14 @@ import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments import patterns
+from experiments import answers, patterns
 from longlora.adapter import Adapter
-from longlora.attention import Attention
+from longlora.attention import Attention, group_size
 from longlora.blocks import documents
 from longlora.fit import Fit, train
 from longlora.merge import merge
@@ -24,22 +25,24 @@ from longlora.perplexity import Perplexity
 from longlora.perplexity import measure as read_on
 from longlora.plain import open_model, open_tokenizer
 from longlora.position import Position
+from longlora.rescale import rescale
 from longlora.section import read_params, section_of
 
 
-def settings_of(folder: Path, study: str, name: str) -> dict[str, Any]:
-    """The demo's params.yaml, under what `study` says for all its arms, under what its arm `name` says.
+def settings_of(folder: Path, study: str, name: str | None = None) -> dict[str, Any]:
+    """The demo's params.yaml, under what `study` says for all its arms, under what its arm `name` says, if one is named.
 
     Args:
         folder: of the project; its experiments/arms.yaml holds the arms.
     """
     arms = read_params(folder / "experiments" / "arms.yaml")[study]
-    merged = OmegaConf.merge(read_params(folder / "params.yaml"), arms["common"], arms["arms"][name])
+    own = arms["arms"][name] if name else {}
+    merged = OmegaConf.merge(read_params(folder / "params.yaml"), arms["common"], own)
     return {str(key): value for key, value in dict(OmegaConf.to_container(merged)).items()}  # type: ignore[call-overload]
 
 
 def trained(settings: dict[str, Any], *, seed: int, tokens: Path, base: Path, out: Path) -> dict[str, float]:
-    """Write the adapter (or the model) `out`; returns the last training loss and the processor's seconds per step."""
+    """Write the adapter (or the model) `out`; returns the loss of the last quarter of the steps, and the processor's seconds per step."""
     fit = section_of(Fit, settings, "fit").model_copy(update={"seed": seed})
     history = out.with_name("history.csv")
     began = time.process_time()
@@ -57,35 +60,52 @@ def trained(settings: dict[str, Any], *, seed: int, tokens: Path, base: Path, ou
         )
     seconds = (time.process_time() - began) / fit.steps
     with history.open() as file:
-        loss = float(list(csv.DictReader(file))[-1]["loss"])
-    return {"loss": round(loss, 6), "seconds_per_step": round(seconds, 3)}
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    return {"loss": round(mean(losses[-(-3 * len(losses) // 4) :]), 6), "seconds_per_step": round(seconds, 3)}
 
 
-def main(study: str, name: str, seed: int, tokens: Path, heldout: Path, base: Path, scores: Path) -> None:
+def main(study: str, name: str, seed: int, data: Path, base: Path, scores: Path) -> None:
+    tokens, heldout = data / "tokens", data / "heldout.safetensors"
     settings = settings_of(Path.cwd(), study, name)
     with tempfile.TemporaryDirectory() as folder:
         adapter, merged = Path(folder, "adapter"), Path(folder, "merged")
         os.environ["LONGLORA_CHECKPOINTS"] = folder  # two patterns would share a checkpoint else: no section names them
-        cost = trained(settings, seed=seed, tokens=tokens, base=base, out=adapter)
-        merge(base, adapter, out=merged)
-        model = open_model(merged)
+        position = section_of(Position, settings, "position")
+        if settings.get("untrained"):
+            cost = {}
+            rescale(base, method=position.method, context=position.context, out=merged)
+        else:
+            cost = trained(settings, seed=seed, tokens=tokens, base=base, out=adapter)
+            merge(base, adapter, out=merged)
+        model, tokenizer, texts = open_model(merged), open_tokenizer(merged), documents(heldout)
         read = read_on(
             model,
             label=name,
-            documents=documents(heldout),
+            documents=texts,
             settings=section_of(Perplexity, settings, "perplexity"),
             parts=Path(folder, "parts.csv"),
         )
         found = find_keys(
             model,
             label=name,
-            tokenizer=open_tokenizer(merged),
+            tokenizer=tokenizer,
             settings=section_of(Passkey, settings, "passkey"),
+        )
+        answered = answers.measure(
+            model,
+            tokenizer=tokenizer,
+            texts=[tokenizer.decode(text) for text in texts],
+            length=position.context,
+            group=group_size(
+                position.context, 0.25
+            ),  # of the arms' S2-Attn, so that all arms are asked for the same distances
+            count=settings["answers"]["exercises"],
+            seed=settings["answers"]["seed"],
         )
     by_length = {length: score["value"] for length, score in read["perplexity"][name].items() if length.isdecimal()}
     keys = {length: score["value"] for length, score in found["passkey"][name].items() if length.isdecimal()}
     scores.parent.mkdir(parents=True, exist_ok=True)
-    result = {"arm": name, "seed": seed, "perplexity": by_length, "passkey": keys, **cost}
+    result = {"arm": name, "seed": seed, "perplexity": by_length, "passkey": keys, "answers": answered, **cost}
     scores.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
 
 

@@ -1,7 +1,9 @@
-"""Attention patterns that the paper compares S2-Attn with.
+"""Attention patterns that S2-Attn is compared with: the paper's, and two that might close its gap to full attention.
 
-Chen et al. 2024, table 6 (patterns) and table 8 (appendix B.3, ways to shift). The library has only what a user should train
-with; these are here so that the comparison can be rerun. tests/test_experiments.py holds each to a dense mask.
+The paper's: Chen et al. 2024, table 6 (patterns) and table 8 (appendix B.3, ways to shift). The others: groups whose borders
+lie elsewhere in every layer and step, and groups that see the sequence's first tokens besides (attention sinks, Xiao et al.
+2024). The library has only what a user should train with; these are here so that the comparison can be rerun.
+tests/test_experiments.py holds each to a dense mask.
 
 Letters: B batch; H query heads; K key/value heads; L tokens; D head dimension; G group size.
 """
@@ -19,9 +21,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from longlora import fit
 from longlora.attention import Attention
 
-Pattern = Literal["across-layers", "only-shifted", "dilated", "roll-back", "swapped"]
+Pattern = Literal["across-layers", "only-shifted", "dilated", "roll-back", "swapped", "wandering", "sinks"]
 Way = Callable[[torch.Tensor, int], torch.Tensor]
 """From qkv_3BHLD and G to out_BHLD."""
+SINKS = 4
+"""As many first tokens as Xiao et al. 2024 (arXiv 2309.17453) keep."""
 
 
 def causal(qkv_3BHLD: torch.Tensor) -> torch.Tensor:
@@ -35,11 +39,33 @@ def resting(qkv_3BHLD: torch.Tensor, size: int) -> torch.Tensor:
     return causal(parts).unflatten(0, (qkv_3BHLD.shape[1], -1)).transpose(1, 2).flatten(2, 3)
 
 
-def moved(qkv_3BHLD: torch.Tensor, size: int) -> torch.Tensor:
-    """Inside the groups [0, G/2), [G/2, 3G/2), ..."""
-    half = size // 2
-    first, middle, last = qkv_3BHLD.split([half, qkv_3BHLD.shape[3] - size, half], dim=3)
+def moved(qkv_3BHLD: torch.Tensor, size: int, by: int | None = None) -> torch.Tensor:
+    """Inside the groups [0, M), [M, M + G), ... and what is left at the end, where M = `by` < G; half a group if not said."""
+    by = size // 2 if by is None else by
+    if by == 0:
+        return resting(qkv_3BHLD, size)
+    first, middle, last = qkv_3BHLD.split([by, qkv_3BHLD.shape[3] - size, size - by], dim=3)
     return torch.cat([causal(first), resting(middle, size), causal(last)], dim=2)
+
+
+def wandering(qkv_3BHLD: torch.Tensor, size: int) -> torch.Tensor:
+    """Inside groups that begin at a random place: another in each layer, step and half of the heads."""
+    return moved(qkv_3BHLD, size, by=int(torch.randint(size, ())))
+
+
+def with_sinks(way: Way) -> Way:
+    """Inside the groups of `way`, and to the first `SINKS` tokens from everywhere."""
+
+    def both(qkv_3BHLD: torch.Tensor, size: int) -> torch.Tensor:
+        q_BHLD, k_BHLD, v_BHLD = qkv_3BHLD
+        place_L = torch.arange(q_BHLD.shape[2])
+        start = size // 2 if way is moved else 0
+        group_L = (place_L - start) // size
+        seen_LL = (group_L[:, None] == group_L) | (place_L < SINKS)
+        seen_LL &= place_L[:, None] >= place_L
+        return scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD, attn_mask=seen_LL)
+
+    return both
 
 
 def rolled_back(qkv_3BHLD: torch.Tensor, size: int) -> torch.Tensor:
@@ -67,6 +93,10 @@ def halves(pattern: Pattern, layer: int) -> tuple[Way, Way]:
             return resting, rolled_back
         case "swapped":
             return moved, resting
+        case "wandering":
+            return wandering, wandering
+        case "sinks":
+            return with_sinks(resting), with_sinks(moved)
 
 
 def attend(
@@ -84,7 +114,11 @@ def attend(
 def in_place_of_s2(pattern: Pattern) -> Iterator[None]:
     """Have models that are fine-tuned meanwhile attend by `pattern`."""
 
+    enable_as_said = fit.enable
+
     def enable(model: PreTrainedModel, attention: Attention) -> None:
+        if attention.pattern == "full":  # the last steps
+            return enable_as_said(model, attention)
         name = f"{pattern}_{attention.group_ratio}".upper()
         AttentionInterface.register(name, attention_function(pattern, attention.group_ratio))
         AttentionMaskInterface.register(name, no_mask)

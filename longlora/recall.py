@@ -74,17 +74,27 @@ def exercises(
         )
     if reach < SHORTEST:
         raise ValueError(f"blocks.recall.reach = {reach} has no room for a fact and its question; at least {SHORTEST}")
-    words = sorted({word for text in texts for word in re.findall(r"\b[^\W\d_]{4,12}\b", text)})
-    if len(words) < 2 * length:
-        # Names are drawn without putting back, a few per exercise; a handful of words would also teach the words.
-        words = [f"{word}{i}" for i in range(-(-2 * length // max(1, len(words)))) for word in words]
-    if not words:
-        raise ValueError("recall exercises take their names from the training texts, and those hold no words")
+    words = words_of(texts, length=length)
     dice = random.Random(seed)
     for _ in range(count):
         yield exercise(
             texts, words=words, tokenizer=tokenizer, length=length, reach=reach, nearness=nearness, dice=dice
         ).tokens
+
+
+def words_of(texts: Sequence[str], *, length: int) -> list[str]:
+    """Words that stand in `texts`, enough for exercises of `length` tokens.
+
+    Raises:
+        ValueError: the texts hold no words.
+    """
+    words = sorted({word for text in texts for word in re.findall(r"\b[^\W\d_]{4,12}\b", text)})
+    if not words:
+        raise ValueError("recall exercises take their names from the training texts, and those hold no words")
+    # Names are drawn without putting back, a few per exercise; a handful of words would also teach the words.
+    return (
+        words if len(words) >= 2 * length else [f"{w}{i}" for i in range(-(-2 * length // len(words))) for w in words]
+    )
 
 
 def exercise(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +10,9 @@ import torch
 import yaml
 from torch.nn.functional import scaled_dot_product_attention
 
-from experiments import patterns
+from experiments import answers, patterns
 from experiments.arm import settings_of
-from experiments.tables import order, retrieval_table, rows_of
+from experiments.tables import draw, order, paper_table, retrieval_table, rows_of
 from longlora.adapter import Adapter
 from longlora.attention import Attention, shifted_sparse_attention
 from longlora.fit import Fit
@@ -45,18 +46,51 @@ def mask(pattern: str, layer: int) -> torch.Tensor:
         "dilated": (dilated, dilated),
         "roll-back": (resting, rolled),
         "swapped": (moved, resting),
+        "sinks": (resting | (place_L < patterns.SINKS) & past_LL, moved | (place_L < patterns.SINKS) & past_LL),
     }[pattern]
     return torch.stack([first, first, second, second])
 
 
 @pytest.mark.parametrize("layer", [1, 2])
-@pytest.mark.parametrize("pattern", ["across-layers", "only-shifted", "dilated", "roll-back", "swapped"])
+@pytest.mark.parametrize("pattern", ["across-layers", "only-shifted", "dilated", "roll-back", "swapped", "sinks"])
 def test_a_pattern_is_its_dense_mask(pattern, layer):
     dice = torch.manual_seed(0)
     q, k, v = (torch.randn(2, heads, LENGTH, 6, generator=dice).double() for heads in (4, 2, 2))
     out = patterns.attend(q, k, v, pattern=pattern, size=SIZE, layer=layer)
     dense = scaled_dot_product_attention(q, k, v, attn_mask=mask(pattern, layer), enable_gqa=True)
     assert torch.allclose(out, dense)
+
+
+@pytest.mark.parametrize("by", range(SIZE))
+def test_groups_may_begin_anywhere(by):
+    dice = torch.manual_seed(0)
+    qkv = torch.randn(3, 2, 4, LENGTH, 6, generator=dice).double()
+    place_L = torch.arange(LENGTH)
+    group_L = (place_L - by) // SIZE
+    seen_LL = (group_L[:, None] == group_L) & (place_L[:, None] >= place_L)
+    dense = scaled_dot_product_attention(*qkv, attn_mask=seen_LL)
+    assert torch.allclose(patterns.moved(qkv, SIZE, by=by), dense)
+
+
+def test_wandering_groups_wander():
+    qkv = torch.randn(3, 1, 4, LENGTH, 6, generator=torch.manual_seed(0)).double()
+    torch.manual_seed(1)
+    outs = [patterns.wandering(qkv, SIZE) for _ in range(8)]
+    assert len({tuple(out.flatten().tolist()) for out in outs}) > 2
+
+
+def test_a_pattern_gives_way_to_full_attention_in_the_last_steps():
+    from longlora import fit
+
+    model = SimpleNamespace(set_attn_implementation=lambda name: said.append(name), config=SimpleNamespace())
+    said, real = [], []
+    settings = section_of(Attention, settings_of(ROOT, "retrieval", "last-8"), "attention")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "enable", lambda model, attention: real.append(attention.pattern))
+        with patterns.in_place_of_s2("wandering"):
+            fit.enable(model, settings)
+            fit.enable(model, settings.model_copy(update={"pattern": "full"}))
+    assert said == ["WANDERING_0.25"] and real == ["full"]
 
 
 def test_swapped_is_the_librarys_attention_with_its_heads_turned():
@@ -88,20 +122,21 @@ def test_every_arm_is_valid_and_stands_in_the_graph_and_in_a_table(study):
 
 @pytest.fixture
 def results(tmp_path):
-    """Writes what arms found: perplexities by seed, and passkeys and seconds if they matter."""
+    """Writes what arms found: perplexities by seed, losses of far answers and seconds if they matter."""
 
-    def write(arms, keys=None, seconds=None):
+    def write(arms, far=None, seconds=None):
         folder = tmp_path / "made-up"
         folder.mkdir()
         for arm, values in arms.items():
             for seed, value in enumerate(values):
-                found = (keys or {}).get(arm, [0.0] * 3)[seed]
+                answers = {"nats": (far or {}).get(arm, [0.0] * 3)[seed], "right": 0.5}
                 one = {
                     "perplexity": {"512": 1.0, "2048": value},
-                    "passkey": {"2048": found},
-                    "loss": np.log(value) - 0.5,
+                    "passkey": {"2048": 0.5 + seed / 10},
+                    "answers": {"near": answers, "far": answers},
                 }
-                one["seconds_per_step"] = (seconds or {}).get(arm, 1.0) + seed
+                if arm != "untrained":
+                    one |= {"loss": np.log(value) - 0.5, "seconds_per_step": (seconds or {}).get(arm, 1.0) + seed}
                 (folder / f"{arm}-{seed}.json").write_text(json.dumps(one))
         return tmp_path
 
@@ -110,11 +145,12 @@ def results(tmp_path):
 
 def test_an_order_agrees_disagrees_or_stays_open(results):
     ours = {"a": [3.0, 3.1, 2.9], "b": [3.5, 3.6, 3.4], "c": [2.9, 3.3, 2.8], "d": [2.0, 2.1, 1.9], "e": [9, 9.1, 8.9]}
-    paper = {"a": 8.0, "b": 9.0, "c": 8.5, "d": 10.0, "e": 8.01}
+    ours["untrained"] = [30.0] * 3
+    paper = {"a": 8.0, "b": 9.0, "c": 8.5, "d": 10.0, "e": 8.01, "untrained": None}
     rows = [{"arm": arm, "says": arm.upper(), "paper": value} for arm, value in paper.items()]
     table, folder = {"study": "made-up", "rows": rows}, results(ours)
     rows = rows_of(table, folder)
-    against, open_, count = order(rows)
+    against, open_, count = order(rows, lambda row: row.nats)
     assert set(against) == {f"{x} is better than {y} here" for x, y in ("DA", "DB", "DC", "DE", "BE", "CE")}
     assert open_ == ["A / C"]  # B / C is clear by pairs, A / E is less than one per cent apart in the paper
     assert count == 9
@@ -125,14 +161,91 @@ def test_an_order_agrees_disagrees_or_stays_open(results):
         rows_of(table, folder)
 
 
+def test_a_paper_table_compares_by_perplexity_and_by_answers(results, tmp_path):
+    ours, far = {"a": [3.0, 3.0, 3.0], "b": [3.1, 3.1, 3.1]}, {"a": [5.0, 5.1, 4.9], "b": [4.0, 4.1, 3.9]}
+    said = [{"arm": "untrained", "says": "nothing", "paper": None}]
+    said += [{"arm": arm, "says": arm.upper(), "paper": value} for arm, value in {"a": 8.0, "b": 9.0}.items()]
+    table = {"study": "made-up", "title": "Table", "paper": "PG19", "rows": said}
+    rows = rows_of(table, results(ours | {"untrained": [30.0] * 3}, far))
+    lines = paper_table(table, rows)
+    assert "| nothing | none | 30.000 ± 0.000 | 0.00 ± 0.00 | 50 ± 0 % | none |" in lines
+    assert "| A | 8.0 | 3.000 ± 0.000 | 5.00 ± 0.25 | 50 ± 0 % | -0.50 |" in lines
+    by_perplexity, by_answers = (line for line in lines if line.startswith("By "))
+    assert "1 of the 1 pairs" in by_perplexity and "0 of the 1 pairs" in by_answers
+    assert lines[-1] == "- Not so: B is better than A here."
+    draw([(table, rows)], tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 5000
+
+
 def test_retrieval_is_told_against_full_attention_and_cost_against_s2(results):
-    names = ["full-attention", "s2-only", "demo"]
-    keys = {"full-attention": [0.9, 1.0, 0.95], "s2-only": [0.3, 0.4, 0.3], "demo": [0.9, 0.95, 1.0]}
-    folder = results({name: [3.0, 3.1, 2.9] for name in names}, keys, {"full-attention": 2.0, "demo": 1.3})
+    names = ["untrained", "full-attention", "s2-only", "demo"]
+    far = {"full-attention": [4.9, 5.0, 4.95], "s2-only": [8.3, 8.4, 8.3], "demo": [4.9, 4.95, 5.0]}
+    folder = results({name: [3.0, 3.1, 2.9] for name in names}, far, {"full-attention": 2.0, "demo": 1.3})
     table = {"study": "made-up", "rows": [{"arm": name, "says": name, "paper": None} for name in names]}
     lines = retrieval_table(rows_of(table, folder))
-    assert "| demo | 2.999 ± 0.248 | 95 ± 12 % | 1.30 |" in lines
+    assert "| demo | 2.999 ± 0.248 | 60 ± 25 % | 50 ± 0 % | 50 ± 0 % | 4.95 ± 0.12 | 1.30 |" in lines
+    assert "| untrained | 2.999 ± 0.248 | 60 ± 25 % | 50 ± 0 % | 50 ± 0 % | 0.00 ± 0.00 | none |" in lines
     assert lines[-2:] == [
-        "- s2-only: -62 points from full attention throughout, clear of the seeds' noise.",
-        "- demo: +0 points from full attention throughout, within the seeds' noise, but costs more than 1.1 of S2-Attn.",
+        "- s2-only: +3.38 nats, clear of the seeds' noise.",
+        "- demo: +0.00 nats, within the seeds' noise, but costs more than 1.1 of S2-Attn.",
     ]
+
+
+class Letters:
+    """A tokenizer whose tokens are the letters."""
+
+    def __call__(self, text, **_):
+        return {"input_ids": [ord(letter) for letter in text]}
+
+    def decode(self, tokens):
+        return "".join(map(chr, tokens))
+
+    bos_token_id = None
+
+
+@pytest.mark.parametrize(
+    "question, end",
+    [
+        ("What is the code? The code is 123.\n", "123.\n"),
+        ("print Ada\n4567\n", "4567\n"),
+        ("What did we send to Ada? We sent old house.\n", "house.\n"),
+    ],
+)
+def test_an_answer_is_the_last_word_with_what_closes_it(question, end):
+    letters = Letters()
+    assert answers.answer(letters(question)["input_ids"], letters) == len(end)
+
+
+def test_answers_are_told_by_distance_and_only_answers_count():
+    """A model that copies what followed the same letters before, the more of them the better: it is right up to its reach."""
+
+    class Copies:
+        device = "cpu"
+
+        def __init__(self, reach):
+            self.reach = reach
+
+        def __call__(self, input_ids, **_):
+            text, logits = "".join(map(chr, input_ids[0])), torch.zeros(1, input_ids.shape[1], 128)
+            for place in range(3, len(text)):
+                found = text.rfind(text[place - 2 : place + 1], max(0, place - self.reach), place)
+                if found >= 0:
+                    logits[0, place, ord(text[found + 3])] = 20.0
+            return SimpleNamespace(logits=logits)
+
+    texts = [
+        "the people of the several states have conferred upon their government many great and lasting powers " * 20
+    ]
+    settings = {"tokenizer": Letters(), "texts": texts, "length": 1024, "group": 256, "count": 12, "seed": 1}
+    blind, near, whole = (answers.measure(Copies(reach), **settings) for reach in (1, 256, 1024))
+    assert blind["far"] == {
+        "nats": pytest.approx(blind["far"]["nats"]),
+        "right": 0.0,
+        "answers": whole["far"]["answers"],
+    }
+    # It copies the full stop of "is 123. Remember it" with what follows: few of its answers are right to the end of the line.
+    assert near["near"]["right"] > 0 == near["far"]["right"] < whole["far"]["right"]
+    assert near["near"]["nats"] < blind["near"]["nats"] - 10
+    assert near["near"]["nats"] == pytest.approx(whole["near"]["nats"], abs=0.5)
+    assert whole["far"]["nats"] < near["far"]["nats"] - 10
+    assert min(whole["far"]["answers"], whole["near"]["answers"]) >= 30
