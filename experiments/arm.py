@@ -42,7 +42,7 @@ def settings_of(folder: Path, study: str, name: str | None = None) -> dict[str, 
 
 
 def trained(settings: dict[str, Any], *, seed: int, tokens: Path, base: Path, out: Path) -> dict[str, float]:
-    """Write the adapter (or the model) `out`; returns the loss of the last quarter of the steps, and the processor's seconds per step."""
+    """Write the adapter (or the model) `out`; returns the loss (last quarter of the steps) and the processor's seconds a step."""
     fit = section_of(Fit, settings, "fit").model_copy(update={"seed": seed})
     history = out.with_name("history.csv")
     began = time.process_time()
