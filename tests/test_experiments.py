@@ -9,12 +9,14 @@ import pytest
 import torch
 import yaml
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoModelForCausalLM
 
-from experiments import answers, patterns
+from experiments import answers, cost, patterns
 from experiments.arm import settings_of
 from experiments.tables import draw, order, paper_table, retrieval_table, rows_of
 from longlora.adapter import Adapter
-from longlora.attention import Attention, shifted_sparse_attention
+from longlora.attention import Attention, enable, shifted_sparse_attention
+from longlora.cost import Shape, forward_flops
 from longlora.fit import Fit
 from longlora.passkey import Passkey
 from longlora.perplexity import Perplexity
@@ -249,3 +251,19 @@ def test_answers_are_told_by_distance_and_only_answers_count():
     assert near["near"]["nats"] == pytest.approx(whole["near"]["nats"], abs=0.5)
     assert whole["far"]["nats"] < near["far"]["nats"] - 10
     assert min(whole["far"]["answers"], whole["near"]["answers"]) >= 30
+
+
+def test_flops_that_are_counted_are_those_of_the_formula_and_shifted_groups_have_two_halves():
+    shape = Shape.from_config(json.loads((ROOT / "tiny/model/config.json").read_text()))
+    attention = section_of(Attention, settings_of(ROOT, "paper"), "attention")
+    parts = {}
+    for pattern in ("full", "s2"):
+        model = AutoModelForCausalLM.from_pretrained(ROOT / "tiny/model", local_files_only=True).train()
+        enable(model, attention.model_copy(update={"pattern": pattern}))
+        formula = forward_flops(shape, workload=cost.workload(512, pattern, attention))
+        parts[pattern] = cost.counted(model, 512), formula
+    counted, formula = parts["full"]
+    assert counted == formula
+    counted, formula = parts["s2"]
+    assert counted.attention == formula.attention * 15 / 16
+    assert counted.model_copy(update={"attention": formula.attention}) == formula
