@@ -21,6 +21,7 @@ from longlora.loss import chunk_loss
 LAYERS, WORDS, CHUNK = 1, 4096, 1024
 ADAPTER = Adapter(
     method="lora",
+    quantized=None,
     rank=8,
     alpha=16.0,
     dropout=0.0,

@@ -69,7 +69,11 @@ def packages() -> Iterator[Finding]:
         else "missing: install the project with pip, or registered models can not be loaded"
     )
     yield Finding("dvc:// for MLflow", "ok" if "dvc" in schemes else "lacks", said)
-    for name, use in {"deepspeed": "several GPUs", "flash_attn": "fast attention on GPUs"}.items():
+    for name, use in {
+        "deepspeed": "several GPUs",
+        "flash_attn": "fast attention on GPUs",
+        "bitsandbytes": "QLoRA",
+    }.items():
         there = importlib.util.find_spec(name) is not None
         yield Finding(
             name.replace("_", "-"), "ok" if there else "note", "installed" if there else f"not installed (for {use})"

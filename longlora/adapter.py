@@ -7,12 +7,13 @@ embeddings and norms it does. Hayou et al. 2024 use the same name for a larger l
 All that was trained goes into one adapter folder that stock peft loads; tied embeddings stay tied.
 """
 
+import copy
 from pathlib import Path
 from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -22,6 +23,8 @@ from longlora.section import Section, nearest
 class Adapter(Section):
     method: Literal["lora", "full"]
     """full: every weight of the model is trained, and the other keys do nothing."""
+    quantized: Literal["nf4"] | None
+    """The frozen linear layers while training. nf4: in four bits, QLoRA (longlora/quantized.py); null: as `fit.dtype`."""
     rank: int = Field(gt=0)
     alpha: float = Field(gt=0)
     """The update is B A x alpha / rank."""
@@ -30,6 +33,15 @@ class Adapter(Section):
     """Names of the linear layers that get an adapter, as the model calls them (GPT-NeoX: query_key_value, dense)."""
     trainable: list[Literal["embeddings", "norms"]]
     """What is trained whole beside the low-rank matrices."""
+
+    @field_validator("quantized")
+    @classmethod
+    def frozen_only(cls, quantized: str | None, info: ValidationInfo) -> str | None:
+        if quantized and info.data.get("method") == "full":
+            raise ValueError(
+                "only frozen weights are quantised, and adapter.method = full freezes none; null, or method lora"
+            )
+        return quantized
 
 
 def attach(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel | PeftModel:
@@ -89,13 +101,18 @@ def save(model: PreTrainedModel | PeftModel, folder: Path) -> None:
         raise ValueError(f"{len(bad)} trained tensors hold NaN or infinity, the first is {bad[0]}; nothing was saved")
     if isinstance(model, PeftModel):
         # Where the base lies is dvc.yaml's to say: an absolute path here would change the adapter's hash from place to place.
-        config = model.peft_config["default"]
-        config.base_model_name_or_path = None
+        recipe = model.peft_config["default"]
+        recipe.base_model_name_or_path = None
         # peft holds the names in a set, whose order is another in every process, and so would be the adapter's hash.
-        assert config.target_modules is not None
-        config.target_modules = sorted(config.target_modules)  # type: ignore[assignment]
+        assert recipe.target_modules is not None
+        recipe.target_modules = sorted(recipe.target_modules)  # type: ignore[assignment]
         model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink()  # peft's template, to be filled in by hand; the card is written by the report
-        model.get_base_model().config.save_pretrained(folder)
+        config = copy.deepcopy(model.get_base_model().config)
+        if hasattr(
+            config, "quantization_config"
+        ):  # of the training: the adapter goes onto the base as it is on the disk
+            del config.quantization_config
+        config.save_pretrained(folder)
     else:
         model.save_pretrained(folder)

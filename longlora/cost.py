@@ -112,6 +112,7 @@ class Workload(Section):
     backend: str
     """Every backend is fused, and holds no scores, but `eager`."""
     method: Literal["lora", "full"]
+    quantized: Literal["nf4"] | None
     rank: int = Field(gt=0)
     targets: tuple[str, ...]
     trainable: tuple[Literal["embeddings", "norms"], ...]

@@ -41,6 +41,7 @@ from longlora.history import History, write_cost
 from longlora.loss import chunk_loss
 from longlora.packing import training_blocks
 from longlora.position import Position, extend
+from longlora.quantized import keep_for_training, nf4, place
 from longlora.ranks import Ranks, from_environment, must_agree
 from longlora.section import Section
 from longlora.sequence_parallel import Shards, join, must_fit, parallel_attention
@@ -123,6 +124,10 @@ def train(
     if ranks.degree > 1 and attention.pattern == "s2":
         size = group_size(position.context, attention.group_ratio)
         must_fit(position.context, group_size=size, degree=ranks.degree)
+    if adapter.quantized and zero and zero.stage == 3:
+        raise ValueError(
+            "adapter.quantized: ZeRO-3 shares out the weights, which four bits do not allow here; LONGLORA_ZERO = 2"
+        )
     sections = (position, attention, adapter, settings)
     checkpoints = checkpoint_folder(digest([tokens, *([pairs] if pairs else []), base], sections=sections))
     blocks = training_blocks(
@@ -202,9 +207,11 @@ def build(base: Path, *, position: Position, adapter: Adapter, dtype: str) -> Pr
     config = extend(
         AutoConfig.from_pretrained(base, local_files_only=True), method=position.method, context=position.context
     )
+    quantized = {"quantization_config": nf4(getattr(torch, dtype)), "device_map": place()} if adapter.quantized else {}
     model = AutoModelForCausalLM.from_pretrained(
-        base, config=config, local_files_only=True, dtype=getattr(torch, dtype)
+        base, config=config, local_files_only=True, dtype=getattr(torch, dtype), **quantized
     )
+    keep_for_training(model)
     model.config.use_cache = False
     if dtype == "bfloat16" and adapter.method == "lora":
         # The trained embedding is float32; without this the whole residual stream would be, at twice the memory.

@@ -31,6 +31,8 @@ BUCKET_SHARE = 0.728
 
 ALONE_GB = 1.5
 """CUDA context and slack of a single process, an assumption: the paper has no such run."""
+NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
+"""Of a quantised weight, with its share of the scales and of their scales (QLoRA, section 3)."""
 LIVE_PARAMETERS = 10**9
 """Parameters that ZeRO-3 keeps gathered at most (DeepSpeed's stage3_max_live_parameters)."""
 
@@ -196,7 +198,11 @@ def memory(shape: Shape, *, workload: Workload, hardware: Hardware) -> tuple[Mem
     parts = [hardware.gpus if hardware.zero >= stage else 1 for stage in (1, 2, 3)]
     optimiser = trained * (12 if own == 2 else 8) / parts[0]
     gradients = trained * own / parts[1]
-    parameters = (trained * own + (whole - trained) * b) / parts[2]
+    frozen = (whole - trained) * b
+    if workload.quantized:
+        linears = shape.layers * sum(width * out for width, out in shape.linears.values())
+        frozen -= linears * (b - NF4_BITS / 8)
+    parameters = (trained * own + frozen) / parts[2]
     tokens = workload.micro_batch * workload.context // hardware.sequence_parallel
     held = activations(shape, workload=workload, tokens=tokens)
     kept, away = held.kept, 0.0
@@ -229,7 +235,8 @@ def buffer_bytes(shape: Shape, *, workload: Workload, hardware: Hardware) -> flo
     if hardware.alone:
         largest = max(shape.embedding, shape.hidden * shape.intermediate) if full else shape.embedding
         fresh = 4.0 * largest if full or "embeddings" in workload.trainable else 0.0
-        return fresh + (b * trained if full and b == 2 else 0.0)
+        whole = b * shape.hidden * shape.intermediate if workload.quantized else 0.0  # the layer at work, in full
+        return fresh + (b * trained if full and b == 2 else 0.0) + whole
     if hardware.zero < 3:
         return BUCKET_SHARE * b * trained
     resident = 0 if hardware.offload_parameters else shape.parameters / hardware.gpus

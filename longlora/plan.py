@@ -24,6 +24,7 @@ KEYS = {
     "full_attention_last": "attention.full_attention_last",
     "backend": "attention.backend",
     "method": "adapter.method",
+    "quantized": "adapter.quantized",
     "rank": "adapter.rank",
     "targets": "adapter.targets",
     "trainable": "adapter.trainable",

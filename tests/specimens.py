@@ -63,7 +63,13 @@ def folder(place: Path, *, tied: bool = True, window: int = 64) -> Path:
 ATTENTION = Attention(pattern="s2", shift="boundaries", group_ratio=0.25, full_attention_last=0.0, backend="sdpa")
 POSITION = Position(method="yarn", context=128)
 ADAPTER = Adapter(
-    method="lora", rank=3, alpha=6.0, dropout=0.0, targets=["q_proj", "v_proj"], trainable=["embeddings", "norms"]
+    method="lora",
+    quantized=None,
+    rank=3,
+    alpha=6.0,
+    dropout=0.0,
+    targets=["q_proj", "v_proj"],
+    trainable=["embeddings", "norms"],
 )
 FIT = Fit(
     steps=6,

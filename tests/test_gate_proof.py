@@ -45,7 +45,13 @@ PASSKEY = Passkey(
     lengths=[WINDOW, TARGET], depths=[0.0, 0.25, 0.5, 0.75, 1.0], samples=2, digits=5, prompt="plain", seed=1
 )
 ADAPTER = Adapter(
-    method="lora", rank=4, alpha=8.0, dropout=0.0, targets=["q_proj", "v_proj"], trainable=["embeddings", "norms"]
+    method="lora",
+    quantized=None,
+    rank=4,
+    alpha=8.0,
+    dropout=0.0,
+    targets=["q_proj", "v_proj"],
+    trainable=["embeddings", "norms"],
 )
 
 
