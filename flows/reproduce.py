@@ -102,6 +102,7 @@ def compute_again(where: Project, key: str, again: str) -> Path:
     with tempfile.TemporaryDirectory(dir=where.state) as checkpoints:
         pipeline = Pipeline(folder, environment=stage_settings(Path(checkpoints)), afresh=True)
         try:
+            pipeline.bring_sources()  # and nothing more: what stages make is not taken from the cache
             for name in pipeline.names():
                 pipeline.reproduce(
                     name, on_line=lambda line, name=name: print(f"{name} | {line}"), on_tick=lambda: None
