@@ -86,14 +86,22 @@ def open_place(where: Project, state: Snapshot) -> Place:
 
 
 def is_recorded(place: Place) -> bool:
-    """Whether there is nothing to do: no stage is stale, and what they made is recorded, in this MLflow too."""
+    """Whether there is nothing to do: no stage is stale, and what they made is recorded, in this MLflow too.
+
+    Raises:
+        ValueError: nobody answers there.
+    """
     noted = storage.noted(place.where, place.state.key)
-    return (
-        noted is not None
-        and all(stage.status != "stale" for stage in place.stages)
-        and noted.record == storage.record_commit(place.where, place.state, place.folder)
-        and noted.tracking == storage.without_credentials(os.environ["MLFLOW_TRACKING_URI"])
-    )
+    if (
+        noted is None
+        or any(stage.status == "stale" for stage in place.stages)
+        or noted.record != storage.record_commit(place.where, place.state, place.folder)
+        or noted.tracking != storage.without_credentials(os.environ["MLFLOW_TRACKING_URI"])
+    ):
+        return False
+    from tasks import tracking  # MLflow takes seconds to import, and only a run that is done needs it here
+
+    return tracking.is_finished(tracking.connect(), noted.run_id)
 
 
 def stage_settings(checkpoints: Path) -> dict[str, str]:
