@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from flows.place import stage_settings
+from flows.place import checkpoint_home, stage_settings
 from flows.terminal import console
 from tasks import storage, supervise
 from tasks.config import link
@@ -83,7 +83,7 @@ def bring_back(where: Project, sought: Sought, remote: str | None) -> Pipeline:
     addresses = list(dict.fromkeys([remote] if remote else ["", sought.data]))  # '': this clone's own
     for address in addresses:
         link(folder, to=where.tree, cache_home=where.root, remote=address)
-        pipeline = Pipeline(folder, environment=stage_settings(where.state / "checkpoints"))
+        pipeline = Pipeline(folder, environment=stage_settings(checkpoint_home(where)))
         missing = pipeline.bring()
         if not missing:
             return pipeline
