@@ -110,19 +110,25 @@ def model_folder(name: str) -> Path:
 
 
 def fetched(source: str, *, home: Path) -> Path:
-    """The model behind a dvc:// address, kept under its commit; whole or absent."""
-    import shutil
+    """The model behind a dvc:// address, kept under its commit; whole or absent, however many processes bring it at once."""
+    import tempfile
     from urllib.parse import parse_qs, urlsplit
 
     from mlflow.artifacts import download_artifacts
 
     place = home / parse_qs(urlsplit(source).query)["rev"][0][:16]
     if not place.exists():
-        partial = place.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        download_artifacts(artifact_uri=source, dst_path=str(partial))
-        partial.rename(place)
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home, prefix=f"{place.name}-", suffix=".partial") as scratch:
+            partial = Path(scratch) / "model"  # below it, for the scratch folder is closed to others
+            partial.mkdir()
+            download_artifacts(artifact_uri=source, dst_path=str(partial))
+            try:
+                partial.rename(place)
+            except OSError:
+                if not place.is_dir():
+                    raise
+                # another process was first, with the same bytes
     configs = sorted(place.rglob("config.json"), key=lambda file: len(file.parts))
     if not configs:
         raise ValueError(f"{source} holds no model (no config.json)")

@@ -1,7 +1,7 @@
 """Run dvc.yaml under Prefect. The graph is DVC's; retries, logs and tags are Prefect's; the record is MLflow's and git's.
 
 One task run per stage, named by it. A run happens in its own worktree, under a lock of its key: the same key again is how a run is
-resumed, and what was done is not done twice.
+resumed, and what was done is not done twice. A lock of the flow run itself, held longer, tells others that it is alive.
 """
 
 import os
@@ -22,7 +22,6 @@ from flows.place import Place, brought, open_place
 from flows.plan import must_fit
 from flows.recording import Recording
 from tasks import hooks, servers, storage, supervise, workspace
-from tasks.approval import waiting
 from tasks.stages import InterruptedStageError, ParameterError, Stage
 from tasks.watching import watched
 
@@ -67,27 +66,28 @@ def pipeline(
         raise ValueError(
             f"{where.tree} has uncommitted changes, and a scheduled run must be reproducible: commit them first"
         )
-    with workspace.hold(where, state.key):
-        name_run(where, f"{state.recipe or 'params'}-{state.key}")
-        place = open_place(where, state)
-        supervise.sweep(place.folder)
-        if if_worse is not None:
-            from flows.decay import still_good  # it imports MLflow
+    with workspace.hold(where, flow_lock(flow_run.get_id())):  # to its end: a promotion is part of it
+        with workspace.hold(where, state.key):
+            name_run(where, f"{state.recipe or 'params'}-{state.key}")
+            place = open_place(where, state)
+            supervise.sweep(place.folder)
+            if if_worse is not None:
+                from flows.decay import still_good  # it imports MLflow
 
-            if said := still_good(place, by=if_worse):
-                return Completed(name="StillGood", message=said)
-        if not anyway:
-            must_fit(place)
-        run_place(place)
-    if seen:
-        seen.remember()
-    if promote:
-        from flows.promote import (
-            promote as promote_flow,
-        )  # MLflow is imported by now, and not before the first stage runs
+                if said := still_good(place, by=if_worse):
+                    return Completed(name="StillGood", message=said)
+            if not anyway:
+                must_fit(place)
+            run_place(place)
+        if seen:
+            seen.remember()
+        if promote:
+            from flows.promote import (
+                promote as promote_flow,
+            )  # MLflow is imported by now, and not before the first stage runs
 
-        print(promote_flow(state.key), flush=True)
-    return state.key
+            print(promote_flow(state.key), flush=True)
+        return state.key
 
 
 def run_place(place: Place) -> None:
@@ -118,11 +118,13 @@ def run_place(place: Place) -> None:
     )
 
 
-def name_run(where: workspace.Project, name: str) -> None:
-    """Name the flow run; those that began in this project, count as running, and whose process is gone, have crashed.
+def flow_lock(flow: object) -> str:
+    """The name of the lock that the process of flow run `flow` (its id) holds until it returns."""
+    return f"flow-{flow}"
 
-    Of runs of our own name all are gone, for we hold the key's lock.
-    """
+
+def name_run(where: workspace.Project, name: str) -> None:
+    """Name the flow run; those that began in this project, count as running, and whose process is gone, have crashed."""
     home = workspace.home(where)
     with get_client(sync_client=True) as client:
         running = FlowRunFilter(
@@ -130,9 +132,7 @@ def name_run(where: workspace.Project, name: str) -> None:
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])),
         )
         for other in client.read_flow_runs(flow_run_filter=running):
-            key = other.name.rpartition("-")[2]
-            at_work = workspace.is_held(where, key) or workspace.is_held(where, waiting(key))
-            if other.name == name or not at_work:
+            if not workspace.is_held(where, flow_lock(other.id)):
                 client.set_flow_run_state(other.id, Crashed(message="its process ended without a word"), force=True)
         client.update_flow_run(flow_run.get_id(), name=name, tags=[*flow_run.get_tags(), home])
 

@@ -81,19 +81,32 @@ def open_place(where: Project, state: Snapshot) -> Place:
     """The place of run `state.key`, made or found again, what was computed before restored. Call it under the lock of its key."""
     folder = worktree(where, state)
     link(folder, to=where.tree, cache_home=where.root)
-    pipeline = Pipeline(folder, environment=stage_settings(where.state / "checkpoints"))
+    pipeline = Pipeline(folder, environment=stage_settings(checkpoint_home(where)))
     return Place(where, state, folder, pipeline, pipeline.plan())
 
 
 def is_recorded(place: Place) -> bool:
-    """Whether there is nothing to do: no stage is stale, and what they made is recorded, in this MLflow too."""
+    """Whether there is nothing to do: no stage is stale, and what they made is recorded, in this MLflow too.
+
+    Raises:
+        ValueError: nobody answers there.
+    """
     noted = storage.noted(place.where, place.state.key)
-    return (
-        noted is not None
-        and all(stage.status != "stale" for stage in place.stages)
-        and noted.record == storage.record_commit(place.where, place.state, place.folder)
-        and noted.tracking == storage.without_credentials(os.environ["MLFLOW_TRACKING_URI"])
-    )
+    if (
+        noted is None
+        or any(stage.status == "stale" for stage in place.stages)
+        or noted.record != storage.record_commit(place.where, place.state, place.folder)
+        or noted.tracking != storage.without_credentials(os.environ["MLFLOW_TRACKING_URI"])
+    ):
+        return False
+    from tasks import tracking  # MLflow takes seconds to import, and only a run that is done needs it here
+
+    return tracking.is_finished(tracking.connect(), noted.run_id)
+
+
+def checkpoint_home(where: Project) -> Path:
+    """Where runs leave checkpoints: the user's word, seen from the folder that it was said in, else the state folder."""
+    return Path(os.environ.get("LONGLORA_CHECKPOINTS") or where.state / "checkpoints").absolute()
 
 
 def stage_settings(checkpoints: Path) -> dict[str, str]:

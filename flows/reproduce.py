@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from flows.place import stage_settings
+from flows.place import checkpoint_home, stage_settings
 from flows.terminal import console
 from tasks import storage, supervise
 from tasks.config import link
@@ -83,7 +83,7 @@ def bring_back(where: Project, sought: Sought, remote: str | None) -> Pipeline:
     addresses = list(dict.fromkeys([remote] if remote else ["", sought.data]))  # '': this clone's own
     for address in addresses:
         link(folder, to=where.tree, cache_home=where.root, remote=address)
-        pipeline = Pipeline(folder, environment=stage_settings(where.state / "checkpoints"))
+        pipeline = Pipeline(folder, environment=stage_settings(checkpoint_home(where)))
         missing = pipeline.bring()
         if not missing:
             return pipeline
@@ -102,6 +102,7 @@ def compute_again(where: Project, key: str, again: str) -> Path:
     with tempfile.TemporaryDirectory(dir=where.state) as checkpoints:
         pipeline = Pipeline(folder, environment=stage_settings(Path(checkpoints)), afresh=True)
         try:
+            pipeline.bring_sources()  # and nothing more: what stages make is not taken from the cache
             for name in pipeline.names():
                 pipeline.reproduce(
                     name, on_line=lambda line, name=name: print(f"{name} | {line}"), on_tick=lambda: None

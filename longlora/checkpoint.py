@@ -2,14 +2,19 @@
 
 They lie outside the stage's outputs, which DVC deletes before every attempt, in a folder named by a digest of all that
 determines the result: a retry resumes, a changed parameter never resumes from a foreign checkpoint. Tested: a run that was
-cut off anywhere ends with the bytes of one that was not.
+cut off anywhere ends with the bytes of one that was not. Two runs may want the same training at the same time: one waits.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import signal
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +29,7 @@ from longlora.ranks import any_of
 from longlora.section import Section
 
 ADAM = ("step", "exp_avg", "exp_avg_sq")
+LOOK = 1.0  # seconds between two looks at a lock
 
 
 class ExactTrainer(Trainer):
@@ -153,6 +159,34 @@ def digest(inputs: list[Path], *, sections: tuple[Section, ...]) -> str:
 def checkpoint_folder(name: str) -> Path:
     """Outside the stage's outputs, which DVC deletes before every attempt."""
     return Path(os.environ.get("LONGLORA_CHECKPOINTS", ".longlora/checkpoints")) / name
+
+
+@contextmanager
+def alone(checkpoints: Path, *, first: bool, device: torch.device) -> Generator[None]:
+    """Be the only training with these `checkpoints`; says so if that takes waiting. All its processes ask, the `first` one locks.
+
+    The kernel frees the lock when its holder dies, however it dies. It is looked at again and again, and all are told each
+    time: processes that waited for the first one in a single exchange would give up after half an hour.
+    """
+    if first:
+        checkpoints.parent.mkdir(parents=True, exist_ok=True)
+    with checkpoints.with_name(f"{checkpoints.name}.lock").open("a") if first else nullcontext() as file:
+        said = False
+        while any_of(file is not None and not locked(file), device=device):
+            if file and not said:
+                print(f"waiting: another run trains the same (it holds {file.name})", flush=True)
+                said = True
+            time.sleep(LOOK)
+        yield
+
+
+def locked(file: TextIOWrapper) -> bool:
+    """Whether `file` could be locked; its closing frees it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def checkpoint_step(folder: Path) -> int:

@@ -30,6 +30,7 @@ from longlora.adapter import Adapter, attach, save, trained_parameters
 from longlora.attention import Attention, enable, group_size
 from longlora.checkpoint import (
     Stop,
+    alone,
     checkpoint_folder,
     checkpoint_step,
     digest,
@@ -144,47 +145,48 @@ def train(
     args = arguments(
         settings, checkpoints=checkpoints, accumulation=accumulation, zero=zero
     )  # meets the other processes
-    restore_head = chunk_loss(causal_model(model), chunk=settings.loss_chunk)
-    if settings.mlp_tile:
-        tile_mlp(model, tile=settings.mlp_tile)
-    attend = attention_over(model, ranks)
-    attend(attention)
-    trainer = LongTrainer(
-        model=model,
-        train_dataset=blocks if ranks.degree == 1 else Shards(blocks, ranks, length=position.context),
-        args=args,
-        callbacks=[
-            History(history, steps=settings.steps, tokens_per_step=settings.global_batch * position.context),
-            Switch(attend, attention=attention, steps=settings.steps),
-            stop := Stop(),
-        ],
-        ranks=ranks,
-        adam=partial(optimizer, model, settings),
-    )
-    trainer.remove_callback(PrinterCallback)  # History prints
-    meter = Meter()
-    first = latest(checkpoints)
-    done = checkpoint_step(first) if first else 0
-    must_agree(done, where=checkpoints, device=args.device)
-    trainer.train(resume_from_checkpoint=str(first) if first else None)
-    if stop.asked:
+    with alone(checkpoints, first=ranks.rank == 0, device=args.device):
+        restore_head = chunk_loss(causal_model(model), chunk=settings.loss_chunk)
+        if settings.mlp_tile:
+            tile_mlp(model, tile=settings.mlp_tile)
+        attend = attention_over(model, ranks)
+        attend(attention)
+        trainer = LongTrainer(
+            model=model,
+            train_dataset=blocks if ranks.degree == 1 else Shards(blocks, ranks, length=position.context),
+            args=args,
+            callbacks=[
+                History(history, steps=settings.steps, tokens_per_step=settings.global_batch * position.context),
+                Switch(attend, attention=attention, steps=settings.steps),
+                stop := Stop(),
+            ],
+            ranks=ranks,
+            adam=partial(optimizer, model, settings),
+        )
+        trainer.remove_callback(PrinterCallback)  # History prints
+        meter = Meter()
+        first = latest(checkpoints)
+        done = checkpoint_step(first) if first else 0
+        must_agree(done, where=checkpoints, device=args.device)
+        trainer.train(resume_from_checkpoint=str(first) if first else None)
+        if stop.asked:
+            leave()
+            raise SystemExit(143)
+        restore_head()
+        trained = trainer.whole_parameters()  # of all processes, which must all ask
+        if trainer.is_world_process_zero():
+            if zero:  # DeepSpeed has taken this model to pieces
+                unset_hf_deepspeed_config()
+                model = build(base, position=position, adapter=adapter, dtype=settings.dtype)
+                load_parameters(model, trained)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            save(model, out)
+            recipe = {type(s).__name__.lower(): s.model_dump() for s in sections}
+            (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
+            seen = (settings.steps - done) * settings.global_batch * position.context
+            write_cost(cost, model=model, tokens=seen, meter=meter)
+            shutil.rmtree(checkpoints, ignore_errors=True)
         leave()
-        raise SystemExit(143)
-    restore_head()
-    trained = trainer.whole_parameters()  # of all processes, which must all ask
-    if trainer.is_world_process_zero():
-        if zero:  # DeepSpeed has taken this model to pieces
-            unset_hf_deepspeed_config()
-            model = build(base, position=position, adapter=adapter, dtype=settings.dtype)
-            load_parameters(model, trained)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save(model, out)
-        recipe = {type(s).__name__.lower(): s.model_dump() for s in sections}
-        (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
-        seen = (settings.steps - done) * settings.global_batch * position.context
-        write_cost(cost, model=model, tokens=seen, meter=meter)
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    leave()
 
 
 def attention_over(model: PreTrainedModel | PeftModel, ranks: Ranks) -> Callable[[Attention], None]:

@@ -1,4 +1,4 @@
-"""What may go: folders of old runs, checkpoints of finished ones, cached data that no kept run needs.
+"""What may go: folders of old runs, checkpoints of finished ones, cached data that no kept run needs, models that were asked.
 
 Kept are the newest runs, every run that a version in the registry points to, and everything that a branch, a tag or a checkout of
 this repository names. A record's ref in git and the data on the DVC remote are never touched, so a run whose folder went can
@@ -23,7 +23,7 @@ YOUNG = 3600.0  # seconds: what was written since may belong to a run that has n
 
 @dataclass(frozen=True)
 class Leftover:
-    kind: Literal["worktree", "checkpoints", "cache"]
+    kind: Literal["worktree", "checkpoints", "cache", "model"]
     paths: tuple[Path, ...]
     size: int
     """Bytes."""
@@ -56,6 +56,11 @@ def leftovers(where: Project, *, keep: int, versions: set[str]) -> list[Leftover
         )
         for key, path in folders.items()
         if key not in kept and key not in busy
+    ]
+    found += [
+        Leftover("model", (path,), size_of(path), "brought to be asked, and brought again when it is")
+        for path in (where.state / "asked").glob("*")
+        if not young(path)
     ]
     if not busy:
         if all(storage.noted(where, key) for key in kept & folders.keys()):

@@ -156,13 +156,21 @@ def rollback(client: MlflowClient, where: Project, why: str) -> str:
     """Point champion at the version before the present one. Returns what was done.
 
     Raises:
-        ValueError: there was none before.
+        ValueError: there was none before, or it is the present one.
     """
     name = records.model_at(where, "HEAD").name
     with hold(where, lock_name(name)):
+        _, now = registry.present(
+            client, name, person(where)
+        )  # a move that was not ours is recorded first, for it counts
         before = registry.predecessor(registry.moves(client, name))
         if before is None:
             raise ValueError(f"{name} had no champion before the present one: see `longlora history`")
+        if before == now:
+            raise ValueError(
+                f"{name} version {now} is champion, and by the record was so before too: a rollback needs another; "
+                "see `longlora history`"
+            )
         run = client.get_model_version(name, before).run_id or ""
         made = registry.move(client, name, before, how="rollback", who=person(where), why=why, run=run)
     said = f"{name} version {before} is champion again"

@@ -109,9 +109,7 @@ class Pipeline:
         with self._engine():
             graph = self._repo.index.graph
             stages = self._stages()
-            for source in graph:
-                if source.is_data_source:
-                    self._bring_source(source)
+            self.bring_sources()
             upstream = {
                 stage.name: tuple(above.name for above in graph.successors(stage) if not above.is_data_source)
                 for stage in stages
@@ -141,6 +139,17 @@ class Pipeline:
     def _stages(self) -> list[Any]:
         """Every stage, upstream first. Data that a `.dvc` file names is a stage to DVC, and none to us."""
         return [each for each in networkx.dfs_postorder_nodes(self._repo.index.graph) if not each.is_data_source]
+
+    def bring_sources(self) -> None:
+        """Put the data of every `.dvc` file in its place.
+
+        Raises:
+            ValueError: it is nowhere.
+        """
+        with self._engine():
+            for source in self._repo.index.graph:
+                if source.is_data_source:
+                    self._bring_source(source)
 
     def _bring_source(self, source: Any) -> None:
         """Put the data of a `.dvc` file in its place, from the cache or the remote. What somebody changed there is overwritten."""

@@ -82,6 +82,17 @@ def find(client: MlflowClient, experiment: str, key: str) -> Run | None:
     return found[0] if found else None
 
 
+def is_finished(client: MlflowClient, run_id: str) -> bool:
+    """Whether there is a run of this id that ended well; one that was deleted is none."""
+    try:
+        about = client.get_run(run_id).info
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return about.lifecycle_stage == "active" and about.status == "FINISHED"
+
+
 def bury(client: MlflowClient, where: Project, experiment: str, *, but: str = "") -> None:
     """Say KILLED of runs that began in this project and whose process is gone, except run `but`."""
     began_here = f"attributes.status = 'RUNNING' AND tags.`{HOME}` = '{home(where)}'"

@@ -86,6 +86,10 @@ def test_gc_lists_first_and_deletes_what_nobody_needs(copy, tmp_path):
     folder, (champion, old, newest) = copy
     notes = folder / ".longlora" / "checkpoints"
     dummy.write(notes / "0123" / "step-1" / "weights", "x" * 1000)
+    (notes / "0123.lock").touch()
+    asked = folder / ".longlora" / "asked"
+    for name in ("4567", "4567-x.partial"):
+        dummy.write(asked / name / "model" / "weights", "x" * 500)
     cache = folder / ".dvc" / "cache" / "files" / "md5"
     weights = {file.read_text(): file for file in cache.rglob("*") if file.is_file() and "b" * 4 in file.read_text()}
     before = {file for file in folder.rglob("*") if file.is_file()}
@@ -93,7 +97,8 @@ def test_gc_lists_first_and_deletes_what_nobody_needs(copy, tmp_path):
     young = dummy.longlora(folder, "gc", "--keep", "1")
     assert young.returncode == 0, young.stderr
     assert f"worktrees/{old}" in young.stdout and "nothing was deleted" in young.stdout
-    assert "checkpoints/0123" not in young.stdout and "objects" not in young.stdout  # written within the hour
+    for recent in ("checkpoints/0123", "asked/4567", "objects"):  # written within the hour
+        assert recent not in young.stdout
     assert before <= {file for file in folder.rglob("*") if file.is_file()}
 
     os.utime(notes / "0123" / "step-1" / "weights", (0, 0))
@@ -106,7 +111,7 @@ def test_gc_lists_first_and_deletes_what_nobody_needs(copy, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(leftovers, "YOUNG", -5.0)
         found = leftovers.leftovers(where, keep=1, versions={recorded(where)[champion]})
-        assert {each.kind for each in found} == {"worktree", "checkpoints", "cache"}
+        assert {each.kind for each in found} == {"worktree", "checkpoints", "cache", "model"}
         assert [each.size for each in found] == sorted((each.size for each in found), reverse=True)
         leftovers.remove(where, found)
         assert leftovers.leftovers(where, keep=1, versions={recorded(where)[champion]}) == []
@@ -114,6 +119,7 @@ def test_gc_lists_first_and_deletes_what_nobody_needs(copy, tmp_path):
     folders = {path.name for path in (folder / ".longlora" / "worktrees").iterdir()}
     assert folders == {champion, newest}
     assert not (notes / "0123").exists() and (notes / "executions").exists()
+    assert (notes / "0123.lock").exists() and list(asked.iterdir()) == []
 
     # what went can be brought back from the remote, what stayed needs no remote
     assert dummy.longlora(folder, "reproduce", old).returncode == 0

@@ -1,10 +1,12 @@
 """Training: the loss is right, a run resumes bit for bit, and what can not work stops with its reason."""
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 from specimens import ADAPTER, ATTENTION, FIT, POSITION
 from training import history, run, weights
 
+from longlora import checkpoint
 from longlora import fit as module
 from longlora.checkpoint import checkpoint_step, digest
 from longlora.history import COLUMNS
@@ -65,6 +68,37 @@ def test_a_run_that_was_cut_off_resumes_bit_for_bit(place, monkeypatch):
     assert weights(run(place, "resumed")) == wanted
     assert (place / "resumed.csv").read_bytes() == (place / "whole.csv").read_bytes()
     assert not list((place / "checkpoints").rglob("checkpoint-*"))
+
+
+def test_a_second_training_of_the_same_waits_and_only_then_looks_for_checkpoints(place, monkeypatch, capsys):
+    sections = (POSITION, ATTENTION, ADAPTER, FIT)
+    name = digest([place / "tokens", place / "base"], sections=sections)
+    path = place / "checkpoints" / f"{name}.lock"
+    path.parent.mkdir()
+    events: list[str] = []
+    other = path.open("w")
+    fcntl.flock(other, fcntl.LOCK_EX)
+
+    def release() -> None:
+        events.append("released")
+        other.close()
+
+    def look(checkpoints: Path) -> Path | None:
+        with path.open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        events.append("looked")
+        return checkpoint.latest(checkpoints)
+
+    monkeypatch.setattr(checkpoint, "LOOK", 0.05)
+    monkeypatch.setattr(module, "latest", look)
+    timer = threading.Timer(3, release)
+    timer.start()
+    run(place, "second")
+    timer.join()
+    assert events == ["released", "looked"]
+    assert capsys.readouterr().out.count(f"waiting: another run trains the same (it holds {path})") == 1
+    assert [file.name for file in (place / "checkpoints").iterdir()] == [path.name]
+    run(place, "third")  # it was left free
 
 
 def test_a_foreign_checkpoint_is_never_resumed():

@@ -210,6 +210,34 @@ def test_a_scheduled_run_refuses_a_dirty_checkout_and_any_other_says_so(run_flow
     assert mlflow_runs(mlflow_uri, key_of(own))[0].data.tags["longlora.dirty"] == "true"
 
 
+def test_a_run_that_is_being_promoted_is_not_taken_for_a_dead_one(run_flow, own, monkeypatch):
+    from prefect.client.orchestration import get_client
+    from prefect.runtime import flow_run
+    from prefect.states import Running
+
+    from flows.pipeline import name_run
+    from tasks.workspace import home, is_held, project
+
+    key, where, states = key_of(own), project(own), []
+
+    def promote(
+        run: str,
+    ) -> str:  # meanwhile another run of the project begins, and one that was killed is still said to run
+        assert not is_held(where, key)
+        with get_client(sync_client=True) as client:
+            alive = flow_run.get_id()
+            dead = client.create_flow_run(run_flow, name=f"params-{key}", tags=[home(where)], state=Running()).id
+            with monkeypatch.context() as patch:
+                patch.setattr("flows.pipeline.flow_run.get_id", lambda: str(client.create_flow_run(run_flow).id))
+                name_run(where, "params-0123456789ab")
+            states.extend(client.read_flow_run(each).state.name for each in (alive, dead))
+        return "promoted"
+
+    monkeypatch.setattr("flows.promote.promote", promote)
+    run_flow(promote=True)
+    assert states == ["Running", "Crashed"]
+
+
 # --- kills
 
 

@@ -214,6 +214,29 @@ def test_rollback_returns_to_the_one_before_and_says_so(empty):
         promotion.rollback(client, where, "")
 
 
+def test_rollback_counts_a_move_made_by_hand_and_never_goes_where_it_is(empty, shop):
+    from tasks import promotion, records, registry
+
+    promote, client, where = empty
+    promote("good")
+    promote("better")
+    run = records.chosen(client, where, shop[1]["good"])
+    client.create_model_version("dummy", "dvc://dummy/p?rev=r&repo=q", run_id=run.info.run_id)
+    client.set_registered_model_alias("dummy", "champion", "3")  # by hand
+    assert promotion.rollback(client, where, "") == "dummy version 2 is champion again"
+    assert promotion.rollback(client, where, "") == "dummy version 1 is champion again"
+    assert [(move.how, move.origin, move.to) for move in registry.moves(client, "dummy")[2:]] == [
+        ("found", "2", "3"),
+        ("rollback", "3", "2"),
+        ("rollback", "2", "1"),
+    ]
+    registry.move(client, "dummy", "1", how="promote", who="a", why="the champion already", run="r")
+    with pytest.raises(
+        ValueError, match="^dummy version 1 is champion, and by the record was so before too: .*history`$"
+    ):
+        promotion.rollback(client, where, "")
+
+
 def test_a_run_is_chosen_by_a_beginning_and_must_be_finished(empty, shop):
     from tasks import promotion, records
 

@@ -255,3 +255,33 @@ def test_the_model_to_ask_is_brought_from_its_record_once(recorded, client, monk
     assert asked.joinpath("model.safetensors").stat().st_ctime_ns == fetched
     with pytest.raises(ValueError, match="nosuchrun"):
         model_folder("nosuchrun")
+
+
+def test_processes_that_bring_the_same_model_do_not_disturb_each_other_and_leave_nothing_half(tmp_path, monkeypatch):
+    import mlflow.artifacts
+
+    from flows.ask import fetched
+
+    uri, home = "dvc://tiny/model?rev=0123&repo=r", tmp_path / "asked"
+    begun: list[Path] = []
+
+    def download(artifact_uri: str, dst_path: str) -> None:
+        begun.append(Path(dst_path))
+        dummy.write(Path(dst_path) / "config.json", "{}")
+        if len(begun) == 1:  # meanwhile another process brings it too, to its end
+            fetched(uri, home=home)
+        dummy.write(Path(dst_path) / "model.safetensors", "weights")
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", download)
+    asked = fetched(uri, home=home)
+    assert len(set(begun)) == 2
+    assert sorted(file.name for file in asked.iterdir()) == ["config.json", "model.safetensors"]
+
+    def fail(artifact_uri: str, dst_path: str) -> None:
+        dummy.write(Path(dst_path) / "config.json", "{}")
+        raise ConnectionError
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", fail)
+    with pytest.raises(ConnectionError):
+        fetched(uri.replace("0123", "4567"), home=home)
+    assert list(home.iterdir()) == [asked]

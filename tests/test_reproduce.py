@@ -79,6 +79,24 @@ def test_rerun_computes_every_stage_again_and_finds_the_same_or_says_what_differ
     assert "outputs differ from the record: models/base, models/tuned" in done.stderr
 
 
+def test_rerun_brings_the_model_that_was_measured_beside(folder):
+    from dvc.repo import Repo
+
+    from flows.reproduce import compute_again
+
+    dummy.write(folder / "rivals" / "old" / "weights", "bbb")
+    with Repo(str(folder)) as repo:
+        repo.add(str(folder / "rivals" / "old"))
+    dummy.commit(folder)
+    key = byhand.run(folder, "rivals.models=[old]")
+    again = compute_again(project(folder), key, f"{key}-again")
+    differ = [
+        out.path for out in compared(folder, recorded(project(folder))[key], again, varying=set()) if not out.equal
+    ]
+    assert differ == []
+    assert (again / "metrics" / "score" / "old.json").exists()
+
+
 def test_what_is_not_reachable_is_one_line(shared, clone, tmp_path):
     _, key = shared
 

@@ -177,6 +177,22 @@ def test_a_stage_gets_its_own_code_and_none_of_our_keys(folder, monkeypatch):
     assert said[1] == f"[] /bin/sh {place.folder}/dummy/stage.py"
 
 
+def test_checkpoints_lie_where_the_user_says_but_not_those_of_a_rerun(folder, tmp_path, monkeypatch):
+    from flows.reproduce import compute_again
+
+    dummy.write(folder / "dvc.yaml", "stages:\n  fetch:\n    cmd: python -m dummy.stage fetch base\n    outs: [base]\n")
+    dummy.commit(folder)
+    monkeypatch.setenv("LONGLORA_CHECKPOINTS", "../shared")
+    monkeypatch.chdir(folder)
+    place = place_of(folder)
+    run_all(place)
+    assert (tmp_path / "shared" / "executions").read_text() == "fetch base\n"
+    record(place.where, place.state, place.folder)
+    compute_again(place.where, place.state.key, "again")
+    assert (tmp_path / "shared" / "executions").read_text() == "fetch base\n"
+    assert dummy.executions(folder) == []
+
+
 def test_outputs_say_kind_hash_size_and_plot_axes(ran):
     place = place_of(ran)
     outs = {out.path: out for stage in place.stages for out in place.pipeline.outs(stage)}
