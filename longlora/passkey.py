@@ -92,13 +92,21 @@ class Writer:
             ValueError: `length` has no room for the fixed parts.
         """
         needle = continuation(self.tokenizer, NEEDLE.format(key=key), after="again")
-        answer = continuation(self.tokenizer, " " + key, after=LEAD)
-        room = length - len(self.head) - len(needle) - len(self.end) - len(answer)
+        lead, answer = self.parted(continuation(self.tokenizer, " " + key, after=LEAD))
+        room = length - len(self.head) - len(needle) - len(self.end) - len(lead + answer)
         if room < 0:
             raise ValueError(f"passkey.lengths: {length} tokens are too few, without filler it is {length - room}")
         before = round(depth * room)
-        question = self.head + self.filler(before) + needle + self.filler(room - before) + self.end
+        question = self.head + self.filler(before) + needle + self.filler(room - before) + self.end + lead
         return Prompt(question, answer, shared=len(self.head) + before)
+
+    def parted(self, answer: list[int]) -> tuple[list[int], list[int]]:
+        """A space that is a token of its own, and the key. The space is the question's: a model that would go on in words, "The
+        pass key is the ...", may well have found the key, and what is measured is whether it has."""
+        spaces = 0
+        while spaces < len(answer) - 1 and not self.tokenizer.decode(answer[: spaces + 1]).strip():
+            spaces += 1
+        return answer[:spaces], answer[spaces:]
 
     def filler(self, count: int) -> list[int]:
         repeats = max(0, -(-(count - len(self.first)) // len(self.next)))

@@ -106,10 +106,23 @@ def test_chat_prompts_are_the_template_around_the_words_with_the_models_turn_ope
     tokenizer = byte_level(marks=True)
     written = Writer(tokenizer, prompt="chat").write("70123", length=431, depth=0.5)
     assert len(written.question) + len(written.answer) == 431
-    text = tokenizer.decode(written.question)
+    text = tokenizer.decode(written.question + written.answer)
     assert text.startswith("<s>user\n" + HEAD)
-    assert text.endswith("\nWhat is the pass key?</s>\n<s>assistant\nThe pass key is")
-    assert tokenizer.decode(written.answer) == " 70123"
+    assert text.endswith("\nWhat is the pass key?</s>\n<s>assistant\nThe pass key is 70123")
+
+
+def test_a_space_of_its_own_is_asked_for_by_nobody():
+    letters = byte_level(0)
+    written = Writer(letters, prompt="plain").write("70123", length=431, depth=0.5)
+    assert letters.decode(written.answer) == "70123"
+    assert letters.decode(written.question).endswith("The pass key is ")
+    parted = Writer(sentencepiece_like(), prompt="plain").parted
+    tokens = sentencepiece_like()
+    space, joined = (tokens.convert_tokens_to_ids(token) for token in ("▁", "▁The"))
+    seven = tokens.convert_tokens_to_ids("7")
+    assert parted([space, seven]) == ([space], [seven])
+    assert parted([joined, seven]) == ([], [joined, seven])
+    assert parted([space]) == ([], [space])  # an answer has a token
 
 
 def test_chat_without_a_template_is_refused():
