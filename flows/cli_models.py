@@ -134,7 +134,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Of the endpoint, on 127.0.0.1.")] = 8000,
     prompt: Annotated[
         str | None,
-        typer.Option(help="chat: the tokenizer's template; authors: [INST]...[/INST]; plain: completions alone."),
+        typer.Option(help="chat: the tokenizer's template; authors: LongLoRA's INST prompt; plain: completions alone."),
     ] = None,
 ) -> None:
     """Serve a model over HTTP, OpenAI-compatible, on this machine only, until interrupted."""

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import dummy
 import pytest
+import typer
+
+from flows.cli import app
 
 HEAVY = {"torch", "transformers", "prefect", "mlflow", "dvc", "pandas", "numpy", "omegaconf"}
 
@@ -48,6 +51,18 @@ def test_help_loads_nothing_heavy_and_is_quick():
         "doctor",
     ):
         assert f" {word} " in done.stdout
+
+
+def commands(at, *path: str) -> list[tuple[str, ...]]:
+    """The words of every command and group below `at`."""
+    below = getattr(at, "commands", {}).items()
+    return [path, *(words for name, each in below for words in commands(each, *path, name))]
+
+
+@pytest.mark.parametrize("words", commands(typer.main.get_command(app)), ids=" ".join)
+def test_every_command_has_help(words, capsys):
+    assert app([*words, "--help"], standalone_mode=False) == 0
+    assert capsys.readouterr().out.split()[0] == "Usage:"
 
 
 def test_the_plan_is_json_for_programs():
