@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from flows.cli import app
+from tasks.workspace import project
 
 HEAVY = {"torch", "transformers", "prefect", "mlflow", "dvc", "pandas", "numpy", "omegaconf"}
 
@@ -147,6 +148,23 @@ def test_doctor_names_what_is_there_and_what_is_not(folder):
     done = dummy.longlora(folder, "doctor")
     assert done.returncode == 1
     assert "DVC remote lacks none" in " ".join(done.stdout.split())
+
+
+def test_doctor_shows_addresses_without_their_credentials(folder, monkeypatch):
+    from flows import doctor
+
+    (folder / ".dvc" / "config.local").write_text(
+        "['remote \"local\"']\n    url = https://ada:SECRET@dvc.example/runs\n"
+    )
+    monkeypatch.setenv("LONGLORA_GIT_REMOTE", "https://ada:SECRET@git.example/runs.git")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite://")
+    monkeypatch.setattr(doctor, "found_prefect", lambda where: "http://ada:SECRET@127.0.0.1:4200/api")
+    where = project(folder)
+    said = {each.what: each.said for each in (*doctor.repository(where), *doctor.servers(where))}
+    assert said["DVC remote"] == "https://dvc.example/runs"
+    assert said["runs pushed to"] == "https://git.example/runs.git"
+    assert said["Prefect"] == "http://127.0.0.1:4200/api"
+    assert "SECRET" not in str(said)
 
 
 @pytest.mark.parametrize(
