@@ -21,7 +21,7 @@ Beside = Annotated[
     str | None, typer.Option(help="A model that is measured on the same data: champion, candidate, or a run.")
 ]
 Promote = Annotated[bool, typer.Option("--promote", help="Promote the model afterwards, if it deserves it.")]
-Model = Annotated[str, typer.Option("--model", "-m", help="A model's folder, `champion`, or a run.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="A model's folder, champion, staging, candidate, or a run.")]
 Prompt = Annotated[
     str | None, typer.Option(help="chat, authors or plain; by default the tokenizer's chat template, if it has one.")
 ]

@@ -11,7 +11,7 @@ from dvc.exceptions import DvcException
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from tasks import records, registry
+from tasks import records
 from tasks.artifacts import DvcArtifactRepository
 from tasks.declared import artifacts_in
 from tasks.outputs import hash_of
@@ -28,7 +28,7 @@ def export(client: MlflowClient, where: Project, target: Path, *, model: str) ->
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is not empty: a model is exported to a new or empty folder")
-    source = source_of(client, where, model)
+    source = records.address_of(client, where, model)
     repository = DvcArtifactRepository(source)
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
@@ -43,17 +43,6 @@ def export(client: MlflowClient, where: Project, target: Path, *, model: str) ->
         shutil.rmtree(scratch, ignore_errors=True)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     return f"{model} ({repository.rev[:12]}) is in {target}: {size / 1e6:,.1f} MB, equal to its record by hash"
-
-
-def source_of(client: MlflowClient, where: Project, model: str) -> str:
-    """The dvc:// address of an alias's version, or of a run's model."""
-    name = records.model_at(where, "HEAD").name
-    version = registry.holder(client, name, model)
-    if version:
-        return str(version.source)
-    if model in (registry.CHAMPION, registry.STAGING, registry.CANDIDATE):
-        raise ValueError(f"{name} has no {model} yet: `longlora promote`, or name a run with --model")
-    return records.source_and_model(where, records.chosen(client, where, model))[0]
 
 
 def assemble(repository: DvcArtifactRepository, scratch: Path) -> Path:

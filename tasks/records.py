@@ -6,7 +6,7 @@ from mlflow.entities import Run
 from tasks import registry, tracking
 from tasks.declared import Artifact
 from tasks.outputs import artifacts_at
-from tasks.registry import CANDIDATE, CHAMPION
+from tasks.registry import CANDIDATE, CHAMPION, STAGING
 from tasks.workspace import Project, record_ref
 
 
@@ -54,6 +54,21 @@ def model_at(where: Project, rev: str) -> Artifact:
     if not models:
         raise ValueError("dvc.yaml has no `artifacts:` of `type: model`, so there is no name to register a model under")
     return models[0]
+
+
+def address_of(client: MlflowClient, where: Project, wanted: str) -> str:
+    """The dvc:// address of the model that `wanted` names: an alias of the registry, or a run.
+
+    Raises:
+        ValueError: there is none, or more than one; the run is not finished.
+    """
+    name = model_at(where, "HEAD").name
+    version = registry.holder(client, name, wanted)
+    if version:
+        return str(version.source)
+    if wanted in (CHAMPION, STAGING, CANDIDATE):
+        raise ValueError(f"{name} has no {wanted} yet: `longlora promote`, or name a run with --model")
+    return source_and_model(where, chosen(client, where, wanted))[0]
 
 
 def source_and_model(where: Project, run: Run) -> tuple[str, Artifact]:

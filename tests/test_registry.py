@@ -253,5 +253,7 @@ def test_the_model_to_ask_is_brought_from_its_record_once(recorded, client, monk
     fetched = asked.joinpath("model.safetensors").stat().st_ctime_ns
     assert model_folder(key[:8]) == asked
     assert asked.joinpath("model.safetensors").stat().st_ctime_ns == fetched
+    client.set_registered_model_alias("tiny", registry.STAGING, version.version)
+    assert model_folder("staging") == asked
     with pytest.raises(ValueError, match="nosuchrun"):
         model_folder("nosuchrun")
