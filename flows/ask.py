@@ -95,7 +95,9 @@ def model_folder(name: str) -> Path:
 
     where = workspace.project(Path.cwd())
     servers.use_environment(where)
-    return fetched(records.address_of(tracking.connect(), where, name), home=where.state / "asked")
+    source = records.address_of(tracking.connect(), where, name)
+    with records.data_of(name):
+        return fetched(source, home=where.state / "asked")
 
 
 def fetched(source: str, *, home: Path) -> Path:

@@ -1,13 +1,35 @@
 """Recorded runs: which one is meant, and its model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dvc.exceptions import DvcException
+from dvc_data.index import DataIndexError
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from tasks import registry, tracking
 from tasks.declared import Artifact
 from tasks.outputs import artifacts_at
 from tasks.registry import CANDIDATE, CHAMPION, STAGING
 from tasks.workspace import Project, record_ref
+
+
+@contextmanager
+def data_of(model: str) -> Iterator[None]:
+    """For work on the data of `model`: what keeps it from being had ends in one line.
+
+    Raises:
+        ValueError: MLflow, DVC or the disk says no.
+    """
+    try:
+        yield
+    except DataIndexError as error:  # of a folder; what it says itself names no cause
+        cause = " ".join(str(error.__cause__).split())
+        raise ValueError(f"{model}: its data is neither in the cache nor on the DVC remote ({cause})") from None
+    except (MlflowException, DvcException, OSError) as error:
+        raise ValueError(f"{model}: {' '.join(str(error).split())}") from None
 
 
 def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
