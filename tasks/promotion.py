@@ -156,14 +156,14 @@ def rollback(client: MlflowClient, where: Project, why: str) -> str:
     """Point champion at the version before the present one. Returns what was done.
 
     Raises:
-        ValueError: there was none before.
+        ValueError: there was none before, or it was deleted.
     """
     name = records.model_at(where, "HEAD").name
     with hold(where, lock_name(name)):
         before = registry.predecessor(registry.moves(client, name))
         if before is None:
             raise ValueError(f"{name} had no champion before the present one: see `longlora history`")
-        run = client.get_model_version(name, before).run_id or ""
+        run = registry.run_of(client, name, before)
         made = registry.move(client, name, before, how="rollback", who=person(where), why=why, run=run)
     said = f"{name} version {before} is champion again"
     hooks.tell("rolled back", said, model=name, **asdict(made))

@@ -214,6 +214,20 @@ def test_rollback_returns_to_the_one_before_and_says_so(empty):
         promotion.rollback(client, where, "")
 
 
+def test_a_rollback_to_a_deleted_version_is_one_line_and_moves_nothing(empty):
+    from tasks import promotion, registry
+
+    promote, client, where = empty
+    promote("good")
+    promote("better")
+    client.delete_model_version("dummy", "1")
+    with pytest.raises(
+        ValueError, match="^dummy version 1 was deleted: `longlora history` has the others, and MLflow's page"
+    ):
+        promotion.rollback(client, where, "")
+    assert alias(client, "champion") == "2" and len(registry.moves(client, "dummy")) == 2
+
+
 def test_a_run_is_chosen_by_a_beginning_and_must_be_finished(empty, shop):
     from tasks import promotion, records
 
