@@ -9,7 +9,7 @@ import dummy
 import pytest
 import typer
 
-from flows.cli import app
+from flows.cli import app, plain_errors
 from tasks.workspace import project
 
 HEAVY = {"torch", "transformers", "prefect", "mlflow", "dvc", "pandas", "numpy", "omegaconf"}
@@ -128,6 +128,23 @@ def test_outside_a_project_it_says_what_is_missing(tmp_path):
     done = dummy.longlora(tmp_path, "run")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "is not in a git repository" in done.stderr
+
+
+def test_what_mlflow_and_dvc_refuse_is_one_line_that_names_them(folder):
+    from mlflow.exceptions import MlflowException
+
+    from tasks.records import model_at
+
+    with pytest.raises(SystemExit, match=r"^error: MLflow: the database is \(its schema\) old$"), plain_errors():
+        raise MlflowException("the database is\n  (its schema) old")
+    dvc = folder / "dvc.yaml"
+    dvc.write_text(dvc.read_text().replace("desc: Judge it.", "desk: Judge it."))
+    dummy.commit(folder)
+    with (
+        pytest.raises(SystemExit, match="^error: DVC: './dvc.yaml' validation failed in revision '.*'$"),
+        plain_errors(),
+    ):
+        model_at(project(folder), "HEAD")
 
 
 def test_names_with_shell_characters_stay_names(folder):
