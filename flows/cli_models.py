@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli_options import Model, Overrides, Prompt, Recipe, Room
+from flows.cli_options import Model, Overrides, Prompt, Recipe, Room, must_take
 
 app = typer.Typer()
 longqa = typer.Typer(help="Questions on long documents.", no_args_is_help=True)
@@ -65,6 +65,8 @@ def evaluate(
     """Measure a model folder outside of a run: tasks of lm-evaluation-harness, or LongChat's test cases."""
     if not lm_eval and not cases:
         raise ValueError("nothing to measure: name --lm-eval TASKS, or --cases FILE")
+    if out is not None:
+        must_take("--out", out)
     from flows import launcher
 
     launcher.start()

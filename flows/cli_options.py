@@ -1,5 +1,6 @@
 """What several commands take, and where they are."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +30,21 @@ Room = Annotated[int, typer.Option(help="Tokens that an answer may take.")]
 Anyway = Annotated[
     bool, typer.Option("--anyway", help="Also where the training would not fit into this machine's memory.")
 ]
+
+
+def must_take(name: str, file: Path) -> None:
+    """Check that `file` can be written, its folders made if need be: before the work whose result goes there.
+
+    Raises:
+        ValueError: it can not; `name` is what the command line calls it.
+    """
+    if file.is_dir():
+        raise ValueError(f"{name} {file}: is a folder, and must be a file")
+    above = file if file.exists() else next(each for each in file.absolute().parents if each.exists())
+    if above != file and not above.is_dir():
+        raise ValueError(f"{name} {file}: {above} is a file, and must be a folder")
+    if not os.access(above, os.W_OK):
+        raise ValueError(f"{name} {file}: {above} can not be written to")
 
 
 def here() -> "Project":

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flows.cli_options import must_take
 from longlora.author import Endpoint, Plan, write_questions
 from longlora.casebook import Casebook, tokens, words, write
 from longlora.casebook import build as build_cases
@@ -25,8 +26,9 @@ def build(docs: str, *, out: Path, settings: dict[str, Any], tokenizer: Path | N
     """Write the cases to `out`; what was written, in lines.
 
     Raises:
-        ValueError: the documents or settings are wrong, or there is too little text.
+        ValueError: the documents or settings are wrong, `out` can not be written, or there is too little text.
     """
+    must_take("OUT", out)
     casebook = section_of(Casebook, {"longqa": USUAL | settings}, "longqa")
     documents = documents_at(docs, encoding)
     measure = tokens(open_tokenizer(tokenizer)) if tokenizer else words
@@ -46,8 +48,9 @@ def write_by_model(docs: str, *, out: Path, url: str, model: str, plan: dict[str
     """Have a model write questions to `out`; what was done, in lines.
 
     Raises:
-        ValueError: not all was done; what was is in `out`, and the same command goes on.
+        ValueError: `out` can not be written; or not all was done: what was is in `out`, and the same command goes on.
     """
+    must_take("OUT", out)
     endpoint = Endpoint(url, model, os.environ.get("OPENAI_API_KEY"))
     journal = out.with_name(out.name + ".journal")
     work = write_questions(documents_at(docs, encoding), endpoint=endpoint, plan=Plan(**plan), journal=journal)

@@ -1,6 +1,7 @@
 """The command line: fast help, one-line errors."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,26 @@ def test_outside_a_project_it_says_what_is_missing(tmp_path):
     done = dummy.longlora(tmp_path, "run")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "is not in a git repository" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        (".", "is a folder, and must be a file"),
+        ("file/scores.json", "{here}/file is a file, and must be a folder"),
+    ],
+)
+def test_a_result_that_can_not_be_written_is_said_before_the_work(tmp_path, monkeypatch, path, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    said = re.escape(f" {path}: {said.format(here=tmp_path)}")
+    for words in (
+        ["eval", "nowhere", "--lm-eval", "x", "--out", path],
+        ["longqa", "build", "nowhere", path],
+        ["longqa", "write", "nowhere", path, "--url", "http://127.0.0.1:1", "--model", "m"],
+    ):
+        with pytest.raises(ValueError, match=f"^(--out|OUT){said}$"):
+            app(words, standalone_mode=False)
 
 
 def test_what_mlflow_and_dvc_refuse_is_one_line_that_names_them(folder):
