@@ -163,10 +163,11 @@ def rollback(client: MlflowClient, where: Project, why: str) -> str:
         before = registry.predecessor(registry.moves(client, name))
         if before is None:
             raise ValueError(f"{name} had no champion before the present one: see `longlora history`")
-        run = registry.run_of(client, name, before)
+        version = registry.numbered(client, name, before)
+        run = version.run_id or ""
         made = registry.move(client, name, before, how="rollback", who=person(where), why=why, run=run)
     said = f"{name} version {before} is champion again"
-    hooks.tell("rolled back", said, model=name, **asdict(made))
+    hooks.tell("rolled back", said, model=name, key=version.tags.get(tracking.KEY, ""), **asdict(made))
     return said
 
 

@@ -75,14 +75,14 @@ def holder(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
         raise
 
 
-def run_of(client: MlflowClient, name: str, version: str) -> str:
-    """The id of the run that made `version`.
+def numbered(client: MlflowClient, name: str, version: str) -> ModelVersion:
+    """Version number `version`.
 
     Raises:
-        ValueError: the version was deleted.
+        ValueError: it was deleted.
     """
     try:
-        return client.get_model_version(name, version).run_id or ""
+        return client.get_model_version(name, version)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise

@@ -335,7 +335,7 @@ def test_hooks_hear_of_promotion_refusal_and_rollback(empty, shop, listener, mon
     third = {name: got[2][name] for name in ("model", "key", "origin", "to", "who")}
     assert third == {"model": "dummy", "key": shop[1]["better"], "origin": "1", "to": "3", "who": "Ada"}
     assert got[1]["message"].endswith("size: 7.5 at 4")
-    assert got[3]["why"] == "it answers in rhyme"
+    assert (got[3]["why"], got[3]["key"]) == ("it answers in rhyme", shop[1]["good"])
     heard = (tmp_path / "heard").read_text()
     assert heard == "".join(json.dumps(each) for each in got)
 
