@@ -8,8 +8,6 @@ from typing import Any, get_args
 
 from longlora.reading import read_document
 
-CHAMPION = "champion"
-
 
 def ask(
     model: str, *, document: Path, question: str | None, too_long: str, prompt: str | None, room: int, encoding: str
@@ -84,29 +82,22 @@ def typed() -> Iterator[str]:
 
 
 def model_folder(name: str) -> Path:
-    """A folder as it is; else the champion's, or a run's, brought here from DVC once.
+    """A folder as it is; else that of an alias of the registry, or a run's, brought here from DVC once.
 
     Raises:
-        ValueError: there is no such folder, champion or run.
+        ValueError: there is no such folder, alias or run.
     """
     if Path(name).is_dir():
         return Path(name)
     if "/" in name or name.startswith("."):
         raise ValueError(f"no model at {name} (seen from {Path.cwd()})")
-    from tasks import records, registry, servers, tracking, workspace
+    from tasks import records, servers, tracking, workspace
 
     where = workspace.project(Path.cwd())
     servers.use_environment(where)
-    client = tracking.connect()
-    if name == CHAMPION:
-        registered = records.model_at(where, "HEAD").name
-        version = registry.holder(client, registered, registry.CHAMPION)
-        if version is None:
-            raise ValueError(f"{registered} has no champion yet: see `longlora promote`, or name a folder or a run")
-        source = str(version.source)
-    else:
-        source, _ = records.source_and_model(where, records.chosen(client, where, name))
-    return fetched(source, home=where.state / "asked")
+    source = records.address_of(tracking.connect(), where, name)
+    with records.data_of(name):
+        return fetched(source, home=where.state / "asked")
 
 
 def fetched(source: str, *, home: Path) -> Path:

@@ -15,6 +15,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from flows.ask import check
 from flows.ask_style import STYLE
 from longlora.asking import Answer, Desk, Prompt, TooLong
 from longlora.evidence import Evidence, Passage
@@ -47,8 +48,8 @@ def serve_page(folder: Path, *, name: str, port: int, room: int, prompt: str | N
     Raises:
         ValueError: there is no model or tokenizer; there is no such prompt.
     """
-    if prompt is not None and prompt not in get_args(Prompt):
-        raise ValueError(f"--prompt {prompt}: one of {', '.join(get_args(Prompt))}")
+    if prompt is not None:
+        check("prompt", prompt, get_args(Prompt))
     logging.disable_progress_bar()
     chosen: Any = prompt
     host = Host(name, open_model(folder), open_tokenizer(folder), room, chosen)

@@ -191,9 +191,13 @@ def plain_errors() -> Iterator[None]:
         raise SystemExit(130) from None
     except Exception as error:
         # by name, not imported: what a command did not need must not be loaded to say that it failed
-        if not {"StageError", "RefusalError"} & {kind.__name__ for kind in type(error).__mro__}:
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if {"StageError", "RefusalError"} & kinds:
+            raise SystemExit(f"error: {error}") from None
+        theirs = [name for kind, name in {"MlflowException": "MLflow", "DvcException": "DVC"}.items() if kind in kinds]
+        if not theirs:
             raise
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {theirs[0]}: {' '.join(str(error).split())}") from None
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli_options import Model, Overrides, Prompt, Recipe, Room
+from flows.cli_options import Model, Overrides, Prompt, Recipe, Room, must_take
 
 app = typer.Typer()
 longqa = typer.Typer(help="Questions on long documents.", no_args_is_help=True)
@@ -65,6 +65,8 @@ def evaluate(
     """Measure a model folder outside of a run: tasks of lm-evaluation-harness, or LongChat's test cases."""
     if not lm_eval and not cases:
         raise ValueError("nothing to measure: name --lm-eval TASKS, or --cases FILE")
+    if out is not None:
+        must_take("--out", out)
     from flows import launcher
 
     launcher.start()
@@ -134,7 +136,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Of the endpoint, on 127.0.0.1.")] = 8000,
     prompt: Annotated[
         str | None,
-        typer.Option(help="chat: the tokenizer's template; authors: [INST]...[/INST]; plain: completions alone."),
+        typer.Option(help="chat: the tokenizer's template; authors: LongLoRA's INST prompt; plain: completions alone."),
     ] = None,
 ) -> None:
     """Serve a model over HTTP, OpenAI-compatible, on this machine only, until interrupted."""

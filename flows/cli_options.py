@@ -1,5 +1,6 @@
 """What several commands take, and where they are."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +22,7 @@ Beside = Annotated[
     str | None, typer.Option(help="A model that is measured on the same data: champion, candidate, or a run.")
 ]
 Promote = Annotated[bool, typer.Option("--promote", help="Promote the model afterwards, if it deserves it.")]
-Model = Annotated[str, typer.Option("--model", "-m", help="A model's folder, `champion`, or a run.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="A model's folder, champion, staging, candidate, or a run.")]
 Prompt = Annotated[
     str | None, typer.Option(help="chat, authors or plain; by default the tokenizer's chat template, if it has one.")
 ]
@@ -29,6 +30,21 @@ Room = Annotated[int, typer.Option(help="Tokens that an answer may take.")]
 Anyway = Annotated[
     bool, typer.Option("--anyway", help="Also where the training would not fit into this machine's memory.")
 ]
+
+
+def must_take(name: str, file: Path) -> None:
+    """Check that `file` can be written, its folders made if need be: before the work whose result goes there.
+
+    Raises:
+        ValueError: it can not; `name` is what the command line calls it.
+    """
+    if file.is_dir():
+        raise ValueError(f"{name} {file}: is a folder, and must be a file")
+    above = file if file.exists() else next(each for each in file.absolute().parents if each.exists())
+    if above != file and not above.is_dir():
+        raise ValueError(f"{name} {file}: {above} is a file, and must be a folder")
+    if not os.access(above, os.W_OK):
+        raise ValueError(f"{name} {file}: {above} can not be written to")
 
 
 def here() -> "Project":

@@ -16,6 +16,7 @@ from rich.table import Table
 from flows.terminal import console
 from tasks.config import remote_of
 from tasks.servers import found_prefect, is_local_tracking, must_be_reachable
+from tasks.storage import without_credentials
 from tasks.workspace import Project, git, gpus, person
 
 # what these must be, and what happens otherwise
@@ -98,13 +99,13 @@ def repository(where: Project) -> Iterator[Finding]:
     yield Finding(
         "checkout", "note" if changed else "ok", f"{git('rev-parse', '--short', 'HEAD', cwd=where.tree)}, {said}"
     )
-    remote = remote_of(where.tree)
+    remote = without_credentials(remote_of(where.tree))
     yield Finding(
         "DVC remote",
         "ok" if remote else "lacks",
         remote or "none: `dvc remote add -d NAME URL`; data stays in the cache",
     )
-    elsewhere = os.environ.get("LONGLORA_GIT_REMOTE")
+    elsewhere = without_credentials(os.environ.get("LONGLORA_GIT_REMOTE", ""))
     yield Finding(
         "runs pushed to", "ok" if elsewhere else "note", elsewhere or "nowhere (LONGLORA_GIT_REMOTE is not set)"
     )
@@ -112,7 +113,7 @@ def repository(where: Project) -> Iterator[Finding]:
 
 def servers(where: Project) -> Iterator[Finding]:
     try:
-        known = found_prefect(where)
+        known = without_credentials(found_prefect(where) or "")
         yield Finding(
             "Prefect", "ok", known or "no server is up: a run starts one for itself (`longlora up` keeps one)"
         )

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from flows.cli_options import must_take
 from longlora.author import Endpoint, Plan, write_questions
 from longlora.casebook import Casebook, tokens, words, write
 from longlora.casebook import build as build_cases
 from longlora.plain import open_tokenizer
 from longlora.questions import KINDS
 from longlora.reading import Document, located, read_documents
-from longlora.section import section_of
 
 USUAL: dict[str, Any] = {
     "lengths": [500, 1000, 2000, 4000, 8000],
@@ -25,9 +27,10 @@ def build(docs: str, *, out: Path, settings: dict[str, Any], tokenizer: Path | N
     """Write the cases to `out`; what was written, in lines.
 
     Raises:
-        ValueError: the documents or settings are wrong, or there is too little text.
+        ValueError: the documents or settings are wrong, `out` can not be written, or there is too little text.
     """
-    casebook = section_of(Casebook, {"longqa": USUAL | settings}, "longqa")
+    must_take("OUT", out)
+    casebook = casebook_of(settings)
     documents = documents_at(docs, encoding)
     measure = tokens(open_tokenizer(tokenizer)) if tokenizer else words
     built = build_cases(documents, casebook, measure=measure)
@@ -42,12 +45,29 @@ def build(docs: str, *, out: Path, settings: dict[str, Any], tokenizer: Path | N
     return said
 
 
+def casebook_of(settings: dict[str, Any]) -> Casebook:
+    """`settings`, and what is usual for the rest.
+
+    Raises:
+        ValueError: one is outside its range; it is named as on the command line.
+    """
+    try:
+        return Casebook(**USUAL | settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        option = name.removesuffix("s") if name in USUAL else name  # those that may be repeated are lists
+        rule = first["msg"].replace("Input should", "must")
+        raise ValueError(f"--{option} {first['input']}: {rule}") from None
+
+
 def write_by_model(docs: str, *, out: Path, url: str, model: str, plan: dict[str, int], encoding: str) -> Iterator[str]:
     """Have a model write questions to `out`; what was done, in lines.
 
     Raises:
-        ValueError: not all was done; what was is in `out`, and the same command goes on.
+        ValueError: `out` can not be written; or not all was done: what was is in `out`, and the same command goes on.
     """
+    must_take("OUT", out)
     endpoint = Endpoint(url, model, os.environ.get("OPENAI_API_KEY"))
     journal = out.with_name(out.name + ".journal")
     work = write_questions(documents_at(docs, encoding), endpoint=endpoint, plan=Plan(**plan), journal=journal)

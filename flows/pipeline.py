@@ -26,7 +26,19 @@ from tasks.stages import InterruptedStageError, ParameterError, Stage
 from tasks.watching import watched
 
 
-@flow(name="pipeline", task_runner=ThreadPoolTaskRunner(max_workers=int(os.environ.get("LONGLORA_JOBS", "1"))))
+def jobs() -> int:
+    """How many stages may run at once, by LONGLORA_JOBS.
+
+    Raises:
+        ValueError: that is no number from 1 on.
+    """
+    said = os.environ.get("LONGLORA_JOBS", "1")
+    if not said.isdecimal() or int(said) < 1:
+        raise ValueError(f"LONGLORA_JOBS={said}: must be a whole number from 1 on")
+    return int(said)
+
+
+@flow(name="pipeline", task_runner=ThreadPoolTaskRunner(max_workers=jobs()))
 def pipeline(
     recipe: str | None = None,
     overrides: list[str] | None = None,

@@ -20,7 +20,7 @@ from flows.place import Place
 from longlora.cost import Shape, Workload
 from longlora.hardware import ALONE_GB, GB, Hardware
 from longlora.plan import Estimate, estimate, shape_named, workload_from_params
-from tasks.overlay import merged, recipe_file
+from tasks.overlay import SHAPES, merged, recipe_file
 from tasks.workspace import Project
 
 PROCESS_GB = 0.8
@@ -190,7 +190,7 @@ def shape_of(tree: Path, backbone: dict[str, Any], *, fetched: Path | None = Non
             return Shape.from_config(json.loads(config.read_text()))
         if source == "gguf":
             return Shape.from_config(gguf_config(name))
-        known: Any = OmegaConf.to_container(OmegaConf.load(tree / "recipes" / "shapes.yaml"))
+        known: Any = OmegaConf.to_container(OmegaConf.load(tree / "recipes" / SHAPES))
         return shape_named(name, configs=known)
     except ValueError as error:
         raise LookupError(str(error)) from None

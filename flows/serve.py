@@ -36,7 +36,7 @@ def serve(model: str, *, port: int, prompt: str | None) -> NoReturn:
     must_be_free(LOCAL, port, "--port")
     folder = model_folder(model).resolve()
     name = folder.name if Path(model).is_dir() else model
-    home = Path.cwd() / ".longlora" / "served"
+    home = served_below(Path.cwd())
     lay_out(folder, home / name, prompt=prompt)
     from torch.cuda import is_available
 
@@ -53,6 +53,16 @@ def serve(model: str, *, port: int, prompt: str | None) -> NoReturn:
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", name, *where, *place]
     os.chdir(home)  # so that the folder's name is the model's
     os.execve(sys.executable, [*command, "--attn-implementation", "sdpa"], os.environ | quiet)
+
+
+def served_below(folder: Path) -> Path:
+    """Where what is served is laid out: in the state folder of the project that `folder` is in, or in one of its own."""
+    from tasks.workspace import project
+
+    try:
+        return project(folder).state / "served"
+    except ValueError:  # a model's folder is served from anywhere
+        return folder / ".longlora" / "served"
 
 
 def lay_out(folder: Path, served: Path, *, prompt: str | None) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -30,9 +30,9 @@ FULL = 0.8
 
 
 class Casebook(Section):
-    lengths: list[int] = Field(min_length=1)
+    lengths: list[Annotated[int, Field(gt=0)]] = Field(min_length=1)
     """Of the excerpts, at most; in words, or in tokens where there is a tokenizer."""
-    depths: list[float] = Field(min_length=1)
+    depths: list[Annotated[float, Field(ge=0, le=1)]] = Field(min_length=1)
     """Where the first evidence stands: the share of the excerpt before it, 0 to 1."""
     kinds: list[Kind] = Field(min_length=1)
     samples: int = Field(gt=0)

@@ -1,8 +1,8 @@
 """The rules a model must pass before anybody may promote it: data in params.yaml, applied to the scores, with a reason each.
 
-Perplexity and a passkey alone have promoted models that can not retrieve (METHOD of the README): the default rules ask
-for wholeness, for what the base could do before, and for more than untrained rotary scaling gives away for nothing. What
-is missing or not a number is refused, never skipped.
+Perplexity and a passkey alone have promoted models that can not retrieve: the default rules ask for wholeness, for what the
+base could do before, and for more than untrained rotary scaling gives away for nothing. What is missing or not a number is
+refused, never skipped.
 """
 
 import csv

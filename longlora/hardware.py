@@ -107,9 +107,8 @@ class Hardware(Section):
         known = GPUS.get(gpu)
         if known is None:
             if memory_gb is None or tflops is None:
-                raise ValueError(
-                    f"unknown GPU '{gpu}'{nearest(gpu.upper(), list(GPUS))} (or give memory_gb and tflops)"
-                )
+                other = "" if memory_gb is None and tflops is None else " (or give memory_gb and tflops)"
+                raise ValueError(f"unknown GPU '{gpu}'{nearest(gpu.upper(), list(GPUS))}{other}")
             known = Gpu(memory_gb, tflops, tflops, host_gb_s=25)
         try:
             hardware = cls(

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from dvc.exceptions import DvcException
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 
 from tasks import records, tracking
 from tasks.artifacts import DvcArtifactRepository
@@ -64,10 +62,8 @@ def label_by_key(run: Run) -> str:
 def recorded(where: Project, run: Run) -> dict[str, Any]:
     """What the dvc.lock of `run` says of its model: hash, size, number of files."""
     source, model = records.source_and_model(where, run)
-    try:
+    with records.data_of(f"run {run.data.tags[tracking.KEY]}"):
         lock = yaml.safe_load(DvcArtifactRepository(source).files.read_text("dvc.lock"))
-    except (MlflowException, DvcException, OSError) as error:
-        raise ValueError(f"run {run.data.tags[tracking.KEY]}: {' '.join(str(error).split())}") from None
     outs = [out for stage in lock["stages"].values() for out in stage.get("outs", [])]
     return next(
         {key: value for key, value in out.items() if key != "path"} for out in outs if out["path"] == model.path

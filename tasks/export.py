@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from dvc.exceptions import DvcException
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
-from tasks import records, registry
+from tasks import records
 from tasks.artifacts import DvcArtifactRepository
 from tasks.declared import artifacts_in
 from tasks.outputs import hash_of
@@ -24,36 +22,27 @@ def export(client: MlflowClient, where: Project, target: Path, *, model: str) ->
     """Write `model` (an alias of the registry, or a run) to folder `target`. Returns what was done.
 
     Raises:
-        ValueError: `target` is not a new or empty folder, there is no such model, or its data is missing or damaged.
+        ValueError: `target` is not a new or empty folder, or is the current one; there is no such model, or its data is
+            missing or damaged.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is not empty: a model is exported to a new or empty folder")
-    source = source_of(client, where, model)
+    said, target = target, target.resolve()  # a link to a folder stays one
+    if target == Path.cwd():
+        raise ValueError(f"{said} is the current folder, which can not be replaced: name a folder in it")
+    source = records.address_of(client, where, model)
     repository = DvcArtifactRepository(source)
-    target.absolute().parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
-    try:
+    with records.data_of(model):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
             made = assemble(repository, scratch)
-        except (MlflowException, DvcException, OSError) as error:
-            raise ValueError(f"{model}: {' '.join(str(error).split())}") from None
-        made.chmod(0o755)  # mkdtemp's is for the owner alone
-        os.replace(made, target)  # over an empty folder, in one step
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            made.chmod(0o755)  # mkdtemp's is for the owner alone
+            os.replace(made, target)  # over an empty folder, in one step
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
-    return f"{model} ({repository.rev[:12]}) is in {target}: {size / 1e6:,.1f} MB, equal to its record by hash"
-
-
-def source_of(client: MlflowClient, where: Project, model: str) -> str:
-    """The dvc:// address of an alias's version, or of a run's model."""
-    name = records.model_at(where, "HEAD").name
-    version = registry.holder(client, name, model)
-    if version:
-        return str(version.source)
-    if model in (registry.CHAMPION, registry.STAGING, registry.CANDIDATE):
-        raise ValueError(f"{name} has no {model} yet: `longlora promote`, or name a run with --model")
-    return records.source_and_model(where, records.chosen(client, where, model))[0]
+    return f"{model} ({repository.rev[:12]}) is in {said}: {size / 1e6:,.1f} MB, equal to its record by hash"
 
 
 def assemble(repository: DvcArtifactRepository, scratch: Path) -> Path:

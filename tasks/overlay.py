@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+SHAPES = "shapes.yaml"  # stands beside the recipes that name the models, and is none
+
 
 def recipe_file(tree: Path, name: str) -> Path:
     """`recipes/NAME.yaml` of `tree`; only names that are there, so no name can leave the folder.
@@ -20,7 +22,7 @@ def recipe_file(tree: Path, name: str) -> Path:
     Raises:
         ValueError: no such recipe; says the nearest one.
     """
-    known = {path.stem: path for path in sorted((tree / "recipes").glob("*.yaml"))}
+    known = {path.stem: path for path in sorted((tree / "recipes").glob("*.yaml")) if path.name != SHAPES}
     if name not in known:
         raise ValueError(f"no recipe '{name}'{nearest(name, list(known))}")
     return known[name]

@@ -156,7 +156,7 @@ def rollback(client: MlflowClient, where: Project, why: str) -> str:
     """Point champion at the version before the present one. Returns what was done.
 
     Raises:
-        ValueError: there was none before, or it is the present one.
+        ValueError: there was none before, it is the present one, or it was deleted.
     """
     name = records.model_at(where, "HEAD").name
     with hold(where, lock_name(name)):
@@ -171,10 +171,11 @@ def rollback(client: MlflowClient, where: Project, why: str) -> str:
                 f"{name} version {now} is champion, and by the record was so before too: a rollback needs another; "
                 "see `longlora history`"
             )
-        run = client.get_model_version(name, before).run_id or ""
+        version = registry.numbered(client, name, before)
+        run = version.run_id or ""
         made = registry.move(client, name, before, how="rollback", who=person(where), why=why, run=run)
     said = f"{name} version {before} is champion again"
-    hooks.tell("rolled back", said, model=name, **asdict(made))
+    hooks.tell("rolled back", said, model=name, key=version.tags.get(tracking.KEY, ""), **asdict(made))
     return said
 
 

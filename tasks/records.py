@@ -1,13 +1,35 @@
 """Recorded runs: which one is meant, and its model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dvc.exceptions import DvcException
+from dvc_data.index import DataIndexError
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from tasks import registry, tracking
 from tasks.declared import Artifact
 from tasks.outputs import artifacts_at
-from tasks.registry import CANDIDATE, CHAMPION
+from tasks.registry import CANDIDATE, CHAMPION, STAGING
 from tasks.workspace import Project, record_ref
+
+
+@contextmanager
+def data_of(model: str) -> Iterator[None]:
+    """For work on the data of `model`: what keeps it from being had ends in one line.
+
+    Raises:
+        ValueError: MLflow, DVC or the disk says no.
+    """
+    try:
+        yield
+    except DataIndexError as error:  # of a folder; what it says itself names no cause
+        cause = " ".join(str(error.__cause__).split())
+        raise ValueError(f"{model}: its data is neither in the cache nor on the DVC remote ({cause})") from None
+    except (MlflowException, DvcException, OSError) as error:
+        raise ValueError(f"{model}: {' '.join(str(error).split())}") from None
 
 
 def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
@@ -54,6 +76,21 @@ def model_at(where: Project, rev: str) -> Artifact:
     if not models:
         raise ValueError("dvc.yaml has no `artifacts:` of `type: model`, so there is no name to register a model under")
     return models[0]
+
+
+def address_of(client: MlflowClient, where: Project, wanted: str) -> str:
+    """The dvc:// address of the model that `wanted` names: an alias of the registry, or a run.
+
+    Raises:
+        ValueError: there is none, or more than one; the run is not finished.
+    """
+    name = model_at(where, "HEAD").name
+    version = registry.holder(client, name, wanted)
+    if version:
+        return str(version.source)
+    if wanted in (CHAMPION, STAGING, CANDIDATE):
+        raise ValueError(f"{name} has no {wanted} yet: `longlora promote`, or name a run with --model")
+    return source_and_model(where, chosen(client, where, wanted))[0]
 
 
 def source_and_model(where: Project, run: Run) -> tuple[str, Artifact]:

@@ -75,6 +75,23 @@ def holder(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
         raise
 
 
+def numbered(client: MlflowClient, name: str, version: str) -> ModelVersion:
+    """Version number `version`.
+
+    Raises:
+        ValueError: it was deleted.
+    """
+    try:
+        return client.get_model_version(name, version)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise ValueError(
+            f"{name} version {version} was deleted: `longlora history` has the others, and MLflow's page (`longlora up`) "
+            "sets the alias champion on any"
+        ) from None
+
+
 def moves(client: MlflowClient, name: str) -> list[Move]:
     """The record, oldest first."""
     try:

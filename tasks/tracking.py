@@ -20,11 +20,12 @@ from urllib.parse import quote
 import psutil
 import yaml
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from tasks.servers import is_served, must_be_reachable
 from tasks.stages import Out
+from tasks.storage import without_credentials
 from tasks.workspace import Project, Snapshot, gpus, home, is_held, person
 
 KEY = "longlora.key"
@@ -58,8 +59,17 @@ def connect() -> MlflowClient:
 
 
 def experiment_id(client: MlflowClient, where: Project, name: str) -> str:
-    """The id of experiment `name`, made if need be; its files go to our state folder, if no server has another place."""
+    """The id of experiment `name`, made if need be; its files go to our state folder, if no server has another place.
+
+    Raises:
+        ValueError: it was deleted.
+    """
     found = client.get_experiment_by_name(name)
+    if found and found.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise ValueError(
+            f"MLflow's experiment '{name}' was deleted: bring it back with `mlflow experiments restore --experiment-id "
+            f"{found.experiment_id}`, and MLFLOW_TRACKING_URI={without_credentials(os.environ['MLFLOW_TRACKING_URI'])}"
+        )
     if found:
         return found.experiment_id
     # without a location they would go to ./mlruns, and a checkout with new files is another run

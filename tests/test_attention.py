@@ -122,7 +122,7 @@ def test_the_first_half_of_the_heads_rests_and_the_odd_head_moves():
 
 @pytest.mark.parametrize(("shift", "futures"), [("boundaries", 0), ("none", 0), ("roll", 4)])
 def test_no_token_sees_its_future_but_under_the_authors_roll(shift, futures):
-    """METHOD: L = 16, G = 4 leaks 4 pairs of query and later key in each moved head. Counted in the gradients."""
+    """L = 16, G = 4 leaks 4 pairs of query and later key in each moved head. Counted in the gradients."""
     q, k, v = tensors(batch=1, heads=4, kv_heads=4, length=16, dim=3)
     out_BLHD = shifted_sparse_attention(q, k, v, group_size=4, shift=shift)
     counts = [0] * 4

@@ -184,6 +184,24 @@ def test_a_kind_that_a_text_does_not_allow_is_not_asked():
     assert [ask(kind, bare, depth=0.5, dice=random.Random(1)) for kind in KINDS] == [None] * 8
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--length", "0"], "--length 0: must be greater than 0"),
+        (["--length", "400", "--length", "-5"], "--length -5: must be greater than 0"),
+        (["--depth", "7"], "--depth 7.0: must be less than or equal to 1"),
+        (["--depth", "-0.5"], "--depth -0.5: must be greater than or equal to 0"),
+        (["--kind", "coze"], "--kind coze: must be 'following', .* or 'absent'"),
+        (["--samples", "0"], "--samples 0: must be greater than 0"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_named_as_the_command_calls_it(tmp_path, words, said):
+    from flows.cli import app
+
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        app(["longqa", "build", "README.md", str(tmp_path / "qa.jsonl"), *words], standalone_mode=False)
+
+
 def test_the_command_writes_three_thousand_pairs_from_the_default_corpus(tmp_path):
     root = Path(__file__).parent.parent
     command = [sys.executable, "-c", "from flows.cli import main; main()", "longqa", "build", "sotu"]

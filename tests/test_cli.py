@@ -1,6 +1,7 @@
 """The command line: fast help, one-line errors."""
 
 import json
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -8,6 +9,10 @@ from pathlib import Path
 
 import dummy
 import pytest
+import typer
+
+from flows.cli import app, plain_errors
+from tasks.workspace import project
 
 HEAVY = {"torch", "transformers", "prefect", "mlflow", "dvc", "pandas", "numpy", "omegaconf"}
 
@@ -49,6 +54,18 @@ def test_help_loads_nothing_heavy_and_is_quick():
         "doctor",
     ):
         assert f" {word} " in done.stdout
+
+
+def commands(at, *path: str) -> list[tuple[str, ...]]:
+    """The words of every command and group below `at`."""
+    below = getattr(at, "commands", {}).items()
+    return [path, *(words for name, each in below for words in commands(each, *path, name))]
+
+
+@pytest.mark.parametrize("words", commands(typer.main.get_command(app)), ids=" ".join)
+def test_every_command_has_help(words, capsys):
+    assert app([*words, "--help"], standalone_mode=False) == 0
+    assert capsys.readouterr().out.split()[0] == "Usage:"
 
 
 def test_the_plan_is_json_for_programs():
@@ -148,6 +165,43 @@ def test_outside_a_project_it_says_what_is_missing(tmp_path):
     assert "is not in a git repository" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        (".", "is a folder, and must be a file"),
+        ("file/scores.json", "{here}/file is a file, and must be a folder"),
+    ],
+)
+def test_a_result_that_can_not_be_written_is_said_before_the_work(tmp_path, monkeypatch, path, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    said = re.escape(f" {path}: {said.format(here=tmp_path)}")
+    for words in (
+        ["eval", "nowhere", "--lm-eval", "x", "--out", path],
+        ["longqa", "build", "nowhere", path],
+        ["longqa", "write", "nowhere", path, "--url", "http://127.0.0.1:1", "--model", "m"],
+    ):
+        with pytest.raises(ValueError, match=f"^(--out|OUT){said}$"):
+            app(words, standalone_mode=False)
+
+
+def test_what_mlflow_and_dvc_refuse_is_one_line_that_names_them(folder):
+    from mlflow.exceptions import MlflowException
+
+    from tasks.records import model_at
+
+    with pytest.raises(SystemExit, match=r"^error: MLflow: the database is \(its schema\) old$"), plain_errors():
+        raise MlflowException("the database is\n  (its schema) old")
+    dvc = folder / "dvc.yaml"
+    dvc.write_text(dvc.read_text().replace("desc: Judge it.", "desk: Judge it."))
+    dummy.commit(folder)
+    with (
+        pytest.raises(SystemExit, match="^error: DVC: './dvc.yaml' validation failed in revision '.*'$"),
+        plain_errors(),
+    ):
+        model_at(project(folder), "HEAD")
+
+
 def test_names_with_shell_characters_stay_names(folder):
     (folder / "recipes" / "x; touch pwned.yaml").write_text("train: {rank: 3}\n")
     dummy.commit(folder)
@@ -166,6 +220,23 @@ def test_doctor_names_what_is_there_and_what_is_not(folder):
     done = dummy.longlora(folder, "doctor")
     assert done.returncode == 1
     assert "DVC remote lacks none" in " ".join(done.stdout.split())
+
+
+def test_doctor_shows_addresses_without_their_credentials(folder, monkeypatch):
+    from flows import doctor
+
+    (folder / ".dvc" / "config.local").write_text(
+        "['remote \"local\"']\n    url = https://ada:SECRET@dvc.example/runs\n"
+    )
+    monkeypatch.setenv("LONGLORA_GIT_REMOTE", "https://ada:SECRET@git.example/runs.git")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite://")
+    monkeypatch.setattr(doctor, "found_prefect", lambda where: "http://ada:SECRET@127.0.0.1:4200/api")
+    where = project(folder)
+    said = {each.what: each.said for each in (*doctor.repository(where), *doctor.servers(where))}
+    assert said["DVC remote"] == "https://dvc.example/runs"
+    assert said["runs pushed to"] == "https://git.example/runs.git"
+    assert said["Prefect"] == "http://127.0.0.1:4200/api"
+    assert "SECRET" not in str(said)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,23 @@ def test_the_champion_or_a_run_becomes_a_folder_with_its_card(lab, tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["empty", "out"]
 
 
+def test_a_link_to_an_empty_folder_is_followed_and_the_current_folder_stays(lab, tmp_path, monkeypatch):
+    from tasks import tracking
+    from tasks.export import export
+
+    folder, _ = lab
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/.longlora/mlflow.db")
+    client, where = tracking.connect(), project(folder)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    assert f"is in {tmp_path / 'link'}: " in export(client, where, tmp_path / "link", model="champion")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "empty" / "weights").read_text() == "b" * 4
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ValueError, match=r"^\. is the current folder, which can not be replaced: name a folder in it"):
+        export(client, where, Path("."), model="champion")
+
+
 def test_what_can_not_be_exported_is_one_line_and_leaves_nothing(copy, tmp_path):
     folder, keys = copy
 

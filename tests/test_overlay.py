@@ -63,11 +63,12 @@ def test_a_bad_recipe_is_one_line(recipe):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["bgi", "../secret", "/etc/passwd", ""])
+@pytest.mark.parametrize("name", ["bgi", "../secret", "/etc/passwd", "", "shapes"])
 def test_a_recipe_is_one_of_the_folder(tmp_path, name):
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "big.yaml").touch()
+    (tmp_path / "recipes" / "shapes.yaml").touch()
     (tmp_path / "secret.yaml").touch()
     assert recipe_file(tmp_path, "big") == tmp_path / "recipes" / "big.yaml"
-    with pytest.raises(ValueError, match="no recipe"):
+    with pytest.raises(ValueError, match=f"^no recipe '{name}'; (did you mean 'big'|there are: big$)"):
         recipe_file(tmp_path, name)

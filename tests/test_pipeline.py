@@ -57,6 +57,19 @@ def mlflow_runs(uri: str, key: str) -> list[Any]:
     return list(client.search_runs(experiments, f"tags.`longlora.key` = '{key}'"))
 
 
+def test_so_many_stages_run_at_once_as_the_environment_says(monkeypatch):
+    from flows.pipeline import jobs
+
+    monkeypatch.delenv("LONGLORA_JOBS", raising=False)
+    assert jobs() == 1
+    monkeypatch.setenv("LONGLORA_JOBS", "3")
+    assert jobs() == 3
+    for wrong in ("0", "-1", "many", ""):
+        monkeypatch.setenv("LONGLORA_JOBS", wrong)
+        with pytest.raises(ValueError, match=f"^LONGLORA_JOBS={wrong}: must be a whole number from 1 on$"):
+            jobs()
+
+
 # --- without any server: what a first user gets
 
 

@@ -596,6 +596,7 @@ def test_s2_needs_two_heads():
         ("A100-80", {}, "unknown GPU 'A100-80'; did you mean 'A100-80GB'"),
         ("h100-80gb", {}, "did you mean 'H100-80GB'"),
         ("RTX", {"memory_gb": 24}, "give memory_gb and tflops"),
+        ("XYZ", {}, r"^unknown GPU 'XYZ'; there are: [\w, -]+$"),
         ("H200", {"gpus": 8, "sequence_parallel": 3}, r"degree 3 must divide the 8 GPUs: one of \[1, 2, 4, 8\]"),
         ("H200", {"gpus": 0}, "hardware.gpus = 0"),
         ("H200", {"zero": 4}, "hardware.zero = 4"),

@@ -237,6 +237,20 @@ def test_rollback_counts_a_move_made_by_hand_and_never_goes_where_it_is(empty, s
         promotion.rollback(client, where, "")
 
 
+def test_a_rollback_to_a_deleted_version_is_one_line_and_moves_nothing(empty):
+    from tasks import promotion, registry
+
+    promote, client, where = empty
+    promote("good")
+    promote("better")
+    client.delete_model_version("dummy", "1")
+    with pytest.raises(
+        ValueError, match="^dummy version 1 was deleted: `longlora history` has the others, and MLflow's page"
+    ):
+        promotion.rollback(client, where, "")
+    assert alias(client, "champion") == "2" and len(registry.moves(client, "dummy")) == 2
+
+
 def test_a_run_is_chosen_by_a_beginning_and_must_be_finished(empty, shop):
     from tasks import promotion, records
 
@@ -344,7 +358,7 @@ def test_hooks_hear_of_promotion_refusal_and_rollback(empty, shop, listener, mon
     third = {name: got[2][name] for name in ("model", "key", "origin", "to", "who")}
     assert third == {"model": "dummy", "key": shop[1]["better"], "origin": "1", "to": "3", "who": "Ada"}
     assert got[1]["message"].endswith("size: 7.5 at 4")
-    assert got[3]["why"] == "it answers in rhyme"
+    assert (got[3]["why"], got[3]["key"]) == ("it answers in rhyme", shop[1]["good"])
     heard = (tmp_path / "heard").read_text()
     assert heard == "".join(json.dumps(each) for each in got)
 

@@ -233,6 +233,28 @@ def test_twenty_at_once_leave_one_champion_and_an_unbroken_record(client, tmp_pa
     assert str(registry.holder(client, name, registry.CHAMPION).version) == record[-1].to
 
 
+def test_a_model_whose_data_is_gone_is_said_in_one_line(recorded, client, run, tmp_path, monkeypatch):
+    from flows.ask import model_folder
+    from tasks import registry
+
+    folder, commit, ref = recorded
+    dummy.git(tmp_path, "clone", "--quiet", str(folder), "clone")  # without a cache
+    dummy.git(tmp_path / "clone", "fetch", "--quiet", "origin", f"{ref}:{ref}")
+    address = source((tmp_path / "clone", commit, ref), "tiny")
+    version = registry.register(client, "tiny", source=address, run=run, desc="d", labels=[])
+    client.set_registered_model_alias("tiny", registry.CANDIDATE, version.version)
+    monkeypatch.chdir(tmp_path / "clone")
+    remote = (folder.parent / "remote").rename(folder.parent / "gone")
+    try:
+        with pytest.raises(
+            ValueError, match="^candidate: its data is neither in the cache nor on the DVC remote"
+        ) as caught:
+            model_folder("candidate")
+    finally:
+        remote.rename(folder.parent / "remote")
+    assert "\n" not in str(caught.value)
+
+
 def test_the_model_to_ask_is_brought_from_its_record_once(recorded, client, monkeypatch):
     from flows.ask import model_folder
     from tasks import registry, tracking
@@ -253,6 +275,8 @@ def test_the_model_to_ask_is_brought_from_its_record_once(recorded, client, monk
     fetched = asked.joinpath("model.safetensors").stat().st_ctime_ns
     assert model_folder(key[:8]) == asked
     assert asked.joinpath("model.safetensors").stat().st_ctime_ns == fetched
+    client.set_registered_model_alias("tiny", registry.STAGING, version.version)
+    assert model_folder("staging") == asked
     with pytest.raises(ValueError, match="nosuchrun"):
         model_folder("nosuchrun")
 

@@ -11,7 +11,7 @@ import pytest
 from dummy import ENV
 from test_asking import QUESTIONS, TEXT, TINY, desk
 
-from flows.serve import lay_out, serve
+from flows.serve import lay_out, serve, served_below
 from longlora.instructions import Turn
 from longlora.pairs import tokenised
 from longlora.plain import open_model, open_tokenizer
@@ -55,6 +55,11 @@ def test_only_links_and_a_template_are_laid_out(tmp_path):
     words = open_tokenizer(tmp_path / "s")
     assert words.chat_template == authors_template(words)
     assert open_tokenizer(TINY).chat_template is None
+
+
+def test_what_is_served_lies_in_the_projects_state_folder_wherever_in_it_one_is(folder, tmp_path):
+    assert served_below(folder / "recipes") == served_below(folder) == folder / ".longlora" / "served"
+    assert served_below(tmp_path) == tmp_path / ".longlora" / "served"
 
 
 def test_mistakes_are_named(tmp_path, monkeypatch):

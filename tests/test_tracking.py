@@ -175,6 +175,16 @@ def test_a_server_that_is_not_there_is_said_at_once(monkeypatch):
     assert "secret" not in str(caught.value)
 
 
+def test_a_deleted_experiment_is_said_with_what_brings_it_back(opened, mlflow_uri):
+    tracker = opened()
+    experiment = tracker.client.get_run(tracker.run_id).info.experiment_id
+    tracker.client.delete_experiment(experiment)
+    with pytest.raises(ValueError) as caught:
+        opened()
+    restore = f"`mlflow experiments restore --experiment-id {experiment}`, and MLFLOW_TRACKING_URI={mlflow_uri}"
+    assert str(caught.value).endswith(f"was deleted: bring it back with {restore}")
+
+
 def test_a_run_whose_process_is_gone_does_not_stay_running(opened, folder):
     from tasks.tracking import bury
     from tasks.workspace import hold, project
