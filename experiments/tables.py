@@ -62,13 +62,15 @@ def half_width(values_S: np.ndarray) -> float:
 
 
 def rows_of(table: dict[str, Any], results: Path) -> list[Row]:
-    """Raises ValueError if an arm has fewer than two results."""
+    """Raises ValueError if an arm has fewer than two results, or others than its neighbours: they are compared seed by seed."""
     folder = results / table["study"]
     rows = []
     for said in table["rows"]:
         found = [json.loads(file.read_text()) for file in sorted(folder.glob(f"{said['arm']}-[0-9].json"))]
         if len(found) < 2:
             raise ValueError(f"{said['arm']} has {len(found)} results in {folder}; an interval needs two seeds or more")
+        if rows and len(found) != len(rows[0].nats):
+            raise ValueError(f"{said['arm']} has {len(found)} results in {folder}, {rows[0].arm} {len(rows[0].nats)}")
         target = max(found[0]["perplexity"], key=int)
         nats_S = np.log([one["perplexity"][target] for one in found])
         rows.append(

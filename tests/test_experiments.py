@@ -157,6 +157,9 @@ def test_an_order_agrees_disagrees_or_stays_open(results):
     assert open_ == ["A / C"]  # B / C is clear by pairs, A / E is less than one per cent apart in the paper
     assert count == 9
     assert rows[0].leak == pytest.approx(-0.5)
+    (folder / "made-up" / "b-1.json").unlink()
+    with pytest.raises(ValueError, match=r"b has 2 results in .*, a 3$"):
+        rows_of(table, folder)
     (folder / "made-up" / "a-1.json").unlink()
     (folder / "made-up" / "a-2.json").unlink()
     with pytest.raises(ValueError, match="a has 1 results"):
