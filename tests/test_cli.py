@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import dummy
@@ -115,37 +114,48 @@ def test_a_mistake_is_one_line_and_status_1(folder, arguments, said):
     assert dummy.git(folder, "status", "--porcelain") == ""
 
 
-def test_a_file_that_is_edited_while_prefect_starts_is_said_and_the_report_is_of_the_run_that_ran(
-    folder, monkeypatch, capsys
-):
-    import flows.pipeline
-    from flows.cli import run
-    from tasks import servers
-    from tasks.storage import record
-    from tasks.workspace import project, snapshot, worktree
+EDITED = """
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {root!r}]
+import dummy
+import flows.pipeline
+from flows.cli import run
+from tasks import servers
+from tasks.storage import record
+from tasks.workspace import project, snapshot, worktree
 
-    where = project(folder)
-    first = snapshot(where).key
+where = project(Path("."))
+print("at first", snapshot(where).key)
 
-    def pipeline(*arguments: object, **words: object) -> str:
-        dummy.write(folder / "recipes" / "new.yaml", "train: {rank: 3}\n")
-        state = snapshot(where)
-        work = worktree(where, state)
-        dummy.write(work / "dvc.lock", "schema: '2.0'\n")
-        dummy.write(work / "reports" / "summary.md", "of the new one")
-        record(where, state, work)
-        return state.key
+def pipeline(*arguments, **words):
+    dummy.write(where.root / "recipes" / "new.yaml", "train: {{rank: 3}}\\n")
+    state = snapshot(where)
+    work = worktree(where, state)
+    dummy.write(work / "dvc.lock", "schema: '2.0'\\n")
+    dummy.write(work / "reports" / "summary.md", "of the new one")
+    record(where, state, work)
+    return state.key
 
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(flows.pipeline, "pipeline", pipeline)
-    monkeypatch.setattr(servers, "use_environment", lambda where: None)  # it would outlast this test
-    monkeypatch.setattr(servers, "prefect_api", lambda where: nullcontext(lambda: None))
-    run()
-    said, key = capsys.readouterr().out, snapshot(where).key
+flows.pipeline.pipeline = pipeline
+servers.prefect_api = lambda where: nullcontext(lambda: None)
+run()
+print("at last", snapshot(where).key, where.state)
+"""
+
+
+def test_a_file_that_is_edited_while_prefect_starts_is_said_and_the_report_is_of_the_run_that_ran(folder):
+    tests = Path(__file__).parent
+    script = EDITED.format(tests=str(tests), root=str(tests.parent))
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first = re.search(r"at first (\w+)", done.stdout)[1]
+    key, state = re.search(r"at last (\w+) (.+)", done.stdout).groups()
     assert key != first
-    assert f"note: files changed after {first} was shown: this is run {key}\n" in said
-    assert "of the new one" in said
-    assert f"run {key} in {where.state / 'worktrees' / key}\n" in said
+    assert f"note: files changed after {first} was shown: this is run {key}\n" in done.stdout
+    assert "of the new one" in done.stdout
+    assert f"run {key} in {state}/worktrees/{key}\n" in done.stdout
 
 
 @pytest.mark.parametrize("variable", ["PREFECT_API_URL", "MLFLOW_TRACKING_URI"])
