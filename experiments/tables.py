@@ -111,7 +111,7 @@ def agreement(rows: list[Row], measure: str, losses: Callable[[Row], np.ndarray]
     return [
         f"By {measure}, {kept} of the {count} pairs that are 1 % or more apart in the paper are in the same order here.",
         *[f"- Not so: {one}." for one in against],
-        *[f"- Open, within the seeds' interval: {one}." for one in open_],
+        *([f"- Open, within the seeds' interval: {len(open_)} ({'; '.join(open_)})."] if open_ else []),
     ]
 
 
