@@ -483,9 +483,16 @@ def asked(served: Served, path: str, body: dict[str, Any] | None = None) -> Any:
         "Authorization": f"Basic {base64.b64encode(STRING.encode()).decode()}",
         "content-type": "application/json",
     }
-    data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(f"{served.prefect}/{path}", data, headers)) as reply:
-        return json.load(reply)
+    data, deadline = None if body is None else json.dumps(body).encode(), time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(f"{served.prefect}/{path}", data, headers)) as reply:
+                return json.load(reply)
+        except urllib.error.HTTPError as error:
+            # While another process writes to its SQLite database, the server asks for patience; its own clients have it.
+            if error.code != 503 or time.monotonic() > deadline:
+                raise
+            time.sleep(1)
 
 
 def flows(served: Served, key: str) -> list[str]:
