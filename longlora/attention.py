@@ -98,7 +98,8 @@ def shifted_sparse_attention(
         ]
         return torch.cat(outs)
     q_THD, k_TKD, v_TKD = (x.transpose(1, 2).flatten(0, 1) for x in (q_BHLD, k_BKLD, v_BKLD))
-    kernel = choose(backend, device=q_THD.device.type, dtype=q_THD.dtype, head_dim=dim)
+    documents = document_ids_BL is not None
+    kernel = choose(backend, device=q_THD.device.type, dtype=q_THD.dtype, head_dim=dim, documents=documents)
     resting = segment(batch, length, group_size=group_size, shift="none", document_ids_BL=document_ids_BL)
     moved = resting
     if group_size < length and shift != "none":

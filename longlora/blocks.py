@@ -62,8 +62,8 @@ class HeldOut(Section):
 
 class Blocks(Section):
     source: Literal["package", "text", "jsonl", "parquet", "hub"]
-    """package: text files of an installed Python package; text: a folder of .txt files; jsonl, parquet: file, folder or
-    pattern; hub: a `datasets` hub id."""
+    """package: text files of an installed Python package; text: a folder of .txt files (without any, .md); jsonl, parquet: file,
+    folder or pattern; hub: a `datasets` hub id."""
     name: str
     split: str | None
     """hub: which split; otherwise null."""
@@ -104,16 +104,18 @@ def read(blocks: Blocks | Texts) -> Dataset:
 
 def text_files(blocks: Blocks | Texts) -> list[Path]:
     if blocks.source == "text":
-        return matching(Path(blocks.name), suffix="txt")
+        return matching(Path(blocks.name), suffix="txt", other="md")
     spec = importlib.util.find_spec(blocks.name)
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"blocks.name: package '{blocks.name}' is not installed; pip install {blocks.name}")
-    return matching(Path(next(iter(spec.submodule_search_locations))), suffix="txt")
+    return matching(Path(next(iter(spec.submodule_search_locations))), suffix="txt", other="md")
 
 
-def matching(place: Path, *, suffix: str) -> list[Path]:
-    """`place` itself, or all files below it with the suffix, sorted by path."""
+def matching(place: Path, *, suffix: str, other: str | None = None) -> list[Path]:
+    """`place` itself, or all files below it with the suffix (without any: with the `other`), sorted by path."""
     files = sorted(place.rglob(f"*.{suffix}")) if place.is_dir() else [place] if place.is_file() else []
+    if not files and other:
+        files = sorted(place.rglob(f"*.{other}"))
     if not files:
         raise ValueError(f"blocks.name: no .{suffix} file at {place} (seen from {Path.cwd()})")
     return files

@@ -30,7 +30,10 @@ Backend = Literal["sdpa", "flash", "varlen", "flex"]
 BackendName = Literal["auto", "sdpa", "flash", "varlen", "flex"]
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, list[int], float], torch.Tensor]
 
-BACKENDS: tuple[Backend, ...] = ("flash", "varlen", "sdpa", "flex")  # in the order that auto prefers
+BACKENDS: tuple[Backend, ...] = ("flash", "varlen", "sdpa", "flex")
+"""In the order that auto prefers for documents, which are one call for the first two, and one per run of equal lengths for sdpa.
+Without documents there are three runs at most, and sdpa comes first: on an H200 it took 0.55 to 0.65 of varlen's time from 16,384
+tokens on (docs/gpus.md)."""
 HALF = (torch.float16, torch.bfloat16)
 FLEX_BLOCK = 128
 
@@ -38,8 +41,8 @@ log = logging.getLogger(__name__)
 
 
 @lru_cache
-def choose(name: str, *, device: str, dtype: torch.dtype, head_dim: int) -> Backend:
-    """The backend that `name` stands for with such tensors; said once in the log.
+def choose(name: str, *, device: str, dtype: torch.dtype, head_dim: int, documents: bool) -> Backend:
+    """The backend that `name` stands for with such tensors, in which there are `documents` or not; said once in the log.
 
     Raises:
         ValueError: there is no such backend, or it can not run on them.
@@ -49,13 +52,18 @@ def choose(name: str, *, device: str, dtype: torch.dtype, head_dim: int) -> Back
     obstacles: dict[Backend, str | None] = {
         b: needs(b, device=device, dtype=dtype, head_dim=head_dim, asked=name == b) for b in BACKENDS
     }
+    if name == "auto" and not documents:
+        obstacles = {"sdpa": None}
     for backend, obstacle in obstacles.items():
         if obstacle and name == backend:
             raise ValueError(
                 f"attention backend '{name}' needs {obstacle}, not {dtype} on {device}; 'sdpa' runs anywhere"
             )
         if obstacle is None and name in (backend, "auto"):
-            log.info("attention runs on '%s' (%s, %s, heads of %d)", backend, device, dtype, head_dim)
+            where = "with" if documents else "without"
+            log.info(
+                "attention %s documents runs on '%s' (%s, %s, heads of %d)", where, backend, device, dtype, head_dim
+            )
             return backend
     raise AssertionError("sdpa runs anywhere")
 
@@ -66,12 +74,16 @@ def needs(backend: Backend, *, device: str, dtype: torch.dtype, head_dim: int, a
         return None
     if backend == "flex":
         return "CUDA"
-    fits = device == "cuda" and dtype in HALF and head_dim <= 256
+    fits = device == "cuda" and dtype in HALF and head_dim <= 256 and head_dim % 8 == 0
     if backend == "flash":
         there = installed("flash_attn") or (asked and installed("kernels"))
-        return None if fits and there else "CUDA, 16 bit numbers, heads of at most 256, and flash-attn or kernels"
+        return (
+            None
+            if fits and there
+            else "CUDA, 16 bit numbers, heads of a multiple of 8 up to 256, and flash-attn or kernels"
+        )
     able = fits and torch.cuda.get_device_capability() >= (8, 0)
-    return None if able else "CUDA of compute capability 8.0, 16 bit numbers and heads of at most 256"
+    return None if able else "CUDA of compute capability 8.0, 16 bit numbers and heads of a multiple of 8 up to 256"
 
 
 def installed(package: str) -> bool:
@@ -127,8 +139,8 @@ def sdpa(
             unfold(scaled_dot_product_attention(fold(turn, count), k_NKGD, v_NKGD, is_causal=True, scale=scaling))
             for turn in turns
         ]
-        outs.append(torch.stack(attended, dim=2).flatten(1, 2))
-    return torch.cat(outs)
+        outs.append(torch.stack(attended, dim=2).flatten(1, 2) if len(turns) > 1 else attended[0])
+    return torch.cat(outs) if len(outs) > 1 else outs[0]
 
 
 def flash(

@@ -175,7 +175,8 @@ def attend_in_groups(
 ) -> torch.Tensor:
     """out_BThD: some of the heads, from `first_head` on, inside groups that start with the first of these tokens."""
     batch, heads, tokens, dim = q_BhTD.shape
-    kernel = choose(backend, device=q_BhTD.device.type, dtype=q_BhTD.dtype, head_dim=dim)
+    documents = ids_BT is not None
+    kernel = choose(backend, device=q_BhTD.device.type, dtype=q_BhTD.dtype, head_dim=dim, documents=documents)
     outs = []
     for row in range(batch):
         ids_1T = None if ids_BT is None else ids_BT[row : row + 1]

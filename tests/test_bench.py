@@ -6,9 +6,10 @@ import sys
 import matplotlib.image
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from benchmarks import __main__ as bench
-from benchmarks import attention, fresh, memory, step
+from benchmarks import attention, fresh, gpu, memory, step
 from benchmarks.turns import take_turns
 from longlora.attention import shifted_sparse_attention
 
@@ -88,3 +89,29 @@ def test_the_line_of_a_straight_growth_is_itself():
     rows = [{"length": n, "peak_mb": {"ours": 5 + n * 0.03}} for n in (1000, 2000, 8000)]
     slope, start, off = memory.line(rows, "ours")
     assert (round(slope, 9), round(start, 9), round(off, 9)) == (30, 5, 0)
+
+
+def test_the_gpu_benchmark_compares_methods_that_agree(monkeypatch):
+    """On a CPU, where it has no clock and no memory to read: that every case runs, and that ours and full attention are right."""
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    monkeypatch.setitem(gpu.LAYERS, "small", (4, 2, 16))
+    names = ["full", "s2 sdpa", "authors"]
+    assert list(gpu.attention_case("small", 64, names, turns=1)) == names
+    q, k, v = (torch.randn(1, heads, 64, 16, dtype=torch.float64) for heads in (4, 2, 2))
+    mine, theirs = (gpu.METHODS[name](q, k, v) for name in ("s2 sdpa", "authors"))
+    torch.testing.assert_close(mine[:, :, :2], theirs[:, :, :2])  # heads that rest
+    torch.testing.assert_close(mine[:, 8:, 2:], theirs[:, 8:, 2:])  # those that move, but for the first tokens:
+    assert not torch.allclose(mine[:, :8, 2:], theirs[:, :8, 2:])  # theirs see the sequence's end
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4, use_cache=False
+    )
+    cases = dict(gpu.step_cases(config, {64: ("s2", "full", "authors")}))
+    assert [name.rpartition(" ")[2] for name in cases] == ["s2", "full", "authors"]
+
+
+def test_the_gpu_benchmark_says_when_there_is_no_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path / "gpu.json")])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="needs a CUDA GPU"):
+        gpu.main()
+    assert not list(tmp_path.iterdir())

@@ -49,6 +49,18 @@ def test_an_installed_package_is_a_source():
     assert "1848-Polk-1" in list(rows["name"])
 
 
+def test_markdown_is_text_where_there_is_no_other(texts, tmp_path):
+    rows = read(texts)
+    place = tmp_path / "texts"
+    (place / "README.md").write_text("About them.")
+    assert list(read(texts)["text"]) == list(rows["text"])
+    (place / "README.md").unlink()
+    for file in place.glob("*.txt"):
+        file.rename(file.with_suffix(".md"))
+    other = read(texts)
+    assert [list(other[c]) for c in ("name", "text")] == [list(rows[c]) for c in ("name", "text")]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

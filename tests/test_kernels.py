@@ -206,18 +206,28 @@ def test_auto_takes_the_best_that_is_there_and_downloads_nothing(
     kernels.choose.cache_clear()
     with caplog.at_level(logging.INFO, logger="longlora.kernels"):
         for _ in range(3):
-            assert kernels.choose(name, device="cuda", dtype=dtype, head_dim=64) == expected
+            assert kernels.choose(name, device="cuda", dtype=dtype, head_dim=64, documents=True) == expected
     kernels.choose.cache_clear()
     assert len(caplog.records) == 1 and f"'{expected}'" in caplog.text
 
 
-def test_wide_heads_are_not_sent_to_kernels_that_stop_at_256(monkeypatch):
+def test_heads_that_the_kernels_do_not_take_are_not_sent_there(monkeypatch):
     monkeypatch.setattr(kernels, "installed", lambda package: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     kernels.choose.cache_clear()
-    assert kernels.choose("auto", device="cuda", dtype=torch.bfloat16, head_dim=320) == "sdpa"
-    with pytest.raises(ValueError, match="at most 256"):
-        kernels.choose("flash", device="cuda", dtype=torch.bfloat16, head_dim=320)
+    for dim in (320, 12):
+        assert kernels.choose("auto", device="cuda", dtype=torch.bfloat16, head_dim=dim, documents=True) == "sdpa"
+    with pytest.raises(ValueError, match="up to 256"):
+        kernels.choose("flash", device="cuda", dtype=torch.bfloat16, head_dim=320, documents=True)
+    kernels.choose.cache_clear()
+
+
+def test_without_documents_auto_takes_pytorchs_own_attention_and_a_name_is_obeyed(monkeypatch):
+    monkeypatch.setattr(kernels, "installed", lambda package: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    kernels.choose.cache_clear()
+    for name, chosen in (("auto", "sdpa"), ("varlen", "varlen"), ("flash", "flash")):
+        assert kernels.choose(name, device="cuda", dtype=torch.bfloat16, head_dim=64, documents=False) == chosen
     kernels.choose.cache_clear()
 
 
