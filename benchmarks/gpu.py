@@ -60,7 +60,7 @@ def s2(backend: Any, q_BHLD: torch.Tensor, k_BKLD: torch.Tensor, v_BKLD: torch.T
 
 
 def authors(q_BHLD: torch.Tensor, k_BKLD: torch.Tensor, v_BKLD: torch.Tensor) -> torch.Tensor:
-    """The moved heads' last group holds the sequence's end and then its start, which sees it: that is the leak, and costs nothing."""
+    """The moved heads' last group is the sequence's end and then its start, which sees it: that is the leak, and costs nothing."""
     batch, heads, length, dim = q_BHLD.shape
     group = group_size(length, RATIO)
     keys = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (k_BKLD, v_BKLD))
