@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 from transformers.cache_utils import DynamicLayer
 
 from longlora.shares import world
+from longlora.unmasked import unmask
 
 LEARNED = ("wpe", "embed_positions", "position_embeddings")
 """What transformers calls a table of positions."""
@@ -40,6 +41,8 @@ def open_model(folder: Path) -> PreTrainedModel:
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"the model at {folder} does not open: {first_line(error)}") from error
+    if not cuda and shareable(model):
+        unmask(model)
     return model.eval().requires_grad_(False)
 
 
