@@ -13,11 +13,10 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from datasets import Dataset, load_dataset
 from pydantic import Field
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -25,6 +24,9 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerFast
 
 from longlora.section import Section
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 IGNORED = -100  # a label that does not count
 
@@ -76,12 +78,14 @@ class Blocks(Section):
     recall: Recall
 
 
-def read(blocks: Blocks | Texts) -> Dataset:
+def read(blocks: Blocks | Texts) -> "Dataset":
     """The documents, as rows of `name` and `text`, in a fixed order. (A bin source has no text: `longlora.heldout` reads it.)
 
     Raises:
         ValueError: nothing is found, or a column is missing (the columns there are, are named).
     """
+    from datasets import Dataset, load_dataset  # a second, which those who read tokens alone need not spend
+
     if blocks.source in ("package", "text"):
         files = text_files(blocks)
         rows = Dataset.from_dict({"name": [f.stem for f in files], "text": [f.read_text("utf-8") for f in files]})
@@ -182,7 +186,7 @@ def prepare(
     *,
     tokenizer: PreTrainedTokenizerFast,
     exercises: Iterator[list[int]],
-    texts: Dataset,
+    texts: "Dataset",
     elsewhere: dict[str, np.ndarray] | None,
     out: Path,
     heldout: Path,

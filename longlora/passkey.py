@@ -2,12 +2,13 @@
 
 The answer is checked without generating it: where a model's first choice at every place of the right answer is the right
 token, its greedy answer is the right answer, and the other way round. So one forward pass over prompt and answer decides.
-Prompts of one length share the filler before their keys: it is computed once, into a cache that every prompt continues.
+Prompts share the filler before their keys: the longest is computed once, into a cache that every prompt continues.
 
 Letters: C cells, S samples of a cell, B prompts of a batch, L tokens of a prompt with its answer, A tokens of an answer.
 """
 
 import random
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from pydantic import Field, field_validator
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.interval import binomial
-from longlora.plain import batch_tokens, must_reach, shareable
+from longlora.plain import batch_tokens, must_reach, shareable, spread
 from longlora.prompt import chat_turn, continuation, opening
 from longlora.section import Section
 from longlora.shares import ours, say, whole
@@ -114,39 +115,46 @@ class Writer:
 
 
 @torch.inference_mode()
-def hits(model: PreTrainedModel, *, cells: list[list[Prompt]], share: bool) -> list[list[bool]]:
+def prefix_of(model: PreTrainedModel, *, cells: list[list[Prompt]]) -> DynamicCache:
+    """The cache of what stands before the deepest needle: of all that may stand before any."""
+    deepest = max((prompt for cell in cells for prompt in cell), key=lambda prompt: prompt.shared)
+    cache = DynamicCache(config=model.config)
+    tokens_BL = torch.tensor([deepest.question[: deepest.shared]], device=model.device)
+    read(model, tokens_BL, cache=cache, keep=1)
+    return cache
+
+
+def hits(model: PreTrainedModel, *, cells: list[list[Prompt]], prefix: DynamicCache | None) -> list[list[bool]]:
     """Whether the greedy answer to each prompt is its answer, token for token. All prompts have one length.
 
-    With `share`, what stands before the needles is computed once for all cells: they are taken from the deepest needle to
-    the shallowest, and the cache is cut back to each cell's own prefix. Each process reads it, and its share of the rest.
+    Each cell goes on from the beginning of the `prefix` that it shares, if there is one. Each process answers its share.
     """
-    must_reach(model, max(len(p.question + p.answer) for cell in cells for p in cell) - 1)
+    longest = max(len(p.question + p.answer) for cell in cells for p in cell)
     hit_CS = np.zeros((len(cells), max(map(len, cells))), dtype=np.bool_)
-    if share:
-        with_prefix(model, cells=cells, hit_CS=hit_CS)
-    else:
-        every = [(cell, sample) for cell, prompts in enumerate(cells) for sample in range(len(prompts))]
-        for cell, sample in (place for number, place in enumerate(every) if ours(number)):
-            hit_CS[cell, sample] = answered(model, [cells[cell][sample]], cache=None)[0]
+    size = 1 if prefix is None else max(1, batch_tokens(model) // longest)
+
+    def work(place: tuple[int, int]) -> None:
+        cell, first = place
+        group = cells[cell][first : first + size]
+        cache = (
+            None if prefix is None else beginning(prefix, length=min(p.shared for p in cells[cell]), rows=len(group))
+        )
+        hit_CS[cell, first : first + len(group)] = answered(model, group, cache=cache)
+
+    every = [(cell, first) for cell, prompts in enumerate(cells) for first in range(0, len(prompts), size)]
+    spread(work, (place for number, place in enumerate(every) if ours(number)), model=model)
     return [row[: len(cell)] for row, cell in zip(whole(hit_CS).tolist(), cells, strict=True)]
 
 
-def with_prefix(model: PreTrainedModel, *, cells: list[list[Prompt]], hit_CS: np.ndarray) -> None:
-    """Fill in this process's share of `hit_CS`, over one cache of what stands before the needles."""
-    prefixes = [min(p.shared for p in cell) for cell in cells]
-    order = sorted(range(len(cells)), key=lambda i: -prefixes[i])
-    some = cells[order[0]][0]
-    cache = DynamicCache(config=model.config)
-    read(model, torch.tensor([some.question[: prefixes[order[0]]]], device=model.device), cache=cache, keep=1)
-    size = min(max(map(len, cells)), max(1, batch_tokens(model) // len(some.question + some.answer)))
-    cache.batch_repeat_interleave(size)
-    every = [(cell, first) for cell in order for first in range(0, len(cells[cell]), size)]
-    for cell, first in (place for number, place in enumerate(every) if ours(number)):
-        group = cells[cell][first : first + size]
-        cut(cache, prefixes[cell])
-        # The cache has `size` rows; a last, smaller group is filled up.
-        filled = (group + [group[-1]] * size)[:size]
-        hit_CS[cell, first : first + len(group)] = answered(model, filled, cache=cache)[: len(group)]
+def beginning(cache: DynamicCache, *, length: int, rows: int) -> DynamicCache:
+    """The cache's first `length` tokens for `rows` texts that go on apart: views, until they do."""
+    assert 0 < length <= cache.get_seq_length()
+    part = copy(cache)
+    part.layers = [copy(layer) for layer in cache.layers]
+    for layer in part.layers:
+        assert layer.keys is not None and layer.values is not None
+        layer.keys, layer.values = (x[..., :length, :].expand(rows, -1, -1, -1) for x in (layer.keys, layer.values))
+    return part
 
 
 def cut(cache: DynamicCache, length: int) -> None:
@@ -185,16 +193,23 @@ def measure(
     """Accuracy of the model `label` by length, and within it by depth, with exact 95 % intervals.
 
     Raises:
-        ValueError: a length has no room for the prompt, or there is no chat template for a chat prompt.
+        ValueError: a length has no room for the prompt or is beyond the model's positions, or there is no chat template for a chat
+            prompt.
     """
-    writer, share = Writer(tokenizer, prompt=settings.prompt), shareable(model)
-    result: dict[str, Any] = {"prompt": settings.prompt}
-    for length in sorted(settings.lengths):
-        cells = [
+    writer = Writer(tokenizer, prompt=settings.prompt)
+    cells_of = {
+        length: [
             [writer.write(key, length=length, depth=d) for key in keys(settings, length=length, depth=d)]
             for d in settings.depths
         ]
-        by_depth = hits(model, cells=cells, share=share)
+        for length in sorted(settings.lengths)
+    }
+    for length in cells_of:
+        must_reach(model, length - 1)
+    prefix = prefix_of(model, cells=[c for cells in cells_of.values() for c in cells]) if shareable(model) else None
+    result: dict[str, Any] = {"prompt": settings.prompt}
+    for length, cells in cells_of.items():
+        by_depth = hits(model, cells=cells, prefix=prefix)
         found = [hit for row in by_depth for hit in row]
         cuts = {f"{d:.2f}": score(row) for d, row in zip(settings.depths, by_depth, strict=True)}
         result[str(length)] = score(found) | {"depth": cuts}

@@ -5,7 +5,10 @@ rounding's; bfloat16 on a GPU.
 """
 
 import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -14,7 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 from transformers.cache_utils import DynamicLayer
 
 from longlora.shares import world
+from longlora.unmasked import unmask
 
+T = TypeVar("T")
+SMALL = 1024
+"""The hidden size up to which a core computes best alone: cores that share so small a product wait for each other. Beyond it,
+several batches at once win nothing and take memory."""
 LEARNED = ("wpe", "embed_positions", "position_embeddings")
 """What transformers calls a table of positions."""
 
@@ -40,6 +48,8 @@ def open_model(folder: Path) -> PreTrainedModel:
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"the model at {folder} does not open: {first_line(error)}") from error
+    if not cuda and shareable(model):
+        unmask(model)
     return model.eval().requires_grad_(False)
 
 
@@ -85,8 +95,31 @@ def batch_tokens(model: PreTrainedModel) -> int:
     return 4096 if model.device.type == "cpu" else 32768
 
 
+def spread(work: Callable[[T], None], batches: Iterable[T], *, model: PreTrainedModel) -> None:
+    """Do `work`, without gradients, for each batch. On a CPU a small model's batches are dealt out to as many threads as torch has,
+    and each computes alone. The numbers do not depend on it."""
+    work, threads = torch.inference_mode()(work), torch.get_num_threads()
+    together = model.device.type == "cpu" and model.config.get_text_config().hidden_size <= SMALL and steady(model)
+    if not together or threads == 1:
+        for batch in batches:
+            work(batch)
+        return
+    torch.set_num_threads(1)  # threads that begin now inherit it
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(work, batches):
+                pass
+    finally:
+        torch.set_num_threads(threads)
+
+
 def shareable(model: PreTrainedModel) -> bool:
     """Whether a prefix's cache serves longer texts: every layer keeps all of it, and no rotary angle depends on the length."""
-    rotary = (model.config.get_text_config().to_dict().get("rope_parameters") or {}).get("rope_type")
     layers = DynamicCache(config=model.config).layers
-    return rotary not in ("dynamic", "longrope") and all(type(layer) is DynamicLayer for layer in layers)
+    return steady(model) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def steady(model: PreTrainedModel) -> bool:
+    """Whether rotary angles, if there are any, are the same for every length; else a forward pass changes the model's."""
+    rotary = (model.config.get_text_config().to_dict().get("rope_parameters") or {}).get("rope_type")
+    return rotary not in ("dynamic", "longrope")

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 from transformers import DynamicCache, PreTrainedModel
 
-from longlora.plain import batch_tokens, must_reach, shareable
+from longlora.plain import batch_tokens, must_reach, shareable, spread
 from longlora.shares import ours, whole
 
 SCORED = 2048
@@ -62,22 +62,26 @@ def places(lengths_of_documents: list[int], *, longest: int, last: int, samples:
     return [grid[i] for i in sorted(chosen)]
 
 
-@torch.inference_mode()
 def nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: list[Window]) -> np.ndarray:
     """The summed negative log likelihood (nats) of the scored tokens of each window. Logits are made for those alone."""
     total_W = np.zeros(len(windows), dtype=np.float64)
-    for batch in our_batches(model, windows):
+
+    def work(batch: list[int]) -> None:
         loss_BN = losses(model, documents=documents, group=[windows[i] for i in batch])
         total_W[batch] = loss_BN.double().sum(dim=1).cpu().numpy()
+
+    spread(work, our_batches(model, windows), model=model)
     return whole(total_W)
 
 
-@torch.inference_mode()
 def last_nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: list[Window]) -> np.ndarray:
     """Nats (W, N) of each scored token of windows of one shape."""
     nats_WN = np.zeros((len(windows), windows[0].scored))
-    for batch in our_batches(model, windows):
+
+    def work(batch: list[int]) -> None:
         nats_WN[batch] = losses(model, documents=documents, group=[windows[i] for i in batch]).cpu().numpy()
+
+    spread(work, our_batches(model, windows), model=model)
     return whole(nats_WN)
 
 
@@ -92,7 +96,6 @@ def losses(model: PreTrainedModel, *, documents: list[np.ndarray], group: list[W
     return F.cross_entropy(logits_BNV.transpose(1, 2), tokens_BL[:, -scored:], reduction="none")
 
 
-@torch.inference_mode()
 def token_nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: list[Window]) -> np.ndarray:
     """Nats (W, L - 1) of every token but the first of windows of one length L, with all of its window before it.
 
@@ -104,7 +107,8 @@ def token_nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: 
     nats_WL = np.zeros((len(windows), length - 1), dtype=np.float32)
     size = max(1, batch_tokens(model) // length)
     piece = max(1, min(SCORED, BATCH_LOGITS // (size * vocabulary), CHUNK))
-    for first in (n for n in range(0, len(windows), size) if ours(n // size)):
+
+    def work(first: int) -> None:
         group = windows[first : first + size]
         tokens_BL = torch.from_numpy(
             np.stack([documents[w.document][w.start : w.end].astype(np.int64) for w in group])
@@ -121,6 +125,8 @@ def token_nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: 
                 out.logits.float().transpose(1, 2), tokens_BL[:, start + 1 : end + 1], reduction="none"
             )
             nats_WL[first : first + size, start:end] = loss_BN.cpu().numpy()
+
+    spread(work, (n for n in range(0, len(windows), size) if ours(n // size)), model=model)
     return whole(nats_WL)
 
 

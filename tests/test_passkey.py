@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from longlora import passkey
-from longlora.passkey import FILLER, HEAD, Passkey, Prompt, Writer, hits, keys, measure
+from longlora.passkey import FILLER, HEAD, Passkey, Prompt, Writer, hits, keys, measure, prefix_of
 from longlora.plain import shareable
 from longlora.stages.passkey import stage
 
@@ -172,7 +172,8 @@ def test_a_hit_is_what_greedy_generation_calls_right(share, chunk, monkeypatch):
         changed = [[(t + 1) % 340 if i == wrong else t for i, t in enumerate(answer)] for wrong in wrongs]
         cells.append([Prompt(question, a, shared) for a in changed])
         expected.append([wrong is None for wrong in wrongs])
-    assert hits(model, cells=cells, share=share) == expected
+    prefix = prefix_of(model, cells=cells) if share else None
+    assert hits(model, cells=cells, prefix=prefix) == expected
 
 
 def test_answers_of_different_lengths_are_each_checked_whole():
@@ -182,18 +183,22 @@ def test_answers_of_different_lengths_are_each_checked_whole():
     longer = Prompt(question[:29], greedy(model, question[:29], 7), shared=20)
     prompts = [Prompt(question, answer, shared=20), longer, Prompt(question, [*answer[:4], 0], shared=20)]
     assert answer[4] != 0
-    assert hits(model, cells=[prompts], share=True) == [[True, True, False]]
+    assert hits(model, cells=[prompts], prefix=prefix_of(model, cells=[prompts])) == [[True, True, False]]
 
 
-def test_the_shared_prefix_is_computed_once(monkeypatch):
-    model, seen = tiny(), []
+def test_the_shared_prefix_is_computed_once_for_all_lengths(monkeypatch):
+    model, seen, tokenizer = tiny(), [], byte_level()
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda **k: seen.append(k["input_ids"].numel()) or forward(**k))
-    writer = Writer(byte_level(), prompt="plain")
-    cells = [[writer.write(str(10000 + k), length=350, depth=d) for k in range(4)] for d in (0.5, 0.0, 1.0)]
-    hits(model, cells=cells, share=True)
-    prefixes = [min(p.shared for p in cell) for cell in cells]
-    assert sum(seen) == max(prefixes) + sum(4 * (349 - prefix) for prefix in prefixes)
+    given = settings(samples=4)
+    measure(model, label="tiny", tokenizer=tokenizer, settings=given)
+    writer, own, prefixes = Writer(tokenizer, prompt="plain"), 0, []
+    for length in given.lengths:
+        for depth in given.depths:
+            cell = [writer.write(key, length=length, depth=depth) for key in keys(given, length=length, depth=depth)]
+            prefixes.append(min(p.shared for p in cell))
+            own += sum(len(p.question + p.answer) - 1 - prefixes[-1] for p in cell)
+    assert len(given.lengths) > 1 and sum(seen) == max(prefixes) + own
 
 
 def test_logits_are_made_for_the_answers_only():

@@ -2,15 +2,26 @@
 
 import json
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from specimens import folder
-from test_passkey import byte_level, settings
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
+from test_passkey import byte_level, settings, tiny
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+)
 
-from longlora.plain import must_reach, open_model, open_tokenizer
+from longlora.passkey import measure
+from longlora.plain import SMALL, must_reach, open_model, open_tokenizer, spread
 from longlora.stages import passkey as stages_passkey
 
 torch.set_num_threads(1)  # matrices this small are slower on two
@@ -83,3 +94,51 @@ def test_rotary_positions_do_not_end(whole):
     model = open_model(whole)
     assert isinstance(model, LlamaForCausalLM) and model.config.max_position_embeddings == 64
     must_reach(model, 5000)
+
+
+class Spied:
+    """Work that says by which thread it is done, and how."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int, bool]] = []
+
+    def work(self, batch: int) -> None:
+        self.seen.append((threading.current_thread().name, torch.get_num_threads(), torch.is_inference_mode_enabled()))
+        time.sleep(0.002)
+        if batch == 5:
+            raise ValueError("batch 5")
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "rope_type", "own"),
+    [(24, "default", True), (3 * SMALL, "default", False), (24, "dynamic", False)],
+)
+def test_batches_of_a_small_model_are_dealt_out_to_threads_that_compute_alone(hidden_size, rope_type, own):
+    rotary = {"rope_type": rope_type, "rope_theta": 1e4} | ({"factor": 4.0} if rope_type == "dynamic" else {})
+    model = LlamaForCausalLM(
+        LlamaConfig(**SIZES, hidden_size=hidden_size, intermediate_size=8, head_dim=8, rope_parameters=rotary)
+    )
+    spied, main = Spied(), threading.current_thread().name
+    torch.set_num_threads(2)
+    try:
+        spread(spied.work, range(5), model=model)
+        assert [threads for _, threads, _ in spied.seen] == [1 if own else 2] * 5
+        assert all(inference for _, _, inference in spied.seen)
+        assert all((name != main) is own for name, _, _ in spied.seen)
+        with pytest.raises(ValueError, match="batch 5"):
+            spread(spied.work, range(100), model=model)
+        assert len(spied.seen) < 5 + 50 and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_threads_measure_what_one_measures():
+    model = tiny()
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            found.append(measure(model, label="m", tokenizer=byte_level(), settings=settings(samples=8)))
+        finally:
+            torch.set_num_threads(1)
+    assert found[0] == found[1]
