@@ -200,6 +200,39 @@ def is_held(where: Project, key: str) -> bool:
     return False
 
 
+def read(folder: Path) -> None:
+    """Have gc leave what `folder` lies in, a run's worktree or a model brought to be asked, until this process ends.
+
+    A program that this process becomes (exec) counts as it. What is not ours to write to, we do not delete either.
+    """
+    for each in (folder.resolve(), *folder.resolve().parents):
+        state = each.parent.parent
+        if state.name == ".longlora" and each.parent.name in ("worktrees", "asked") and os.access(state, os.W_OK):
+            (state / "locks").mkdir(exist_ok=True)
+            file = os.open(state / "locks" / readers(each.name), os.O_CREAT, 0o666)  # the kernel closes it, at the end
+            os.set_inheritable(file, True)
+            fcntl.flock(file, fcntl.LOCK_SH)
+
+
+@contextmanager
+def unread(where: Project, name: str) -> Iterator[bool]:
+    """Whether no process is to `read` the worktree or model `name`; if so, none begins to meanwhile."""
+    folder = where.state / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / readers(name)).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def readers(name: str) -> str:
+    """The file that those who read worktree or model `name` lock; not the run's lock: a model is served while its run goes on."""
+    return f"{name}.readers.lock"
+
+
 def home(where: Project) -> str:
     """This machine and folder: whose locks tell whether a run that began here is still at work."""
     return f"{platform.node()}:{where.root}"
