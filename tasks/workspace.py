@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks.overlay import merged, recipe_file
+from tasks.overlay import merged, read_text, recipe_file
 
 RUNS = "refs/longlora/runs/"
 LARGEST_UNTRACKED = 50_000_000  # bytes; a snapshot stores new files in git, and data belongs in DVC
@@ -116,11 +116,8 @@ def snapshot(
     tree = where.tree
     overrides = [*(word for each in additions for word in each.overrides), *(overrides or [])]
     refuse_large_files(tree)
-    params = merged(
-        (tree / "params.yaml").read_text(),
-        recipe=recipe_file(tree, recipe).read_text() if recipe else None,
-        overrides=overrides,
-    )
+    before = read_text(tree / "params.yaml")
+    params = merged(before, recipe=read_text(recipe_file(tree, recipe)) if recipe else None, overrides=overrides)
     head = git("rev-parse", "HEAD", cwd=tree)
     with tempfile.TemporaryDirectory() as scratch:
         index = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
@@ -128,7 +125,7 @@ def snapshot(
         # dvc.lock is what a run makes, not what it starts from: HEAD's stays
         git("add", "--all", "--", ".", ":(exclude)dvc.lock", cwd=tree, env=index)
         dirty = git("write-tree", cwd=tree, env=index) != git("rev-parse", "HEAD^{tree}", cwd=tree)
-        if params != (tree / "params.yaml").read_text():
+        if params != before:
             stage_file(tree, "params.yaml", params, index)
         for each in additions:
             for name, text in each.files.items():
