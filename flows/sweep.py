@@ -9,7 +9,9 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dvc.exceptions import DvcException
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -122,7 +124,7 @@ def attempt(where: Project, point: Point, run: Callable[[Snapshot], object]) -> 
             run(point.state)
     except InterruptedStageError:
         raise
-    except (StageError, TimeoutError, ValueError) as error:
+    except (StageError, TimeoutError, ValueError, DvcException, MlflowException) as error:
         failure = " ".join(str(error).split())
         print(f"failed: {failure}", flush=True)
         return failure

@@ -60,6 +60,27 @@ def test_a_mistake_is_one_line_and_nothing_begins(folder, arguments, said):
     assert not (folder / ".longlora" / "worktrees").exists()
 
 
+def test_a_run_that_dvc_or_mlflow_ends_is_a_failed_run_and_not_the_end_of_the_sweep(folder, monkeypatch):
+    from dvc.exceptions import DvcException
+    from mlflow.exceptions import MlflowException
+
+    from flows import sweep
+
+    where = project(folder)
+    monkeypatch.setattr(sweep, "open_place", lambda where, state: None)
+    monkeypatch.setattr(sweep, "is_recorded", lambda place: False)
+    for point, error in zip(
+        sweep.points(where, ["train.rank=5,6"], recipe=None, overrides=[]),
+        [DvcException("no such\nremote"), MlflowException("busy")],
+        strict=True,
+    ):
+
+        def run(state, error=error):
+            raise error
+
+        assert sweep.attempt(where, point, run) == " ".join(str(error).split())
+
+
 @pytest.mark.slow
 def test_a_sweep_runs_all_though_one_fails_and_ends_as_one_table(folder: Path, prefect_url):
     from mlflow import MlflowClient
