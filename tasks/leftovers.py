@@ -50,7 +50,7 @@ def leftovers(where: Project, *, keep: int, versions: set[str]) -> list[Leftover
     folders = {path.name: path for path in (where.state / "worktrees").glob("*") if path.is_dir()}
     read = {path.name for path in being_read(where)}
     kept = kept_keys(where, folders, keep, versions) | read
-    busy = [key for key in folders if is_held(where, key.removesuffix("-again"))]
+    busy = [key for key in folders if is_held(where, key)]
     found = [
         Leftover(
             "worktree", (path,), size_of(path), "computed again and differed" if "-" in key else "not of the newest"

@@ -170,6 +170,13 @@ def test_gc_deletes_nothing_of_a_run_at_work_nor_what_a_branch_names(copy):
             found = leftovers.leftovers(where, keep=0, versions=set())
             assert not any(old in str(path) for each in found for path in each.paths)
             assert {each.kind for each in found} == {"worktree"}
+        again = folder / ".longlora" / "worktrees" / f"{old}-again"
+        dummy.write(again / "models" / "tuned" / "weights", "bbbbb")
+        with hold(where, again.name):  # as it is computed again
+            found = leftovers.leftovers(where, keep=0, versions=set())
+            assert not any(again in each.paths for each in found)
+            assert {each.kind for each in found} == {"worktree"}
+        assert any(again in each.paths for each in leftovers.leftovers(where, keep=0, versions=set()))
         dummy.git(folder, "branch", "mine", record_ref(old))
         (cached,) = [each for each in leftovers.leftovers(where, keep=0, versions=set()) if each.kind == "cache"]
         assert not any(Path(path).read_text() == "b" * 5 for path in cached.paths)
