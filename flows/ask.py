@@ -82,16 +82,20 @@ def typed() -> Iterator[str]:
 
 
 def model_folder(name: str) -> Path:
-    """A folder as it is; else that of an alias of the registry, or a run's, brought here from DVC once.
+    """A folder as it is; else that of an alias of the registry, or a run's, brought here from DVC once. `longlora gc` leaves it
+    to this process.
 
     Raises:
         ValueError: there is no such folder, alias or run.
     """
+    from tasks import workspace
+
+    workspace.read(Path(name))
     if Path(name).is_dir():
         return Path(name)
     if "/" in name or name.startswith("."):
         raise ValueError(f"no model at {name} (seen from {Path.cwd()})")
-    from tasks import records, servers, tracking, workspace
+    from tasks import records, servers, tracking
 
     where = workspace.project(Path.cwd())
     servers.use_environment(where)
@@ -107,7 +111,10 @@ def fetched(source: str, *, home: Path) -> Path:
 
     from mlflow.artifacts import download_artifacts
 
+    from tasks.workspace import read
+
     place = home / parse_qs(urlsplit(source).query)["rev"][0][:16]
+    read(place)
     if not place.exists():
         home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home, prefix=f"{place.name}-", suffix=".partial") as scratch:

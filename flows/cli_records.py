@@ -72,5 +72,7 @@ def gc(
         show_leftovers(found, where)
         if yes:
             leftovers.remove(where, found)
+        for path in leftovers.being_read(where):
+            print(f"left, for a process reads from it: {path.relative_to(where.root)}")
     if found:
         print("deleted" if yes else "nothing was deleted: `longlora gc --yes` deletes it")

@@ -5,6 +5,7 @@ from typing import Any
 
 from longlora import harness, longeval
 from longlora.plain import open_model, open_tokenizer
+from tasks.workspace import read
 
 
 def evaluate(
@@ -15,6 +16,7 @@ def evaluate(
     Raises:
         ValueError: no model there, an unknown task, a malformed case, or no chat template.
     """
+    read(folder)
     model, tokenizer = open_model(folder), open_tokenizer(folder)
     prompt, label = ("chat" if chat else "plain"), folder.resolve().name
     scores: dict[str, Any] = {}

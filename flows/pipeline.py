@@ -80,9 +80,7 @@ def pipeline(
         )
     with workspace.hold(where, flow_lock(flow_run.get_id())):  # to its end: a promotion is part of it
         with workspace.hold(where, state.key):
-            name_run(where, f"{state.recipe or 'params'}-{state.key}")
-            place = open_place(where, state)
-            supervise.sweep(place.folder)
+            place = begin(where, state)
             if if_worse is not None:
                 from flows.decay import still_good  # it imports MLflow
 
@@ -100,6 +98,25 @@ def pipeline(
 
             print(promote_flow(state.key), flush=True)
         return state.key
+
+
+@flow(name="pipeline", task_runner=ThreadPoolTaskRunner(max_workers=jobs()))
+def pipeline_of(state: workspace.Snapshot) -> str:
+    """The same for a snapshot that was made before, whatever its files have become since. Returns the run's key."""
+    where = workspace.project(Path.cwd())
+    with workspace.hold(where, flow_lock(flow_run.get_id())), workspace.hold(where, state.key):
+        place = begin(where, state)
+        must_fit(place)
+        run_place(place)
+    return state.key
+
+
+def begin(where: workspace.Project, state: workspace.Snapshot) -> Place:
+    """The run's place, nothing of an earlier attempt at work in it. Call it under the lock of its key."""
+    name_run(where, f"{state.recipe or 'params'}-{state.key}")
+    place = open_place(where, state)
+    supervise.sweep(place.folder)
+    return place
 
 
 def run_place(place: Place) -> None:

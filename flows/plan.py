@@ -20,7 +20,7 @@ from flows.place import Place
 from longlora.cost import Shape, Workload
 from longlora.hardware import ALONE_GB, GB, Hardware
 from longlora.plan import Estimate, estimate, shape_named, workload_from_params
-from tasks.overlay import SHAPES, merged, recipe_file
+from tasks.overlay import SHAPES, merged, read_text, recipe_file
 from tasks.workspace import Project
 
 PROCESS_GB = 0.8
@@ -35,8 +35,8 @@ def plan(where: Project, *, recipe: str | None, overrides: list[str], hardware: 
     Raises:
         ValueError: a wrong recipe or key, a model whose sizes are not known, or a layout that can not be.
     """
-    text = recipe_file(where.tree, recipe).read_text() if recipe else None
-    sections = plain(merged((where.tree / "params.yaml").read_text(), recipe=text, overrides=overrides))
+    text = read_text(recipe_file(where.tree, recipe)) if recipe else None
+    sections = plain(merged(read_text(where.tree / "params.yaml"), recipe=text, overrides=overrides))
     try:
         shape = shape_of(where.tree, sections["backbone"])
     except LookupError as unknown:

@@ -5,6 +5,7 @@ Nothing is lost by that: all of it is in files, and is sent again when the run i
 
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,8 @@ EVERY = 5.0  # seconds between two looks at a curve
 
 
 class Recording:
-    """What goes to MLflow, in the order of the calls. A failure to send is raised by `wait`."""
+    """What goes to MLflow, in the order of the calls. A failure to send is raised by `wait`, and nothing is sent after it but how
+    the run ended: where MLflow is gone, its client tries each time for minutes."""
 
     def __init__(self, place: Place) -> None:
         """Raises ValueError if nobody answers at MLFLOW_TRACKING_URI."""
@@ -28,23 +30,36 @@ class Recording:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
         self._opened = self._thread.submit(open_tracker, place)
         self._sent: list[Future[None]] = []
+        self._failure: Exception | None = None
         self._look: Future[None] | None = None
         self._due = 0.0
 
     def follow(self, outs: list[Out]) -> None:
         """Send what is new in `outs`' curves, if the last look is some time ago."""
         if time.monotonic() >= self._due and (self._look is None or self._look.done()):
-            self._look = self._thread.submit(lambda: self._opened.result().follow(outs))
+            self._look = self._thread.submit(lambda: None if self._failure else self._opened.result().follow(outs))
             self._due = time.monotonic() + EVERY
 
     def stage(self, name: str, outs: list[Out]) -> None:
         """Send all that a finished stage has to show."""
-        self._sent.append(self._thread.submit(lambda: self._opened.result().stage(name, outs)))
+        self._send(lambda tracker: tracker.stage(name, outs))
 
     def summary(self, text: str, picture: str, **tags: str) -> None:
         """Send the run's description with its main picture, and tags (as longlora.*)."""
-        self._sent.append(self._thread.submit(lambda: self._opened.result().describe(text, picture)))
-        self._sent.append(self._thread.submit(lambda: self._opened.result().tag(**tags)))
+        self._send(lambda tracker: tracker.describe(text, picture))
+        self._send(lambda tracker: tracker.tag(**tags))
+
+    def _send(self, send: "Callable[[Tracker], None]") -> None:
+        def work() -> None:
+            if self._failure:
+                raise self._failure
+            try:
+                send(self._opened.result())
+            except Exception as error:
+                self._failure = error
+                raise
+
+        self._sent.append(self._thread.submit(work))
 
     def wait(self) -> str:
         """Wait until all is sent; the MLflow run's id."""

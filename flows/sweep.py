@@ -9,7 +9,9 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dvc.exceptions import DvcException
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -55,16 +57,12 @@ def sweep(where: Project, axes: list[str], *, recipe: str | None, overrides: lis
     client = tracking.connect()
     results = []
     with servers.prefect_api(where) as ready:
-        from flows.pipeline import pipeline
+        from flows.pipeline import pipeline_of
 
         ready()
-
-        def run(point: Point) -> None:
-            pipeline(recipe, list(point.state.overrides))
-
         for number, point in enumerate(found, 1):
             print(f"\nrun {number} of {len(found)}, {point.state.key}: {' '.join(point.values)}", flush=True)
-            failure = attempt(where, point, run)
+            failure = attempt(where, point, pipeline_of)
             results.append(result(client, where, model, point, failure=failure, sweep=name))
     show(results, promotion.better_of(model), name)
     return results
@@ -115,7 +113,7 @@ def name_of(found: list[Point]) -> str:
     return hashlib.sha256(" ".join(sorted(point.state.key for point in found)).encode()).hexdigest()[:8]
 
 
-def attempt(where: Project, point: Point, run: Callable[[Point], None]) -> str:
+def attempt(where: Project, point: Point, run: Callable[[Snapshot], object]) -> str:
     """Run `point` if it is not recorded yet; why it failed, or ''."""
     try:
         with hold(where, point.state.key):
@@ -123,10 +121,10 @@ def attempt(where: Project, point: Point, run: Callable[[Point], None]) -> str:
         if done:
             print("every stage is unchanged, and the run is recorded", flush=True)
         else:
-            run(point)
+            run(point.state)
     except InterruptedStageError:
         raise
-    except (StageError, TimeoutError, ValueError) as error:
+    except (StageError, TimeoutError, ValueError, DvcException, MlflowException) as error:
         failure = " ".join(str(error).split())
         print(f"failed: {failure}", flush=True)
         return failure

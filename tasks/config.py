@@ -1,5 +1,6 @@
 """DVC's configuration: where the data of a checkout and of its worktrees lies."""
 
+import os
 from pathlib import Path
 
 from dvc.config import Config
@@ -29,11 +30,16 @@ def link(folder: Path, *, to: Path, cache_home: Path, remote: str = "") -> None:
         for section, settings in theirs.read("local").items():
             ours[section] = settings
         ours["core"]["check_update"] = False  # no calls home
-        ours["cache"]["dir"] = str(theirs["cache"].get("dir") or cache_home / ".dvc" / "cache")
+        ours["cache"]["dir"] = seen_from_here(str(theirs["cache"].get("dir") or cache_home / ".dvc" / "cache"))
         for name, known in theirs["remote"].items():
-            ours["remote"].setdefault(name, {})["url"] = str(known["url"])
+            ours["remote"].setdefault(name, {})["url"] = seen_from_here(str(known["url"]))
         if remote:
             name = theirs["core"].get("remote") or "recorded"
             ours["core"]["remote"] = name
-            ours["remote"].setdefault(name, {})["url"] = remote
+            ours["remote"].setdefault(name, {})["url"] = seen_from_here(remote)
     (folder / ".dvc" / "config.local").chmod(0o600)
+
+
+def seen_from_here(address: str) -> str:
+    """A path as a relative one, which DVC then writes as seen from its file: in ASCII alone, and projects lie below any name."""
+    return os.path.relpath(address) if os.path.isabs(address) else address

@@ -1,8 +1,8 @@
 """What may go: folders of old runs, checkpoints of finished ones, cached data that no kept run needs, models that were asked.
 
-Kept are the newest runs, every run that a version in the registry points to, and everything that a branch, a tag or a checkout of
-this repository names. A record's ref in git and the data on the DVC remote are never touched, so a run whose folder went can
-be brought back. Where there is no DVC remote, the cache is the only copy, and every recorded run is kept.
+Kept are the newest runs, every run that a version in the registry points to, everything that a branch, a tag or a checkout of
+this repository names, and what a process reads from. A record's ref in git and the data on the DVC remote are never touched, so a
+run whose folder went can be brought back. Where there is no DVC remote, the cache is the only copy, and every recorded run is kept.
 """
 
 import re
@@ -15,7 +15,7 @@ from typing import Literal
 
 from tasks import storage
 from tasks.config import cache_of, remote_of
-from tasks.workspace import RUNS, Project, git, hold, is_held, record_ref
+from tasks.workspace import RUNS, Project, git, hold, is_held, record_ref, unread
 
 HASH = re.compile(r"md5: ([0-9a-f]{32}(?:\.dir)?)\b")
 YOUNG = 3600.0  # seconds: what was written since may belong to a run that has not said so yet
@@ -48,8 +48,9 @@ def leftovers(where: Project, *, keep: int, versions: set[str]) -> list[Leftover
                 f"a registered version points to {version[:12]}, which is not in this clone: fetch its ref first"
             )
     folders = {path.name: path for path in (where.state / "worktrees").glob("*") if path.is_dir()}
-    kept = kept_keys(where, folders, keep, versions)
-    busy = [key for key in folders if is_held(where, key.removesuffix("-again"))]
+    read = {path.name for path in being_read(where)}
+    kept = kept_keys(where, folders, keep, versions) | read
+    busy = [key for key in folders if is_held(where, key)]
     found = [
         Leftover(
             "worktree", (path,), size_of(path), "computed again and differed" if "-" in key else "not of the newest"
@@ -60,7 +61,7 @@ def leftovers(where: Project, *, keep: int, versions: set[str]) -> list[Leftover
     found += [
         Leftover("model", (path,), size_of(path), "brought to be asked, and brought again when it is")
         for path in (where.state / "asked").glob("*")
-        if not young(path)
+        if path.name not in read and not young(path)
     ]
     if not busy:
         if all(storage.noted(where, key) for key in kept & folders.keys()):
@@ -71,6 +72,15 @@ def leftovers(where: Project, *, keep: int, versions: set[str]) -> list[Leftover
             ]
         found += unused(where, kept, versions)
     return sorted((each for each in found if each.size), key=lambda each: -each.size)
+
+
+def being_read(where: Project) -> Iterator[Path]:
+    """Folders of runs, and models brought to be asked, that a process of this machine reads from: `longlora serve` and the like."""
+    for home in ("worktrees", "asked"):
+        for path in sorted((where.state / home).glob("*")):
+            with unread(where, path.name) as free:
+                if not free:
+                    yield path
 
 
 def kept_keys(where: Project, folders: dict[str, Path], keep: int, versions: set[str]) -> set[str]:
@@ -150,12 +160,13 @@ def with_contents(cache: Path, hashes: set[str]) -> set[str]:
 
 
 def remove(where: Project, found: list[Leftover]) -> None:
-    """Delete what `leftovers` found; a run that has begun meanwhile keeps its folder."""
+    """Delete what `leftovers` found; a run that has begun meanwhile keeps its folder, and so does who reads from one."""
     for each in found:
         for path in each.paths:
             if each.kind == "cache":
                 path.unlink(missing_ok=True)
             elif not is_held(where, path.name):
-                with hold(where, path.name):
-                    shutil.rmtree(path)
+                with hold(where, path.name), unread(where, path.name) as free:
+                    if free:
+                        shutil.rmtree(path)
     git("worktree", "prune", cwd=where.root)

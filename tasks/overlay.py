@@ -22,10 +22,19 @@ def recipe_file(tree: Path, name: str) -> Path:
     Raises:
         ValueError: no such recipe; says the nearest one.
     """
-    known = {path.stem: path for path in sorted((tree / "recipes").glob("*.yaml")) if path.name != SHAPES}
+    files = sorted(path for path in (tree / "recipes").glob("*.yaml") if path.is_file())
+    known = {path.stem: path for path in files if path.name != SHAPES}
     if name not in known:
         raise ValueError(f"no recipe '{name}'{nearest(name, list(known))}")
     return known[name]
+
+
+def read_text(path: Path) -> str:
+    """The text of a YAML file; raises ValueError if it is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} must be text in UTF-8: byte {error.start} is none") from None
 
 
 def merged(params: str, *, recipe: str | None = None, overrides: list[str] | None = None) -> str:

@@ -35,6 +35,10 @@ def use_environment(where: Project) -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_CLI_PROMPT": "false",
         "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",  # what its server says when its sqlite is busy; nothing was changed then
+        # a server that writes every event at once does so just when the next task asks for its tags' slots: sqlite is busy, and
+        # the task waits for two seconds
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the flow prints for the terminal itself
         "MLFLOW_TRACKING_URI": local_tracking(where),
         "MLFLOW_DISABLE_TELEMETRY": "true",

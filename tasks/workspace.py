@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks.overlay import merged, recipe_file
+from tasks.overlay import merged, read_text, recipe_file
 
 RUNS = "refs/longlora/runs/"
 LARGEST_UNTRACKED = 50_000_000  # bytes; a snapshot stores new files in git, and data belongs in DVC
@@ -116,11 +116,8 @@ def snapshot(
     tree = where.tree
     overrides = [*(word for each in additions for word in each.overrides), *(overrides or [])]
     refuse_large_files(tree)
-    params = merged(
-        (tree / "params.yaml").read_text(),
-        recipe=recipe_file(tree, recipe).read_text() if recipe else None,
-        overrides=overrides,
-    )
+    before = read_text(tree / "params.yaml")
+    params = merged(before, recipe=read_text(recipe_file(tree, recipe)) if recipe else None, overrides=overrides)
     head = git("rev-parse", "HEAD", cwd=tree)
     with tempfile.TemporaryDirectory() as scratch:
         index = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
@@ -128,7 +125,7 @@ def snapshot(
         # dvc.lock is what a run makes, not what it starts from: HEAD's stays
         git("add", "--all", "--", ".", ":(exclude)dvc.lock", cwd=tree, env=index)
         dirty = git("write-tree", cwd=tree, env=index) != git("rev-parse", "HEAD^{tree}", cwd=tree)
-        if params != (tree / "params.yaml").read_text():
+        if params != before:
             stage_file(tree, "params.yaml", params, index)
         for each in additions:
             for name, text in each.files.items():
@@ -198,6 +195,39 @@ def is_held(where: Project, key: str) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def read(folder: Path) -> None:
+    """Have gc leave what `folder` lies in, a run's worktree or a model brought to be asked, until this process ends.
+
+    A program that this process becomes (exec) counts as it. What is not ours to write to, we do not delete either.
+    """
+    for each in (folder.resolve(), *folder.resolve().parents):
+        state = each.parent.parent
+        if state.name == ".longlora" and each.parent.name in ("worktrees", "asked") and os.access(state, os.W_OK):
+            (state / "locks").mkdir(exist_ok=True)
+            file = os.open(state / "locks" / readers(each.name), os.O_CREAT, 0o666)  # the kernel closes it, at the end
+            os.set_inheritable(file, True)
+            fcntl.flock(file, fcntl.LOCK_SH)
+
+
+@contextmanager
+def unread(where: Project, name: str) -> Iterator[bool]:
+    """Whether no process is to `read` the worktree or model `name`; if so, none begins to meanwhile."""
+    folder = where.state / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / readers(name)).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def readers(name: str) -> str:
+    """The file that those who read worktree or model `name` lock; not the run's lock: a model is served while its run goes on."""
+    return f"{name}.readers.lock"
 
 
 def home(where: Project) -> str:

@@ -119,3 +119,20 @@ def test_a_run_whose_prefect_server_can_not_be_kept_up_ends_and_can_be_resumed(f
     assert (again.returncode, error) == (0, "")
     assert dummy.executions(folder).count("fetch base") == 1
     assert [run.info.status for run in mlflow_runs(mlflow_uri, key)] == ["FINISHED"]
+
+
+RECORDER = """
+from pathlib import Path
+from tasks.servers import use_environment
+from tasks.workspace import project
+use_environment(project(Path.cwd()))
+from prefect.settings import get_current_settings
+recorder = get_current_settings().server.services.task_run_recorder
+print(recorder.batch_size > 1, recorder.flush_interval <= 1)
+"""
+
+
+def test_a_server_gathers_what_it_records_of_tasks_but_not_for_long(folder):
+    command, env = [sys.executable, "-c", RECORDER], dummy.clean_environment()
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("True True\n", "")

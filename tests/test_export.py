@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import byhand
@@ -168,6 +170,13 @@ def test_gc_deletes_nothing_of_a_run_at_work_nor_what_a_branch_names(copy):
             found = leftovers.leftovers(where, keep=0, versions=set())
             assert not any(old in str(path) for each in found for path in each.paths)
             assert {each.kind for each in found} == {"worktree"}
+        again = folder / ".longlora" / "worktrees" / f"{old}-again"
+        dummy.write(again / "models" / "tuned" / "weights", "bbbbb")
+        with hold(where, again.name):  # as it is computed again
+            found = leftovers.leftovers(where, keep=0, versions=set())
+            assert not any(again in each.paths for each in found)
+            assert {each.kind for each in found} == {"worktree"}
+        assert any(again in each.paths for each in leftovers.leftovers(where, keep=0, versions=set()))
         dummy.git(folder, "branch", "mine", record_ref(old))
         (cached,) = [each for each in leftovers.leftovers(where, keep=0, versions=set()) if each.kind == "cache"]
         assert not any(Path(path).read_text() == "b" * 5 for path in cached.paths)
@@ -175,3 +184,44 @@ def test_gc_deletes_nothing_of_a_run_at_work_nor_what_a_branch_names(copy):
             leftovers.leftovers(where, keep=0, versions={"0123456789ab" + "0" * 28})
     with pytest.raises(ValueError, match="--keep -1: must be 0 or more"):
         leftovers.leftovers(where, keep=-1, versions=set())
+
+
+READER = """
+import os, sys
+from pathlib import Path
+from flows.ask import fetched, model_folder
+model_folder(sys.argv[1])
+fetched("dvc://tiny/model?rev=4567", home=Path(".longlora/asked"))
+print("reading", flush=True)
+os.execvp("cat", ["cat"])
+"""
+
+
+def test_gc_leaves_what_a_server_reads_from_says_so_and_deletes_it_next_time(copy):
+    from tasks import leftovers
+
+    folder, (_, old, _) = copy
+    model = folder / ".longlora" / "asked" / "4567"
+    dummy.write(model / "model" / "config.json", "{}")
+    work = folder / ".longlora" / "worktrees" / old
+    where, before = project(folder), list(leftovers.being_read(project(folder)))
+    command = [sys.executable, "-c", READER, str(work / "models" / "tuned")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leftovers, "YOUNG", -5.0)
+        listed = leftovers.leftovers(where, keep=1, versions=set())
+        assert {work, model} <= {path for each in listed for path in each.paths}
+        server = subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        with server:
+            assert server.stdout.readline() == "reading\n"
+            assert list(leftovers.being_read(where)) == [work, model]
+            leftovers.remove(where, [each for each in listed if each.kind != "cache"])  # it was listed before
+            found = {path for each in leftovers.leftovers(where, keep=1, versions=set()) for path in each.paths}
+            assert not {work, model} & found
+            assert (work / "models" / "tuned" / "weights").exists() and (model / "model" / "config.json").exists()
+            said = dummy.longlora(folder, "gc", "--keep", "1", "--yes").stdout
+            for path in (work, model):
+                assert f"left, for a process reads from it: {path.relative_to(folder)}\n" in said and path.exists()
+            server.stdin.close()
+        leftovers.remove(where, leftovers.leftovers(where, keep=1, versions=set()))
+    assert before == []
+    assert not work.exists() and not model.exists()

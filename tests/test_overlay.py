@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from tasks.overlay import merged, recipe_file
+from tasks.overlay import merged, read_text, recipe_file
 
 PARAMS = """
 # a comment that must survive
@@ -72,3 +72,14 @@ def test_a_recipe_is_one_of_the_folder(tmp_path, name):
     assert recipe_file(tmp_path, "big") == tmp_path / "recipes" / "big.yaml"
     with pytest.raises(ValueError, match=f"^no recipe '{name}'; (did you mean 'big'|there are: big$)"):
         recipe_file(tmp_path, name)
+
+
+def test_a_file_that_is_no_text_and_a_folder_among_the_recipes_are_said(tmp_path):
+    (tmp_path / "recipes" / "folder.yaml").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"^no recipe 'folder'; there are: none$"):
+        recipe_file(tmp_path, "folder")
+    (tmp_path / "recipes" / "mine.yaml").write_bytes(b"fit: {name: \xff}")
+    with pytest.raises(ValueError, match=r"^mine.yaml must be text in UTF-8: byte 12 is none$"):
+        read_text(recipe_file(tmp_path, "mine"))
+    (tmp_path / "params.yaml").write_text("fit: {name: für}", encoding="utf-8")
+    assert merged(read_text(tmp_path / "params.yaml")) == "fit: {name: für}"

@@ -229,7 +229,22 @@ def test_a_worktree_uses_the_users_remote_and_keys(folder):
     config = (place.folder / ".dvc" / "config.local").read_text()
     assert "url = s3://b/c" in config
     assert "secret_access_key = k" in config
-    assert f"dir = {folder}/.dvc/cache" in config
-    assert f"url = {folder}/.longlora/remote" in config
+    assert "dir = ../../../../.dvc/cache" in config  # the checkout's, seen from that file
+    assert "url = ../../../remote" in config
     assert (place.folder / ".dvc" / "config.local").stat().st_mode & 0o77 == 0
     assert dummy.git(place.folder, "status", "--porcelain") == ""
+
+
+def test_a_project_may_lie_below_a_name_that_is_not_ascii(tmp_path):
+    from tasks.workspace import hold
+
+    where = project(dummy.make(tmp_path / "Jörg's own" / "проект"))
+    state = snapshot(where)
+    with hold(where, state.key):
+        place = open_place(where, state)
+        place.pipeline.reproduce("fetch", on_line=print, on_tick=lambda: None)
+        place.pipeline.close()
+        assert place.pipeline.push() == str(where.root / ".longlora" / "remote")
+    assert list((where.root / ".longlora" / "remote").rglob("*.dir"))
+    assert list((where.root / ".dvc" / "cache").rglob("*.dir"))
+    assert not (place.folder / ".dvc" / "cache").exists()

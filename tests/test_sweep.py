@@ -60,6 +60,27 @@ def test_a_mistake_is_one_line_and_nothing_begins(folder, arguments, said):
     assert not (folder / ".longlora" / "worktrees").exists()
 
 
+def test_a_run_that_dvc_or_mlflow_ends_is_a_failed_run_and_not_the_end_of_the_sweep(folder, monkeypatch):
+    from dvc.exceptions import DvcException
+    from mlflow.exceptions import MlflowException
+
+    from flows import sweep
+
+    where = project(folder)
+    monkeypatch.setattr(sweep, "open_place", lambda where, state: None)
+    monkeypatch.setattr(sweep, "is_recorded", lambda place: False)
+    for point, error in zip(
+        sweep.points(where, ["train.rank=5,6"], recipe=None, overrides=[]),
+        [DvcException("no such\nremote"), MlflowException("busy")],
+        strict=True,
+    ):
+
+        def run(state, error=error):
+            raise error
+
+        assert sweep.attempt(where, point, run) == " ".join(str(error).split())
+
+
 @pytest.mark.slow
 def test_a_sweep_runs_all_though_one_fails_and_ends_as_one_table(folder: Path, prefect_url):
     from mlflow import MlflowClient
@@ -92,3 +113,27 @@ def test_a_sweep_runs_all_though_one_fails_and_ends_as_one_table(folder: Path, p
     assert dummy.executions(folder) == before
     (run,) = mlflow_runs(uri, rows[2][0])
     assert len(run.data.tags["longlora.sweeps"].split()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("run_flow")
+def test_every_run_is_of_the_files_as_they_were_when_the_sweep_began(own, mlflow_uri, monkeypatch):
+    from flows import sweep
+
+    attempt, before = sweep.attempt, {}
+
+    def edited(where, point, run):
+        before[point.state.key] = point.state.commit
+        dummy.write(own / "params.yaml", dummy.PARAMS.replace("steps: 3", f"steps: {3 + len(before)}"))
+        dummy.write(own / "recipes" / "big.yaml", "train: {rank: 1}\n")
+        return attempt(where, point, run)
+
+    monkeypatch.setattr(sweep, "attempt", edited)
+    results = sweep.sweep(project(own), ["gate.least=1,2"], recipe="big", overrides=[])
+    assert [(each.failure, each.verdict) for each in results] == [("", "passed"), ("", "passed")]
+    assert len(before) == 2
+    for key, commit in before.items():
+        assert dummy.git(own, "rev-parse", f"refs/longlora/runs/{key}~") == commit
+        (run,) = mlflow_runs(mlflow_uri, key)
+        assert (run.data.params["train.rank"], run.data.params["train.steps"]) == ("16", "3")
+        assert run.data.tags["longlora.recipe"] == "big"

@@ -222,3 +222,31 @@ def test_a_run_is_recorded_only_while_mlflow_has_it_as_finished(opened, folder, 
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/elsewhere.db")
         assert not is_recorded(place)
         assert not (tmp_path / "elsewhere.db").exists()
+
+
+def test_after_one_failure_nothing_is_sent_but_how_the_run_ended(monkeypatch):
+    from flows import recording
+
+    calls = []
+
+    class Gone:
+        def stage(self, name, outs):
+            calls.append(name)
+            raise ConnectionError("gone")
+
+        def follow(self, outs):
+            calls.append("follow")
+
+        def finish(self, status):
+            calls.append(status)
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite://")
+    monkeypatch.setattr(recording, "open_tracker", lambda place: Gone())
+    sending = recording.Recording(None)
+    for name in ("one", "another"):
+        sending.stage(name, [])
+    sending.follow([])
+    with pytest.raises(ConnectionError):
+        sending.wait()
+    sending.finish("FAILED")
+    assert calls == ["one", "FAILED"]
