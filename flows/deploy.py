@@ -84,7 +84,7 @@ def schedules(cron: str | None, interval: float | None, timezone: str) -> list[d
                 f"--cron {cron!r} --timezone {timezone}: {said}; right is, for instance, '0 3 * * 1'"
             ) from None
         return [{"cron": cron, "timezone": timezone}]
-    if interval is not None and interval < 60:
+    if interval is not None and not 60 <= interval < float("inf"):
         raise ValueError(f"--interval {interval:g}: must be 60 seconds or more")
     return [{"interval": interval, "timezone": timezone}] if interval else []
 

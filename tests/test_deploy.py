@@ -88,6 +88,8 @@ def test_up_cron_deployment_run_promotion_and_an_end_without_leftovers(deployed)
         (["--cron", "0 3 * * *", "--timezone", "Mars"], "Invalid timezone"),
         (["--cron", "0 3 * * *", "--interval", "90"], "--cron and --interval: give one of them"),
         (["--interval", "5"], "--interval 5: must be 60 seconds or more"),
+        (["--interval", "nan"], "--interval nan: must be 60 seconds or more"),
+        (["--interval", "inf"], "--interval inf: must be 60 seconds or more"),
         (["--watch", "data", "--interval", "90"], "--watch data: there is nothing at"),
         (["--watch", ".gitignore", "--interval", "90"], "--watch .gitignore: no stage reads it; name "),
         (["--watch", "dummy/stage.py"], "--watch dummy/stage.py: say how often to look, with --interval or --cron"),
