@@ -231,7 +231,7 @@ def arguments(settings: Fit, *, checkpoints: Path, accumulation: int, zero: Zero
     on_cpu = not torch.cuda.is_available()
     if zero and on_cpu:
         meet_on_cpu()
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.micro_batch,
@@ -262,6 +262,10 @@ def arguments(settings: Fit, *, checkpoints: Path, accumulation: int, zero: Zero
         report_to="none",
         seed=settings.seed,
     )
+    # A process trains on one GPU. Without a launcher the Trainer would copy the model to all it sees (nn.DataParallel), and
+    # multiply the loss by their number.
+    args._n_gpu = min(args.n_gpu, 1)  # pyright: ignore[reportPrivateUsage]  # n_gpu itself can not be set
+    return args
 
 
 def optimizer(model: nn.Module, settings: Fit) -> torch.optim.AdamW:

@@ -132,6 +132,18 @@ def test_accumulation_is_derived_from_the_global_batch(batch, micro, replicas, w
             settings.accumulation(replicas)
 
 
+def test_without_a_launcher_one_process_trains_on_one_of_the_gpus_it_sees(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "device_count", lambda: 4)
+        patch.setattr(torch.cuda, "set_device", lambda device: None)
+        args = module.arguments(FIT, checkpoints=tmp_path, accumulation=2, zero=None)
+        assert args.device == torch.device("cuda:0")
+        assert args.n_gpu == 1  # else the Trainer would wrap the model in nn.DataParallel
+        assert args.train_batch_size == FIT.micro_batch
+    assert module.arguments(FIT, checkpoints=tmp_path, accumulation=2, zero=None).n_gpu == 0  # no GPU: as before
+
+
 def test_the_last_steps_are_in_full_attention_when_asked(place):
     run(place, "sparse", steps=4, recall_share=0.0)
     run(place, "ended", steps=4, recall_share=0.0, attention=ATTENTION.model_copy(update={"full_attention_last": 0.5}))
