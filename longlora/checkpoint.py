@@ -55,17 +55,17 @@ class ExactTrainer(Trainer):
                 shutil.rmtree(old)
 
     def whole_parameters(self) -> dict[str, torch.Tensor]:
-        """The trained parameters by name; every process must ask."""
+        """The trained parameters by name; every process must ask, and only the one that saves is sure of an answer."""
         trained = trained_parameters(self.model)
         if self.is_deepspeed_enabled:
-            return {name: zero.whole(p) for name, p in trained.items()}
+            return zero.whole(trained, keep=self.args.should_save)
         return {name: p.detach().contiguous() for name, p in trained.items()}
 
     def whole_adam(self) -> dict[str, torch.Tensor]:
-        """Adam's state, as `<parameter>/<kind>`; every process must ask."""
+        """Adam's state, as `<parameter>/<kind>`, likewise."""
         trained = trained_parameters(self.model)
         if self.is_deepspeed_enabled:
-            states = zero.whole_states(trained, engine=self.deepspeed)
+            states = zero.whole_states(trained, engine=self.deepspeed, keep=self.args.should_save)
         else:
             assert self.optimizer is not None
             states = {name: self.optimizer.state[p] for name, p in trained.items()}
