@@ -14,6 +14,7 @@ some of them; D head dimension; G group.
 import math
 from collections.abc import Sized
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,9 @@ from longlora.kernels import BackendName, attend, choose
 from longlora.ranks import Ranks
 from longlora.segments import Part, Segments, Shift, one_document, remembered, segment
 from longlora.ulysses import full_attention
+
+PATIENCE = timedelta(minutes=30)
+"""How long the processes of a sequence wait for each other: as the Trainer's processes do. NCCL's own groups wait for 10 minutes."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class Together:
 def join(ranks: Ranks) -> Together:
     """Meet the others of the own sequence; every process must call this, after joining the process group of all."""
     groups = [
-        distributed.new_group(list(range(first, first + ranks.degree))) for first in range(0, ranks.world, ranks.degree)
+        distributed.new_group(list(range(first, first + ranks.degree)), timeout=PATIENCE)
+        for first in range(0, ranks.world, ranks.degree)
     ]
     return Together(groups[ranks.replica], ranks)
 

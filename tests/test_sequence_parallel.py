@@ -10,6 +10,7 @@ from specimens import ATTENTION, POSITION, llama
 from test_ranks import nearly_equal, train_here
 from torch import distributed
 from training import run
+from transformers import TrainingArguments
 
 from longlora import attention, sequence_parallel
 from longlora.attention import enable, shifted_sparse_attention
@@ -77,6 +78,14 @@ def attention_here(dtype: torch.dtype, tolerance: float) -> None:
 )
 def test_attention_and_its_gradients_are_those_of_one_process(count, dtype, tolerance):
     together.run(count, attention_here, dtype, tolerance)
+
+
+def test_the_processes_of_a_sequence_wait_as_long_as_those_of_the_trainer(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(distributed, "new_group", lambda *args, **keywords: made.append((*args, keywords["timeout"])))
+    join(Ranks(3, 4, 2))
+    said = TrainingArguments(output_dir=str(tmp_path), use_cpu=True).ddp_timeout
+    assert [(ranks, wait.total_seconds()) for ranks, wait in made] == [([0, 1], said), ([2, 3], said)]
 
 
 def test_some_heads_make_the_parts_that_all_heads_make():
