@@ -83,6 +83,7 @@ def remembered(ids: torch.Tensor, what: tuple[Any, ...], make: Callable[[], T]) 
     whole = ids if ids._base is None else ids._base
     version = 0 if whole.is_inference() else whole._version
     known = KNOWN.setdefault(whole, {})
+    assert known is not None
     key = (version, ids.storage_offset(), ids.shape, ids.stride(), *what)
     if key not in known:
         with torch.inference_mode(False):  # a training may ask next

@@ -30,7 +30,7 @@ from longlora.segments import Part, Segments, Shift, one_document, remembered, s
 from longlora.ulysses import full_attention
 
 PATIENCE = timedelta(minutes=30)
-"""How long the processes of a sequence wait for each other: as the Trainer's processes do. NCCL's own groups wait for 10 minutes."""
+"""How long the processes of a sequence wait for each other, as all do for the Trainer; NCCL's own choice is 10 minutes."""
 
 
 @dataclass(frozen=True)
