@@ -47,25 +47,23 @@ class ExactTrainer(Trainer):
             partial.mkdir(parents=True)
             save_file(parameters, partial / "parameters.safetensors")
             save_file(adam, partial / "optimizer.safetensors")
-            on_gpu = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
-            save_file({"cpu": torch.get_rng_state(), **on_gpu}, partial / "random.safetensors")
             self.state.save_to_json(str(partial / "trainer_state.json"))
             partial.rename(root / f"checkpoint-{self.state.global_step}")
             for old in sorted(root.glob("checkpoint-*"), key=checkpoint_step)[:-1]:
                 shutil.rmtree(old)
 
     def whole_parameters(self) -> dict[str, torch.Tensor]:
-        """The trained parameters by name; every process must ask."""
+        """The trained parameters by name; every process must ask, and only the one that saves is sure of an answer."""
         trained = trained_parameters(self.model)
         if self.is_deepspeed_enabled:
-            return {name: zero.whole(p) for name, p in trained.items()}
+            return zero.whole(trained, keep=self.args.should_save)
         return {name: p.detach().contiguous() for name, p in trained.items()}
 
     def whole_adam(self) -> dict[str, torch.Tensor]:
-        """Adam's state, as `<parameter>/<kind>`; every process must ask."""
+        """Adam's state, as `<parameter>/<kind>`, likewise."""
         trained = trained_parameters(self.model)
         if self.is_deepspeed_enabled:
-            states = zero.whole_states(trained, engine=self.deepspeed)
+            states = zero.whole_states(trained, engine=self.deepspeed, keep=self.args.should_save)
         else:
             assert self.optimizer is not None
             states = {name: self.optimizer.state[p] for name, p in trained.items()}
@@ -112,12 +110,7 @@ class ExactTrainer(Trainer):
             group["lr"] = rate
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        saved = load_file(Path(checkpoint) / "random.safetensors")
-        torch.set_rng_state(saved["cpu"])
-        if "cuda" in saved and torch.cuda.is_available():  # dropout and NEFTune draw there
-            torch.cuda.set_rng_state(saved["cuda"])
+        pass  # LongTrainer gives each micro-batch a seed of its own
 
 
 def load_parameters(model: nn.Module, saved: dict[str, torch.Tensor]) -> None:

@@ -6,6 +6,7 @@ determines the result: the same run resumes bit for bit, another run never finds
 """
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -143,7 +144,7 @@ def train(
     set_seed(settings.seed)
     model = build(base, position=position, adapter=adapter, dtype=settings.dtype)
     args = arguments(
-        settings, checkpoints=checkpoints, accumulation=accumulation, zero=zero
+        settings, checkpoints=checkpoints, accumulation=accumulation, zero=zero, degree=ranks.degree
     )  # meets the other processes
     with alone(checkpoints, first=ranks.rank == 0, device=args.device):
         restore_head = chunk_loss(causal_model(model), chunk=settings.loss_chunk)
@@ -227,11 +228,13 @@ def causal_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return inner
 
 
-def arguments(settings: Fit, *, checkpoints: Path, accumulation: int, zero: Zero | None) -> TrainingArguments:
+def arguments(
+    settings: Fit, *, checkpoints: Path, accumulation: int, zero: Zero | None, degree: int = 1
+) -> TrainingArguments:
     on_cpu = not torch.cuda.is_available()
     if zero and on_cpu:
         meet_on_cpu()
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.micro_batch,
@@ -256,12 +259,17 @@ def arguments(settings: Fit, *, checkpoints: Path, accumulation: int, zero: Zero
         save_steps=settings.checkpoint_steps,
         logging_steps=settings.log_steps,
         logging_nan_inf_filter=False,
-        neftune_noise_alpha=settings.neftune_alpha,
+        # It is divided by the root of the tokens x hidden size that a process sees, and is meant by those of the whole sequence.
+        neftune_noise_alpha=settings.neftune_alpha and settings.neftune_alpha / math.sqrt(degree),
         disable_tqdm=True,
         ddp_find_unused_parameters=False,  # all that is trained is used
         report_to="none",
         seed=settings.seed,
     )
+    # A process trains on one GPU. Without a launcher the Trainer would copy the model to all it sees (nn.DataParallel), and
+    # multiply the loss by their number.
+    args._n_gpu = min(args.n_gpu, 1)  # pyright: ignore[reportPrivateUsage]  # n_gpu itself can not be set
+    return args
 
 
 def optimizer(model: nn.Module, settings: Fit) -> torch.optim.AdamW:

@@ -147,7 +147,7 @@ def flash(
     q_SHD: torch.Tensor, k_SKD: torch.Tensor, v_SKD: torch.Tensor, lengths: list[int], scaling: float
 ) -> torch.Tensor:
     """flash_attn_varlen_func of flash-attn 2 and later: grouped queries by shape, segments by cumulative lengths."""
-    cumulative_M = cumulative(lengths, device=q_SHD.device)
+    cumulative_M = cumulative(tuple(lengths), device=q_SHD.device)
     longest = max(lengths)
     return flash_attn_varlen()(
         q_SHD,
@@ -173,7 +173,7 @@ def varlen(
     q_SHD: torch.Tensor, k_SKD: torch.Tensor, v_SKD: torch.Tensor, lengths: list[int], scaling: float
 ) -> torch.Tensor:
     """PyTorch's own variable-length attention; a window of (-1, 0) is how it is told to be causal."""
-    cumulative_M = cumulative(lengths, device=q_SHD.device)
+    cumulative_M = cumulative(tuple(lengths), device=q_SHD.device)
     longest = max(lengths)
     out_SHD = varlen_attn(
         q_SHD,
@@ -191,8 +191,10 @@ def varlen(
     return out_SHD
 
 
-def cumulative(lengths: list[int], *, device: torch.device) -> torch.Tensor:
-    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+@lru_cache(maxsize=64)  # the layers ask for the same, and a copy to the GPU waits for it
+def cumulative(lengths: tuple[int, ...], *, device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):  # a training may ask next
+        return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
 
 
 def flex(

@@ -2,9 +2,10 @@
 
 At L = 100,000 and 32,000 words the float32 logits alone are 12.8 GB, and their gradient as much again. PyTorch's
 `linear_cross_entropy` takes the product with the head and the loss together, chunk by chunk, and computes the gradient in
-the same pass. Tested against the plain loss of transformers, values and gradients.
+the same pass. In bfloat16 it also adds up in bfloat16, so the value, but not the gradient, is computed again there. Tested against
+the plain loss of transformers, values and gradients.
 
-Letters: B batch, L tokens, D hidden size, V vocabulary.
+Letters: B batch, L tokens, N tokens of all rows, D hidden size, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import LinearCrossEntropyOptions
-from torch.nn.functional import linear_cross_entropy
+from torch.nn.functional import cross_entropy, linear_cross_entropy
 from transformers import PreTrainedModel
 
 IGNORED = -100
@@ -54,14 +55,26 @@ def chunked_cross_entropy(
     # Autocast does not know this function. Trained norms leave the hidden states in float32.
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_BLD.dtype
     options = LinearCrossEntropyOptions(batch_chunk_size=chunk, chunking_method=None)
-    return linear_cross_entropy(
-        hidden_BLD.flatten(0, 1).to(dtype),
-        weight_VD.to(dtype),
-        labels_BL.flatten(),
-        reduction=reduction,
-        ignore_index=IGNORED,
-        options=options,
+    hidden_ND, weight_VD, labels_N = hidden_BLD.flatten(0, 1).to(dtype), weight_VD.to(dtype), labels_BL.flatten()
+    exact = None
+    if dtype == torch.bfloat16:  # before there are gradients in memory
+        exact = float32_value(hidden_ND, weight_VD, labels_N, chunk=chunk, reduction=reduction)
+    loss = linear_cross_entropy(
+        hidden_ND, weight_VD, labels_N, reduction=reduction, ignore_index=IGNORED, options=options
     )
+    return loss if exact is None else loss.float() + (exact - loss.detach().float())
+
+
+@torch.no_grad()
+def float32_value(
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor, *, chunk: int, reduction: str
+) -> torch.Tensor:
+    """The loss alone, added up in float32: a sum of thousands in bfloat16 takes in nothing smaller than 1/256 of itself."""
+    total = torch.zeros((), device=hidden_ND.device)
+    for hidden_nD, labels_n in zip(hidden_ND.split(chunk), labels_N.split(chunk), strict=True):
+        logits_nV = (hidden_nD @ weight_VD.T).float()
+        total += cross_entropy(logits_nV, labels_n, ignore_index=IGNORED, reduction="sum")
+    return total if reduction == "sum" else total / (labels_N != IGNORED).sum()
 
 
 def chunk_loss(model: PreTrainedModel, *, chunk: int) -> Callable[[], None]:

@@ -37,20 +37,26 @@ def open_model(folder: Path) -> PreTrainedModel:
     if not (folder / "config.json").is_file():
         raise ValueError(f"no model at {folder} (no config.json there, seen from {Path.cwd()})")
     cuda = torch.cuda.is_available()
-    everywhere = "auto" if world() == 1 else {"": int(os.environ.get("LOCAL_RANK", "0"))}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             local_files_only=True,
             dtype=torch.bfloat16 if cuda else torch.float32,
             attn_implementation="sdpa",
-            device_map=everywhere if cuda else "cpu",
+            device_map=gpus() if cuda else "cpu",
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"the model at {folder} does not open: {first_line(error)}") from error
     if not cuda and shareable(model):
         unmask(model)
     return model.eval().requires_grad_(False)
+
+
+def gpus() -> str | dict[str, int]:
+    """All GPUs for a single process; among several, the own one, which is the first where a scheduler shows each no other."""
+    if world() == 1:
+        return "auto"
+    return {"": int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()}
 
 
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -29,8 +29,13 @@ def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def place() -> dict[str, int] | None:
-    """Where a process has its quantised weights, which do not move afterwards: on its own GPU, if there is one."""
-    return {"": int(os.environ.get("LOCAL_RANK", "0"))} if torch.cuda.is_available() else None
+    """Where a process has its quantised weights, which do not move afterwards: on its own GPU, if there is one.
+
+    Some schedulers show each process its own GPU alone, which is then its first, whatever LOCAL_RANK says.
+    """
+    if not torch.cuda.is_available():
+        return None
+    return {"": int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()}
 
 
 def keep_for_training(model: nn.Module) -> None:

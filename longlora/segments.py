@@ -8,12 +8,16 @@ Letters: B batch; L tokens of a row; T = B x L; S the tokens that attend, some o
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
+T = TypeVar("T")
 Shift = Literal["boundaries", "roll", "none"]
+KNOWN = WeakTensorKeyDictionary()
+"""What was worked out of document ids, as long as these live."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,43 @@ def segment(
     if document_ids_BL is None and shift != "roll":
         edges = [0, *range((half if shift == "boundaries" else 0) or group_size, length, group_size), length]
         return Segments(None, [b - a for a, b in itertools.pairwise(edges)] * batch)
+    if document_ids_BL is None:
+        return segment_rows(batch, length, group_size=group_size, shift=shift, document_ids_BL=None)
+    return remembered(
+        document_ids_BL,
+        (segment, batch, length, group_size, shift),
+        lambda: segment_rows(batch, length, group_size=group_size, shift=shift, document_ids_BL=document_ids_BL),
+    )
+
+
+def remembered(ids: torch.Tensor, what: tuple[Any, ...], make: Callable[[], T]) -> T:
+    """`make()`, called once for these `ids` (or for this view of them) and for `what`: a layer asks as the one before it did, and
+    each answer takes a GPU's queue to its end. Ids that were changed in place are other ids."""
+    whole = ids if ids._base is None else ids._base
+    version = 0 if whole.is_inference() else whole._version
+    known = KNOWN.setdefault(whole, {})
+    assert known is not None
+    key = (version, ids.storage_offset(), ids.shape, ids.stride(), *what)
+    if key not in known:
+        with torch.inference_mode(False):  # a training may ask next
+            known[key] = make()
+    return known[key]
+
+
+def one_document(document_ids_BL: torch.Tensor) -> bool:
+    """Whether each row is one document without padding."""
+    return remembered(
+        document_ids_BL,
+        (one_document,),
+        lambda: bool(((document_ids_BL == document_ids_BL[:, :1]) & (document_ids_BL >= 0)).all()),
+    )
+
+
+def segment_rows(
+    batch: int, length: int, *, group_size: int, shift: Shift, document_ids_BL: torch.Tensor | None
+) -> Segments:
+    """As `segment`, token by token."""
+    half = group_size // 2
     order_BL = torch.arange(batch * length).view(batch, length).roll(-half if shift == "roll" else 0, 1)
     group_L = (torch.arange(length) - (half if shift == "boundaries" else 0)).div(group_size, rounding_mode="floor")
     group_BL = group_L + torch.arange(0, batch * (length + 2), length + 2)[:, None]

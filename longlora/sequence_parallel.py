@@ -14,6 +14,7 @@ some of them; D head dimension; G group.
 import math
 from collections.abc import Sized
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -25,8 +26,11 @@ from longlora.attention import check, in_autocast, shifted_sparse_attention
 from longlora.blocks import IGNORED
 from longlora.kernels import BackendName, attend, choose
 from longlora.ranks import Ranks
-from longlora.segments import Part, Segments, Shift, segment
+from longlora.segments import Part, Segments, Shift, one_document, remembered, segment
 from longlora.ulysses import full_attention
+
+PATIENCE = timedelta(minutes=30)
+"""How long the processes of a sequence wait for each other, as all do for the Trainer; NCCL's own choice is 10 minutes."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class Together:
 def join(ranks: Ranks) -> Together:
     """Meet the others of the own sequence; every process must call this, after joining the process group of all."""
     groups = [
-        distributed.new_group(list(range(first, first + ranks.degree))) for first in range(0, ranks.world, ranks.degree)
+        distributed.new_group(list(range(first, first + ranks.degree)), timeout=PATIENCE)
+        for first in range(0, ranks.world, ranks.degree)
     ]
     return Together(groups[ranks.replica], ranks)
 
@@ -98,6 +103,8 @@ def parallel_attention(
         raise ValueError(
             f"document ids must be those of the whole sequence, ({batch}, {length}), not {tuple(document_ids_BL.shape)}"
         )
+    if document_ids_BL is not None and one_document(document_ids_BL):
+        document_ids_BL = None  # the kernels for documents are slower
     q_BHSD, k_BKSD, v_BKSD = in_autocast(q_BHSD, k_BKSD, v_BKSD)
     if group_size >= length and together.degree > 1:
         return full_attention(
@@ -210,6 +217,12 @@ def border_ids(ids_BL: torch.Tensor | None, border: int, *, before: int, after: 
     """ids_BT: of the group across a border. Before it, tokens of documents that do not go on after it count as padding."""
     if ids_BL is None:
         return None
+    return remembered(
+        ids_BL, (border_ids, border, before, after), lambda: ids_across(ids_BL, border, before=before, after=after)
+    )
+
+
+def ids_across(ids_BL: torch.Tensor, border: int, *, before: int, after: int) -> torch.Tensor:
     before_BT, after_BT = ids_BL[:, border - before : border], ids_BL[:, border : border + after]
     goes_on_BT = torch.stack([torch.isin(b, a) for b, a in zip(before_BT, after_BT, strict=True)])
     return torch.cat([before_BT.masked_fill(~goes_on_BT, -1), after_BT], dim=1)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sized
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -25,6 +26,7 @@ class LongTrainer(ExactTrainer):
     def __init__(self, *, ranks: Ranks, adam: Callable[[], torch.optim.Optimizer], **settings: Any) -> None:
         super().__init__(**settings)
         self.ranks, self.adam = ranks, adam
+        self.micro_batch: int | None = None  # of this process, counted over the whole run
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         self.optimizer = self.adam()
@@ -43,12 +45,25 @@ class LongTrainer(ExactTrainer):
         )
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        done = self.state.global_step * self.args.gradient_accumulation_steps
+        self.micro_batch = done if self.micro_batch is None else self.micro_batch + 1
+        torch.manual_seed(noise_seed(self.args.seed, micro_batch=self.micro_batch, ranks=self.ranks))
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise ValueError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower fit.learning_rate, or look at the data"
             )
         return loss
+
+
+def noise_seed(seed: int, *, micro_batch: int, ranks: Ranks) -> int:
+    """Of the noise (dropout, NEFTune) on the n-th micro-batch of a process.
+
+    It belongs to the blocks, and to the place in the sequence: a run that resumes, on however many replicas, draws the same; no two
+    processes do.
+    """
+    among_all = micro_batch * ranks.replicas + ranks.replica
+    return int(np.random.SeedSequence([seed, among_all, ranks.place]).generate_state(1, np.uint64)[0])
 
 
 class Switch(TrainerCallback):

@@ -66,23 +66,28 @@ def meet_on_cpu() -> None:
     PartialState(backend="gloo")
 
 
-def whole(parameter: nn.Parameter) -> torch.Tensor:
-    """The parameter, in the host's memory. The processes hold parts of it, so all must ask."""
+def whole(parameters: dict[str, nn.Parameter], *, keep: bool) -> dict[str, torch.Tensor]:
+    """The parameters, in the host's memory. The processes hold parts of each, so all must ask; who does not `keep` gets none."""
     from deepspeed.utils import safe_get_full_fp32_param  # pyright: ignore[reportMissingImports]
 
-    return on_host(safe_get_full_fp32_param(parameter))
+    gathered = ((name, safe_get_full_fp32_param(p)) for name, p in parameters.items())
+    return {name: on_host(value) for name, value in gathered if keep}
 
 
-def whole_states(parameters: dict[str, nn.Parameter], *, engine: Any) -> dict[str, dict[str, torch.Tensor]]:
+def whole_states(parameters: dict[str, nn.Parameter], *, engine: Any, keep: bool) -> dict[str, dict[str, torch.Tensor]]:
     """Adam's state of each parameter, likewise."""
     from deepspeed.utils import safe_get_full_optimizer_state  # pyright: ignore[reportMissingImports]
 
     link(engine)
     step = next(iter(engine.optimizer.optimizer.state.values()))["step"]
-    return {
-        name: {"step": on_host(step)} | {kind: on_host(safe_get_full_optimizer_state(p, kind)) for kind in MOMENTS}
-        for name, p in parameters.items()
-    }
+    gathered = (
+        (name, kind, safe_get_full_optimizer_state(p, kind)) for name, p in parameters.items() for kind in MOMENTS
+    )
+    states = {name: {"step": on_host(step)} for name in parameters if keep}
+    for name, kind, value in gathered:
+        if keep:
+            states[name][kind] = on_host(value)
+    return states
 
 
 def on_host(value: torch.Tensor | None) -> torch.Tensor:

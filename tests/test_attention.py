@@ -467,3 +467,37 @@ def test_a_model_without_the_attention_interface_is_refused():
     model = build(BloomConfig(vocab_size=61, hidden_size=24, n_layer=1, n_head=4))
     with pytest.raises(ValueError, match="BloomForCausalLM does not use transformers' attention interface"):
         enable(model, S2)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_documents_are_brought_to_the_host_once_a_pass_however_many_layers_there_are(rows, monkeypatch):
+    """On a GPU each time waits for all that it has to do."""
+    positions_BL = torch.cat([torch.arange(13), torch.arange(19)]).repeat(rows, 1)
+    tokens_BL = torch.arange(32).repeat(rows, 1)
+    counts, cpu = [], torch.Tensor.cpu
+
+    def counted(self, *args, **keywords):
+        counts[-1] += 1
+        return cpu(self, *args, **keywords)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", counted)
+    for layers in (2, 4):
+        config = copy.deepcopy(llama().config)
+        config.num_hidden_layers = layers
+        model = type(llama())(config).train()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable(model, S2)
+        for _ in range(2):  # other documents are other tensors
+            counts.append(0)
+            model(tokens_BL, position_ids=positions_BL, labels=tokens_BL, use_cache=False).loss.backward()
+    assert len(set(counts)) == 1 and 0 < counts[0] <= 2 * rows  # resting and moved groups
+
+
+def test_documents_that_were_changed_in_place_are_others():
+    inputs = [torch.randn(1, h, 12, 4) for h in (4, 2, 2)]
+    ids_1L = torch.zeros(1, 12, dtype=torch.long)
+    one = shifted_sparse_attention(*inputs, group_size=4, document_ids_BL=ids_1L)
+    ids_1L[:, 6:] = 1
+    two = shifted_sparse_attention(*inputs, group_size=4, document_ids_BL=ids_1L)
+    assert torch.equal(two, shifted_sparse_attention(*inputs, group_size=4, document_ids_BL=ids_1L.clone()))
+    assert not torch.equal(one, two)

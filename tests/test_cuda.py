@@ -130,7 +130,7 @@ def test_the_backend_does_not_change_what_is_learnt(gpu_place):
 
 
 def test_a_run_that_was_cut_off_goes_on_with_the_same_noise(gpu_place, monkeypatch):
-    """NEFTune draws on the GPU, so what it drew until the checkpoint belongs to the checkpoint."""
+    """NEFTune draws on the GPU, whose generator is seeded for each micro-batch."""
     changes = {"neftune_alpha": 5.0, "steps": 8}
     whole = tensors(run(gpu_place, "whole", **changes))
     step = module.LongTrainer.training_step

@@ -70,6 +70,33 @@ def test_a_run_that_was_cut_off_resumes_bit_for_bit(place, monkeypatch):
     assert not list((place / "checkpoints").rglob("checkpoint-*"))
 
 
+def test_a_run_that_was_cut_off_goes_on_with_the_same_noise(place, monkeypatch):
+    changes = {"neftune_alpha": 5.0, "micro_batch": 1, "adapter": ADAPTER.model_copy(update={"dropout": 0.2})}
+    wanted = weights(run(place, "whole", **changes))
+    step = module.LongTrainer.training_step
+
+    def killed(self, *args, **kwargs):
+        if self.state.global_step == 5:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.LongTrainer, "training_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(place, "resumed", **changes)
+    assert weights(run(place, "resumed", **changes)) == wanted
+    assert (place / "resumed.csv").read_bytes() == (place / "whole.csv").read_bytes()
+
+
+def test_a_sequence_over_several_processes_has_the_noise_of_the_whole(tmp_path):
+    """transformers divides alpha by the root of the tokens x hidden size, of what the process sees."""
+    settings = FIT.model_copy(update={"neftune_alpha": 6.0})
+    for degree, alpha in ((1, 6.0), (4, 3.0)):
+        args = module.arguments(settings, checkpoints=tmp_path, accumulation=1, zero=None, degree=degree)
+        assert args.neftune_noise_alpha == alpha
+    assert module.arguments(FIT, checkpoints=tmp_path, accumulation=1, zero=None, degree=4).neftune_noise_alpha is None
+
+
 def test_a_second_training_of_the_same_waits_and_only_then_looks_for_checkpoints(place, monkeypatch, capsys):
     sections = (POSITION, ATTENTION, ADAPTER, FIT)
     name = digest([place / "tokens", place / "base"], sections=sections)
@@ -130,6 +157,18 @@ def test_accumulation_is_derived_from_the_global_batch(batch, micro, replicas, w
     else:
         with pytest.raises(ValueError, match=rf"global_batch = {batch} must be a multiple of .* {micro} x {replicas}"):
             settings.accumulation(replicas)
+
+
+def test_without_a_launcher_one_process_trains_on_one_of_the_gpus_it_sees(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "device_count", lambda: 4)
+        patch.setattr(torch.cuda, "set_device", lambda device: None)
+        args = module.arguments(FIT, checkpoints=tmp_path, accumulation=2, zero=None)
+        assert args.device == torch.device("cuda:0")
+        assert args.n_gpu == 1  # else the Trainer would wrap the model in nn.DataParallel
+        assert args.train_batch_size == FIT.micro_batch
+    assert module.arguments(FIT, checkpoints=tmp_path, accumulation=2, zero=None).n_gpu == 0  # no GPU: as before
 
 
 def test_the_last_steps_are_in_full_attention_when_asked(place):

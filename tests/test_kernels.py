@@ -153,7 +153,7 @@ def test_sdpa_off_the_cpu_takes_turns_with_the_keys_and_equals_the_mask():
     lengths = [3, 3, 3, 7, 1, 4]
     q, k, v = (x[0].transpose(0, 1) for x in tensors(batch=1, heads=6, kv_heads=2, length=21))
     out = kernels.sdpa(q, k, v, lengths, 0.7)
-    expected = by_segments(q, k, v, kernels.cumulative(lengths, device=q.device), 0.7)
+    expected = by_segments(q, k, v, kernels.cumulative(tuple(lengths), device=q.device), 0.7)
     torch.testing.assert_close(out, expected)
 
 
@@ -181,7 +181,7 @@ def test_pytorchs_own_flex_attention_takes_the_blocks():
     q, k, v = (x[0].transpose(0, 1).detach() for x in tensors(batch=1, heads=6, kv_heads=2, length=257))
     mask = kernels.block_mask(lengths, device=q.device)
     out = flex_attention(*(x.transpose(0, 1)[None] for x in (q, k, v)), block_mask=mask, enable_gqa=True, scale=0.7)
-    expected = by_segments(q, k, v, kernels.cumulative(lengths, device=q.device), 0.7)
+    expected = by_segments(q, k, v, kernels.cumulative(tuple(lengths), device=q.device), 0.7)
     torch.testing.assert_close(out[0].transpose(0, 1), expected)
 
 

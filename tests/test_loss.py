@@ -5,7 +5,7 @@ import torch
 from specimens import llama
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from longlora.loss import chunk_loss
+from longlora.loss import chunk_loss, chunked_cross_entropy
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -26,6 +26,30 @@ def test_chunked_loss_and_gradients_equal_the_plain_ones(tied, chunk):
     torch.testing.assert_close(chunked, plain)
     got = {name.replace("lm_head.head", "lm_head"): p.grad for name, p in model.named_parameters()}
     torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_in_bfloat16_the_value_of_a_long_sequence_is_right_too(autocast, reduction):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 32, generator=generator).bfloat16() for n in (8193, 90))
+    weight /= 4
+    labels_BL = torch.randint(90, (1, 8193), generator=generator)
+    labels_BL[0, 5000:5100] = -100
+    grads = []
+    for dtype in (torch.float64, torch.float32 if autocast else torch.bfloat16):
+        hidden_BLD, weight_VD = hidden[None].to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()
+        if dtype == torch.float64:
+            logits_NV = (hidden_BLD @ weight_VD.T)[0, :-1]
+            plain = loss = torch.nn.functional.cross_entropy(logits_NV, labels_BL[0, 1:], reduction=reduction)
+        else:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+                loss = chunked_cross_entropy(hidden_BLD, weight_VD, labels_BL, chunk=128, reduction=reduction)
+        grads.append(torch.autograd.grad(loss, (hidden_BLD, weight_VD)))
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-3)
+    assert loss.dtype == torch.float32
+    for ours, true in zip(grads[1], grads[0], strict=True):
+        assert (ours - true).norm() < 0.02 * true.norm()
 
 
 def test_the_number_of_targets_can_be_given_so_that_accumulation_is_exact():

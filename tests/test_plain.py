@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from longlora.passkey import measure
-from longlora.plain import SMALL, must_reach, open_model, open_tokenizer, spread
+from longlora.plain import SMALL, gpus, must_reach, open_model, open_tokenizer, spread
 from longlora.stages import passkey as stages_passkey
 
 torch.set_num_threads(1)  # matrices this small are slower on two
@@ -142,3 +142,12 @@ def test_threads_measure_what_one_measures():
         finally:
             torch.set_num_threads(1)
     assert found[0] == found[1]
+
+
+def test_of_several_processes_each_takes_its_own_gpu_which_may_be_the_only_one_it_sees(monkeypatch):
+    assert gpus() == "auto"
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    for count, own in ((4, 3), (1, 0)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        assert gpus() == {"": own}

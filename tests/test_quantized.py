@@ -17,6 +17,7 @@ from longlora.fit import build
 from longlora.hardware import NF4_BITS
 from longlora.merge import merge
 from longlora.quantized import nf4
+from longlora.quantized import place as own_gpu
 from longlora.section import section_of
 from longlora.zero import Zero
 
@@ -114,3 +115,11 @@ def test_what_can_not_be_is_said_in_one_line(place, monkeypatch):
         ValueError, match=r"^adapter\.quantized = nf4 needs bitsandbytes: pip install .*\[qlora\]', or set null$"
     ):
         nf4(torch.float32)
+
+
+def test_the_own_gpu_is_the_only_one_that_a_scheduler_shows(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for count, own in ((4, 3), (1, 0)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        assert own_gpu() == {"": own}

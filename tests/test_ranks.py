@@ -20,6 +20,7 @@ from training import history, run, weights
 
 from longlora import fit as module
 from longlora.ranks import Ranks, from_environment
+from longlora.trainer import noise_seed
 
 pytestmark = pytest.mark.slow  # real processes
 ROOT = Path(__file__).parent.parent
@@ -103,6 +104,29 @@ def test_two_processes_train_what_one_does_and_only_the_first_writes(place):
     assert (place / "opened-by-1").read_text() == ""
     for kind in ("two.csv", "two.json", "partial-2", "two/recipe.json"):
         assert kind in (place / "opened-by-0").read_text()
+
+
+def test_noise_belongs_to_the_blocks_whatever_the_number_of_processes(place):
+    changes = {**EACH, "neftune_alpha": 5.0, "adapter": ADAPTER.model_copy(update={"dropout": 0.2})}
+    run(place, "one", **changes)
+    together.run(2, train_here, place, "two", changes)
+    nearly_equal(place / "two", place / "one")
+
+
+def test_no_two_micro_batches_and_places_have_the_same_noise():
+    seeds = {
+        (replicas, degree): [
+            noise_seed(5, micro_batch=n, ranks=Ranks(r, replicas * degree, degree))
+            for n in range(12 // replicas)
+            for r in range(replicas * degree)
+        ]
+        for replicas in (1, 2, 4)
+        for degree in (1, 2)
+    }
+    for (_, degree), drawn in seeds.items():
+        assert len(set(drawn)) == len(drawn) == 12 * degree
+        assert drawn == seeds[1, degree]
+    assert noise_seed(6, micro_batch=0, ranks=Ranks(0, 1)) != seeds[1, 1][0]
 
 
 def killed_at_five(place: Path, name: str, changes: dict) -> None:

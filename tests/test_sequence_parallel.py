@@ -10,13 +10,15 @@ from specimens import ATTENTION, POSITION, llama
 from test_ranks import nearly_equal, train_here
 from torch import distributed
 from training import run
+from transformers import TrainingArguments
 
+from longlora import attention, sequence_parallel
 from longlora.attention import enable, shifted_sparse_attention
 from longlora.blocks import PackedBlocks
 from longlora.loss import chunk_loss
 from longlora.ranks import Ranks
 from longlora.segments import Segments, parts
-from longlora.sequence_parallel import Shards, join, must_fit, parallel_attention, some_parts
+from longlora.sequence_parallel import Shards, Together, join, must_fit, parallel_attention, some_parts
 
 pytestmark = pytest.mark.slow  # real processes
 SHAPES = [  # heads, kv_heads, group, shift; an odd share of heads, one key/value head for all, and a group of odd length
@@ -76,6 +78,14 @@ def attention_here(dtype: torch.dtype, tolerance: float) -> None:
 )
 def test_attention_and_its_gradients_are_those_of_one_process(count, dtype, tolerance):
     together.run(count, attention_here, dtype, tolerance)
+
+
+def test_the_processes_of_a_sequence_wait_as_long_as_those_of_the_trainer(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(distributed, "new_group", lambda *args, **keywords: made.append((*args, keywords["timeout"])))
+    join(Ranks(3, 4, 2))
+    said = TrainingArguments(output_dir=str(tmp_path), use_cpu=True).ddp_timeout
+    assert [(ranks, wait.total_seconds()) for ranks, wait in made] == [([0, 1], said), ([2, 3], said)]
 
 
 def test_some_heads_make_the_parts_that_all_heads_make():
@@ -187,3 +197,34 @@ def test_shards_put_together_are_the_block():
         assert shards[2]["documents"].equal(
             (whole["position_ids"].diff(prepend=whole["position_ids"][:1] - 1) != 1).cumsum(0)
         )
+
+
+@pytest.mark.parametrize("shift", ["boundaries", "none"])
+@pytest.mark.parametrize("documents", [False, True])
+def test_documents_are_looked_at_once_for_all_layers_and_one_alone_is_none(documents, shift, monkeypatch):
+    """The second of two processes, without the first: what it would have sent stays random."""
+    asked, looks = [], []
+
+    def spy(owner, name, note):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **keywords: (note(keywords), real(*args, **keywords))[1])
+
+    for where in (attention, sequence_parallel):
+        spy(where, "choose", lambda keywords: asked.append(keywords["documents"]))
+    for owner, name in ((torch.Tensor, "cpu"), (torch.Tensor, "__bool__"), (torch, "isin")):
+        spy(owner, name, lambda keywords: looks.append(1))
+    monkeypatch.setattr(distributed, "P2POp", lambda *args: None)
+    monkeypatch.setattr(distributed, "batch_isend_irecv", lambda moves: [])
+    ids_BL = torch.zeros(BATCH, LENGTH, dtype=torch.long)
+    if documents:
+        ids_BL[0, 30:] = 1
+    *qkv, _ = tensors(4, 2, torch.float32)
+    own = [x[:, :, LENGTH // 2 :] for x in qkv]
+    counts = []
+    for _ in range(3):  # layers
+        parallel_attention(
+            *own, together=Together(None, Ranks(1, 2, 2)), group_size=6, document_ids_BL=ids_BL, shift=shift
+        )
+        counts.append(len(looks))
+    assert counts[0] > 0 and counts[1] == counts[2] == counts[0]
+    assert set(asked) == {documents}

@@ -1,5 +1,7 @@
 """A feed-forward in tiles is the feed-forward: values and gradients, with adapters in it and checkpointing around it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -141,6 +143,6 @@ def test_the_host_is_asked_for_only_where_there_is_a_gpu(place, monkeypatch):
     asked = FIT.model_copy(update={"gradient_checkpointing": True, "checkpoints_on_host": True})
     for gpu in (False, True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
-        monkeypatch.setattr("longlora.fit.TrainingArguments", lambda **said: said)
-        said = arguments(asked, checkpoints=place, accumulation=1, zero=None)
+        monkeypatch.setattr("longlora.fit.TrainingArguments", lambda **said: SimpleNamespace(said=said, n_gpu=1))
+        said = arguments(asked, checkpoints=place, accumulation=1, zero=None).said
         assert said["activation_checkpointing_kwargs"] == {"use_reentrant": False, "offload": gpu}

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import together
@@ -117,6 +118,28 @@ def test_a_checkpoint_of_one_process_resumes_in_unequal_parts(place, monkeypatch
         run(place, "resumed", **changes)
     together.run(3, train_here, place, "resumed", changes, **zero(3))
     nearly_equal(place / "resumed", place / "whole")
+
+
+def keeps_here(place: Path, changes: dict) -> None:
+    """Train, and note how many whole tensors this process is given for its checkpoints."""
+    kept: list[int] = []
+    for name in ("whole_parameters", "whole_adam"):
+
+        def noted(self, real=getattr(LongTrainer, name)):
+            found = real(self)
+            kept.append(len(found))
+            return found
+
+        setattr(LongTrainer, name, noted)
+    train_here(place, "two", changes)
+    assert kept
+    assert all((count > 0) == (os.environ["RANK"] == "0") for count in kept), kept
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("stage", [2, 3])
+def test_only_the_process_that_saves_keeps_whole_tensors(place, stage):
+    together.run(2, keeps_here, place, {**EACH, "steps": 2}, **zero(stage))
 
 
 def numbers(config: object) -> list[object]:
