@@ -282,8 +282,14 @@ class Pipeline:
 
 
 def stage_environment() -> dict[str, str]:
-    """Ours without what is the orchestrator's: a stage needs no server, and no key to one."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+    """Ours without what is the orchestrator's: a stage needs no server, and no key to one. torchrun waits for its workers, when it
+    is told to end, as long as we wait for it.
+
+    Raises:
+        ValueError: LONGLORA_GRACE is no number of seconds.
+    """
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+    return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(supervise.grace()), **ours}
 
 
 def cause(said: list[str], status: int) -> str:
