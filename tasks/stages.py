@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -236,6 +237,7 @@ class Pipeline:
             self._repo.push()
             return str(self._repo.config["remote"][name]["url"])
 
+    @cached_property
     def artifacts(self) -> list[Artifact]:
         with self._engine():
             return artifacts_in(self._repo)
