@@ -1,5 +1,6 @@
 """The command line. Help needs nothing but typer: each command imports what it uses."""
 
+import gc
 import os
 import signal
 import sys
@@ -223,6 +224,8 @@ def main() -> None:
         if told:  # whatever became of the exception on its way
             raise SystemExit(128 + told) from None
         raise
+    finally:
+        gc.freeze()  # or the interpreter's end looks through all that was imported for what could be freed: a second or more
     raise SystemExit(status if isinstance(status, int) else 0)
 
 

@@ -30,7 +30,7 @@ class Place:
 
     def artifact(self, kind: str) -> Artifact | None:
         """The first of dvc.yaml's `artifacts:` of this type."""
-        return next((artifact for artifact in self.pipeline.artifacts() if artifact.type == kind), None)
+        return next((artifact for artifact in self.pipeline.artifacts if artifact.type == kind), None)
 
     def verdict(self) -> str:
         """The path of the gate's verdict: the metric called verdict.json; '' without one."""

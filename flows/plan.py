@@ -155,12 +155,27 @@ def launched(launcher: str, *, gpus: int) -> int:
 
 
 def gpu_memory_gb() -> list[float]:
-    """GB of each GPU that a process sees, by nvidia-smi; empty without one."""
-    if not shutil.which("nvidia-smi") or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+    """GB of each GPU that a process sees, by nvidia-smi and CUDA_VISIBLE_DEVICES; empty without one.
+
+    Raises:
+        LookupError: CUDA_VISIBLE_DEVICES names what nvidia-smi does not list, such as a part of a GPU.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not shutil.which("nvidia-smi") or visible in ("", "-1"):
         return []
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
     done = subprocess.run(query, capture_output=True, text=True, timeout=30)
-    return [float(line) / 1024 for line in done.stdout.split("\n") if line.strip().isdecimal()]
+    listed = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
+    cards = [(index, uuid, float(mib) / 1024) for index, uuid, mib in listed if mib.isdecimal()]
+    if visible is None:
+        return [memory for _, _, memory in cards]
+    seen = []
+    for word in (each.strip() for each in visible.split(",")):
+        named = [memory for index, uuid, memory in cards if word == index or (word and uuid.startswith(word))]
+        if len(named) != 1:
+            raise LookupError(f"CUDA_VISIBLE_DEVICES={visible}: nvidia-smi lists no one GPU '{word}'")
+        seen += named
+    return seen
 
 
 def host_memory_gb() -> float:

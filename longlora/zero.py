@@ -43,7 +43,7 @@ class Zero:
 
 
 def zero_from_environment() -> Zero | None:
-    """Raises ValueError: no such stage, or no DeepSpeed."""
+    """Raises ValueError: no such stage, no DeepSpeed, or no launcher."""
     said, offload = os.environ.get("LONGLORA_ZERO", ""), os.environ.get("LONGLORA_ZERO_OFFLOAD", "")
     if said not in ("", "2", "3") or offload not in ("", "0", "1"):
         raise ValueError(
@@ -53,6 +53,10 @@ def zero_from_environment() -> Zero | None:
         return None
     if importlib.util.find_spec("deepspeed") is None:
         raise ValueError(f"LONGLORA_ZERO = {said} needs DeepSpeed: pip install 'longlora-pipeline[deepspeed]'")
+    if not {"RANK", "LOCAL_RANK"} <= os.environ.keys():  # it would ask MPI who we are
+        raise ValueError(
+            f'LONGLORA_ZERO = {said} needs a launcher, for one process too: LONGLORA_LAUNCHER="torchrun --nproc-per-node 1"'
+        )
     return Zero(2 if said == "2" else 3, offload == "1")
 
 

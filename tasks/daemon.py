@@ -19,7 +19,7 @@ from tasks import supervise
 
 STARTUP = 120.0  # seconds; about 6 on an idle machine
 RESTARTS = 3  # of one server, in one run
-LAST_WORDS = 30.0  # seconds in which a run whose server is lost may end its stage and say so to MLflow
+LAST_WORDS = 20.0  # seconds, beyond the stage's own, in which a run whose server is lost may say so to MLflow
 
 
 class Kept:
@@ -67,7 +67,7 @@ class Kept:
         said = f"error: {self.name} ended {RESTARTS + 1} times: {last_line(self._log)} (all of it: {self._log})"
         print(f"{said}; the same command again goes on from here", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGTERM)  # whoever is told to end leaves no child, and tells MLflow
-        time.sleep(LAST_WORDS)
+        time.sleep(supervise.grace() + LAST_WORDS)
         os._exit(1)  # Prefect would go on telling the server, at the flow's end and at the interpreter's
 
 

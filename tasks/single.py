@@ -1,5 +1,6 @@
 """The process of one stage: it imports DVC, waits to be told a stage's name, and does what `dvc repro --single-item NAME` does."""
 
+import gc
 import json
 import logging
 import os
@@ -19,13 +20,13 @@ AFRESH = "--afresh"  # run the stage even if its outputs are known, and leave th
 
 def reproduce_one() -> int:
     """Read the name, run the stage, end with its status."""
+    logging.getLogger("dvc").setLevel(logging.ERROR)  # its advice (git add dvc.lock) is not for a run
+    repo = Repo(_wait_for_lock=True)  # it reads neither dvc.yaml nor dvc.lock yet
     name = sys.stdin.readline().strip()
     if not name:
         return 0
     how = {"force": True, "no_commit": True} if AFRESH in sys.argv else {}
-    logging.getLogger("dvc").setLevel(logging.ERROR)  # its advice (git add dvc.lock) is not for a run
     try:
-        repo = Repo(_wait_for_lock=True)
         drop_cut_off_locks(repo)
         repo.reproduce(name, single_item=True, run_env={"PYTHONPATH": os.getcwd()}, **how)
     except DvcException as error:
@@ -55,4 +56,6 @@ def drop_cut_off_locks(repo: Repo) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(reproduce_one())
+    status = reproduce_one()
+    gc.freeze()  # or the interpreter's end looks through all that was imported for what could be freed
+    sys.exit(status)

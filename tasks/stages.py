@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -236,6 +237,7 @@ class Pipeline:
             self._repo.push()
             return str(self._repo.config["remote"][name]["url"])
 
+    @cached_property
     def artifacts(self) -> list[Artifact]:
         with self._engine():
             return artifacts_in(self._repo)
@@ -282,8 +284,14 @@ class Pipeline:
 
 
 def stage_environment() -> dict[str, str]:
-    """Ours without what is the orchestrator's: a stage needs no server, and no key to one."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+    """Ours without what is the orchestrator's: a stage needs no server, and no key to one. torchrun waits for its workers, when it
+    is told to end, as long as we wait for it.
+
+    Raises:
+        ValueError: LONGLORA_GRACE is no number of seconds.
+    """
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+    return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(supervise.grace()), **ours}
 
 
 def cause(said: list[str], status: int) -> str:

@@ -21,12 +21,24 @@ from types import FrameType
 
 import psutil
 
-GRACE = 10.0  # seconds between TERM and KILL: enough to finish writing a checkpoint of an adapter
+GRACE = "LONGLORA_GRACE"
 MARK = "LONGLORA_WORKTREE"
 TICK = 0.5  # seconds: how soon a time-out or a cancel is noticed
 
 running: set["Child"] = set()  # for `stop_all`
 interrupted = False  # this process was told to end: nothing is to be started any more
+
+
+def grace() -> int:
+    """Seconds between TERM and KILL, by LONGLORA_GRACE: training ends after the step it is at, with a checkpoint.
+
+    Raises:
+        ValueError: that is no number from 1 on.
+    """
+    said = os.environ.get(GRACE, "10")
+    if not said.isdecimal() or int(said) < 1:
+        raise ValueError(f"{GRACE}={said}: must be whole seconds from 1 on, such as 240")
+    return int(said)
 
 
 class Child:
@@ -68,7 +80,7 @@ class Child:
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()  # the supervisor's sign
         try:
-            self.process.wait(timeout=GRACE + 5)
+            self.process.wait(timeout=grace() + 5)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -198,7 +210,7 @@ def end(processes: list[psutil.Process]) -> None:
     """TERM, a grace, KILL; again for those that appeared meanwhile."""
     for process in processes:
         tell(process, signal.SIGTERM)
-    psutil.wait_procs(processes, timeout=GRACE)
+    psutil.wait_procs(processes, timeout=grace())
     while left := [process for process in descendants() if process.status() != psutil.STATUS_ZOMBIE]:
         for process in left:
             tell(process, signal.SIGKILL)

@@ -1,6 +1,8 @@
 """A run that can not fit into memory is refused before anything is computed, in one line that says what would help."""
 
 import json
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from flows.place import Place
 from tasks.stages import Stage
 
 ROOT = Path(__file__).parent.parent
+MEASURED = plan.gpu_memory_gb  # `machine` stands in for it
 
 
 @pytest.fixture(autouse=True)
@@ -178,6 +181,48 @@ def test_a_launcher_that_computes_elsewhere_is_said_and_not_refused(tmp_path, ca
 def test_processes_on_a_cpu_share_its_memory(tmp_path, monkeypatch):
     monkeypatch.setenv("LONGLORA_LAUNCHER", "torchrun --nproc-per-node 4")
     assert plan.this_machine(checkpoints_on_host=False).memory_gb == 1.0
+
+
+CARDS = ["0, GPU-aaa1, 81559", "1, GPU-bbb2, 24576", "2, GPU-ccc3, 81559", "3, GPU-ddd4, [N/A]"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "sizes"),
+    [
+        (None, [80, 24, 80]),
+        ("0,2", [80, 80]),
+        (" 1", [24]),
+        ("GPU-bbb2,GPU-ccc3", [24, 80]),
+        ("GPU-a", [80]),
+        ("", []),
+        ("-1", []),
+    ],
+)
+def test_only_the_gpus_that_a_process_sees_are_counted(tmp_path, monkeypatch, visible, sizes):
+    listing(tmp_path, monkeypatch, visible)
+    assert [round(gb) for gb in MEASURED()] == sizes
+
+
+@pytest.mark.parametrize("visible", ["MIG-aaa1", "7", "GPU-", "3"])
+def test_a_gpu_that_is_not_listed_is_said_and_nothing_is_refused(tmp_path, monkeypatch, capsys, visible):
+    listing(tmp_path, monkeypatch, visible)
+    monkeypatch.setattr(plan, "gpu_memory_gb", MEASURED)
+    plan.must_fit(place(tmp_path, "position.context=8388608"))
+    assert f"CUDA_VISIBLE_DEVICES={visible}: nvidia-smi lists no one GPU '{visible}'" in capsys.readouterr().out
+
+
+def listing(folder: Path, monkeypatch, visible: str | None) -> None:
+    """An nvidia-smi on PATH that lists CARDS."""
+    program = folder / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    asked = "--query-gpu=index,uuid,memory.total --format=csv,noheader,nounits"
+    program.write_text(f'#!/bin/sh\n[ "$*" = "{asked}" ] && printf "%s\\n" {shlex.join(CARDS)}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
 
 
 def test_the_check_loads_no_torch():

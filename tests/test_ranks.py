@@ -197,19 +197,23 @@ def test_processes_that_see_different_checkpoints_do_not_start(place):
 
 
 def test_the_stage_runs_under_torchrun(place):
-    """As dvc.yaml starts it, with the launcher in place of python."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    the_stage_trains_what_one_process_does(place, [*torchrun, f"--master-port={together.free_port()}"], env={}, **EACH)
+
+
+def the_stage_trains_what_one_process_does(place: Path, launcher: list[str], *, env: dict[str, str], **changes) -> None:
+    """As dvc.yaml starts it, with the launcher, of two processes, in place of python."""
     sections = {"position": POSITION, "attention": ATTENTION, "adapter": ADAPTER}
     params = {name: s.model_dump() for name, s in sections.items()}
-    params["fit"] = FIT.model_copy(update=EACH).model_dump() | {"betas": list(FIT.betas)}
+    params["fit"] = FIT.model_copy(update=changes).model_dump() | {"betas": list(FIT.betas)}
     (place / "params.yaml").write_text(yaml.safe_dump(params))
     (place / "pairs").mkdir()
-    run(place, "one", **EACH)
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    run(place, "one", **changes)
     paths = [str(place / name) for name in ("tokens", "pairs", "base", "two", "two.csv", "two.json")]
     done = subprocess.run(
-        [sys.executable, *launcher, f"--master-port={together.free_port()}", "-m", "longlora.stages.fit", *paths],
+        [*launcher, "-m", "longlora.stages.fit", *paths],
         cwd=place,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", **env},
         capture_output=True,
         text=True,
         timeout=together.PATIENCE,

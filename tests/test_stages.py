@@ -12,7 +12,7 @@ import pytest
 from flows.place import Place, open_place
 from tasks import supervise
 from tasks.outputs import artifacts_at, read
-from tasks.stages import InterruptedStageError, ParameterError, StageError
+from tasks.stages import InterruptedStageError, ParameterError, StageError, stage_environment
 from tasks.storage import record
 from tasks.workspace import project, snapshot
 
@@ -162,6 +162,14 @@ def test_a_told_end_ends_the_stage_and_starts_no_other_whatever_becomes_of_the_e
             place.pipeline.reproduce("train", on_line=hear, on_tick=lambda: None)
     assert dummy.executions(folder) == ["fetch base", "train base"]
     place.pipeline.close()
+
+
+def test_torchrun_waits_for_its_workers_as_long_as_we_wait_for_it(monkeypatch):
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+    monkeypatch.setenv("LONGLORA_GRACE", "240")
+    assert stage_environment()["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "240"
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "60")
+    assert stage_environment()["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "60"
 
 
 def test_a_stage_gets_its_own_code_and_none_of_our_keys(folder, monkeypatch):

@@ -3,15 +3,26 @@
 import importlib.util
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 import together
 import torch
+import yaml
 from safetensors.torch import load_file
-from test_ranks import killed_at_five, log_writes, nearly_equal, train_here
+from test_ranks import (
+    ROOT,
+    killed_at_five,
+    log_writes,
+    nearly_equal,
+    the_stage_trains_what_one_process_does,
+    train_here,
+)
 from training import run, weights
 
 from longlora.merge import merge
@@ -159,6 +170,51 @@ def test_a_stage_that_does_not_exist_is_refused(monkeypatch, stage, offload):
     monkeypatch.setenv("LONGLORA_ZERO_OFFLOAD", offload)
     with pytest.raises(ValueError, match="must be 2, 3 or unset"):
         zero_from_environment()
+
+
+@needs_deepspeed
+def test_without_a_launcher_its_stages_are_refused_in_one_line_that_names_one(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LONGLORA_ZERO", "2")
+    with pytest.raises(
+        ValueError, match=r'^LONGLORA_ZERO = 2 needs .* LONGLORA_LAUNCHER="torchrun --nproc-per-node 1"$'
+    ):
+        zero_from_environment()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert zero_from_environment() == Zero(2, offload=False)
+
+
+def documented() -> list[str]:
+    """docs/gpus.md's own launcher of DeepSpeed, as words."""
+    (said,) = re.findall(r'^LONGLORA_LAUNCHER="(deepspeed .*?)"', (ROOT / "docs/gpus.md").read_text(), re.M)
+    return shlex.split(said)
+
+
+@needs_deepspeed
+def test_deepspeeds_launcher_takes_the_words_that_are_documented():
+    from deepspeed.launcher.runner import parse_args
+
+    command = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["fit"]["cmd"].replace("\\${", "${")
+    place, *tail = shlex.split(command)
+    assert place == "${LONGLORA_LAUNCHER:-python}"
+    said = parse_args([*documented()[1:], *tail])
+    assert (said.no_local_rank, said.no_python, Path(said.user_script).name) == (True, True, "python")
+    assert said.user_args == tail
+    assert said.user_args[:2] == ["-m", "longlora.stages.fit"]
+
+
+@needs_deepspeed
+def test_the_stage_runs_under_deepspeeds_launcher(place):
+    """As documented, but for ssh: one machine, of two processes."""
+    (place / "hostfile").write_text("localhost slots=2\n")
+    here = {"$PWD/hostfile": str(place / "hostfile"), "$PWD/.venv/bin/python": sys.executable}
+    program, *words = [here.get(word, word) for word in documented()]
+    alone = ["--no_ssh", "--node_rank=0", "--master_addr=127.0.0.1", f"--master_port={together.free_port()}"]
+    the_stage_trains_what_one_process_does(
+        place, [str(Path(sys.executable).with_name(program)), *alone, *words], env=zero(2), **EACH
+    )
 
 
 def test_without_deepspeed_its_stages_are_refused_in_one_line(monkeypatch):
