@@ -7,7 +7,7 @@ import pytest
 import torch
 from dense import dense_attention, visible
 from specimens import ADAPTER, ATTENTION, POSITION, tokenizer
-from training import history, run, weights
+from training import cut_off, history, run, weights
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from longlora import fit as module
@@ -133,17 +133,7 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_noise(gpu_place, monkeypat
     """NEFTune draws on the GPU, whose generator is seeded for each micro-batch."""
     changes = {"neftune_alpha": 5.0, "steps": 8}
     whole = tensors(run(gpu_place, "whole", **changes))
-    step = module.LongTrainer.training_step
-
-    def killed(self, *args, **kwargs):
-        if self.state.global_step == 5:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module.LongTrainer, "training_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(gpu_place, "resumed", **changes)
+    cut_off(gpu_place, "resumed", monkeypatch, **changes)
     torch.cuda.manual_seed(99)
     near(tensors(run(gpu_place, "resumed", **changes)), whole, atol=1e-4)
 

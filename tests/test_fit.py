@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from specimens import ADAPTER, ATTENTION, FIT, POSITION
-from training import history, run, weights
+from training import cut_off, history, run, weights
 
 from longlora import checkpoint
 from longlora import fit as module
@@ -53,17 +53,7 @@ def test_accumulation_changes_nothing_but_the_last_bits(place):
 
 def test_a_run_that_was_cut_off_resumes_bit_for_bit(place, monkeypatch):
     wanted = weights(run(place, "whole"))
-    step = module.LongTrainer.training_step
-
-    def killed(self, *args, **kwargs):
-        if self.state.global_step == 5:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module.LongTrainer, "training_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(place, "resumed")
+    cut_off(place, "resumed", monkeypatch)
     assert [f.name for f in (place / "checkpoints").rglob("checkpoint-*")] == ["checkpoint-4"]
     assert weights(run(place, "resumed")) == wanted
     assert (place / "resumed.csv").read_bytes() == (place / "whole.csv").read_bytes()
@@ -73,17 +63,7 @@ def test_a_run_that_was_cut_off_resumes_bit_for_bit(place, monkeypatch):
 def test_a_run_that_was_cut_off_goes_on_with_the_same_noise(place, monkeypatch):
     changes = {"neftune_alpha": 5.0, "micro_batch": 1, "adapter": ADAPTER.model_copy(update={"dropout": 0.2})}
     wanted = weights(run(place, "whole", **changes))
-    step = module.LongTrainer.training_step
-
-    def killed(self, *args, **kwargs):
-        if self.state.global_step == 5:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module.LongTrainer, "training_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(place, "resumed", **changes)
+    cut_off(place, "resumed", monkeypatch, **changes)
     assert weights(run(place, "resumed", **changes)) == wanted
     assert (place / "resumed.csv").read_bytes() == (place / "whole.csv").read_bytes()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import norm
 from specimens import ADAPTER, POSITION, folder
-from training import history, run, weights
+from training import cut_off, history, run, weights
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from longlora import fit as module
@@ -73,17 +73,7 @@ def test_training_on_them_learns_repeats_and_resumes_bit_for_bit(place, monkeypa
     losses = [row["loss"] for row in history(place / "one.csv")]
     assert losses[-1] < losses[0] - 0.2
     assert wanted != weights(run(place, "plain", steps=12))
-    step = module.LongTrainer.training_step
-
-    def killed(self, *args, **kwargs):
-        if self.state.global_step == 5:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module.LongTrainer, "training_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(place, "two", adapter=QLORA, steps=12)
+    cut_off(place, "two", monkeypatch, adapter=QLORA, steps=12)
     assert weights(run(place, "two", adapter=QLORA, steps=12)) == wanted
 
 

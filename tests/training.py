@@ -4,10 +4,11 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import pytest
 from specimens import ADAPTER, ATTENTION, FIT, POSITION, folder
 
 from longlora.blocks import write
-from longlora.fit import train
+from longlora.fit import LongTrainer, train
 
 
 def prepare(place: Path) -> None:
@@ -35,6 +36,21 @@ def run(place: Path, name: str, **changes) -> Path:
         settings=FIT.model_copy(update=changes),
     )
     return place / name
+
+
+def cut_off(place: Path, name: str, patch: pytest.MonkeyPatch, **changes) -> None:
+    """A `run` that ends without a word in its sixth step."""
+    step = LongTrainer.training_step
+
+    def killed(self, *args, **kwargs):
+        if self.state.global_step == 5:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with patch.context() as inside:
+        inside.setattr(LongTrainer, "training_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(place, name, **changes)
 
 
 def weights(adapter: Path) -> bytes:
