@@ -4,8 +4,8 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Annotated
 
@@ -39,24 +39,28 @@ def run(
     from tasks import approval, servers, storage, workspace
 
     state = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=brought(where, beside))
-    with workspace.hold(where, state.key):
-        place = open_place(where, state)
-        show_plan(place.stages)
-        if promote and (model := place.artifact("model")) and approval.patience(model):
-            servers.running_prefect(where)  # where a person can answer: said now, not at the end
-        done = is_recorded(place)
-    if done:
-        print("every stage is unchanged, and the run is recorded")
-    else:
-        with servers.prefect_api(where) as ready:
-            from flows.pipeline import pipeline
+    with ExitStack() as open_until_the_end:
+
+        def prefect_api() -> Callable[[], None]:
+            return open_until_the_end.enter_context(servers.prefect_api(where))
+
+        with workspace.hold(where, state.key):
+            # a server of our own needs some seconds: it starts while we look at the stages, if there is surely something to do,
+            # and no need of a server with a page
+            ready = None if promote or storage.noted(where, state.key) else prefect_api()
+            place = open_place(where, state)
+            show_plan(place.stages)
+            if promote and (model := place.artifact("model")) and approval.patience(model):
+                servers.running_prefect(where)  # where a person can answer: said now, not at the end
+            done = is_recorded(place)
+        if done:
+            print("every stage is unchanged, and the run is recorded")
+        else:
+            ready = ready or prefect_api()
+            from flows.pipeline import pipeline_of
 
             ready()
-            key = pipeline(recipe, overrides or [], promote=promote, anyway=anyway, beside=beside)
-        if key != state.key:  # the flow looks for itself, some seconds later
-            print(f"note: files changed after {state.key} was shown: this is run {key}", flush=True)
-            with workspace.hold(where, key):
-                place = open_place(where, storage.recorded_snapshot(where, key))
+            pipeline_of(state, promote=promote, anyway=anyway)
     show_report(place)
     if promote and done:
         cli_promotion.promote_run(where, state.key)

@@ -23,7 +23,7 @@ from flows.plan import must_fit
 from flows.recording import Recording
 from tasks import hooks, servers, storage, supervise, workspace
 from tasks.stages import InterruptedStageError, ParameterError, Stage
-from tasks.watching import watched
+from tasks.watching import Watched, watched
 
 
 def jobs() -> int:
@@ -78,6 +78,24 @@ def pipeline(
         raise ValueError(
             f"{where.tree} has uncommitted changes, and a scheduled run must be reproducible: commit them first"
         )
+    return run_snapshot(where, state, anyway=anyway, promote=promote, if_worse=if_worse, seen=seen)
+
+
+@flow(name="pipeline", task_runner=ThreadPoolTaskRunner(max_workers=jobs()))
+def pipeline_of(state: workspace.Snapshot, promote: bool = False, anyway: bool = False) -> str | State[None]:
+    """The same for a snapshot that was made before, whatever its files have become since. Returns the run's key."""
+    return run_snapshot(workspace.project(Path.cwd()), state, anyway=anyway, promote=promote)
+
+
+def run_snapshot(
+    where: workspace.Project,
+    state: workspace.Snapshot,
+    *,
+    anyway: bool,
+    promote: bool,
+    if_worse: float | None = None,
+    seen: Watched | None = None,
+) -> str | State[None]:
     with workspace.hold(where, flow_lock(flow_run.get_id())):  # to its end: a promotion is part of it
         with workspace.hold(where, state.key):
             place = begin(where, state)
@@ -92,23 +110,11 @@ def pipeline(
         if seen:
             seen.remember()
         if promote:
-            from flows.promote import (
-                promote as promote_flow,
-            )  # MLflow is imported by now, and not before the first stage runs
+            # MLflow is imported by now, and not before the first stage runs
+            from flows.promote import promote as promote_flow
 
             print(promote_flow(state.key), flush=True)
         return state.key
-
-
-@flow(name="pipeline", task_runner=ThreadPoolTaskRunner(max_workers=jobs()))
-def pipeline_of(state: workspace.Snapshot) -> str:
-    """The same for a snapshot that was made before, whatever its files have become since. Returns the run's key."""
-    where = workspace.project(Path.cwd())
-    with workspace.hold(where, flow_lock(flow_run.get_id())), workspace.hold(where, state.key):
-        place = begin(where, state)
-        must_fit(place)
-        run_place(place)
-    return state.key
 
 
 def begin(where: workspace.Project, state: workspace.Snapshot) -> Place:
