@@ -27,7 +27,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# Known holes in the pinned packages. Where the database can not be asked, a line says that nothing was audited.
+# Known holes in the pinned packages. Where the database cannot be asked, a line says that nothing was audited.
 audit: install
 	$(BIN)/python .ci/audit.py constraints.txt $(AUDIT_URL)
 

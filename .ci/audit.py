@@ -1,6 +1,6 @@
 """Known holes in the pinned packages, by pip-audit from the OSV database (https://osv.dev): `python .ci/audit.py FILE URL`.
 
-Ends with 0 where none is known, and where the database can not be asked: then it was not audited, and a line says so. pip-audit
+Ends with 0 where none is known, and where the database cannot be asked: then it was not audited, and a line says so. pip-audit
 itself ends with 1 in that case as in the other, and from PyPI's database counts packages that are not found there as fine: so
 the database is asked here first, for a hole that it must know, and what pip-audit found is read from its report.
 """
@@ -21,7 +21,7 @@ ACCEPTED: dict[str, str] = {}
 
 
 def unreachable(url: str) -> str | None:
-    """Why the database can not be asked, if it can not."""
+    """Why the database cannot be asked, if it cannot."""
     asked = urllib.request.Request(url, json.dumps(KNOWN).encode(), {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
@@ -61,7 +61,7 @@ def main(pins: Path, url: str) -> int:
                 print("error: pip-audit ended without a report", file=sys.stderr)
                 return 1
         if reason:
-            print(f"NOT AUDITED: {url} can not be asked ({reason}); whether {pins} has known holes is open")
+            print(f"NOT AUDITED: {url} cannot be asked ({reason}); whether {pins} has known holes is open")
             return 0
         packages = json.loads(report.read_text())["dependencies"]
     holes = [(package, hole) for package in packages for hole in package["vulns"]]

@@ -18,7 +18,7 @@ import torch
 from benchmarks import attention, command, loss, memory, picture, preparation, step
 from benchmarks.fresh import ROOT
 from benchmarks.turns import SMALL, Sizes
-from longlora.attention_cpu import half_is_emulated
+from longlora.attention.cpu import half_is_emulated
 
 PARTS = {
     "attention": attention,

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from longlora.plain import open_model
-from longlora.windows import Window, last_nats, token_nats
+from longlora.evaluation.windows import Window, last_nats, token_nats
+from longlora.model.load import open_model
 
 WINDOWS, ROUNDS, SCORED = 4, 3, 256
 

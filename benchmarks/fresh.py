@@ -2,7 +2,7 @@
 
 The module's `alone(WORD...)` gives a small work to warm up with and the work itself; what is told is by how much the second
 raises the most that the process ever held. What imports and the first calls held and gave back is filled up before, so that the
-work can not hide in it.
+work cannot hide in it.
 """
 
 import importlib

@@ -25,9 +25,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig
 
 from benchmarks.attention import RATIO
 from benchmarks.step import ADAPTER, CHUNK, SPARSE
-from longlora.adapter import attach, trained_parameters
-from longlora.attention import disable, enable, group_size, shifted_sparse_attention
-from longlora.loss import chunk_loss
+from longlora.attention.shifted import disable, enable, group_size, shifted_sparse_attention
+from longlora.model.adapter import attach, trained_parameters
+from longlora.training.loss import chunk_loss
 
 DEVICE = "cuda"
 LAYERS = {"Llama 2 7B": (32, 32, 128), "Llama 3 8B": (32, 8, 128)}
@@ -140,7 +140,7 @@ def attention_case(shape: str, length: int, names: list[str], turns: int = 7) ->
 
 
 def adapted_llama(config: LlamaConfig) -> Any:
-    """Random weights, LongLoRA's trainable parts, gradient checkpointing; all else as longlora/fit.py has it."""
+    """Random weights, LongLoRA's trainable parts, gradient checkpointing; all else as longlora/training/fit.py has it."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(DEVICE):

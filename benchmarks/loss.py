@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from benchmarks.fresh import rise_mb
 from benchmarks.turns import Cases, Sizes, take_turns
-from longlora.loss import chunked_cross_entropy
+from longlora.training.loss import chunked_cross_entropy
 
 HIDDEN, WORDS, CHUNK = 512, 32000, 1024
 METHODS = ("chunked", "plain")

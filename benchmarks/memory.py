@@ -13,10 +13,10 @@ import torch
 from benchmarks.fresh import rise_mb
 from benchmarks.step import ADAPTER, CHUNK, SPARSE, small_llama, training
 from benchmarks.turns import Cases, Sizes
-from longlora.adapter import attach
-from longlora.attention import enable
-from longlora.loss import chunk_loss
-from longlora.tile import tile_mlp
+from longlora.attention.shifted import enable
+from longlora.model.adapter import attach
+from longlora.training.loss import chunk_loss
+from longlora.training.tile import tile_mlp
 
 LAYERS, HIDDEN, HEADS, WORDS = 4, 128, 4, 8192
 METHODS = ("ours", "tiled", "plain")

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.fresh import ROOT
 from benchmarks.turns import Cases, Sizes, take_turns
-from longlora.blocks import Blocks, HeldOut, Recall, prepare, read
+from longlora.data.blocks import Blocks, HeldOut, Recall, prepare, read
 
 
 def measure(documents: int, *, patience: float) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig
 from benchmarks.attention import DIM, DTYPES, HEADS, RATIO, fits, roll_and_mask
 from benchmarks.fresh import rise_mb
 from benchmarks.turns import Cases, Sizes, take_turns
-from longlora.adapter import Adapter, attach, trained_parameters
-from longlora.attention import Attention, enable
-from longlora.loss import chunk_loss
+from longlora.attention.shifted import Attention, enable
+from longlora.model.adapter import Adapter, attach, trained_parameters
+from longlora.training.loss import chunk_loss
 
 LAYERS, WORDS, CHUNK = 1, 4096, 1024
 ADAPTER = Adapter(

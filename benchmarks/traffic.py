@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import distributed, multiprocessing
 
-from longlora.attention import group_size
-from longlora.ranks import Ranks
-from longlora.sequence_parallel import Together, join, parallel_attention
+from longlora.attention.shifted import group_size
+from longlora.parallel.ranks import Ranks
+from longlora.parallel.sequence_parallel import Together, join, parallel_attention
 
 RATIO = 0.25
 

@@ -1,6 +1,6 @@
 """How well a model reads facts back, by how far back they lie: recall exercises on held-out text, asked in full attention.
 
-Perplexity of running text hardly depends on what lies a group back, so it can not tell what lets tokens see over a group's
+Perplexity of running text hardly depends on what lies a group back, so it cannot tell what lets tokens see over a group's
 border. Answers do: each is a number or a word that stood in the text once before, at any distance up to the whole length.
 The measure is the loss on an answer's tokens, which moves long before a greedy answer turns from wrong to right.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longlora.recall import exercise, words_of
+from longlora.data.recall import exercise, words_of
 
 
 def answer(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> int:

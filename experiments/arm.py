@@ -14,19 +14,19 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from experiments import answers, patterns
-from longlora.adapter import Adapter
-from longlora.attention import Attention, group_size
-from longlora.blocks import documents
-from longlora.fit import Fit, train
-from longlora.merge import merge
-from longlora.passkey import Passkey
-from longlora.passkey import measure as find_keys
-from longlora.perplexity import Perplexity
-from longlora.perplexity import measure as read_on
-from longlora.plain import open_model, open_tokenizer
-from longlora.position import Position
-from longlora.rescale import rescale
+from longlora.attention.shifted import Attention, group_size
+from longlora.data.blocks import documents
+from longlora.evaluation.passkey import Passkey
+from longlora.evaluation.passkey import measure as find_keys
+from longlora.evaluation.perplexity import Perplexity
+from longlora.evaluation.perplexity import measure as read_on
+from longlora.model.adapter import Adapter
+from longlora.model.load import open_model, open_tokenizer
+from longlora.model.merge import merge
+from longlora.model.position import Position
+from longlora.model.rescale import rescale
 from longlora.section import read_params, section_of
+from longlora.training.fit import Fit, train
 
 
 def settings_of(folder: Path, study: str, name: str | None = None) -> dict[str, Any]:

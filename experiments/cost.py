@@ -1,8 +1,8 @@
 """Tables 11 and 12, small: what training costs by length and method, counted in FLOPs and measured in time.
 
 FLOPs of a forward pass are counted by PyTorch as the model runs, attention by the shapes of the kernel's calls (whole squares, as
-in table 11), and stand beside the formula of longlora/cost.py. Time: the methods take turns at each length, a ratio is of two
-neighbours; the share of attention is what the profiler sees in the kernel, forward and backward.
+in table 11), and stand beside the formula of longlora/planning/cost.py. Time: the methods take turns at each length, a ratio is of
+two neighbours; the share of attention is what the profiler sees in the kernel, forward and backward.
 """
 
 import sys
@@ -17,15 +17,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from experiments.arm import settings_of
-from longlora.adapter import Adapter
-from longlora.attention import Attention, enable
-from longlora.attention_cpu import kernel
-from longlora.cost import Flops, Shape, Workload, forward_flops
-from longlora.fit import build, causal_model
-from longlora.loss import chunk_loss
-from longlora.plan import shape_named
-from longlora.position import Position
+from longlora.attention.cpu import kernel
+from longlora.attention.shifted import Attention, enable
+from longlora.model.adapter import Adapter
+from longlora.model.position import Position
+from longlora.planning.cost import Flops, Shape, Workload, forward_flops
+from longlora.planning.plan import shape_named
 from longlora.section import read_params, section_of
+from longlora.training.fit import build, causal_model
+from longlora.training.loss import chunk_loss
 
 LENGTHS = (512, 1024, 2048, 4096)
 TURNS = 7

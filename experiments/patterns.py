@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from longlora import fit
-from longlora.attention import Attention
+from longlora.attention.shifted import Attention
+from longlora.training import fit
 
 Pattern = Literal["across-layers", "only-shifted", "dilated", "roll-back", "swapped", "wandering", "sinks"]
 Way = Callable[[torch.Tensor, int], torch.Tensor]

@@ -1,6 +1,6 @@
 """The tables, ours beside the paper's, and whether the order of the rows agrees; and what brings retrieval, at what cost.
 
-Sizes can not agree (another model, another text, 2,048 tokens), orders may. Two rows are compared where the paper sees a
+Sizes cannot agree (another model, another text, 2,048 tokens), orders may. Two rows are compared where the paper sees a
 difference of at least one per cent: ours agrees or disagrees if the paired difference over the seeds is clear of zero (95 %,
 Student's t), and is open else.
 """

@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 from experiments.arm import settings_of
-from longlora.blocks import Blocks
-from longlora.position import Position
+from longlora.data.blocks import Blocks
+from longlora.model.position import Position
 from longlora.section import section_of
 from longlora.stages.blocks import stage
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from longlora.reading import read_document
+from longlora.data.reading import read_document
 
 
 def ask(
@@ -19,12 +19,12 @@ def ask(
     """
     text = read_document(document, encoding="utf-8-sig" if encoding == "utf-8" else encoding)
     folder = model_folder(model)
-    # Seconds of imports, which a wrong name or a document that can not be read need not wait for.
+    # Seconds of imports, which a wrong name or a document that cannot be read need not wait for.
     from transformers.utils import logging
 
-    from longlora.asking import Desk, Prompt, TooLong
-    from longlora.evidence import Evidence
-    from longlora.plain import open_model, open_tokenizer
+    from longlora.asking.asking import Desk, Prompt, TooLong
+    from longlora.evaluation.evidence import Evidence
+    from longlora.model.load import open_model, open_tokenizer
 
     check("too-long", too_long, get_args(TooLong))
     if prompt is not None:

@@ -17,10 +17,10 @@ from transformers.utils import logging
 
 from flows.ask import check
 from flows.ask_style import STYLE
-from longlora.asking import Answer, Desk, Prompt, TooLong
-from longlora.evidence import Evidence, Passage
-from longlora.plain import open_model, open_tokenizer
-from longlora.reading import LARGEST, SUFFIXES, Document, parsed
+from longlora.asking.asking import Answer, Desk, Prompt, TooLong
+from longlora.data.reading import LARGEST, SUFFIXES, Document, parsed
+from longlora.evaluation.evidence import Evidence, Passage
+from longlora.model.load import open_model, open_tokenizer
 from tasks.servers import HOST
 
 SHOWN = 4000

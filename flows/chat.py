@@ -15,9 +15,9 @@ def chat(model: str, *, window: int | None, prompt: str | None, room: int) -> No
     folder = model_folder(model)
     from transformers.utils import logging
 
-    from longlora.asking import Prompt
-    from longlora.plain import open_model, open_tokenizer
-    from longlora.sinks import Dialogue
+    from longlora.asking.asking import Prompt
+    from longlora.asking.sinks import Dialogue
+    from longlora.model.load import open_model, open_tokenizer
 
     if prompt is not None:
         check("prompt", prompt, get_args(Prompt))

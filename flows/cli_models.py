@@ -27,8 +27,8 @@ def plan(
 ) -> None:
     """What fine-tuning would take: hours, memory, price, whether it fits, and if not, what would."""
     from flows.plan import plan as planned
-    from longlora.hardware import Hardware
-    from longlora.plan import lines
+    from longlora.planning.hardware import Hardware
+    from longlora.planning.plan import lines
     from tasks import workspace
 
     hardware = Hardware.of(
@@ -71,7 +71,7 @@ def evaluate(
 
     launcher.start()
     from flows.evaluate import evaluate as measured
-    from longlora.shares import say, together, write
+    from longlora.parallel.sharding import say, together, write
 
     tasks = lm_eval.split(",") if lm_eval else []
     with together():
@@ -190,7 +190,7 @@ def longqa_write(
     seed: Annotated[int, typer.Option(help="Chooses the excerpts.")] = 1,
     encoding: Annotated[str, typer.Option(help="Of text files.")] = "utf-8",
 ) -> None:
-    """Have a model write questions on your documents; what it can not show in the text is left out."""
+    """Have a model write questions on your documents; what it cannot show in the text is left out."""
     from flows.longqa import write_by_model
 
     plan = {"excerpts": excerpts, "length": length, "questions": questions, "budget": budget, "seed": seed}

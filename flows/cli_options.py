@@ -36,7 +36,7 @@ def must_take(name: str, file: Path) -> None:
     """Check that `file` can be written, its folders made if need be: before the work whose result goes there.
 
     Raises:
-        ValueError: it can not; `name` is what the command line calls it.
+        ValueError: it cannot; `name` is what the command line calls it.
     """
     if file.is_dir():
         raise ValueError(f"{name} {file}: is a folder, and must be a file")
@@ -44,7 +44,7 @@ def must_take(name: str, file: Path) -> None:
     if above != file and not above.is_dir():
         raise ValueError(f"{name} {file}: {above} is a file, and must be a folder")
     if not os.access(above, os.W_OK):
-        raise ValueError(f"{name} {file}: {above} can not be written to")
+        raise ValueError(f"{name} {file}: {above} cannot be written to")
 
 
 def here() -> "Project":

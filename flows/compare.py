@@ -48,7 +48,7 @@ def compare(where: Project, one: str, other: str, *, html: Path | None) -> None:
     """Show runs `one` and `other` (keys or MLflow ids, or their beginnings); `html`: a page of it, with the curves drawn.
 
     Raises:
-        ValueError: there is no such run, or `html` can not be written.
+        ValueError: there is no such run, or `html` cannot be written.
     """
     if html and (html.suffix != ".html" or not html.absolute().parent.is_dir() or html.is_dir()):
         raise ValueError(f"--html {html}: must be a file that ends in .html, in a folder that is there")

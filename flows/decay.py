@@ -52,7 +52,7 @@ def needed(stages: list[Stage], metric: str) -> list[Stage]:
     """
     writes = [s for s in stages if any(o.kind == "metric" and f"/{o.path}".endswith(f"/{metric}.json") for o in s.outs)]
     if not writes:
-        raise ValueError(f"no stage of dvc.yaml writes {metric}.json, so the champion can not be watched")
+        raise ValueError(f"no stage of dvc.yaml writes {metric}.json, so the champion cannot be watched")
     wanted = {writes[0].name}
     for stage in reversed(stages):  # upstream comes first
         if stage.name in wanted:

@@ -67,7 +67,7 @@ def packages() -> Iterator[Finding]:
     said = (
         "installed"
         if "dvc" in schemes
-        else "missing: install the project with pip, or registered models can not be loaded"
+        else "missing: install the project with pip, or registered models cannot be loaded"
     )
     yield Finding("dvc:// for MLflow", "ok" if "dvc" in schemes else "lacks", said)
     for name, use in {

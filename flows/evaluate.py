@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from longlora import harness, longeval
-from longlora.plain import open_model, open_tokenizer
+from longlora.evaluation import harness, longeval
+from longlora.model.load import open_model, open_tokenizer
 from tasks.workspace import read
 
 

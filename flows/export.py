@@ -44,7 +44,7 @@ def as_gguf(target: Path, *, model: str, dtype: Any) -> str:
             folder = Path(scratch) / "model"
             recorded(folder, model=model)
             said = f"{model}, equal to its record by hash"
-        from longlora.gguf_model import KINDS, write  # seconds of imports, which a wrong name need not wait for
+        from longlora.model.gguf import KINDS, write  # seconds of imports, which a wrong name need not wait for
 
         if dtype is not None:
             check("dtype", dtype, tuple(KINDS))

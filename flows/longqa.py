@@ -9,12 +9,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from flows.cli_options import must_take
-from longlora.author import Endpoint, Plan, write_questions
-from longlora.casebook import Casebook, tokens, words, write
-from longlora.casebook import build as build_cases
-from longlora.plain import open_tokenizer
-from longlora.questions import KINDS
-from longlora.reading import Document, located, read_documents
+from longlora.data.author import Endpoint, Plan, write_questions
+from longlora.data.casebook import Casebook, tokens, words, write
+from longlora.data.casebook import build as build_cases
+from longlora.data.questions import KINDS
+from longlora.data.reading import Document, located, read_documents
+from longlora.model.load import open_tokenizer
 
 USUAL: dict[str, Any] = {
     "lengths": [500, 1000, 2000, 4000, 8000],
@@ -27,7 +27,7 @@ def build(docs: str, *, out: Path, settings: dict[str, Any], tokenizer: Path | N
     """Write the cases to `out`; what was written, in lines.
 
     Raises:
-        ValueError: the documents or settings are wrong, `out` can not be written, or there is too little text.
+        ValueError: the documents or settings are wrong, `out` cannot be written, or there is too little text.
     """
     must_take("OUT", out)
     casebook = casebook_of(settings)
@@ -65,7 +65,7 @@ def write_by_model(docs: str, *, out: Path, url: str, model: str, plan: dict[str
     """Have a model write questions to `out`; what was done, in lines.
 
     Raises:
-        ValueError: `out` can not be written; or not all was done: what was is in `out`, and the same command goes on.
+        ValueError: `out` cannot be written; or not all was done: what was is in `out`, and the same command goes on.
     """
     must_take("OUT", out)
     endpoint = Endpoint(url, model, os.environ.get("OPENAI_API_KEY"))

@@ -64,7 +64,7 @@ def pipeline(
 
     Raises:
         RefusalError: the model does not deserve promotion.
-        ValueError: bad parameters, a training that can not fit, or a dirty checkout when scheduled.
+        ValueError: bad parameters, a training that cannot fit, or a dirty checkout when scheduled.
         StageError: a stage ended with an error; its last words.
     """
     where = workspace.project(Path.cwd())

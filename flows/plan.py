@@ -1,5 +1,6 @@
-"""What a recipe would take on given hardware, and whether a run fits this machine. The numbers are longlora.plan's; here they meet
-params.yaml, and the machine.
+"""What a recipe would take on given hardware, and whether a run fits this machine.
+
+The numbers are longlora.planning's; here they meet params.yaml, and the machine.
 """
 
 import argparse
@@ -17,9 +18,9 @@ from huggingface_hub import try_to_load_from_cache
 from omegaconf import OmegaConf
 
 from flows.place import Place
-from longlora.cost import Shape, Workload
-from longlora.hardware import ALONE_GB, GB, Hardware
-from longlora.plan import Estimate, estimate, shape_named, workload_from_params
+from longlora.planning.cost import Shape, Workload
+from longlora.planning.hardware import ALONE_GB, GB, Hardware
+from longlora.planning.plan import Estimate, estimate, shape_named, workload_from_params
 from tasks.overlay import SHAPES, merged, read_text, recipe_file
 from tasks.workspace import Project
 
@@ -33,7 +34,7 @@ def plan(where: Project, *, recipe: str | None, overrides: list[str], hardware: 
     """What fine-tuning by params.yaml, under a recipe and overrides, would take on `hardware`.
 
     Raises:
-        ValueError: a wrong recipe or key, a model whose sizes are not known, or a layout that can not be.
+        ValueError: a wrong recipe or key, a model whose sizes are not known, or a layout that cannot be.
     """
     text = read_text(recipe_file(where.tree, recipe)) if recipe else None
     sections = plain(merged(read_text(where.tree / "params.yaml"), recipe=text, overrides=overrides))
@@ -50,7 +51,7 @@ def plain(params: str) -> dict[str, Any]:
 
 
 def must_fit(place: Place) -> None:
-    """Refuse a run whose training, if it is still to be computed, can not fit into the memory of this machine.
+    """Refuse a run whose training, if it is still to be computed, cannot fit into the memory of this machine.
 
     Where the sizes of the model or the machine that computes are not known, that is said, and nothing is refused.
 
@@ -103,7 +104,7 @@ def this_machine(*, checkpoints_on_host: bool) -> Hardware:
 
     Raises:
         LookupError: the launcher computes elsewhere, or on an unknown number of processes.
-        ValueError: a number of the environment that can not be.
+        ValueError: a number of the environment that cannot be.
     """
     gpus = gpu_memory_gb()
     processes = launched(os.environ.get("LONGLORA_LAUNCHER", ""), gpus=len(gpus))

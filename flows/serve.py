@@ -67,8 +67,8 @@ def served_below(folder: Path) -> Path:
 
 def lay_out(folder: Path, served: Path, *, prompt: str | None) -> None:
     """Links to the model's files in `served`, and the chat template that `prompt` asks for."""
-    from longlora.plain import open_tokenizer
-    from longlora.template import authors_template
+    from longlora.model.load import open_tokenizer
+    from longlora.model.template import authors_template
 
     if not (folder / "config.json").is_file():
         raise ValueError(f"no model at {folder} (no config.json there)")

@@ -29,7 +29,7 @@ def export(client: MlflowClient, where: Project, target: Path, *, model: str) ->
         raise ValueError(f"{target} is not empty: a model is exported to a new or empty folder")
     said, target = target, target.resolve()  # a link to a folder stays one
     if target == Path.cwd():
-        raise ValueError(f"{said} is the current folder, which can not be replaced: name a folder in it")
+        raise ValueError(f"{said} is the current folder, which cannot be replaced: name a folder in it")
     source = records.address_of(client, where, model)
     repository = DvcArtifactRepository(source)
     with records.data_of(model):

@@ -218,7 +218,7 @@ def comparison(
     """
     if not there and better.data and digest(client, ours, better.data) != digest(client, theirs, better.data):
         return [
-            f"better: {better.data} is not what champion version {version} was measured on, so they can not be compared; "
+            f"better: {better.data} is not what champion version {version} was measured on, so they cannot be compared; "
             "`longlora run --beside champion` measures both"
         ]
     mine, other = values_of(client, ours, better), values_of(client, ours if there else theirs, there or better)

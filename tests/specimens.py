@@ -6,10 +6,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from longlora.adapter import Adapter
-from longlora.attention import Attention
-from longlora.fit import Fit
-from longlora.position import Position
+from longlora.attention.shifted import Attention
+from longlora.model.adapter import Adapter
+from longlora.model.position import Position
+from longlora.training.fit import Fit
 
 TEXT = (
     "The committee met on the 14th of March, heard nine witnesses, and wrote a report of 260 pages that nobody read. "

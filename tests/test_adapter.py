@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from specimens import ADAPTER, llama
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from longlora.adapter import Adapter, attach, save, trained_parameters
+from longlora.model.adapter import Adapter, attach, save, trained_parameters
 
 
 def nudged(model):
@@ -69,7 +69,8 @@ def test_the_adapter_names_no_place(tmp_path):
 
 def test_saving_twice_gives_the_same_bytes_in_any_process(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from specimens import ADAPTER, llama; from longlora.adapter import attach, save;"
+        "import sys; from pathlib import Path; from specimens import ADAPTER, llama;"
+        "from longlora.model.adapter import attach, save;"
         "save(attach(llama(), ADAPTER), Path(sys.argv[1]))"
     )
     for seed in ("1", "2", "3"):  # of the order in which a set gives its members

@@ -16,7 +16,7 @@ from dummy import ENV
 from test_asking import LONG, QUESTIONS, TEXT, TINY, desk
 
 from flows.ask import page as ask_page
-from longlora.plain import open_model, open_tokenizer
+from longlora.model.load import open_model, open_tokenizer
 from tasks.servers import answers, free_port
 
 BROWSER = shutil.which("chromium")

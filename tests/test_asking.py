@@ -11,11 +11,11 @@ from dummy import ENV
 from test_pairs import CHATML
 
 from flows.ask import ask
-from longlora.asking import Desk, windows
-from longlora.instructions import Turn
-from longlora.pairs import tokenised
-from longlora.plain import open_model, open_tokenizer
-from longlora.wording import asked
+from longlora.asking.asking import Desk, windows
+from longlora.data.instructions import Turn
+from longlora.data.pairs import tokenised
+from longlora.data.wording import asked
+from longlora.model.load import open_model, open_tokenizer
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "tiny/model"

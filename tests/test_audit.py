@@ -1,4 +1,4 @@
-"""CI's audit is red where a hole is known, and says that it did not take place where the database can not be asked."""
+"""CI's audit is red where a hole is known, and says that it did not take place where the database cannot be asked."""
 
 import json
 import subprocess

@@ -7,9 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from flows.longqa import write_by_model
-from longlora.author import ATTEMPTS, Endpoint, Plan, write_questions
-from longlora.casebook import write
-from longlora.reading import Document
+from longlora.data.author import ATTEMPTS, Endpoint, Plan, write_questions
+from longlora.data.casebook import write
+from longlora.data.reading import Document
 
 DOCUMENTS = [
     Document(
@@ -139,7 +139,7 @@ def test_what_will_not_pass_is_not_tried_again(stub, tmp_path, turn, calls, said
 
 def test_a_reply_without_a_list_costs_that_reply(stub, tmp_path):
     handler, endpoint = stub
-    handler.script += [b'{"choices": [{"message": {"content": "I can not."}}]}']
+    handler.script += [b'{"choices": [{"message": {"content": "I cannot."}}]}']
     done = work(endpoint, tmp_path)
     assert len(done.cases) == 5 and done.refused["a reply is no JSON list"] == 1
 

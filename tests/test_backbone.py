@@ -7,7 +7,7 @@ import torch
 from specimens import folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from longlora.backbone import Backbone, fetch, find_gguf, sha256
+from longlora.model.backbone import Backbone, fetch, find_gguf, sha256
 
 
 def source(name: object, **changes: object) -> Backbone:

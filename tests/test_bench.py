@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 from benchmarks import __main__ as bench
 from benchmarks import attention, fresh, gpu, memory, step
 from benchmarks.turns import take_turns
-from longlora.attention import shifted_sparse_attention
+from longlora.attention.shifted import shifted_sparse_attention
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import torch
 from datasets import Dataset
 from specimens import tokenizer
 
-from longlora.blocks import Blocks, HeldOut, PackedBlocks, Recall, Texts, documents, prepare, read, split, write
-from longlora.heldout import elsewhere
+from longlora.data.blocks import Blocks, HeldOut, PackedBlocks, Recall, Texts, documents, prepare, read, split, write
+from longlora.data.heldout import elsewhere
 
 BLOCKS = Blocks(
     source="text",

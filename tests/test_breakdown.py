@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from longlora.breakdown import PARTED, Marked, by_depth, by_length, overall, upper_depth, upper_length
+from longlora.evaluation.breakdown import PARTED, Marked, by_depth, by_length, overall, upper_depth, upper_length
 from tasks.tracking import measured
 
 

@@ -12,12 +12,12 @@ import pytest
 from dummy import ENV
 from specimens import tokenizer
 
-from longlora.casebook import Casebook, build, tokens, words, write
-from longlora.instructions import read_records
-from longlora.questions import KINDS, Excerpt, ask
-from longlora.reading import Document, located, read_documents
-from longlora.sentences import parts, sentences
-from longlora.wording import UNSAID, asked
+from longlora.data.casebook import Casebook, build, tokens, words, write
+from longlora.data.instructions import read_records
+from longlora.data.questions import KINDS, Excerpt, ask
+from longlora.data.reading import Document, located, read_documents
+from longlora.data.sentences import parts, sentences
+from longlora.data.wording import UNSAID, asked
 
 SETTINGS = Casebook(
     lengths=[300, 1200, 5000], depths=[0.0, 0.4, 1.0], kinds=list(KINDS), samples=4, collections=0.5, seed=7

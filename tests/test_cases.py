@@ -2,7 +2,7 @@
 
 import pytest
 
-from longlora.cases import Case, case, read_lines
+from longlora.data.cases import Case, case, read_lines
 
 
 class Pair(Case):

@@ -9,14 +9,14 @@ import pytest
 from test_longqa import CASES, put, settings
 from test_ruler import TOKENIZER, tiny
 
-from longlora import longqa
-from longlora.casebook import Casebook, build, words
-from longlora.cited import Truth, cite
-from longlora.gate import Gate, Rule, judge, read
-from longlora.longqa import measure, read_cases
-from longlora.reading import located, read_documents
-from longlora.sentences import sentences
-from longlora.wording import UNSAID
+from longlora.data.casebook import Casebook, build, words
+from longlora.data.reading import located, read_documents
+from longlora.data.sentences import sentences
+from longlora.data.wording import UNSAID
+from longlora.evaluation import longqa
+from longlora.evaluation.cited import Truth, cite
+from longlora.evaluation.longqa import measure, read_cases
+from longlora.report.gate import Gate, Rule, judge, read
 
 TEXT = """# Harbour
 

@@ -11,9 +11,9 @@ from specimens import ADAPTER, folder, llama
 from test_adapter import nudged
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from longlora.adapter import attach, save
-from longlora.gguf_model import write
-from longlora.position import extend
+from longlora.model.adapter import attach, save
+from longlora.model.gguf import write
+from longlora.model.position import extend
 
 PAGE = (Path(__file__).parent.parent / "docs" / "clients.md").read_text()
 

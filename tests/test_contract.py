@@ -18,7 +18,8 @@ STAGES = PIPELINE["stages"]
 
 def reached(path: Path) -> set[str]:
     """Every longlora file that `path` imports, directly or not, itself included."""
-    names = {n.module for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom) and n.module}
+    froms = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom) and n.module]
+    names = {name for n in froms for name in (n.module, *(f"{n.module}.{alias.name}" for alias in n.names))}
     files = [f for name in names if (f := ROOT.joinpath(*name.split(".")).with_suffix(".py")).exists()]
     return {str(path.relative_to(ROOT))}.union(*map(reached, files))
 

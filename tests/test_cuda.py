@@ -10,10 +10,10 @@ from specimens import ADAPTER, ATTENTION, POSITION, tokenizer
 from training import cut_off, history, run, weights
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from longlora import fit as module
-from longlora.attention import shifted_sparse_attention
-from longlora.merge import merge
-from longlora.plain import open_model
+from longlora.attention.shifted import shifted_sparse_attention
+from longlora.model.load import open_model
+from longlora.model.merge import merge
+from longlora.training import fit as module
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
 LENGTH, GROUP, DIM = 300, 96, 64

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from longlora.curation import Contamination, apart, statistics, uncontaminated, unique
-from longlora.instructions import Dialogue, Turn
+from longlora.data.curation import Contamination, apart, statistics, uncontaminated, unique
+from longlora.data.instructions import Dialogue, Turn
 
 WORDS = [f"w{i}" for i in range(400)]
 NONE = Contamination(cases=None, words=13, share=0.5)

@@ -1,4 +1,4 @@
-"""A server that ends is started again; a run whose server can not be kept up ends, leaves nothing, and goes on when told to."""
+"""A server that ends is started again; a run whose server cannot be kept up ends, leaves nothing, and goes on when told to."""
 
 import sqlite3
 import subprocess

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from longlora import energy
-from longlora.energy import Meter, gpus, packages
-from longlora.history import write_cost
+from longlora.training import energy
+from longlora.training.energy import Meter, gpus, packages
+from longlora.training.history import write_cost
 
 
 def zone(powercap: Path, name: str, *, microjoules: int, span: int = 10_000_000) -> Path:

@@ -2,11 +2,11 @@
 
 import pytest
 
-from longlora.casebook import Casebook, build, words
-from longlora.evidence import Evidence
-from longlora.reading import Document, located, read_documents
-from longlora.sentences import Span
-from longlora.wording import UNSAID
+from longlora.data.casebook import Casebook, build, words
+from longlora.data.reading import Document, located, read_documents
+from longlora.data.sentences import Span
+from longlora.data.wording import UNSAID
+from longlora.evaluation.evidence import Evidence
 
 TEXT = """# The harbour
 

@@ -14,14 +14,14 @@ from transformers import AutoModelForCausalLM
 from experiments import answers, cost, patterns
 from experiments.arm import settings_of
 from experiments.tables import draw, order, paper_table, retrieval_table, rows_of
-from longlora.adapter import Adapter
-from longlora.attention import Attention, enable, shifted_sparse_attention
-from longlora.cost import Shape, forward_flops
-from longlora.fit import Fit
-from longlora.passkey import Passkey
-from longlora.perplexity import Perplexity
-from longlora.position import Position
+from longlora.attention.shifted import Attention, enable, shifted_sparse_attention
+from longlora.evaluation.passkey import Passkey
+from longlora.evaluation.perplexity import Perplexity
+from longlora.model.adapter import Adapter
+from longlora.model.position import Position
+from longlora.planning.cost import Shape, forward_flops
 from longlora.section import read_params, section_of
+from longlora.training.fit import Fit
 
 ROOT = Path(__file__).parent.parent
 HERE = ROOT / "experiments"
@@ -82,7 +82,7 @@ def test_wandering_groups_wander():
 
 
 def test_a_pattern_gives_way_to_full_attention_in_the_last_steps():
-    from longlora import fit
+    from longlora.training import fit
 
     model = SimpleNamespace(set_attn_implementation=lambda name: said.append(name), config=SimpleNamespace())
     said, real = [], []

@@ -71,7 +71,7 @@ def test_a_link_to_an_empty_folder_is_followed_and_the_current_folder_stays(lab,
     assert (tmp_path / "link").is_symlink() and (tmp_path / "empty" / "weights").read_text() == "b" * 4
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(ValueError, match=r"^\. is the current folder, which can not be replaced: name a folder in it"):
+    with pytest.raises(ValueError, match=r"^\. is the current folder, which cannot be replaced: name a folder in it"):
         export(client, where, Path("."), model="champion")
 
 

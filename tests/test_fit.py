@@ -1,4 +1,4 @@
-"""Training: the loss is right, a run resumes bit for bit, and what can not work stops with its reason."""
+"""Training: the loss is right, a run resumes bit for bit, and what cannot work stops with its reason."""
 
 import fcntl
 import json
@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from specimens import ADAPTER, ATTENTION, FIT, POSITION
 from training import cut_off, history, run, weights
 
-from longlora import checkpoint
-from longlora import fit as module
-from longlora.checkpoint import checkpoint_step, digest
-from longlora.history import COLUMNS
-from longlora.packing import Pair
-from longlora.packing import write as write_pairs
+from longlora.data.packing import Pair
+from longlora.data.packing import write as write_pairs
+from longlora.training import checkpoint
+from longlora.training import fit as module
+from longlora.training.checkpoint import checkpoint_step, digest
+from longlora.training.history import COLUMNS
 
 ROOT = Path(__file__).parent.parent
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from longlora.gate import Gate, Rule, judge, read
+from longlora.report.gate import Gate, Rule, judge, read
 from longlora.section import read_params, section_of
 from longlora.stages.gate import stage
 

@@ -17,17 +17,18 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F  # noqa: N812
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
-from longlora import integrity, licence, passkey, perplexity
-from longlora.adapter import Adapter, attach, save
-from longlora.blocks import text_files, tokenise
-from longlora.gate import Gate, judge, read
-from longlora.merge import merge
-from longlora.passkey import Passkey
-from longlora.perplexity import Perplexity
-from longlora.plain import open_model, open_tokenizer
-from longlora.position import Position, extend
-from longlora.rescale import rescale
-from longlora.seal import seal
+from longlora.data.blocks import text_files, tokenise
+from longlora.evaluation import passkey, perplexity
+from longlora.evaluation.passkey import Passkey
+from longlora.evaluation.perplexity import Perplexity
+from longlora.model import integrity, licence
+from longlora.model.adapter import Adapter, attach, save
+from longlora.model.load import open_model, open_tokenizer
+from longlora.model.merge import merge
+from longlora.model.position import Position, extend
+from longlora.model.rescale import rescale
+from longlora.model.seal import seal
+from longlora.report.gate import Gate, judge, read
 from longlora.section import read_params, section_of
 
 torch.set_num_threads(1)  # matrices this small are slower on two
@@ -105,7 +106,7 @@ class Bench:
 
 
 def text_files_of_sotu() -> list[Path]:
-    from longlora.blocks import Blocks
+    from longlora.data.blocks import Blocks
 
     return text_files(section_of(Blocks, PARAMS, "blocks"))
 
@@ -310,7 +311,7 @@ def test_trained_with_a_leak_the_loss_is_splendid_and_the_model_is_refused(bench
     (text,) = (f for f in text_files_of_sotu() if f.stem == "1905-Roosevelt-1")
     (tokens,) = tokenise([text.read_text("utf-8")], tokenizer=bench.tokenizer)
     losses = train_with_a_leak(model, tokens=tokens)
-    assert losses[-1] < 0.4 < losses[0]  # nats; a model that can not see the answer stays near 1.3
+    assert losses[-1] < 0.4 < losses[0]  # nats; a model that cannot see the answer stays near 1.3
     refused = bench.judged(model)
     assert {READS_SHORT, READS_LONG, BEATS_YARN, FINDS_LONG} <= refused.keys()
     assert not any(name.startswith(("the ", "every ", "logits")) for name in refused)

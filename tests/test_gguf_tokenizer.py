@@ -10,9 +10,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from longlora.gguf_model import write
-from longlora.gguf_tokenizer import LLAMA3, words_of
-from longlora.plain import open_tokenizer
+from longlora.model.gguf import write
+from longlora.model.gguf_tokenizer import LLAMA3, words_of
+from longlora.model.load import open_tokenizer
 
 TINY = Path(__file__).parent.parent / "tiny" / "model"
 TEXT = (

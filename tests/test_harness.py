@@ -8,9 +8,9 @@ import dummy
 import pytest
 from test_ruler import TOKENIZER, tiny
 
-from longlora.findings import figures
-from longlora.harness import Harness, measure, metrics
-from longlora.plain import open_model, open_tokenizer
+from longlora.evaluation.harness import Harness, measure, metrics
+from longlora.model.load import open_model, open_tokenizer
+from longlora.report.findings import figures
 from longlora.stages.harness import stage
 
 pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")

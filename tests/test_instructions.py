@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from longlora.instructions import Turn, read_hub, read_records
-from longlora.wording import asked
+from longlora.data.instructions import Turn, read_hub, read_records
+from longlora.data.wording import asked
 
 GOOD = {"instruction": "Sum up the book.", "output": "It is short.", "file": "book.txt", "rating": 5}
 CHAT = {

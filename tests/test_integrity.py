@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from longlora.gate import Gate, judge, read
-from longlora.integrity import logits, measure
-from longlora.position import Position, extend
-from longlora.seal import seal
+from longlora.model.integrity import logits, measure
+from longlora.model.position import Position, extend
+from longlora.model.seal import seal
+from longlora.report.gate import Gate, judge, read
 from longlora.section import read_params, section_of
 from longlora.stages.integrity import stage
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from longlora.interval import binomial, bootstrap
+from longlora.evaluation.interval import binomial, bootstrap
 
 
 def tail_at_least(hits: int, trials: int, share: float) -> float:

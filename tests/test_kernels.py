@@ -10,8 +10,8 @@ from dense import dense_attention, visible
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.attention.varlen import varlen_attn
 
-from longlora import attention_cpu, kernels
-from longlora.attention import shifted_sparse_attention
+from longlora.attention import cpu, kernels
+from longlora.attention.shifted import shifted_sparse_attention
 
 real_varlen_attn = varlen_attn
 
@@ -109,7 +109,7 @@ def tables(mask):
 @pytest.fixture
 def as_on_cuda(monkeypatch):
     """Choose the backend as if the machine had it, and put the reference in its place."""
-    monkeypatch.setattr("longlora.attention.choose", lambda name, **where: name)
+    monkeypatch.setattr("longlora.attention.shifted.choose", lambda name, **where: name)
     monkeypatch.setattr(kernels, "flash_attn_varlen", lambda: stand_in_flash)
     monkeypatch.setattr(kernels, "varlen_attn", stand_in_varlen)
     monkeypatch.setattr(kernels, "compiled_flex", lambda: stand_in_flex)
@@ -204,7 +204,7 @@ def test_auto_takes_the_best_that_is_there_and_downloads_nothing(
     monkeypatch.setattr(kernels, "installed", lambda package: package in packages)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     kernels.choose.cache_clear()
-    with caplog.at_level(logging.INFO, logger="longlora.kernels"):
+    with caplog.at_level(logging.INFO, logger="longlora.attention.kernels"):
         for _ in range(3):
             assert kernels.choose(name, device="cuda", dtype=dtype, head_dim=64, documents=True) == expected
     kernels.choose.cache_clear()
@@ -255,7 +255,7 @@ def test_widening_the_backward_pass_only_makes_it_more_exact(monkeypatch):
     expected = torch.autograd.grad(out.sum(), wanted)
     errors = []
     for emulated in (False, True):
-        monkeypatch.setattr(attention_cpu, "half_is_emulated", lambda answer=emulated: answer)
+        monkeypatch.setattr(cpu, "half_is_emulated", lambda answer=emulated: answer)
         coarse = [x.bfloat16().requires_grad_() for x in exact]
         found = torch.autograd.grad(shifted_sparse_attention(*coarse, group_size=16).sum(), coarse)
         errors.append(sum(float((a.double() - b).norm()) for a, b in zip(found, expected, strict=True)))

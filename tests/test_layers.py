@@ -1,4 +1,4 @@
-"""The architecture's arrows, held: what may import what, and that the README's tree is the tree on the disk."""
+"""The architecture's arrows, held: what may import what, and that the trees of README and docs are the tree on the disk."""
 
 import ast
 import re
@@ -28,26 +28,43 @@ def test_nothing_points_back_up(layer, file):
     assert not imported(file) & FOREIGN[layer]
 
 
-@pytest.mark.parametrize("package", ["longlora", "longlora/stages", "tasks", "flows"])
+ORDER = ["data", "attention", "parallel", "model", "training", "evaluation", "report", "asking", "planning", "stages"]
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_a_package_of_the_library_imports_only_what_stands_before_it(package):
+    before = {*ORDER[: ORDER.index(package) + 1], "section"}
+    for file in (ROOT / "longlora" / package).glob("*.py"):
+        assert set(re.findall(r"^\s*from longlora\.(\w+)", file.read_text(), re.M)) <= before, file
+
+
+def test_every_package_is_in_the_order():
+    assert {folder.parent.name for folder in (ROOT / "longlora").glob("*/__init__.py")} == {*ORDER}
+
+
+@pytest.mark.parametrize("package", ["longlora", *(f"longlora/{name}" for name in ORDER), "tasks", "flows"])
 def test_package_inits_are_empty(package):
     assert (ROOT / package / "__init__.py").read_text() == ""
 
 
-def test_readme_tree_names_every_module_and_only_what_exists():
-    tree = (ROOT / "README.md").read_text().split("```tree\n")[1].split("```")[0]
-    folder, named = "", set()
-    for line in tree.splitlines():
-        name, indent = re.match(r"\s*(\S+)", line).group(1), len(line) - len(line.lstrip())
-        folder = "" if indent == 0 else folder
-        if name.endswith("/") and indent == 0:
-            folder = name
-        assert (ROOT / folder / name if indent else ROOT / name).exists(), f"the README names {folder}{name}"
-        named.add((folder + name) if indent else name)
+def listed(page: str) -> set[str]:
+    """The paths of the tree that stands on a page; each is on the disk."""
+    folders, paths = [], set()
+    for line in (ROOT / page).read_text().split("```tree\n")[1].split("```")[0].splitlines():
+        name, depth = line.split()[0], (len(line) - len(line.lstrip())) // 2
+        path = "".join([*folders[:depth], name])
+        assert (ROOT / path).exists(), f"{page} names {path}"
+        folders = [*folders[:depth], name] if name.endswith("/") else folders
+        paths.add(path)
+    return paths
+
+
+def test_the_trees_name_every_module_and_only_what_exists():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    modules = {
-        f for f in tracked if re.fullmatch(r"(longlora|tasks|flows)/\w+\.py", f) and not f.endswith("__init__.py")
-    }
-    assert modules <= named, f"the README leaves out {sorted(modules - named)}"
+    modules = {f for f in tracked if re.match(r"(longlora/(?!stages)|tasks|flows).*\.py$", f) and "__init__" not in f}
+    named = listed("docs/tree.md")
+    assert modules <= named, f"docs/tree.md leaves out {sorted(modules - named)}"
+    assert listed("README.md") <= named
 
 
 def test_no_pickle_no_remote_code():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from longlora.licence import measure
+from longlora.model.licence import measure
 from longlora.stages.licence import stage
 
 ALLOWED = [

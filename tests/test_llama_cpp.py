@@ -17,9 +17,9 @@ from test_gguf_model import LENGTH, ROPES, TINY, apart, logits, made, opened, to
 from test_gguf_tokenizer import SPLITS, TEXT, trained
 from transformers import LlamaConfig
 
-from longlora.gguf_model import write
-from longlora.plain import open_tokenizer
-from longlora.position import extend
+from longlora.model.gguf import write
+from longlora.model.load import open_tokenizer
+from longlora.model.position import extend
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 

@@ -8,9 +8,19 @@ import pytest
 import torch
 from test_ruler import TOKENIZER, tiny
 
-from longlora import longeval
-from longlora.answer import answers, read_kept
-from longlora.longeval import ROOM, LongEval, Question, Writer, measure, own_lines, own_topics, read_cases, right
+from longlora.evaluation import longeval
+from longlora.evaluation.answer import answers, read_kept
+from longlora.evaluation.longeval import (
+    ROOM,
+    LongEval,
+    Question,
+    Writer,
+    measure,
+    own_lines,
+    own_topics,
+    read_cases,
+    right,
+)
 from longlora.stages.longeval import stage
 
 torch.set_num_threads(1)  # matrices this small are slower on two

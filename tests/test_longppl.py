@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from test_perplexity import reference, texts, tiny
 
-from longlora import windows
-from longlora.longppl import LongPPL, key_tokens, measure
+from longlora.evaluation import windows
+from longlora.evaluation.longppl import LongPPL, key_tokens, measure
 from longlora.stages.keytokens import stage as keytokens_stage
 from longlora.stages.longppl import stage as longppl_stage
 

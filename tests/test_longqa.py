@@ -10,12 +10,23 @@ from hypothesis import given as anything
 from hypothesis import strategies
 from test_ruler import TOKENIZER, tiny
 
-from longlora import longqa
-from longlora.instructions import Turn
-from longlora.longqa import LongQA, Question, Writer, answer_of, exact, f1, measure, read_cases, rouge_l, words
-from longlora.pairs import tokenised
+from longlora.data.instructions import Turn
+from longlora.data.pairs import tokenised
+from longlora.data.wording import asked
+from longlora.evaluation import longqa
+from longlora.evaluation.longqa import (
+    LongQA,
+    Question,
+    Writer,
+    answer_of,
+    exact,
+    f1,
+    measure,
+    read_cases,
+    rouge_l,
+    words,
+)
 from longlora.stages.longqa import stage
-from longlora.wording import asked
 
 torch.set_num_threads(1)  # matrices this small are slower on two
 
@@ -173,7 +184,7 @@ def test_stage_goes_on_where_it_was_cut_off_and_writes_the_same_bytes(tmp_path, 
     given = settings(put(tmp_path / "q.jsonl", *CASES))
     stage(tmp_path / "odd", tmp_path / "none", tmp_path / "a/odd.json", given)
     left = iter([None, None])
-    from longlora import answer
+    from longlora.evaluation import answer
 
     keep = answer.keep
     monkeypatch.setattr(answer, "keep", lambda *a: (keep(*a), next(left)))  # the third group is not reached

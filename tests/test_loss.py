@@ -5,7 +5,7 @@ import torch
 from specimens import llama
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from longlora.loss import chunk_loss, chunked_cross_entropy
+from longlora.training.loss import chunk_loss, chunked_cross_entropy
 
 
 @pytest.mark.parametrize("tied", [True, False])

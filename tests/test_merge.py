@@ -10,9 +10,9 @@ from specimens import ADAPTER, POSITION, folder, llama
 from test_adapter import logits, nudged
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from longlora.adapter import attach, save
-from longlora.merge import merge
-from longlora.position import extend
+from longlora.model.adapter import attach, save
+from longlora.model.merge import merge
+from longlora.model.position import extend
 
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])

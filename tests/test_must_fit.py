@@ -1,4 +1,4 @@
-"""A run that can not fit into memory is refused before anything is computed, in one line that says what would help."""
+"""A run that cannot fit into memory is refused before anything is computed, in one line that says what would help."""
 
 import json
 import os

@@ -5,9 +5,9 @@ import pytest
 import torch
 from specimens import ATTENTION, llama
 
-from longlora.attention import enable
-from longlora.blocks import write as write_documents
-from longlora.packing import Pair, PairBlocks, block, pack, read, training_blocks, write
+from longlora.attention.shifted import enable
+from longlora.data.blocks import write as write_documents
+from longlora.data.packing import Pair, PairBlocks, block, pack, read, training_blocks, write
 
 
 def pair(first: int, size: int, answers: int) -> Pair:

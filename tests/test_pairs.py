@@ -8,12 +8,12 @@ import pytest
 from specimens import tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from longlora.casebook import Casebook
-from longlora.curation import Contamination
-from longlora.instructions import Turn, read_records
-from longlora.packing import read
-from longlora.pairs import Pairs, PairSource, choose, gather, prepare, tokenised
-from longlora.position import Position
+from longlora.data.casebook import Casebook
+from longlora.data.curation import Contamination
+from longlora.data.instructions import Turn, read_records
+from longlora.data.packing import read
+from longlora.data.pairs import Pairs, PairSource, choose, gather, prepare, tokenised
+from longlora.model.position import Position
 from longlora.stages.pairs import stage
 
 CHATML = (

@@ -17,9 +17,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from longlora import passkey
-from longlora.passkey import FILLER, HEAD, Passkey, Prompt, Writer, hits, keys, measure, prefix_of
-from longlora.plain import shareable
+from longlora.evaluation import passkey
+from longlora.evaluation.passkey import FILLER, HEAD, Passkey, Prompt, Writer, hits, keys, measure, prefix_of
+from longlora.model.load import shareable
 from longlora.stages.passkey import stage
 
 torch.set_num_threads(1)  # matrices this small are slower on two

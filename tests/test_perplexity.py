@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from longlora import windows
-from longlora.perplexity import Perplexity, Sliding, controlled, measure, sliding_windows
+from longlora.evaluation import windows
+from longlora.evaluation.perplexity import Perplexity, Sliding, controlled, measure, sliding_windows
+from longlora.evaluation.windows import Window, nats, places
 from longlora.stages.perplexity import stage
-from longlora.windows import Window, nats, places
 
 torch.set_num_threads(1)  # matrices this small are slower on two
 

@@ -12,16 +12,16 @@ import torch
 from omegaconf import OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from longlora import cost, hardware, plan
-from longlora.activations import activations, layer_bytes
-from longlora.adapter import Adapter, attach
-from longlora.attention import group_size
-from longlora.cost import Shape, Workload, forward_flops, trained_parameters
-from longlora.hardware import GPUS, Hardware, memory
-from longlora.loss import chunk_loss
-from longlora.plan import estimate, lines, shape_named, workload_from_params
+from longlora.attention.shifted import group_size
+from longlora.model.adapter import Adapter, attach
+from longlora.planning import cost, hardware, plan
+from longlora.planning.activations import activations, layer_bytes
+from longlora.planning.cost import Shape, Workload, forward_flops, trained_parameters
+from longlora.planning.hardware import GPUS, Hardware, memory
+from longlora.planning.plan import estimate, lines, shape_named, workload_from_params
 from longlora.section import read_params
-from longlora.tile import tile_mlp
+from longlora.training.loss import chunk_loss
+from longlora.training.tile import tile_mlp
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = OmegaConf.to_container(OmegaConf.load(ROOT / "recipes/shapes.yaml"))
@@ -643,7 +643,7 @@ def test_the_estimate_goes_through_json_and_says_it_in_lines():
 
 
 def test_planning_loads_no_torch():
-    command = "import sys, longlora.plan; assert not {'torch', 'transformers'} & sys.modules.keys()"
+    command = "import sys, longlora.planning.plan; assert not {'torch', 'transformers'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", command], cwd=ROOT, check=True)
 
 

@@ -16,7 +16,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from longlora.position import Position, extend
+from longlora.model.position import Position, extend
 
 THETA, WINDOW, CONTEXT, DIM = 5000.0, 96, 480, 24  # s = 5
 S = CONTEXT / WINDOW
@@ -208,8 +208,8 @@ def test_a_context_within_the_window_is_refused_with_both_numbers(context):
 @pytest.mark.parametrize(
     ("base", "method", "words"),
     [
-        (BASES["linear"], "dynamic", "'dynamic' can not be put on a base under 'linear'"),
-        (llama(rope_type="dynamic", factor=2.0), "yarn", "'yarn' can not be put on a base under 'dynamic'"),
+        (BASES["linear"], "dynamic", "'dynamic' cannot be put on a base under 'linear'"),
+        (llama(rope_type="dynamic", factor=2.0), "yarn", "'yarn' cannot be put on a base under 'dynamic'"),
         (Gemma3TextConfig(), "linear", "per layer type .*full_attention"),
         (GPT2Config(), "linear", "gpt2 model has no rotary positions"),
     ],

@@ -191,7 +191,7 @@ def test_models_are_compared_at_the_longest_length_that_both_have(empty, shop):
     good = records.chosen(client, where, shop[1]["good"]).info.run_id
     (reason,) = promotion.comparison(client, good, runs[0], "3", Better("ppl", "lower", data="models/base"))
     assert reason == (
-        "better: models/base is not what champion version 3 was measured on, so they can not be compared; "
+        "better: models/base is not what champion version 3 was measured on, so they cannot be compared; "
         "`longlora run --beside champion` measures both"
     )
     for run in runs:

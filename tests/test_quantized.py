@@ -11,15 +11,15 @@ from specimens import ADAPTER, POSITION, folder
 from training import cut_off, history, run, weights
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from longlora import fit as module
-from longlora.adapter import Adapter
-from longlora.fit import build
-from longlora.hardware import NF4_BITS
-from longlora.merge import merge
-from longlora.quantized import nf4
-from longlora.quantized import place as own_gpu
+from longlora.model.adapter import Adapter
+from longlora.model.merge import merge
+from longlora.model.quantized import nf4
+from longlora.model.quantized import place as own_gpu
+from longlora.parallel.zero import Zero
+from longlora.planning.hardware import NF4_BITS
 from longlora.section import section_of
-from longlora.zero import Zero
+from longlora.training import fit as module
+from longlora.training.fit import build
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from specimens import ADAPTER, ATTENTION, FIT, POSITION
 from training import history, run, weights
 
-from longlora import fit as module
-from longlora.ranks import Ranks, from_environment
-from longlora.trainer import noise_seed
+from longlora.parallel.ranks import Ranks, from_environment
+from longlora.training import fit as module
+from longlora.training.trainer import noise_seed
 
 pytestmark = pytest.mark.slow  # real processes
 ROOT = Path(__file__).parent.parent

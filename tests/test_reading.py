@@ -6,8 +6,8 @@ import pytest
 from pypdf import PdfReader, PdfWriter
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
-from longlora import reading
-from longlora.reading import read_document, read_documents
+from longlora.data import reading
+from longlora.data.reading import read_document, read_documents
 
 HTML = """<!doctype html><html><head><title>No</title><style>p {}</style></head><body>
 <h1>The  <b>first</b>

@@ -6,7 +6,7 @@ import re
 import pytest
 from specimens import tokenizer
 
-from longlora.recall import BARE, FORMS, LABELS, PREAMBLE, exercise, exercises, new_facts
+from longlora.data.recall import BARE, FORMS, LABELS, PREAMBLE, exercise, exercises, new_facts
 
 TEXTS = [
     "The committee met on the 14th of March and heard nine witnesses about harbours, lighthouses and mail. " * 30,

@@ -9,10 +9,10 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from longlora.findings import Figure, Model, gather, order
-from longlora.page import duration
-from longlora.pictures import colour, short, smoothed
-from longlora.report import pairs, summary
+from longlora.report.findings import Figure, Model, gather, order
+from longlora.report.page import duration
+from longlora.report.pictures import colour, short, smoothed
+from longlora.report.report import pairs, summary
 from longlora.stages.report import stage
 
 PERPLEXITY = {

@@ -1,4 +1,4 @@
-"""A run brought back on another clone, from git and the DVC remote alone, and what is said when it can not be."""
+"""A run brought back on another clone, from git and the DVC remote alone, and what is said when it cannot be."""
 
 import shutil
 from pathlib import Path

@@ -6,8 +6,8 @@ import pytest
 from specimens import ADAPTER, ATTENTION, FIT, POSITION
 from training import run, weights
 
-from longlora.retrain import Retrain
 from longlora.stages.retrain import stage
+from longlora.training.retrain import Retrain
 
 
 def retrain(place, pattern: str, *, patterns: list[str], attention=ATTENTION) -> None:

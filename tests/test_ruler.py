@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from longlora import answer, ruler
-from longlora.answer import answers
-from longlora.riddles import common, frequent, needles, tracking
-from longlora.ruler import Ruler, Writer, effective, match_all, measure
+from longlora.evaluation import answer, ruler
+from longlora.evaluation.answer import answers
+from longlora.evaluation.ruler import Ruler, Writer, effective, match_all, measure
+from longlora.evaluation.ruler_tasks import common, frequent, needles, tracking
 from longlora.stages.ruler import stage
 
 torch.set_num_threads(1)  # matrices this small are slower on two

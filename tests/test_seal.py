@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from longlora.seal import SEAL, broken, seal
+from longlora.model.seal import SEAL, broken, seal
 
 
 @pytest.fixture

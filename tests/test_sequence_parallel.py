@@ -12,13 +12,14 @@ from torch import distributed
 from training import run
 from transformers import TrainingArguments
 
-from longlora import attention, sequence_parallel
-from longlora.attention import enable, shifted_sparse_attention
-from longlora.blocks import PackedBlocks
-from longlora.loss import chunk_loss
-from longlora.ranks import Ranks
-from longlora.segments import Segments, parts
-from longlora.sequence_parallel import Shards, Together, join, must_fit, parallel_attention, some_parts
+from longlora.attention import shifted
+from longlora.attention.segments import Segments, parts
+from longlora.attention.shifted import enable, shifted_sparse_attention
+from longlora.data.blocks import PackedBlocks
+from longlora.parallel import sequence_parallel
+from longlora.parallel.ranks import Ranks
+from longlora.parallel.sequence_parallel import Shards, Together, join, must_fit, parallel_attention, some_parts
+from longlora.training.loss import chunk_loss
 
 pytestmark = pytest.mark.slow  # real processes
 SHAPES = [  # heads, kv_heads, group, shift; an odd share of heads, one key/value head for all, and a group of odd length
@@ -209,7 +210,7 @@ def test_documents_are_looked_at_once_for_all_layers_and_one_alone_is_none(docum
         real = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *args, **keywords: (note(keywords), real(*args, **keywords))[1])
 
-    for where in (attention, sequence_parallel):
+    for where in (shifted, sequence_parallel):
         spy(where, "choose", lambda keywords: asked.append(keywords["documents"]))
     for owner, name in ((torch.Tensor, "cpu"), (torch.Tensor, "__bool__"), (torch, "isin")):
         spy(owner, name, lambda keywords: looks.append(1))

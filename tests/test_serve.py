@@ -12,11 +12,11 @@ from dummy import ENV
 from test_asking import QUESTIONS, TEXT, TINY, desk
 
 from flows.serve import lay_out, serve, served_below
-from longlora.instructions import Turn
-from longlora.pairs import tokenised
-from longlora.plain import open_model, open_tokenizer
-from longlora.template import authors_template
-from longlora.wording import asked
+from longlora.data.instructions import Turn
+from longlora.data.pairs import tokenised
+from longlora.data.wording import asked
+from longlora.model.load import open_model, open_tokenizer
+from longlora.model.template import authors_template
 from tasks.servers import answers, free_port
 
 needs_openai = pytest.mark.skipif(

@@ -18,10 +18,10 @@ from transformers import (
     StableLmForCausalLM,
 )
 
-from longlora.instructions import Turn
-from longlora.pairs import tokenised
-from longlora.plain import open_model, open_tokenizer
-from longlora.sinks import Dialogue, sink_cache
+from longlora.asking.sinks import Dialogue, sink_cache
+from longlora.data.instructions import Turn
+from longlora.data.pairs import tokenised
+from longlora.model.load import open_model, open_tokenizer
 
 torch.set_num_threads(1)
 SHAPE = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 6}

@@ -1,4 +1,4 @@
-"""Processes that can not outlive us: real ones, and real SIGKILL."""
+"""Processes that cannot outlive us: real ones, and real SIGKILL."""
 
 import os
 import signal
@@ -178,7 +178,7 @@ def test_sigkill_of_the_supervisor_ends_the_whole_family(tmp_path, parent):
 
 def test_sigkill_of_both_leaves_what_sweep_finds(tmp_path, parent):
     supervisor = next(p for p in alive(tmp_path) if p.ppid() == parent.pid)
-    parent.send_signal(signal.SIGSTOP)  # so that it can not clean up
+    parent.send_signal(signal.SIGSTOP)  # so that it cannot clean up
     supervisor.kill()
     parent.kill()
     psutil.wait_procs([supervisor, psutil.Process(parent.pid)], timeout=5)  # or one that is dying is counted

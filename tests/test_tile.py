@@ -9,9 +9,9 @@ from specimens import ADAPTER, FIT, llama
 from training import run, weights
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from longlora.adapter import attach
-from longlora.fit import arguments
-from longlora.tile import tile_mlp, tiled
+from longlora.model.adapter import attach
+from longlora.training.fit import arguments
+from longlora.training.tile import tile_mlp, tiled
 
 SIZES = {
     "vocab_size": 300,
@@ -127,7 +127,7 @@ def test_checkpoints_on_the_host_change_no_gradient(monkeypatch):
     moved = []
 
     def without_a_gpu(*, pin_memory, device_type):
-        assert pin_memory  # which a machine without a GPU can not do
+        assert pin_memory  # which a machine without a GPU cannot do
         moved.append(device_type)
         return torch.autograd.graph.save_on_cpu()
 
@@ -143,6 +143,8 @@ def test_the_host_is_asked_for_only_where_there_is_a_gpu(place, monkeypatch):
     asked = FIT.model_copy(update={"gradient_checkpointing": True, "checkpoints_on_host": True})
     for gpu in (False, True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
-        monkeypatch.setattr("longlora.fit.TrainingArguments", lambda **said: SimpleNamespace(said=said, n_gpu=1))
+        monkeypatch.setattr(
+            "longlora.training.fit.TrainingArguments", lambda **said: SimpleNamespace(said=said, n_gpu=1)
+        )
         said = arguments(asked, checkpoints=place, accumulation=1, zero=None).said
         assert said["activation_checkpointing_kwargs"] == {"use_reentrant": False, "offload": gpu}

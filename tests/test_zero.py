@@ -25,9 +25,9 @@ from test_ranks import (
 )
 from training import run, weights
 
-from longlora.merge import merge
-from longlora.trainer import LongTrainer
-from longlora.zero import Zero, zero_from_environment
+from longlora.model.merge import merge
+from longlora.parallel.zero import Zero, zero_from_environment
+from longlora.training.trainer import LongTrainer
 
 pytestmark = pytest.mark.slow  # real processes
 EACH = {"micro_batch": 1, "global_batch": 2}

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-SLOW = ["torch", "transformers.trainer", "peft", "longlora.fit", "training"]
+SLOW = ["torch", "transformers.trainer", "peft", "longlora.training.fit", "training"]
 PATIENCE = 120.0  # seconds, on a machine that does other things too
 
 

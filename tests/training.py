@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from specimens import ADAPTER, ATTENTION, FIT, POSITION, folder
 
-from longlora.blocks import write
-from longlora.fit import LongTrainer, train
+from longlora.data.blocks import write
+from longlora.training.fit import LongTrainer, train
 
 
 def prepare(place: Path) -> None:

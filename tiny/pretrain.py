@@ -8,7 +8,7 @@ a model this small find what it read:
 1. Induction heads are there from the start. Left to chance they did not form in 2,400 steps. So two heads of the first layer are
    initialised to look one token back, and two of the second to look for the token that is being read and to copy what
    followed it (the idea of mimetic initialisation, Trockman and Kolter 2023); after 100 steps, 69 % of repeats are copied.
-2. Windows grow from 128 to 256 to 512, from repeated strings to text and recall exercises (longlora/recall.py).
+2. Windows grow from 128 to 256 to 512, from repeated strings to text and recall exercises (longlora/data/recall.py).
 3. Half of the steps run under a random YaRN factor between 1 and 16, always with distances up to 512, so that retrieval does
    not hang on the exact rotary frequencies. No step shows the plain model a position beyond 511.
 
@@ -29,8 +29,8 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from longlora.blocks import Blocks, read, split
-from longlora.recall import FILLER, PREAMBLE, exercises
+from longlora.data.blocks import Blocks, read, split
+from longlora.data.recall import FILLER, PREAMBLE, exercises
 
 STEPS, SEED = 4500, 0
 RATE, WARMUP, DECAY = 2e-3, 60, 0.35  # AdamW; steps of warm-up; share of the steps in which the rate falls to zero

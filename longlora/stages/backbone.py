@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from longlora.backbone import Backbone, fetch
+from longlora.model.backbone import Backbone, fetch
 from longlora.section import run
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from longlora.blocks import Blocks, prepare, read, split
-from longlora.heldout import elsewhere
-from longlora.position import Position
-from longlora.recall import exercises
+from longlora.data.blocks import Blocks, prepare, read, split
+from longlora.data.heldout import elsewhere
+from longlora.data.recall import exercises
+from longlora.model.position import Position
 from longlora.section import run
 
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from longlora.adapter import Adapter
-from longlora.attention import Attention
-from longlora.fit import Fit, train
-from longlora.position import Position
+from longlora.attention.shifted import Attention
+from longlora.model.adapter import Adapter
+from longlora.model.position import Position
 from longlora.section import run
+from longlora.training.fit import Fit, train
 
 
 def stage(

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from longlora.gate import Gate, judge, read
+from longlora.report.gate import Gate, judge, read
 from longlora.section import run
 
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from longlora.harness import Harness, measure
-from longlora.plain import open_model, open_tokenizer
+from longlora.evaluation.harness import Harness, measure
+from longlora.model.load import open_model, open_tokenizer
+from longlora.parallel.sharding import together, write
 from longlora.section import run
-from longlora.shares import together, write
 
 
 def stage(model: Path, scores: Path, harness: Harness) -> None:

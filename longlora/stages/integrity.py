@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from longlora.integrity import measure
-from longlora.position import Position
+from longlora.model.integrity import measure
+from longlora.model.position import Position
 from longlora.section import run
 
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from longlora.blocks import documents
-from longlora.longppl import LongPPL, key_tokens
-from longlora.plain import open_model
+from longlora.data.blocks import documents
+from longlora.evaluation.longppl import LongPPL, key_tokens
+from longlora.model.load import open_model
+from longlora.parallel.sharding import write
 from longlora.section import run
-from longlora.shares import write
 
 
 def stage(evaluator: Path, heldout: Path, keys: Path, longppl: LongPPL) -> None:

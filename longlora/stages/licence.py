@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from longlora.licence import measure
+from longlora.model.licence import measure
 from longlora.section import run
 
 

@@ -3,11 +3,11 @@ the evaluator's."""
 
 from pathlib import Path
 
-from longlora.blocks import documents
-from longlora.longppl import LongPPL, measure, read_keys
-from longlora.plain import open_model
+from longlora.data.blocks import documents
+from longlora.evaluation.longppl import LongPPL, measure, read_keys
+from longlora.model.load import open_model
+from longlora.parallel.sharding import write
 from longlora.section import run
-from longlora.shares import write
 
 
 def stage(model: Path, keys: Path, heldout: Path, scores: Path, longppl: LongPPL) -> None:

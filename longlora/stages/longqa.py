@@ -3,11 +3,11 @@
 import shutil
 from pathlib import Path
 
-from longlora.answer import kept_folder
-from longlora.longqa import LongQA, measure
-from longlora.plain import open_model, open_tokenizer
+from longlora.evaluation.answer import kept_folder
+from longlora.evaluation.longqa import LongQA, measure
+from longlora.model.load import open_model, open_tokenizer
+from longlora.parallel.sharding import rank, write
 from longlora.section import run
-from longlora.shares import rank, write
 
 
 def stage(model: Path, held_out: Path, scores: Path, longqa: LongQA) -> None:

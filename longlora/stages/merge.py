@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from longlora.merge import merge
+from longlora.model.merge import merge
 from longlora.section import run
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from longlora.blocks import Blocks, read, split
-from longlora.casebook import build, tokens, write
-from longlora.pairs import Pairs, choose, gather, prepare, taught
-from longlora.position import Position
-from longlora.reading import Document
+from longlora.data.blocks import Blocks, read, split
+from longlora.data.casebook import build, tokens, write
+from longlora.data.pairs import Pairs, choose, gather, prepare, taught
+from longlora.data.reading import Document
+from longlora.model.position import Position
 from longlora.section import run
 
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from longlora.passkey import Passkey, measure
-from longlora.plain import open_model, open_tokenizer
+from longlora.evaluation.passkey import Passkey, measure
+from longlora.model.load import open_model, open_tokenizer
+from longlora.parallel.sharding import write
 from longlora.section import run
-from longlora.shares import write
 
 
 def stage(model: Path, scores: Path, passkey: Passkey) -> None:

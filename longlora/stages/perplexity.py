@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from longlora.blocks import documents
-from longlora.perplexity import Perplexity, measure
-from longlora.plain import open_model
+from longlora.data.blocks import documents
+from longlora.evaluation.perplexity import Perplexity, measure
+from longlora.model.load import open_model
+from longlora.parallel.sharding import write
 from longlora.section import run
-from longlora.shares import write
 
 
 def stage(model: Path, heldout: Path, scores: Path, parts: Path, perplexity: Perplexity) -> None:

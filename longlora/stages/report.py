@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from longlora.findings import gather
-from longlora.report import write
+from longlora.report.findings import gather
+from longlora.report.report import write
 from longlora.section import run
 
 

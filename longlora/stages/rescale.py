@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from longlora.position import Position
-from longlora.rescale import rescale
+from longlora.model.position import Position
+from longlora.model.rescale import rescale
 from longlora.section import run
 
 

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from longlora.adapter import Adapter
-from longlora.attention import Attention
-from longlora.fit import Fit, train
-from longlora.position import Position
-from longlora.retrain import Retrain, under
+from longlora.attention.shifted import Attention
+from longlora.model.adapter import Adapter
+from longlora.model.position import Position
 from longlora.section import run
+from longlora.training.fit import Fit, train
+from longlora.training.retrain import Retrain, under
 
 
 def stage(

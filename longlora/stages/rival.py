@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from longlora.rival import Rivals, admit
+from longlora.model.rival import Rivals, admit
 from longlora.section import run
 
 

@@ -3,12 +3,12 @@
 import shutil
 from pathlib import Path
 
-from longlora.answer import kept_folder
-from longlora.blocks import documents
-from longlora.plain import open_model, open_tokenizer
-from longlora.ruler import Ruler, measure
+from longlora.data.blocks import documents
+from longlora.evaluation.answer import kept_folder
+from longlora.evaluation.ruler import Ruler, measure
+from longlora.model.load import open_model, open_tokenizer
+from longlora.parallel.sharding import rank, write
 from longlora.section import run
-from longlora.shares import rank, write
 
 
 def stage(model: Path, heldout: Path, scores: Path, ruler: Ruler) -> None:

@@ -1,0 +1,215 @@
+"""A model asked about a document: the document is read once, and its cache serves every further question.
+
+What is longer than the model's context is refused, cut, or read in overlapping windows, each of which is asked; then the
+answer the model is surest of (the mean log-probability of its tokens) is taken, one that says something before one that does
+not. Answers are greedy: the same question has the same answer.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TextStreamer,
+)
+
+from longlora.data.prompt import chat_turn, continuation, opening
+from longlora.data.sentences import Span
+from longlora.data.wording import UNSAID, after_document, before_question
+from longlora.evaluation.passkey import cut, read, shareable
+
+TooLong = Literal["refuse", "truncate", "windows"]
+Prompt = Literal["chat", "authors", "plain"]
+QUESTION = 128
+"""Tokens kept free for a question; a longer one takes what it needs."""
+OVERLAP = 8
+"""Windows share one part in so many, so that a fact at a border is whole in one of them."""
+SLACK = 8
+"""Tokens that a window may have more when it is tokenised alone than inside the document."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    window: Span
+    """The characters that the model had before it."""
+    certainty: float
+    """Mean log-probability of the answer's tokens, its end mark included; 0 is certain."""
+    windows: int
+    """How many windows were asked."""
+    read: int
+    """Tokens that had to be read for this answer: the question's, and the document's where it was not kept from before."""
+
+
+class Desk:
+    """A document before a model.
+
+    Raises (when made):
+        ValueError: the document is too long and is to be refused; there is no room for it at all.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        text: str,
+        room: int,
+        too_long: TooLong = "refuse",
+        prompt: Prompt | None = None,
+        question: str = "",
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.text, self.room = text.rstrip(), room
+        self.prompt: Prompt = prompt or ("chat" if tokenizer.chat_template else "authors")
+        self.before, self.after = (
+            chat_turn(tokenizer)
+            if self.prompt == "chat"
+            else ("[INST]", "[/INST]")
+            if self.prompt == "authors"
+            else ("", "\nAnswer:")
+        )
+        self.context = int(model.config.get_text_config().max_position_embeddings)
+        kept = max(QUESTION, len(self.question_ids(question, "x")))
+        space = self.context - room - kept - len(self.prefix_ids("")) - SLACK
+        if space < 1:
+            raise ValueError(
+                f"the model reads {self.context} tokens, and prompt, question and an answer of {room} need "
+                f"{self.context - space}: ask for a shorter answer"
+            )
+        self.windows, self.length = windows(self.text, tokenizer=tokenizer, space=space)
+        if len(self.windows) > 1 and too_long == "refuse":
+            raise ValueError(
+                f"the document has {self.length} tokens, and the model reads {self.context}, of which {space} are left for "
+                "it: choose truncate (read its beginning) or windows (ask part by part), or a model of a longer context"
+            )
+        if too_long == "truncate":
+            self.windows = self.windows[:1]
+        self.cached: tuple[Span, list[int], DynamicCache] | None = None
+
+    def notice(self) -> str:
+        """What is done with a document that is too long, in a line; '' for one that is not."""
+        last = self.windows[-1].end
+        if last < len(self.text):
+            line = self.text.count("\n", 0, last) + 1
+            return (
+                f"the document has {self.length} tokens, more than the model reads ({self.context}): only its beginning is "
+                f"read, up to line {line}, character {last:,} of {len(self.text):,}"
+            )
+        if len(self.windows) > 1:
+            return (
+                f"the document has {self.length} tokens, more than the model reads ({self.context}): it is asked in "
+                f"{len(self.windows)} overlapping windows, and the answer it is surest of is taken"
+            )
+        return ""
+
+    def prefix_ids(self, text: str) -> list[int]:
+        """All that comes before a question, which is the same for every question."""
+        whole = self.before + before_question(text)
+        if self.prompt == "chat":
+            return self.tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"]
+        return opening(self.tokenizer, whole)
+
+    def question_ids(self, question: str, text: str) -> list[int]:
+        return continuation(self.tokenizer, after_document(question) + self.after, after=text[-100:])
+
+    def ask(self, question: str, *, say: Callable[[str], None] | None = None) -> Answer:
+        """The answer; with one window it is also told to `say` word by word, as it comes.
+
+        Raises:
+            ValueError: the question is empty, or too long for the room that was left.
+        """
+        if not question.strip():
+            raise ValueError("the question is empty")
+        streamer = Teller(self.tokenizer, say) if say and len(self.windows) == 1 else None
+        found = [self.answer(question, window, streamer) for window in self.windows]
+        best = max(found, key=lambda a: (a.text not in ("", UNSAID), a.certainty))
+        best = replace(best, read=sum(a.read for a in found))
+        if say and not streamer:
+            say(best.text)
+        return best
+
+    @torch.inference_mode()
+    def answer(self, question: str, window: Span, streamer: "Teller | None") -> Answer:
+        kept = self.kept(window) is not None
+        prefix, cache = self.read(window)
+        asked = self.question_ids(question, self.text[slice(*window)])
+        tokens = prefix + asked
+        if len(tokens) + self.room > self.context:
+            raise ValueError(
+                f"the question has {len(asked)} tokens, and {self.context - self.room - len(prefix)} are left for it"
+            )
+        tokens_BL = torch.tensor([tokens], device=self.model.device)
+        out = self.model.generate(
+            tokens_BL,
+            attention_mask=torch.ones_like(tokens_BL),
+            past_key_values=cache,
+            generation_config=self.greedy(),
+            streamer=streamer,
+            tokenizer=self.tokenizer,
+        )
+        if cache is not None:
+            cut(cache, len(prefix))
+        new_N = out.sequences[0, len(tokens) :]
+        logits_NV = torch.stack([step[0] for step in out.logits]).float()
+        certainty = logits_NV.log_softmax(dim=-1).gather(1, new_N[:, None]).mean().item()
+        text = str(self.tokenizer.decode(new_N, skip_special_tokens=True)).strip()
+        return Answer(text, window, certainty, len(self.windows), read=len(asked) if kept else len(tokens))
+
+    def greedy(self) -> GenerationConfig:
+        own = self.model.generation_config
+        end = own.eos_token_id if own and own.eos_token_id is not None else self.tokenizer.eos_token_id
+        return GenerationConfig(
+            max_new_tokens=self.room,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=end[0] if isinstance(end, list) else end,
+            stop_strings=["\n"] if self.prompt == "plain" else None,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+
+    def kept(self, window: Span) -> tuple[list[int], DynamicCache] | None:
+        return self.cached[1:] if self.cached and self.cached[0] == window else None
+
+    def read(self, window: Span) -> tuple[list[int], DynamicCache | None]:
+        """The tokens before any question, and their cache, kept for the next one; None where a model's cache cannot be cut."""
+        if kept := self.kept(window):
+            return kept
+        prefix = self.prefix_ids(self.text[slice(*window)])
+        if not shareable(self.model):
+            return prefix, None
+        self.cached = None  # free the last window's before the next is read
+        cache = DynamicCache(config=self.model.config)
+        read(self.model, torch.tensor([prefix], device=self.model.device), cache=cache, keep=1)
+        self.cached = (window, prefix, cache)
+        return prefix, cache
+
+
+class Teller(TextStreamer):
+    """Passes an answer on as soon as words are whole."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.say = say
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self.say(text)
+
+
+def windows(text: str, *, tokenizer: PreTrainedTokenizerBase, space: int) -> tuple[list[Span], int]:
+    """The whole text as one window if it has at most `space` tokens, else overlapping ones; and its length in tokens."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    offsets = encoded["offset_mapping"]
+    length = len(offsets)
+    if length <= space:
+        return [Span(0, len(text))], length
+    step = max(1, space - space // OVERLAP)
+    starts = [*range(0, length - space, step), length - space]
+    return [Span(offsets[a][0], offsets[a + space - 1][1]) for a in starts], length

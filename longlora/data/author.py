@@ -1,0 +1,212 @@
+"""Questions on documents, written by a model behind an OpenAI-compatible endpoint, each with evidence that must stand in the text.
+
+What a model claims is not believed: a question whose evidence is not in the document, word for word but for white space, is
+left out and counted. Every reply is kept in a journal as it comes, so an interrupted run goes on where it was, pays for
+nothing twice, and ends with the bytes of one that was not interrupted.
+"""
+
+import hashlib
+import json
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from longlora.data.casebook import Case, Source, excerpt, words
+from longlora.data.instructions import Text
+from longlora.data.reading import Document
+
+ORDER = (
+    "Write {count} questions that this document answers, each answered by a few words. Reply with a JSON list alone, of objects "
+    'with the keys "question", "answer" and "evidence"; evidence is the sentence that shows the answer, copied word for word.\n\n'
+    "{document}"
+)
+ATTEMPTS = 5
+"""Calls for one reply, before the run stops."""
+PATIENCE = 60.0
+"""Seconds between two calls, at most, whatever the server asks for."""
+AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
+"""HTTP statuses that another call may not meet."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    url: str
+    """Up to and with /v1."""
+    model: str
+    key: str | None
+    """Sent as a bearer token; never written anywhere."""
+    timeout: float = 120.0
+    """Seconds for one reply."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    excerpts: int
+    length: int
+    """Of an excerpt, in words, at most."""
+    questions: int
+    """Per excerpt."""
+    budget: int
+    """Tokens that all calls may take together, as the endpoint counts them; no call is made once they are used."""
+    seed: int
+
+
+class Written(BaseModel):
+    question: Text
+    answer: Text
+    evidence: Text
+
+
+@dataclass
+class Work:
+    cases: list[Case] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+    """What was left out, by reason."""
+    tokens: int = 0
+    """That all replies took, those of earlier runs included."""
+    calls: int = 0
+    """Made by this run."""
+    stopped: str = ""
+    """Why not all excerpts were asked about; '' if they were."""
+
+
+class Unavailable(Exception):  # noqa: N818  a state of the endpoint, told by the caller
+    """No reply was had."""
+
+
+def write_questions(
+    documents: Sequence[Document],
+    *,
+    endpoint: Endpoint,
+    plan: Plan,
+    journal: Path,
+    wait: Callable[[float], None] = time.sleep,
+) -> Work:
+    """Questions on seeded excerpts. It stops, and says so, when the endpoint fails for good or the budget is used.
+
+    Raises:
+        ValueError: the documents have too little text, or the journal is not one.
+    """
+    sources = [s for s in (Source(d, words) for d in documents) if s.fit]
+    if not sources:
+        raise ValueError(f"{len(documents)} documents hold no sentence to ask about")
+    work, known = Work(), read_journal(journal)
+    with httpx.Client(timeout=endpoint.timeout) as client:
+        for number in range(plan.excerpts):
+            dice = random.Random(f"{plan.seed} {plan.length} {number}")
+            text, names = excerpt(sources, length=plan.length, collections=0.0, measure=words, dice=dice)
+            order = ORDER.format(count=plan.questions, document=text)
+            key = hashlib.sha256(f"{endpoint.model}\n{order}".encode()).hexdigest()
+            if key not in known:
+                if work.tokens >= plan.budget:
+                    work.stopped = f"the budget of {plan.budget:,} tokens is used, {work.tokens:,} were"
+                    break
+                try:
+                    known[key] = call(client, endpoint, order, wait=wait)
+                except Unavailable as error:
+                    work.stopped = str(error)
+                    break
+                work.calls += 1
+                note(journal, key, known[key])
+            reply, tokens = known[key]
+            work.tokens += tokens
+            judge(reply, text, names, work)
+    return work
+
+
+def call(client: httpx.Client, endpoint: Endpoint, order: str, *, wait: Callable[[float], None]) -> tuple[str, int]:
+    """A reply and the tokens it took; asked again after failures that may pass, a longer while each time.
+
+    Raises:
+        Unavailable: it failed for good.
+    """
+    body = {"model": endpoint.model, "messages": [{"role": "user", "content": order}], "temperature": 0}
+    headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
+    said = ""
+    for attempt in range(ATTEMPTS):
+        delay = 2.0**attempt
+        try:
+            response = client.post(f"{endpoint.url.rstrip('/')}/chat/completions", json=body, headers=headers)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            said = f"{type(error).__name__}: {error}"
+        else:
+            if response.is_success:
+                return content(response, endpoint)
+            said = f"HTTP {response.status_code}: {response.text[:200].strip()}"
+            if response.status_code not in AGAIN:
+                break
+            asked = response.headers.get("Retry-After", "")
+            delay = float(asked) if asked.isdigit() else delay
+        if attempt + 1 < ATTEMPTS:
+            wait(min(delay, PATIENCE))
+    raise Unavailable(f"{endpoint.url} gives no reply ({' '.join(said.split())})")
+
+
+def content(response: httpx.Response, endpoint: Endpoint) -> tuple[str, int]:
+    try:
+        answer = response.json()
+        text = answer["choices"][0]["message"]["content"] or ""
+        return str(text), int((answer.get("usage") or {}).get("total_tokens") or 0)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise Unavailable(
+            f"{endpoint.url} does not answer as OpenAI's chat completions do: {response.text[:80]!r}"
+        ) from None
+
+
+def judge(reply: str, text: str, names: list[str], work: Work) -> None:
+    """Add the questions of `reply` that hold what they claim to `work`, and count the others."""
+    found = re.search(r"\[.*\]", reply, re.DOTALL)  # models like to put words or a fence around it
+    try:
+        written = json.loads(found.group()) if found else None
+    except json.JSONDecodeError:
+        written = None
+    if not isinstance(written, list):
+        work.refused["a reply is no JSON list"] += 1
+        return
+    for row in written:
+        try:
+            one = TypeAdapter(Written).validate_python(row)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            work.refused[f"{'.'.join(map(str, wrong['loc'])) or 'a question'} {wrong['type'].replace('_', ' ')}"] += 1
+            continue
+        place = re.search(r"\s+".join(map(re.escape, one.evidence.split())), text)
+        if not place:
+            work.refused["the evidence is not in the document"] += 1
+            continue
+        depth = round(place.start() / len(text), 4)
+        length = len(words(text))
+        work.cases.append(Case(text, one.question, [one.answer], [place.group()], "written", depth, length, names))
+
+
+def note(journal: Path, key: str, reply: tuple[str, int]) -> None:
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    with journal.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps({"key": key, "reply": reply[0], "tokens": reply[1]}) + "\n")
+
+
+def read_journal(journal: Path) -> dict[str, tuple[str, int]]:
+    """Replies by the digest of what was asked. A last line that was cut off in writing is taken away."""
+    if not journal.exists():
+        return {}
+    known, whole = {}, []
+    lines = journal.read_text("utf-8").splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            known[row["key"]] = (row["reply"], row["tokens"])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            if line.endswith("\n"):
+                raise ValueError(f"{journal} line {number} is no line of a journal: move it away") from None
+            continue  # torn: the run was killed while it wrote
+        whole.append(line if line.endswith("\n") else line + "\n")
+    if whole != lines:
+        journal.write_text("".join(whole), encoding="utf-8")
+    return known

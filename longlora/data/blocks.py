@@ -1,0 +1,300 @@
+"""Documents -> tokens -> full-length blocks that remember which document each token is from.
+
+Text is tokenised once, outside the training job (a distributed job that tokenises runs into the collective time-out), into
+safetensors files that every rank maps into memory and shares. The split into training and held-out is by document, so no
+held-out sentence is ever a neighbour of a training sentence.
+
+Letters: L tokens of a block.
+"""
+
+import hashlib
+import importlib.util
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from torch.utils.data import Dataset as TorchDataset
+from transformers import PreTrainedTokenizerFast
+
+from longlora.section import Section
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+IGNORED = -100  # a label that does not count
+
+
+class Recall(Section):
+    reach: int = Field(gt=0)
+    """Tokens between a fact and its question, at most. Beyond a group only the steps in full attention at the end see the fact."""
+    count: int = Field(ge=0)
+    """How many different exercises are written."""
+    nearness: float = Field(gt=0)
+    """A question comes at reach x u ** nearness, u uniform in [0, 1): at 2 half of them within a quarter of the reach, at 0.5
+    half of them beyond 0.7 of it."""
+
+
+class Texts(Section):
+    """Where documents come from."""
+
+    source: Literal["package", "text", "jsonl", "parquet", "hub", "bin"]
+    """As in `blocks`, and bin: a flat file of uint16 tokens, as LongLoRA's authors publish PG19 and proof-pile."""
+    name: str
+    split: str | None
+    field: str
+
+
+class HeldOut(Section):
+    """Documents that are never trained on."""
+
+    names: list[str]
+    """By name: the file's stem, or the row number."""
+    share: float = Field(ge=0, lt=1)
+    """If none is named: this share of all documents, drawn from the seed."""
+    texts: Texts | None
+    """Documents of another source to evaluate on; then all of the training source is trained on."""
+
+
+class Blocks(Section):
+    source: Literal["package", "text", "jsonl", "parquet", "hub"]
+    """package: text files of an installed Python package; text: a folder of .txt files (without any, .md); jsonl, parquet: file,
+    folder or pattern; hub: a `datasets` hub id."""
+    name: str
+    split: str | None
+    """hub: which split; otherwise null."""
+    field: str
+    """jsonl, parquet, hub: the column that holds the text."""
+    license: str
+    """Of the texts; carried into the model card."""
+    held_out: HeldOut
+    seed: int
+    recall: Recall
+
+
+def read(blocks: Blocks | Texts) -> "Dataset":
+    """The documents, as rows of `name` and `text`, in a fixed order. (A bin source has no text: `longlora.data.heldout` reads it.)
+
+    Raises:
+        ValueError: nothing is found, or a column is missing (the columns there are, are named).
+    """
+    from datasets import Dataset, load_dataset  # a second, which those who read tokens alone need not spend
+
+    if blocks.source in ("package", "text"):
+        files = text_files(blocks)
+        rows = Dataset.from_dict({"name": [f.stem for f in files], "text": [f.read_text("utf-8") for f in files]})
+        return rows
+    if blocks.source == "hub":
+        rows = load_dataset(blocks.name, split=blocks.split or "train")
+    else:
+        files = sorted(str(f) for f in matching(Path(blocks.name), suffix=blocks.source))
+        rows = load_dataset("json" if blocks.source == "jsonl" else "parquet", data_files=files, split="train")
+    if blocks.field not in rows.column_names:
+        raise ValueError(
+            f"blocks.field: no column '{blocks.field}' in {blocks.name}; there are {', '.join(rows.column_names)}"
+        )
+    return rows.map(
+        lambda row, index: {"name": str(index), "text": row[blocks.field]},
+        with_indices=True,
+        remove_columns=rows.column_names,
+    )
+
+
+def text_files(blocks: Blocks | Texts) -> list[Path]:
+    if blocks.source == "text":
+        return matching(Path(blocks.name), suffix="txt", other="md")
+    spec = importlib.util.find_spec(blocks.name)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"blocks.name: package '{blocks.name}' is not installed; pip install {blocks.name}")
+    return matching(Path(next(iter(spec.submodule_search_locations))), suffix="txt", other="md")
+
+
+def matching(place: Path, *, suffix: str, other: str | None = None) -> list[Path]:
+    """`place` itself, or all files below it with the suffix (without any: with the `other`), sorted by path."""
+    files = sorted(place.rglob(f"*.{suffix}")) if place.is_dir() else [place] if place.is_file() else []
+    if not files and other:
+        files = sorted(place.rglob(f"*.{other}"))
+    if not files:
+        raise ValueError(f"blocks.name: no .{suffix} file at {place} (seen from {Path.cwd()})")
+    return files
+
+
+def tokenise(texts: Iterable[str], *, tokenizer: PreTrainedTokenizerFast, together: int = 32) -> Iterator[np.ndarray]:
+    """Each text's tokens between the model's begin and end marks, where it has them.
+
+    Some texts `together`: the fast tokenizers spread them over all cores by themselves. Asked directly, they do not compute
+    offsets and masks that nobody reads.
+    """
+    before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    after = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    remaining = iter(texts)
+    while batch := list(itertools.islice(remaining, together)):
+        for encoded in tokenizer.backend_tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+            yield np.array([*before, *encoded.ids, *after])
+
+
+def split(names: list[str], *, held_out: HeldOut, seed: int) -> tuple[list[int], list[int]]:
+    """Row numbers for training and held-out; where other texts are evaluated on, all rows are for training.
+
+    Raises:
+        ValueError: a held-out name is not there, or one side would be empty.
+    """
+    if held_out.texts:
+        return list(range(len(names))), []
+    if held_out.names:
+        unknown = sorted(set(held_out.names) - set(names))
+        if unknown:
+            raise ValueError(
+                f"blocks.held_out.names: no document named {', '.join(unknown)}; there are {len(names)}, e.g. {names[0]}"
+            )
+        apart = [i for i, name in enumerate(names) if name in set(held_out.names)]
+    else:
+        order = np.random.default_rng(seed).permutation(len(names))
+        apart = sorted(order[: round(held_out.share * len(names))].tolist())
+    rest = sorted(set(range(len(names))) - set(apart))
+    if not rest or not apart:
+        raise ValueError(
+            f"blocks.held_out leaves {len(rest)} documents to train on and {len(apart)} to evaluate; both need one"
+        )
+    return rest, apart
+
+
+def write(documents: Iterable[np.ndarray], file: Path, *, vocabulary: int) -> None:
+    """Documents end to end: `tokens` and `offsets` (document i is tokens[offsets[i]:offsets[i+1]])."""
+    kind = np.uint16 if vocabulary <= 2**16 else np.int32
+    arrays = [np.asarray(d, dtype=kind) for d in documents]
+    offsets = np.concatenate([[0], np.cumsum([len(a) for a in arrays])]).astype(np.int64)
+    tokens = np.concatenate(arrays) if arrays else np.empty(0, kind)
+    save_file({"tokens": tokens, "offsets": offsets}, file)
+
+
+def documents(file: Path) -> list[np.ndarray]:
+    """The documents of a tokens file, as views of the mapped file (through torch: safetensors' numpy reader copies)."""
+    with safe_open(file, framework="pt") as tensors:
+        tokens, offsets = tensors.get_tensor("tokens").numpy(), tensors.get_tensor("offsets").numpy()
+    return [tokens[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+
+
+def prepare(
+    blocks: Blocks,
+    *,
+    tokenizer: PreTrainedTokenizerFast,
+    exercises: Iterator[list[int]],
+    texts: "Dataset",
+    elsewhere: dict[str, np.ndarray] | None,
+    out: Path,
+    heldout: Path,
+) -> dict[str, Any]:
+    """Write training and recall tokens below `out`, the held-out ones to `heldout`; return the counts. Documents `elsewhere`, by
+    name, are held out in place of some of `texts`.
+
+    They are apart, so that other training data leave the evaluation as it is.
+
+    Raises:
+        ValueError: as `split`; a held-out document is a training document as well.
+    """
+    names = list(texts["name"])
+    train, apart = split(names, held_out=blocks.held_out, seed=blocks.seed)
+    trained = list(tokenise((texts[i]["text"] for i in train), tokenizer=tokenizer))
+    own = tokenise((texts[i]["text"] for i in apart), tokenizer=tokenizer)
+    held_out = elsewhere or dict(zip((names[i] for i in apart), own, strict=True))
+    refuse_twins(trained, held_out)
+    out.mkdir(parents=True)
+    heldout.parent.mkdir(parents=True, exist_ok=True)
+    vocabulary = len(tokenizer)
+    write(trained, out / "train.safetensors", vocabulary=vocabulary)
+    write(held_out.values(), heldout, vocabulary=vocabulary)
+    write((np.asarray(e) for e in exercises), out / "recall.safetensors", vocabulary=vocabulary)
+    lengths = {"train": [len(t) for t in trained], "heldout": [len(t) for t in held_out.values()]}
+    provenance = {
+        "source": blocks.source,
+        "name": blocks.name,
+        "license": blocks.license,
+        "held_out": list(held_out),
+    }
+    (out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+    return {part: {"documents": len(n), "tokens": sum(n), "longest": max(n)} for part, n in lengths.items()}
+
+
+def refuse_twins(trained: list[np.ndarray], held_out: dict[str, np.ndarray]) -> None:
+    """Raise ValueError where a held-out document stands among the training documents, word for word."""
+    seen = {hashlib.sha256(np.asarray(t, dtype=np.int32).tobytes()).digest() for t in trained}
+    twins = [n for n, t in held_out.items() if hashlib.sha256(np.asarray(t, np.int32).tobytes()).digest() in seen]
+    if twins:
+        raise ValueError(
+            f"{len(twins)} of {len(held_out)} held-out documents are also trained on, word for word, {twins[0]} first: "
+            "leave them out of one side"
+        )
+
+
+class PackedBlocks(TorchDataset[dict[str, torch.Tensor]]):
+    """Exactly `samples` training blocks of L tokens, in the order they are trained on.
+
+    The training documents, in a seeded order, end to end, are cut every L tokens; recall exercises are blocks of their own.
+    Which block comes when is drawn once from the seed: resuming is a matter of skipping, and the number of ranks changes
+    nothing. `position_ids` start anew with each document, which is how transformers marks packed sequences; the first token
+    of a document is no target, so that no loss crosses a border.
+    """
+
+    def __init__(self, folder: Path, *, length: int, samples: int, recall_share: float, seed: int) -> None:
+        generator = np.random.default_rng(seed)
+        texts = documents(folder / "train.safetensors")
+        self.length = length
+        self.exercises = documents(folder / "recall.safetensors")
+        self.texts = [texts[i] for i in generator.permutation(len(texts))]
+        self.starts = np.concatenate([[0], np.cumsum([len(t) for t in self.texts])])
+        count = int(self.starts[-1]) // length
+        if count == 0:
+            raise ValueError(f"the training documents hold {self.starts[-1]} tokens, a block needs {length}")
+        if recall_share > 0 and not self.exercises:
+            raise ValueError(f"fit.recall_share = {recall_share} needs exercises, and blocks.recall.count is 0")
+        recalls = round(samples * recall_share)
+        kinds = generator.permutation(np.arange(samples) < recalls)
+        self.plan = np.empty(samples, dtype=np.int64)
+        self.plan[~kinds] = drawn(count, samples - recalls, generator)
+        self.plan[kinds] = -1 - drawn(len(self.exercises), recalls, generator) if recalls else 0
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        which = int(self.plan[index])
+        if which < 0:
+            tokens_L = self.exercises[-1 - which].astype(np.int64)
+            if len(tokens_L) != self.length:
+                raise ValueError(
+                    f"a recall exercise has {len(tokens_L)} tokens, a block {self.length}: prepare the data anew"
+                )
+            return block(tokens_L, borders=[0])
+        first, last = which * self.length, (which + 1) * self.length
+        a, b = np.searchsorted(self.starts, [first, last - 1], side="right") - 1
+        inside = [self.texts[i] for i in range(a, b + 1)]
+        tokens_L = np.concatenate(inside)[first - self.starts[a] :][: self.length].astype(np.int64)
+        return block(tokens_L, borders=[0, *(self.starts[a + 1 : b + 1] - first)])
+
+
+def drawn(count: int, samples: int, generator: np.random.Generator) -> np.ndarray:
+    """`samples` of `count` things, each once before any comes again."""
+    rounds = -(-samples // count) if samples else 0
+    return (
+        np.concatenate([generator.permutation(count) for _ in range(rounds)])[:samples]
+        if rounds
+        else np.empty(0, np.int64)
+    )
+
+
+def block(tokens_L: np.ndarray, *, borders: list[int]) -> dict[str, torch.Tensor]:
+    """One training sample; `borders` are the places where a document starts (0 first, also in the middle of one)."""
+    positions_L = np.arange(len(tokens_L))
+    labels_L = tokens_L.copy()
+    for border in borders[1:]:
+        positions_L[border:] = np.arange(len(tokens_L) - border)
+        labels_L[border] = IGNORED
+    arrays = {"input_ids": tokens_L, "labels": labels_L, "position_ids": positions_L}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

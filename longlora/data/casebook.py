@@ -1,0 +1,192 @@
+"""Cases of long-document question answering from real texts: excerpts of controlled lengths, questions at controlled depths.
+
+An excerpt is a run of whole sentences of one document, or of several documents under their names as headings. Of each excerpt
+one question of every kind is asked (longlora/data/questions.py). The same documents, settings and seed give the same bytes.
+"""
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+from transformers import PreTrainedTokenizerBase
+
+from longlora.data.questions import LONGEST, SHORTEST, Asked, Excerpt, Kind, ask, flat
+from longlora.data.reading import Document
+from longlora.data.sentences import sentences
+from longlora.section import Section
+
+Measure = Callable[[str], np.ndarray]
+"""Where each unit of length (a word, a token) of a text ends, in characters, ascending."""
+TRIES = 24
+"""Excerpts that are tried for a question of one kind."""
+FULL = 0.8
+"""Of the asked length, what an excerpt holds at least."""
+
+
+class Casebook(Section):
+    lengths: list[Annotated[int, Field(gt=0)]] = Field(min_length=1)
+    """Of the excerpts, at most; in words, or in tokens where there is a tokenizer."""
+    depths: list[Annotated[float, Field(ge=0, le=1)]] = Field(min_length=1)
+    """Where the first evidence stands: the share of the excerpt before it, 0 to 1."""
+    kinds: list[Kind] = Field(min_length=1)
+    samples: int = Field(gt=0)
+    """Questions of each kind, at each length and depth."""
+    collections: float = Field(ge=0, le=1)
+    """Share of the excerpts that are put together from several documents."""
+    seed: int
+
+
+@dataclass(frozen=True)
+class Case:
+    document: str
+    question: str
+    answers: list[str]
+    evidence: list[str]
+    kind: Kind | Literal["written"]
+    """written: by a model, see longlora/data/author.py."""
+    depth: float | None
+    """Where the first evidence begins, as a share of the document's characters; None where the document does not say."""
+    length: int
+    """Of the document, in units of the measure."""
+    sources: list[str]
+
+
+@dataclass(frozen=True)
+class Built:
+    cases: list[Case]
+    missing: list[str]
+    """Questions that no excerpt allowed, in words."""
+
+
+def words(text: str) -> np.ndarray:
+    """Ends of the words, what stands between white space."""
+    return np.array([m.end() for m in re.finditer(r"\S+", text)], dtype=np.int64)
+
+
+def tokens(tokenizer: PreTrainedTokenizerBase) -> Measure:
+    """Ends of the tokens of a fast tokenizer."""
+
+    def ends(text: str) -> np.ndarray:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return np.array([end for _, end in encoded["offset_mapping"]], dtype=np.int64)
+
+    return ends
+
+
+class Source:
+    """A document with its units and sentences, to cut excerpts from."""
+
+    def __init__(self, document: Document, measure: Measure) -> None:
+        self.name, self.text = document.name, document.text
+        self.ends = measure(self.text)
+        self.spans = sentences(self.text)
+        starts = np.array([s.start for s in self.spans], dtype=np.int64)
+        self.units = np.searchsorted(self.ends, starts, side="right")
+        self.fit = [flat(self.text[s.start : s.end]) for s in self.spans if SHORTEST <= s.end - s.start <= LONGEST]
+
+    def cut(self, length: int, dice: random.Random) -> str:
+        """Whole sentences from a random place, at most `length` units; '' if that is less than a sentence."""
+        latest = int(np.searchsorted(self.units, max(0, len(self.ends) - length), side="right"))
+        first = dice.randrange(max(1, latest))
+        last_unit = min(self.units[first] + length, len(self.ends)) - 1
+        start, limit = self.spans[first].start, int(self.ends[last_unit])
+        inside = [s.end for s in self.spans[first:] if s.end <= limit] if last_unit >= 0 else []
+        return self.text[start : max(inside, default=start)]
+
+
+def build(documents: Sequence[Document], settings: Casebook, *, measure: Measure) -> Built:
+    """All cases, by length, depth, sample and kind.
+
+    Raises:
+        ValueError: the documents have too little text for a length, or not one question can be asked.
+    """
+    sources = [s for s in (Source(d, measure) for d in documents) if s.fit]
+    if not sources:
+        raise ValueError(
+            f"{len(documents)} documents hold no sentence of {SHORTEST} to {LONGEST} characters to ask about"
+        )
+    built = Built([], [])
+    for length in settings.lengths:
+        for depth in settings.depths:
+            for sample in range(settings.samples):
+                name = f"{settings.seed} {length} {depth} {sample}"
+                for kind, case in cell(sources, name, length=length, depth=depth, settings=settings, measure=measure):
+                    if case is None:
+                        built.missing.append(f"{kind} at length {length}, depth {depth}, sample {sample + 1}")
+                    else:
+                        built.cases.append(case)
+    if not built.cases:
+        raise ValueError(f"no question can be asked: {len(built.missing)} were tried, the first {built.missing[0]}")
+    return built
+
+
+def cell(
+    sources: Sequence[Source], name: str, *, length: int, depth: float, settings: Casebook, measure: Measure
+) -> Iterator[tuple[Kind, Case | None]]:
+    """A question of each kind about one excerpt; a kind that it does not allow is asked about another."""
+    waiting = list(settings.kinds)
+    answered: dict[Kind, Case] = {}
+    for attempt in range(TRIES):
+        dice = random.Random(f"{name} {attempt}")
+        text, used = excerpt(sources, length=length, collections=settings.collections, measure=measure, dice=dice)
+        whole = Excerpt(text, foreign=dice.choice(sources).fit)
+        size = len(measure(text))
+        for kind in list(waiting):
+            if asked := ask(kind, whole, depth=depth, dice=random.Random(f"{name} {attempt} {kind}")):
+                answered[kind] = case(whole, asked, kind=kind, length=size, sources=used)
+                waiting.remove(kind)
+        if not waiting:
+            break
+    return ((kind, answered.get(kind)) for kind in settings.kinds)
+
+
+def case(whole: Excerpt, asked: Asked, *, kind: Kind, length: int, sources: list[str]) -> Case:
+    depth = None if asked.start is None else round(asked.start / len(whole.text), 4)
+    return Case(whole.text, asked.question, asked.answers, asked.evidence, kind, depth, length, sources)
+
+
+def excerpt(
+    sources: Sequence[Source], *, length: int, collections: float, measure: Measure, dice: random.Random
+) -> tuple[str, list[str]]:
+    """A text of at most `length` units, and the names of its documents."""
+    long_enough = [s for s in sources if len(s.ends) >= length]
+    if long_enough and (len(sources) == 1 or dice.random() >= collections):
+        return single(long_enough, length=length, dice=dice)
+    text, names, share = "", [], length // dice.choice((2, 3, 4, 5))
+    left = length
+    for source in dice.sample(sources, len(sources)):
+        title = f"# {source.name}\n\n"
+        room = min(left, share) - len(measure(title))
+        piece = source.cut(room, dice) if room > 0 else ""
+        if piece:
+            text += title + piece + "\n\n"
+            names.append(source.name)
+            left = length - len(measure(text))
+        if left < length // 20:
+            break
+    if length - left < FULL * length:
+        if long_enough:  # so short that the parts of a collection would be less than sentences
+            return single(long_enough, length=length, dice=dice)
+        total = sum(len(s.ends) for s in sources)
+        raise ValueError(
+            f"{len(sources)} documents of {total} units together have no excerpt of {length}: lower the lengths"
+        )
+    return text.rstrip("\n"), names
+
+
+def single(sources: Sequence[Source], *, length: int, dice: random.Random) -> tuple[str, list[str]]:
+    source = dice.choice(sources)
+    return source.cut(length, dice), [source.name]
+
+
+def write(cases: Sequence[Case], file: Path) -> None:
+    """One case a line, keys in the order of `Case`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8", newline="\n") as lines:
+        lines.writelines(json.dumps(asdict(c), ensure_ascii=False) + "\n" for c in cases)

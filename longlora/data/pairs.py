@@ -1,0 +1,224 @@
+"""Question and answer as tokens to train on: which tokens are the answer's is kept with them, so that only those are learnt.
+
+Two prompts: the tokenizer's own chat template, and the authors' `[INST]{instruction}[/INST]{output}` (LongLoRA's supervised
+fine-tuning). A prompt has the tokens that it has when the model is asked; the answer has those that follow it.
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+from transformers import PreTrainedTokenizerBase
+
+from longlora.data.casebook import Case, Casebook
+from longlora.data.curation import Contamination, apart, statistics, uncontaminated, unique
+from longlora.data.instructions import Bad, Dialogue, Records, Turn, read_hub, read_records
+from longlora.data.packing import Pair, write
+from longlora.data.prompt import continuation, opening
+from longlora.data.wording import asked
+from longlora.section import Section
+
+SHOWN = 5
+"""Faults that an error message names."""
+
+
+class PairSource(Section):
+    kind: Literal["file", "hub"]
+    """file: JSON, JSONL or Parquet, or a folder of them; hub: a `datasets` hub id."""
+    name: str
+    split: str | None
+    """hub: which split; null is train."""
+    take: int | None = Field(gt=0)
+    """So many records, drawn from the seed; null takes all. The authors mix 9,000 long with 3,000 short ones."""
+    license: str
+
+
+class Pairs(Section):
+    """Empty sources and no casebook: there are no pairs, and `fit.pairs_share` must be 0."""
+
+    sources: list[PairSource]
+    casebook: Casebook | None
+    """Questions by rule on the training documents of `blocks`, lengths in tokens; null writes none."""
+    prompt: Literal["chat", "authors"]
+    """chat: the tokenizer's own template; authors: [INST]{instruction}[/INST]{output}."""
+    faults: Literal["refuse", "leave_out"]
+    """What becomes of a record that is malformed or too long for position.context; either way all of them are listed."""
+    held_out: float = Field(ge=0, lt=1)
+    """Share of the sources' documents that are not trained on."""
+    contamination: Contamination
+    seed: int
+
+
+class Chosen(NamedTuple):
+    train: list[Dialogue]
+    held_out: list[Dialogue]
+    left: list[Bad]
+    """What was left out, each with its reason."""
+    read: int
+
+
+def gather(settings: Pairs) -> Records:
+    """The records of all sources.
+
+    Raises:
+        ValueError: a record is malformed, and faults are refused.
+    """
+    found = Records()
+    for source in settings.sources:
+        one = read_hub(source.name, split=source.split) if source.kind == "hub" else read_records(Path(source.name))
+        if one.bad and settings.faults == "refuse":
+            raise ValueError(refusal(f"pairs.sources: {source.name}: {one.summary()}", one.bad))
+        kept = one.dialogues
+        if source.take is not None and source.take < len(kept):
+            order = np.random.default_rng(settings.seed).permutation(len(kept))[: source.take]
+            kept = [kept[i] for i in sorted(order)]
+        found.dialogues += kept
+        found.bad += one.bad
+        found.unread += one.unread
+    return found
+
+
+def choose(found: Records, settings: Pairs) -> Chosen:
+    """Each once, none that holds an evaluation case, split by document."""
+    once, twins = unique(found.dialogues)
+    clean, contaminated = uncontaminated(once, settings.contamination)
+    split = apart(clean, share=settings.held_out, seed=settings.seed)
+    return Chosen(split.train, split.held_out, found.bad + twins + contaminated + split.left, found.read)
+
+
+def taught(cases: Sequence[Case]) -> list[Dialogue]:
+    """A casebook's cases as dialogues."""
+    return [
+        Dialogue(
+            (Turn("user", asked(c.document, c.question)), Turn("assistant", c.answers[0])),
+            tuple(c.sources),
+            f"case {number} ({c.kind})",
+        )
+        for number, c in enumerate(cases, start=1)
+    ]
+
+
+def refusal(said: str, faults: Sequence[Bad]) -> str:
+    named = "; ".join(f"{b.place}, {b.field}: {b.reason}" for b in faults[:SHOWN])
+    return f"{said}. Mend them, or set pairs.faults: leave_out. The first: {named}"
+
+
+def tokenised(turns: Sequence[Turn], *, tokenizer: PreTrainedTokenizerBase, prompt: str) -> Pair:
+    """The tokens of a dialogue, and which of them are answers.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, or one that says earlier turns in another way later on.
+    """
+    tokens: list[int] = []
+    answer: list[bool] = []
+    before = ""
+    for text, learnt in chat_pieces(turns, tokenizer) if prompt == "chat" else authors_pieces(turns):
+        opens = not before and prompt != "chat"  # a chat template writes its own begin mark
+        new = opening(tokenizer, text) if opens else continuation(tokenizer, text, after=before[-100:])
+        if learnt and prompt == "authors":
+            assert isinstance(tokenizer.eos_token_id, int)
+            new = [*new, tokenizer.eos_token_id]
+        tokens += new
+        answer += [learnt] * len(new)
+        before = text
+    return Pair(np.array(tokens, dtype=np.int64), np.array(answer, dtype=bool))
+
+
+def authors_pieces(turns: Sequence[Turn]) -> list[tuple[str, bool]]:
+    """Texts, and whether they are learnt. The authors' prompt has no place for a system turn: it goes before the user's words."""
+    system = "".join(f"{t.content}\n\n" for t in turns if t.role == "system")
+    pieces = []
+    for turn in turns:
+        if turn.role == "user":
+            pieces.append((f"[INST]{system}{turn.content}[/INST]", False))
+            system = ""
+        elif turn.role == "assistant":
+            pieces.append((turn.content, True))
+    return pieces
+
+
+def chat_pieces(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
+    """As `authors_pieces`, by the tokenizer's template. What it writes behind an answer's end mark (a line break) is not learnt."""
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "pairs.prompt = chat needs a tokenizer with a chat template, and this one has none: use authors"
+        )
+    messages = [{"role": t.role, "content": t.content} for t in turns]
+    pieces: list[tuple[str, bool]] = []
+    said = ""
+    for number, turn in enumerate(turns):
+        if turn.role != "assistant":
+            continue
+        open_ = rendered(tokenizer, messages[:number], open_turn=True)
+        whole = rendered(tokenizer, messages[: number + 1], open_turn=False)
+        if not (open_.startswith(said) and whole.startswith(open_)):
+            raise ValueError(
+                "pairs.prompt = chat: the template rewrites earlier turns, so answers cannot be told apart"
+            )
+        learnt = whole[len(open_) :].rstrip()
+        pieces += [(open_[len(said) :], False), (learnt, True)]
+        said = open_ + learnt
+    return pieces
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, open_turn: bool) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
+
+
+def prepare(
+    chosen: Chosen, *, settings: Pairs, tokenizer: PreTrainedTokenizerBase, context: int, out: Path
+) -> dict[str, Any]:
+    """Write the training pairs, the held-out dialogues, and what was left out, below `out`; return the counts.
+
+    Raises:
+        ValueError: a pair is longer than `context`, and faults are refused.
+    """
+    fit, left = [], list(chosen.left)
+    lengths, answers = [], []
+    for dialogue in chosen.train:
+        pair = tokenised(dialogue.turns, tokenizer=tokenizer, prompt=settings.prompt)
+        lengths.append(len(pair.tokens))
+        if len(pair.tokens) > context:
+            reason = f"has {len(pair.tokens)} tokens, position.context = {context}"
+            left.append(Bad(dialogue.place, "length", reason))
+        else:
+            fit.append(pair)
+            answers.append(int(pair.answer.sum()))
+    too_long = [b for b in left if b.field == "length"]
+    if too_long and settings.faults == "refuse":
+        raise ValueError(
+            refusal(f"pairs: {len(too_long)} of {len(chosen.train)} are longer than the context", too_long)
+        )
+    out.mkdir(parents=True)
+    write(fit, out / "train.safetensors", vocabulary=len(tokenizer))
+    write_dialogues(chosen.held_out, out / "heldout.jsonl")
+    write_left(left, out / "left_out.csv")
+    licenses = {source.name: source.license for source in settings.sources}
+    (out / "provenance.json").write_text(json.dumps({"sources": licenses}, indent=2) + "\n")
+    reasons = [b.field if b.field in ("duplicate", "contamination", "split", "length") else "malformed" for b in left]
+    return {
+        "read": chosen.read,
+        "train": len(fit),
+        "held_out": len(chosen.held_out),
+        "left_out": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        "tokens": statistics(lengths),
+        "answer_tokens": statistics(answers),
+    }
+
+
+def write_dialogues(dialogues: Sequence[Dialogue], file: Path) -> None:
+    with file.open("w", encoding="utf-8", newline="\n") as lines:
+        for d in dialogues:
+            messages = [{"role": t.role, "content": t.content} for t in d.turns]
+            lines.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+
+
+def write_left(left: Sequence[Bad], file: Path) -> None:
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        rows = csv.writer(stream, lineterminator="\n")
+        rows.writerow(Bad.__annotations__)
+        rows.writerows((b.place, b.field, b.reason) for b in left)

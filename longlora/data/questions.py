@@ -1,0 +1,221 @@
+"""Questions on a long text that the text itself answers: written by rule, so that right answers are known and cost nothing.
+
+Eight kinds. *following*: which sentence comes after this one; *heading*: under which heading it stands; *cloze*: the name left
+out of a sentence; *number*: the number left out; *facts*: two such gaps far apart; *order*: how three sentences follow each
+other; *count*: how often a word occurs; *absent*: a question whose sentence the text does not hold. Every answer but the last
+kind's is shown by evidence that stands in the text word for word.
+
+Long-context benchmarks ask the same (LongBench, RULER, NoLiMa's warning included: a question that repeats its passage can be
+answered by matching words). So these teach and test finding, keeping apart, ordering and counting; they do not teach reasoning.
+"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from longlora.data.sentences import Part, parts, sentences
+from longlora.data.wording import UNSAID
+
+Kind = Literal["following", "heading", "cloze", "number", "facts", "order", "count", "absent"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+GAP = "___"
+SHORTEST, LONGEST = 40, 400
+"""Characters of a sentence that is asked about."""
+NAME = re.compile(r"(?<=[a-z,;] )(?:[A-Z][a-z]{2,}(?: [A-Z][a-z]{2,})*)\b")
+NUMBER = re.compile(r"(?<![\d,.$])\d{1,3}(?:,\d{3})+(?![\d,])|(?<![\d,.$])\d{2,}(?![\d,]|\.\d)")
+WORD = re.compile(r"\b[^\W\d_]{5,}\b")
+NUMERALS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+MOST = 9
+"""Occurrences that are asked to be counted, at most."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    question: str
+    answers: list[str]
+    """The first is the answer; the others are as right."""
+    evidence: list[str]
+    """Passages that show it, word for word, in the text's order; none where the text does not say."""
+    start: int | None
+    """The first character of the first evidence."""
+
+
+class Excerpt:
+    """A text to ask about, with its sentences and headings; `foreign` are sentences of other texts, each on one line."""
+
+    def __init__(self, text: str, *, foreign: Sequence[str]) -> None:
+        self.text = text
+        self.parts: list[Part] = parts(text)
+        self.flat = flat(text)
+        self.foreign = foreign
+        self.spans = sentences(text)
+        self.fit = [i for i, s in enumerate(self.spans) if SHORTEST <= s.end - s.start <= LONGEST]
+
+    def at(self, number: int) -> str:
+        return self.text[slice(*self.spans[number])]
+
+    def shown(self, number: int) -> str:
+        """The sentence on one line, as questions and answers show it."""
+        return flat(self.at(number))
+
+    def near(self, depth: float) -> list[int]:
+        """Sentences fit to be asked about, the nearest to `depth` (a share of the text) first."""
+        goal = depth * len(self.text)
+        return sorted(self.fit, key=lambda i: abs(self.spans[i].start - goal))
+
+    def once(self, number: int) -> bool:
+        """Whether the text holds this sentence once, so that a question about it has one answer."""
+        return self.text.count(self.at(number)) == 1
+
+    def heading(self, number: int) -> str | None:
+        start = self.spans[number].start
+        return next((p.heading for p in self.parts if p.start <= start < p.end), None)
+
+
+def flat(text: str) -> str:
+    """White space of every kind as single spaces: line breaks of a wrapped text are no part of a sentence."""
+    return " ".join(text.split())
+
+
+def ask(kind: Kind, excerpt: Excerpt, *, depth: float, dice: random.Random) -> Asked | None:
+    """A question of `kind` whose first evidence is as near to `depth` as the text allows; None if it allows none.
+
+    Where the kind needs evidence all over the text (facts, order, count), or has none (absent), the depth is not followed.
+    """
+    match kind:
+        case "following":
+            return following(excerpt, depth)
+        case "heading":
+            return heading(excerpt, depth)
+        case "cloze":
+            return filled(excerpt, depth, dice, pattern=NAME)
+        case "number":
+            return filled(excerpt, depth, dice, pattern=NUMBER)
+        case "facts":
+            return facts(excerpt, dice)
+        case "order":
+            return order(excerpt, dice)
+        case "count":
+            return count(excerpt, dice)
+        case "absent":
+            return absent(excerpt, dice)
+
+
+def following(excerpt: Excerpt, depth: float) -> Asked | None:
+    fit = set(excerpt.fit)
+    for i in excerpt.near(depth):
+        if i + 1 in fit and excerpt.heading(i) == excerpt.heading(i + 1) and excerpt.once(i):
+            first, second = excerpt.spans[i], excerpt.spans[i + 1]
+            evidence = excerpt.text[first.start : second.end]
+            return Asked(after(excerpt.shown(i)), [excerpt.shown(i + 1)], [evidence], first.start)
+    return None
+
+
+def after(sentence: str) -> str:
+    return f"Which sentence comes directly after this one in the document?\n{sentence}"
+
+
+def heading(excerpt: Excerpt, depth: float) -> Asked | None:
+    names = Counter(p.heading for p in excerpt.parts)
+    if len(names) < 2:
+        return None
+    for i in excerpt.near(depth):
+        title = excerpt.heading(i)
+        if title is not None and names[title] == 1 and excerpt.once(i):
+            question = f"Under which heading of the document does this sentence stand?\n{excerpt.shown(i)}"
+            return Asked(question, [title], [title, excerpt.at(i)], excerpt.spans[i].start)
+    return None
+
+
+def gap(sentence: str, pattern: re.Pattern[str], dice: random.Random) -> tuple[str, str] | None:
+    """`sentence` with one match left out, and what was left out; None if there is none that stands in it once."""
+    found = [m for m in pattern.finditer(sentence) if len(re.findall(rf"\b{re.escape(m.group())}\b", sentence)) == 1]
+    if not found:
+        return None
+    chosen = dice.choice(found)
+    return sentence[: chosen.start()] + GAP + sentence[chosen.end() :], chosen.group()
+
+
+def filled(excerpt: Excerpt, depth: float, dice: random.Random, *, pattern: re.Pattern[str]) -> Asked | None:
+    what = "number" if pattern is NUMBER else "name"
+    for i in excerpt.near(depth):
+        if excerpt.once(i) and (cut := gap(excerpt.shown(i), pattern, dice)):
+            question = f"Which {what} of the document belongs where this sentence has {GAP}?\n{cut[0]}"
+            return Asked(question, [cut[1]], [excerpt.at(i)], excerpt.spans[i].start)
+    return None
+
+
+def facts(excerpt: Excerpt, dice: random.Random) -> Asked | None:
+    """Two gaps, one in each half of the text."""
+    found = []
+    for half in (0, 1):
+        inside = [i for i in excerpt.fit if (2 * excerpt.spans[i].start >= len(excerpt.text)) == bool(half)]
+        dice.shuffle(inside)
+        for i in inside:
+            if excerpt.once(i) and (cut := gap(excerpt.shown(i), dice.choice((NAME, NUMBER)), dice)):
+                found.append((cut, i))
+                break
+    if len(found) < 2:
+        return None
+    lines = "\n".join(f"{n}. {cut[0]}" for n, (cut, _) in enumerate(found, start=1))
+    one, two = (cut[1] for cut, _ in found)
+    question = (
+        f"What belongs where these sentences of the document have {GAP}? Give both, a semicolon between.\n{lines}"
+    )
+    evidence = [excerpt.at(i) for _, i in found]
+    return Asked(question, [f"{one}; {two}", f"{one} and {two}"], evidence, excerpt.spans[found[0][1]].start)
+
+
+def order(excerpt: Excerpt, dice: random.Random) -> Asked | None:
+    """Three sentences, one of each third of the text, under letters drawn anew."""
+    thirds: list[list[int]] = [[], [], []]
+    for i in excerpt.fit:
+        thirds[3 * excerpt.spans[i].start // len(excerpt.text)].append(i)
+    chosen = []
+    for third in thirds:
+        dice.shuffle(third)
+        chosen += [i for i in third[:20] if excerpt.once(i)][:1]
+    if len(chosen) < 3:
+        return None
+    shown = dice.sample(chosen, 3)
+    letters = {i: letter for i, letter in zip(shown, "ABC", strict=True)}
+    lines = "\n".join(f"{letters[i]}. {excerpt.shown(i)}" for i in shown)
+    question = (
+        f"In which order do these sentences stand in the document? Give their letters, the first one first.\n{lines}"
+    )
+    answer = [letters[i] for i in chosen]
+    evidence = [excerpt.at(i) for i in chosen]
+    return Asked(question, [", ".join(answer), "".join(answer)], evidence, excerpt.spans[chosen[0]].start)
+
+
+def count(excerpt: Excerpt, dice: random.Random) -> Asked | None:
+    """Occurrences of a word, written exactly so; the evidence is each with its neighbours."""
+    times = Counter(m.group() for m in WORD.finditer(excerpt.text))
+    words = [w for w, n in times.items() if 2 <= n <= MOST]
+    if not words:
+        return None
+    word = dice.choice(words)
+    places = [m.start() for m in re.finditer(rf"\b{word}\b", excerpt.text)]
+    answer = times[word]
+    evidence = [excerpt.text[max(0, p - 30) : p + len(word) + 30] for p in places]
+    question = f'How many times does the word "{word}" stand in the document, written exactly so?'
+    return Asked(question, [str(answer), NUMERALS[answer]], evidence, places[0])
+
+
+def absent(excerpt: Excerpt, dice: random.Random) -> Asked | None:
+    """A sentence of another text, asked about as if it stood in this one."""
+    for _ in range(20):
+        if not excerpt.foreign:
+            return None
+        sentence = dice.choice(excerpt.foreign)
+        if sentence in excerpt.flat:
+            continue
+        cut = gap(sentence, NAME, dice) if dice.random() < 0.5 else None
+        question = (
+            f"Which name of the document belongs where this sentence has {GAP}?\n{cut[0]}" if cut else after(sentence)
+        )
+        return Asked(question, [UNSAID], [], None)
+    return None

@@ -1,0 +1,99 @@
+"""What a model writes when it is asked: the greedy continuation of prompts, in batches of one length.
+
+Long answers take hours on real models. With a folder to keep them in, answers that were given are not asked for again: a run
+that was cut off goes on where it was. The folder belongs to the weights and the file in it to the prompts, so no other run
+finds them.
+
+Letters: P prompts, A tokens of an answer with its length before it.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from longlora.model.load import batch_tokens, must_reach
+from longlora.model.seal import WEIGHTS, sha256
+from longlora.parallel.sharding import ours, rank, whole
+
+
+def kept_folder(model: Path) -> Path:
+    """Where the answers of the model in the folder `model` are kept, whatever its name."""
+    identity = hashlib.sha256("".join(sha256(f) for f in sorted(model.glob(WEIGHTS))).encode()).hexdigest()[:16]
+    return Path(os.environ.get("LONGLORA_CHECKPOINTS", ".longlora/checkpoints")) / f"answers-{identity}"
+
+
+@torch.inference_mode()
+def answers(
+    model: PreTrainedModel, *, prompts: list[list[int]], rooms: list[int], kept: Path | None = None
+) -> list[list[int]]:
+    """The greedy continuation of each prompt, as ids; prompts of one length and room go together. Those that are `kept` in that
+    folder are taken from there, and new ones put there."""
+    must_reach(model, max((len(p) + r for p, r in zip(prompts, rooms, strict=True)), default=0))
+    file = None if kept is None else kept / hashlib.sha256(json.dumps([prompts, rooms]).encode()).hexdigest()
+    given_PA = np.zeros((len(prompts), 2 + max(rooms, default=0)), dtype=np.int64)
+    if file is not None and rank() == 0:  # what the first process finds is known to all, so that their batches agree
+        put(given_PA, read_kept(file))
+    written = taken(whole(given_PA))
+    groups: dict[tuple[int, int], list[int]] = {}
+    for number, (prompt, room) in enumerate(zip(prompts, rooms, strict=True)):
+        if number not in written:
+            groups.setdefault((len(prompt), room), []).append(number)
+    batches = []
+    for (length, room), numbers in groups.items():
+        size = max(1, batch_tokens(model) // (length + room))
+        batches += [numbers[first : first + size] for first in range(0, len(numbers), size)]
+    given_PA[:] = 0
+    for batch in (batch for number, batch in enumerate(batches) if ours(number)):
+        tokens_BL = torch.tensor([prompts[i] for i in batch], device=model.device)
+        out_BL = greedy(model, tokens_BL, room=rooms[batch[0]])
+        given = dict(zip(batch, out_BL[:, tokens_BL.shape[1] :].tolist(), strict=True))
+        put(given_PA, given)
+        if file is not None:
+            keep(file, given)
+    written |= taken(whole(given_PA))
+    return [written[number] for number in range(len(prompts))]
+
+
+def put(given_PA: np.ndarray, given: dict[int, list[int]]) -> None:
+    """Write answers into the rows of their prompts; a row that is zero has none."""
+    for number, ids in given.items():
+        given_PA[number, : 2 + len(ids)] = [1, len(ids), *ids]
+
+
+def taken(given_PA: np.ndarray) -> dict[int, list[int]]:
+    """The answers that `put` wrote."""
+    return {number: row[2 : 2 + row[1]] for number, row in enumerate(given_PA.tolist()) if row[0]}
+
+
+def greedy(model: PreTrainedModel, tokens_BL: torch.Tensor, *, room: int) -> torch.Tensor:
+    """Prompts and their continuations of up to `room` tokens (B, L + room)."""
+    end = model.generation_config.eos_token_id if model.generation_config else None
+    plain = GenerationConfig(do_sample=False, max_new_tokens=room, eos_token_id=end, pad_token_id=0)
+    out_BL = model.generate(  # type: ignore[reportCallIssue]  # nn.Module's attributes hide the method from the checker
+        tokens_BL, attention_mask=torch.ones_like(tokens_BL), generation_config=plain
+    )
+    assert isinstance(out_BL, torch.Tensor)
+    return out_BL
+
+
+def keep(file: Path, given: dict[int, list[int]]) -> None:
+    """Add answers to this process's file, one line each; a line that a sudden end left unfinished is not read again."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_suffix(f".{rank()}.jsonl").open("a") as stream:
+        stream.writelines(f"{json.dumps([number, ids])}\n" for number, ids in given.items())
+
+
+def read_kept(file: Path) -> dict[int, list[int]]:
+    """The answers that all processes kept, by the number of their prompt, up to the last whole line of each."""
+    found: dict[int, list[int]] = {}
+    for part in sorted(file.parent.glob(f"{file.name}.*.jsonl")):
+        lines, _, rest = part.read_text().rpartition("\n")
+        if rest:
+            part.write_text(lines + "\n" if lines else "")
+        found |= dict(map(json.loads, lines.splitlines()))
+    return found

@@ -1,0 +1,110 @@
+"""The door to lm-evaluation-harness (Gao et al.): LongBench, LongBench v2, SCROLLS, BABILong, its RULER, and tasks of your own.
+
+The harness is an extra (`pip install 'longlora-pipeline[eval]'`). It is handed a model that is opened as all others are, in full
+attention; its tasks bring their data from the hub, or from files that a task's own YAML names. No code of a data set is run.
+Among several processes each answers its share (longlora/evaluation/harness_sharding.py).
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from longlora.parallel.sharding import rank, say
+from longlora.section import Section, nearest
+
+QUANTILE = 1.959964
+"""Of the normal distribution: the harness gives standard errors, and 95 % lie within that many of them."""
+BOOTSTRAPS = 100_000
+"""Of a metric whose standard error has no formula: the harness's own number."""
+
+
+class Harness(Section):
+    models: list[str]
+    """Labels of the models that are asked; the stage's matrix in dvc.yaml is this list, and none leaves the harness out."""
+    tasks: list[str]
+    """Tasks or groups by the harness's own names."""
+    folder: str | None
+    """A folder with task files of your own, which are known beside the harness's."""
+    shots: int | None = Field(ge=0)
+    """Examples in the prompt; null takes each task's own."""
+    limit: int | None = Field(gt=0)
+    """Questions of each task, at most; null asks all. Scores of a part are not for publication."""
+    prompt: Literal["plain", "chat"]
+    """chat: in the tokenizer's own template."""
+    seed: int
+
+
+def measure(
+    model: PreTrainedModel, *, label: str, tokenizer: PreTrainedTokenizerBase, settings: Harness
+) -> dict[str, Any]:
+    """Every metric of every task for the model `label`, with intervals of the harness's standard errors. Among several processes
+    only the first is told them.
+
+    Raises:
+        ValueError: the harness is not installed, a task is unknown (the nearest is named), or there is no chat template.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError("lm-evaluation-harness is not installed: pip install 'longlora-pipeline[eval]'")
+    if not settings.tasks:
+        raise ValueError("harness.tasks names no task; name one, or leave harness.models empty")
+    if settings.prompt == "chat" and not tokenizer.chat_template:
+        raise ValueError("prompt = chat needs a tokenizer with a chat template, and this one has none: use plain")
+    # Imported here, for it is an extra and takes ten seconds.
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    from longlora.evaluation.harness_sharding import Dealt
+
+    if settings.folder is not None and not Path(settings.folder).is_dir():
+        raise ValueError(f"harness.folder: no folder {settings.folder} (seen from {Path.cwd()})")
+    # The harness takes half a minute to look through its own thousands of tasks; for one's own it need not.
+    known = TaskManager(include_path=settings.folder, include_defaults=False) if settings.folder else None
+    if known is None or not set(settings.tasks) <= set(known.all_tasks):
+        known = TaskManager(include_path=settings.folder)
+    for task in settings.tasks:
+        if task not in known.all_tasks:
+            raise ValueError(f"harness.tasks: the harness has no task '{task}'{hint(task, known.all_tasks)}")
+    found = simple_evaluate(
+        model=Dealt(pretrained=model, tokenizer=tokenizer, batch_size=1),
+        tasks=list(settings.tasks),
+        task_manager=known,
+        num_fewshot=settings.shots,
+        limit=settings.limit,
+        bootstrap_iters=BOOTSTRAPS if rank() == 0 else 0,
+        log_samples=False,
+        apply_chat_template=settings.prompt == "chat",
+        random_seed=settings.seed,
+        numpy_random_seed=settings.seed,
+        torch_random_seed=settings.seed,
+        fewshot_random_seed=settings.seed,
+    )
+    if rank() > 0:
+        return {}
+    assert found is not None  # it is None where LOCAL_RANK is not 0
+    scores = {str(task): metrics(row) for task, row in dict(found)["results"].items()}
+    for task, row in scores.items():
+        say(f"{task}: " + ", ".join(f"{name} {figure['value']:.4g}" for name, figure in row.items()))
+    return {"harness": {label: {"prompt": settings.prompt, **scores}}}
+
+
+def hint(task: str, known: list[str]) -> str:
+    """The nearest name; without one, no list of thousands."""
+    said = nearest(task, known)
+    return said if said.startswith("; did you mean") else ""
+
+
+def metrics(row: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The metrics of a task, `metric` or `metric filter`, with the ends of their 95 % intervals (no width without an error)."""
+    found = {}
+    for key, value in row.items():
+        metric, comma, kind = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        error = row.get(f"{metric}_stderr,{kind}")
+        reach = QUANTILE * error if isinstance(error, int | float) else 0.0
+        ends = {"value": value, "low": value - reach, "high": value + reach}
+        found[metric if kind == "none" else f"{metric} {kind}"] = {n: round(float(v), 6) for n, v in ends.items()}
+    return found

@@ -1,0 +1,233 @@
+"""Passkey retrieval (Mohtashami and Jaggi 2023; LongLoRA section 4.3): a number hidden in filler, at every depth of every length.
+
+The answer is checked without generating it: where a model's first choice at every place of the right answer is the right
+token, its greedy answer is the right answer, and the other way round. So one forward pass over prompt and answer decides.
+Prompts share the filler before their keys: the longest is computed once, into a cache that every prompt continues.
+
+Letters: C cells, S samples of a cell, B prompts of a batch, L tokens of a prompt with its answer, A tokens of an answer.
+"""
+
+import random
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from longlora.data.prompt import chat_turn, continuation, opening
+from longlora.evaluation.interval import binomial
+from longlora.model.load import batch_tokens, must_reach, shareable, spread
+from longlora.parallel.sharding import ours, say, whole
+from longlora.section import Section
+
+HEAD = (
+    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
+    "I will quiz you about the important information there.\n"
+)
+FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+NEEDLE = "\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
+QUESTION = "\nWhat is the pass key?"
+LEAD = "The pass key is"
+CHUNK = 512
+"""Tokens of one forward pass over a cache: its mask has chunk x length entries, a share chunk / 2 length of them wasted."""
+
+
+class Passkey(Section):
+    lengths: list[int] = Field(min_length=1)
+    """Prompts in tokens, answer included."""
+    depths: list[float] = Field(min_length=1)
+    """Where the key lies: the share of the filler that stands before it, 0 to 1."""
+    samples: int = Field(gt=0)
+    """Keys for each length and depth."""
+    digits: int = Field(gt=0)
+    prompt: Literal["plain", "chat"]
+    """plain: the authors' text, to be continued; chat: the same as a user's turn in the tokenizer's own template."""
+    seed: int
+
+    @field_validator("lengths", "depths")
+    @classmethod
+    def named_once(cls, values: list[float]) -> list[float]:
+        if len(set(values)) < len(values):
+            raise ValueError("a value stands twice")
+        return values
+
+    @field_validator("depths")
+    @classmethod
+    def shares(cls, depths: list[float]) -> list[float]:
+        if not all(0 <= d <= 1 for d in depths):
+            raise ValueError("a depth is a share of the filler, from 0 to 1")
+        return depths
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The question as token ids; its first `shared` tokens are the same for every key."""
+
+    question: list[int]
+    answer: list[int]
+    shared: int
+
+
+class Writer:
+    """Writes prompts of an exact number of tokens. Only the filler gives way; it is cut between tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, prompt: str) -> None:
+        self.tokenizer = tokenizer
+        if prompt == "chat":
+            before, after = chat_turn(tokenizer)
+            self.head = continuation(tokenizer, before + HEAD, after="")
+            self.end = continuation(tokenizer, QUESTION + after + LEAD, after="again")
+        else:
+            self.head = opening(tokenizer, HEAD)
+            self.end = continuation(tokenizer, QUESTION + " " + LEAD, after="again")
+        self.first = continuation(tokenizer, FILLER, after="\n")
+        self.next = continuation(tokenizer, " " + FILLER, after=FILLER)
+
+    def write(self, key: str, *, length: int, depth: float) -> Prompt:
+        """The prompt for `key`: question and answer together have `length` tokens.
+
+        Raises:
+            ValueError: `length` has no room for the fixed parts.
+        """
+        needle = continuation(self.tokenizer, NEEDLE.format(key=key), after="again")
+        lead, answer = self.parted(continuation(self.tokenizer, " " + key, after=LEAD))
+        room = length - len(self.head) - len(needle) - len(self.end) - len(lead + answer)
+        if room < 0:
+            raise ValueError(f"passkey.lengths: {length} tokens are too few, without filler it is {length - room}")
+        before = round(depth * room)
+        question = self.head + self.filler(before) + needle + self.filler(room - before) + self.end + lead
+        return Prompt(question, answer, shared=len(self.head) + before)
+
+    def parted(self, answer: list[int]) -> tuple[list[int], list[int]]:
+        """A space that is a token of its own, and the key. The space is the question's: a model that would go on in words, "The
+        pass key is the ...", may well have found the key, and what is measured is whether it has."""
+        spaces = 0
+        while spaces < len(answer) - 1 and not self.tokenizer.decode(answer[: spaces + 1]).strip():
+            spaces += 1
+        return answer[:spaces], answer[spaces:]
+
+    def filler(self, count: int) -> list[int]:
+        repeats = max(0, -(-(count - len(self.first)) // len(self.next)))
+        return (self.first + self.next * repeats)[:count]
+
+
+@torch.inference_mode()
+def prefix_of(model: PreTrainedModel, *, cells: list[list[Prompt]]) -> DynamicCache:
+    """The cache of what stands before the deepest needle: of all that may stand before any."""
+    deepest = max((prompt for cell in cells for prompt in cell), key=lambda prompt: prompt.shared)
+    cache = DynamicCache(config=model.config)
+    tokens_BL = torch.tensor([deepest.question[: deepest.shared]], device=model.device)
+    read(model, tokens_BL, cache=cache, keep=1)
+    return cache
+
+
+def hits(model: PreTrainedModel, *, cells: list[list[Prompt]], prefix: DynamicCache | None) -> list[list[bool]]:
+    """Whether the greedy answer to each prompt is its answer, token for token. All prompts have one length.
+
+    Each cell goes on from the beginning of the `prefix` that it shares, if there is one. Each process answers its share.
+    """
+    longest = max(len(p.question + p.answer) for cell in cells for p in cell)
+    hit_CS = np.zeros((len(cells), max(map(len, cells))), dtype=np.bool_)
+    size = 1 if prefix is None else max(1, batch_tokens(model) // longest)
+
+    def work(place: tuple[int, int]) -> None:
+        cell, first = place
+        group = cells[cell][first : first + size]
+        cache = (
+            None if prefix is None else beginning(prefix, length=min(p.shared for p in cells[cell]), rows=len(group))
+        )
+        hit_CS[cell, first : first + len(group)] = answered(model, group, cache=cache)
+
+    every = [(cell, first) for cell, prompts in enumerate(cells) for first in range(0, len(prompts), size)]
+    spread(work, (place for number, place in enumerate(every) if ours(number)), model=model)
+    return [row[: len(cell)] for row, cell in zip(whole(hit_CS).tolist(), cells, strict=True)]
+
+
+def beginning(cache: DynamicCache, *, length: int, rows: int) -> DynamicCache:
+    """The cache's first `length` tokens for `rows` texts that go on apart: views, until they do."""
+    assert 0 < length <= cache.get_seq_length()
+    part = copy(cache)
+    part.layers = [copy(layer) for layer in cache.layers]
+    for layer in part.layers:
+        assert layer.keys is not None and layer.values is not None
+        layer.keys, layer.values = (x[..., :length, :].expand(rows, -1, -1, -1) for x in (layer.keys, layer.values))
+    return part
+
+
+def cut(cache: DynamicCache, length: int) -> None:
+    surplus = cache.get_seq_length() - length
+    assert surplus >= 0
+    if surplus:
+        cache.crop(-surplus)
+
+
+def answered(model: PreTrainedModel, prompts: list[Prompt], *, cache: DynamicCache | None) -> list[bool]:
+    tokens_BL = torch.tensor([p.question + p.answer for p in prompts], device=model.device)
+    kept = max(len(p.answer) for p in prompts)
+    known = 0 if cache is None else cache.get_seq_length()
+    choice_BA = read(model, tokens_BL[:, known:-1], cache=cache, keep=kept)
+    right_BA = (choice_BA == tokens_BL[:, -kept:]).tolist()
+    return [all(row[-len(p.answer) :]) for row, p in zip(right_BA, prompts, strict=True)]
+
+
+def read(model: PreTrainedModel, tokens_BL: torch.Tensor, *, cache: DynamicCache | None, keep: int) -> torch.Tensor:
+    """First choices (B, keep) after the last `keep` tokens; over a cache in chunks, so that no mask is length x length."""
+    if cache is None:
+        return model(input_ids=tokens_BL, use_cache=False, logits_to_keep=keep).logits.argmax(dim=-1)
+    chunk, length = max(CHUNK, keep), tokens_BL.shape[1]
+    # The first chunk is the short one: a short last one would hold too few logits.
+    first = (length - 1) % chunk + 1
+    choice_BA = tokens_BL[:, :0]
+    for start, end in zip([0, *range(first, length, chunk)], range(first, length + 1, chunk), strict=True):
+        out = model(input_ids=tokens_BL[:, start:end], past_key_values=cache, use_cache=True, logits_to_keep=keep)
+        choice_BA = out.logits.argmax(dim=-1)
+    return choice_BA
+
+
+def measure(
+    model: PreTrainedModel, *, label: str, tokenizer: PreTrainedTokenizerBase, settings: Passkey
+) -> dict[str, Any]:
+    """Accuracy of the model `label` by length, and within it by depth, with exact 95 % intervals.
+
+    Raises:
+        ValueError: a length has no room for the prompt or is beyond the model's positions, or there is no chat template for a chat
+            prompt.
+    """
+    writer = Writer(tokenizer, prompt=settings.prompt)
+    cells_of = {
+        length: [
+            [writer.write(key, length=length, depth=d) for key in keys(settings, length=length, depth=d)]
+            for d in settings.depths
+        ]
+        for length in sorted(settings.lengths)
+    }
+    for length in cells_of:
+        must_reach(model, length - 1)
+    prefix = prefix_of(model, cells=[c for cells in cells_of.values() for c in cells]) if shareable(model) else None
+    result: dict[str, Any] = {"prompt": settings.prompt}
+    for length, cells in cells_of.items():
+        by_depth = hits(model, cells=cells, prefix=prefix)
+        found = [hit for row in by_depth for hit in row]
+        cuts = {f"{d:.2f}": score(row) for d, row in zip(settings.depths, by_depth, strict=True)}
+        result[str(length)] = score(found) | {"depth": cuts}
+        say(f"{length} tokens: {sum(found)} of {len(found)} keys found")
+    return {"passkey": {label: result}}
+
+
+def keys(settings: Passkey, *, length: int, depth: float) -> list[str]:
+    """A cell's keys: they depend on the seed and the cell, not on which other cells there are."""
+    generator = random.Random(f"{settings.seed} {length} {depth}")
+    return [str(generator.randrange(10 ** (settings.digits - 1), 10**settings.digits)) for _ in range(settings.samples)]
+
+
+def score(found: list[bool]) -> dict[str, Any]:
+    low, high = binomial(sum(found), len(found))
+    return {
+        "value": round(sum(found) / len(found), 6),
+        "low": round(low, 6),
+        "high": round(high, 6),
+        "trials": len(found),
+    }

@@ -1,0 +1,219 @@
+"""Perplexity by context length, in two protocols, both with full attention, each token counted once, no window across documents.
+
+*Controlled*: the same last tokens of the same places of the held-out documents, while only the window before them grows.
+Lengths and models share their targets, so differences are the context's or the model's, and models compare in pairs, place
+by place. *Sliding*: LongLoRA's PG19 protocol (section 4.1, after Press et al. 2021): a window of each length moves over the
+documents by a stride, and only tokens that no window has scored yet count; targets differ from length to length.
+Beside them, *by position*: nats per token within the longest windows of the controlled protocol, band by band, which shows
+where in its context a model stops to profit from more of it.
+Windows start inside documents without a begin mark. A model may be asked for more positions than it declares: that is how an
+unextended base shows that it breaks.
+
+Letters: L tokens of a window, P places.
+"""
+
+import csv
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+from transformers import PreTrainedModel
+
+from longlora.evaluation.interval import bootstrap
+from longlora.evaluation.windows import SCORED, Place, Window, nats, places, token_nats
+from longlora.parallel.sharding import rank, say
+from longlora.section import Section
+
+
+class Sliding(Section):
+    stride: int = Field(gt=0)
+    """Tokens by which the window moves; 256 in the LongLoRA paper."""
+    tokens: int = Field(gt=0)
+    """Scored tokens per length, at most: the first ones of the held-out documents."""
+
+
+class Perplexity(Section):
+    lengths: list[int] = Field(min_length=1)
+    """Windows in tokens, scored tokens included."""
+    last: int = Field(gt=0)
+    """Tokens scored at the end of each window."""
+    samples: int = Field(gt=0)
+    """Places, drawn from all that have the longest window before them inside one document; their tokens never overlap."""
+    seed: int
+    sliding: Sliding | None
+    """The second protocol; null leaves it out."""
+    bands: int | None = Field(gt=0)
+    """Equal bands of positions, by which the nats inside the longest windows are told; null leaves them out."""
+
+    @model_validator(mode="after")
+    def windows_hold_more_than_what_is_scored(self) -> Self:
+        if min(self.lengths) <= self.last:
+            raise ValueError(
+                f"the shortest of lengths, {min(self.lengths)}, must be longer than last = {self.last}, at least {self.last + 1}"
+            )
+        if len(set(self.lengths)) < len(self.lengths):
+            raise ValueError(f"a length stands twice in {self.lengths}")
+        if self.bands and max(self.lengths) % self.bands:
+            raise ValueError(f"bands = {self.bands} must divide the longest length, {max(self.lengths)}")
+        if self.sliding and self.sliding.stride >= min(self.lengths):
+            raise ValueError(
+                f"sliding.stride = {self.sliding.stride} must be below the shortest length, {min(self.lengths)}"
+            )
+        return self
+
+
+def chosen_places(documents: list[np.ndarray], settings: Perplexity) -> list[Place]:
+    """The places that all lengths, and all models, are scored at.
+
+    Raises:
+        ValueError: as `places`.
+    """
+    return places(
+        [len(d) for d in documents],
+        longest=max(settings.lengths),
+        last=settings.last,
+        samples=settings.samples,
+        seed=settings.seed,
+    )
+
+
+def controlled(
+    model: PreTrainedModel,
+    *,
+    documents: list[np.ndarray],
+    settings: Perplexity,
+    known: dict[int, np.ndarray] | None = None,
+) -> tuple[list[Place], dict[int, np.ndarray]]:
+    """The places, and per length the nats (P,) of their last tokens; those of `known` lengths are not computed anew.
+
+    Raises:
+        ValueError: as `places`.
+    """
+    chosen, scores = chosen_places(documents, settings), dict(known or {})
+    for length in sorted(settings.lengths):
+        if length not in scores:
+            windows = [Window(p.document, p.end - length, p.end, settings.last) for p in chosen]
+            scores[length] = nats(model, documents=documents, windows=windows)
+        say(f"{length} tokens: perplexity {perplexity(scores[length].sum(), len(chosen) * settings.last):.4g}")
+    return chosen, {length: scores[length] for length in sorted(scores)}
+
+
+def longest_windows(model: PreTrainedModel, *, documents: list[np.ndarray], settings: Perplexity) -> np.ndarray:
+    """Nats (P, L - 1), float64, of every token but the first of the longest windows."""
+    length = max(settings.lengths)
+    windows = [Window(p.document, p.end - length, p.end, length - 1) for p in chosen_places(documents, settings)]
+    return token_nats(model, documents=documents, windows=windows).astype(np.float64)
+
+
+def by_position(nats_PL: np.ndarray, *, bands: int, seed: int) -> dict[str, Any]:
+    """Mean nats per band of positions, under the band's end, with intervals over the places."""
+    length = nats_PL.shape[1] + 1
+    band, result = length // bands, {}
+    for first in range(0, length, band):
+        # The token at position 0 is read and never predicted, so column 0 is position 1.
+        part_PL = nats_PL[:, max(0, first - 1) : first + band - 1]
+        counts_P = np.full(len(part_PL), part_PL.shape[1])
+        result[str(first + band)] = mean(part_PL.sum(axis=1), counts_P=counts_P, seed=seed)
+    return result
+
+
+def sliding_windows(lengths_of_documents: list[int], *, length: int, sliding: Sliding) -> list[Window]:
+    """Windows that together score every token but a document's first, once, until `sliding.tokens` are scored.
+
+    A document's first window scores all of itself, in parts of at most SCORED tokens that all begin at the document's start.
+    """
+    windows: list[Window] = []
+    left = sliding.tokens
+    for document, size in enumerate(lengths_of_documents):
+        scored_to = 1
+        while scored_to < size and left > 0:
+            wanted = length - scored_to if scored_to < length else sliding.stride
+            count = min(wanted, size - scored_to, left, SCORED)
+            end = scored_to + count
+            windows.append(Window(document, max(0, end - length), end, count))
+            left, scored_to = left - count, end
+    return windows
+
+
+def perplexity(total: float, tokens: int) -> float:
+    """exp of the mean; infinite where that is beyond a float."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(total / tokens))
+
+
+def mean(sums_P: np.ndarray, *, counts_P: np.ndarray, seed: int) -> dict[str, Any]:
+    """Nats per token with the 95 % interval over the parts; null where that is not a number."""
+    low, high = bootstrap(sums_P, counts_N=counts_P, seed=seed)
+    figures = {"value": float(sums_P.sum() / counts_P.sum()), "low": low, "high": high}
+    return {name: round(figure, 6) if np.isfinite(figure) else None for name, figure in figures.items()}
+
+
+def score(sums_P: np.ndarray, *, counts_P: np.ndarray, seed: int) -> dict[str, Any]:
+    """Perplexity with its 95 % interval over the parts; a value that is not finite is null (JSON has no NaN)."""
+    low, high = bootstrap(sums_P, counts_N=counts_P, seed=seed)
+    figures = {
+        "value": perplexity(sums_P.sum(), int(counts_P.sum())),
+        "low": perplexity(low, 1),
+        "high": perplexity(high, 1),
+    }
+    return {
+        **{name: round(figure, 6) if np.isfinite(figure) else None for name, figure in figures.items()},
+        "tokens": int(counts_P.sum()),
+    }
+
+
+def measure(
+    model: PreTrainedModel, *, label: str, documents: list[np.ndarray], settings: Perplexity, parts: Path
+) -> dict[str, Any]:
+    """All perplexities of the model `label`, by protocol, label and length; the nats of each place go to the CSV `parts`.
+
+    Raises:
+        ValueError: no document is as long as the longest window, or there are none.
+    """
+    nats_PL = longest_windows(model, documents=documents, settings=settings) if settings.bands else None
+    known = {} if nats_PL is None else {max(settings.lengths): nats_PL[:, -settings.last :].sum(axis=1)}
+    chosen, sums = controlled(model, documents=documents, settings=settings, known=known)
+    if rank() == 0:
+        write_parts(parts, chosen=chosen, sums=sums, last=settings.last)
+    counts_P = np.full(len(chosen), settings.last)
+    result: dict[str, Any] = {
+        "perplexity": {
+            label: {
+                "places": len(chosen),
+                "documents": len({p.document for p in chosen}),
+                "documents_too_short": sum(len(d) < max(settings.lengths) for d in documents),
+                **{str(n): score(s_P, counts_P=counts_P, seed=settings.seed) for n, s_P in sums.items()},
+            }
+        }
+    }
+    if settings.bands and nats_PL is not None:
+        result["position_nats"] = {label: by_position(nats_PL, bands=settings.bands, seed=settings.seed)}
+    if settings.sliding:
+        result["sliding_perplexity"] = {
+            label: slide(model, documents=documents, settings=settings, sliding=settings.sliding)
+        }
+    return result
+
+
+def slide(
+    model: PreTrainedModel, *, documents: list[np.ndarray], settings: Perplexity, sliding: Sliding
+) -> dict[str, Any]:
+    """The sliding protocol, by length; the interval is over windows."""
+    result = {}
+    for length in sorted(settings.lengths):
+        windows = sliding_windows([len(d) for d in documents], length=length, sliding=sliding)
+        sums = nats(model, documents=documents, windows=windows)
+        result[str(length)] = score(sums, counts_P=np.array([w.scored for w in windows]), seed=settings.seed)
+        say(f"{length} tokens, sliding: perplexity {result[str(length)]['value']}")
+    return result
+
+
+def write_parts(file: Path, *, chosen: list[Place], sums: dict[int, np.ndarray], last: int) -> None:
+    """One row per length and place, so that models can be compared place by place."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="") as stream:
+        rows = csv.writer(stream, lineterminator="\n")
+        rows.writerow(["length", "document", "end", "tokens", "nats"])
+        for length, sums_P in sums.items():
+            rows.writerows([length, p.document, p.end, last, f"{s:.6f}"] for p, s in zip(chosen, sums_P, strict=True))

@@ -1,0 +1,148 @@
+"""Windows of documents, and what a model makes of their tokens: nats, of the scored tokens together or of every token.
+
+Logits are made for the tokens that are asked for, and no more of them at once than memory holds.
+
+Letters: B windows of a batch, W windows, L tokens of a window, N scored tokens of a window, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F  # noqa: N812
+from transformers import DynamicCache, PreTrainedModel
+
+from longlora.model.load import batch_tokens, must_reach, shareable, spread
+from longlora.parallel.sharding import ours, whole
+
+SCORED = 2048
+"""Tokens scored by one window, at most: the first window of a long length would need gigabytes of logits."""
+CHUNK = 512
+"""Tokens of one forward pass over a cache, as for passkeys."""
+BATCH_LOGITS = 2**26
+"""Logits that are in memory at once, at most (one window may need more): 256 MB."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The tokens [end - last, end) of a document."""
+
+    document: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens [start, end) of a document, of which the last `scored` count."""
+
+    document: int
+    start: int
+    end: int
+    scored: int
+
+
+def places(lengths_of_documents: list[int], *, longest: int, last: int, samples: int, seed: int) -> list[Place]:
+    """Up to `samples` places, in the order of the text: a seeded choice among spans that never overlap.
+
+    Raises:
+        ValueError: no document is as long as the longest window.
+    """
+    grid = [
+        Place(document, end)
+        for document, length in enumerate(lengths_of_documents)
+        for end in range(longest, length + 1, last)
+    ]
+    if not grid:
+        raise ValueError(
+            f"no held-out document has {longest} tokens, the longest window; the longest has "
+            f"{max(lengths_of_documents, default=0)}: lower perplexity.lengths, or hold out longer documents"
+        )
+    chosen = np.random.default_rng(seed).permutation(len(grid))[:samples]
+    return [grid[i] for i in sorted(chosen)]
+
+
+def nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: list[Window]) -> np.ndarray:
+    """The summed negative log likelihood (nats) of the scored tokens of each window. Logits are made for those alone."""
+    total_W = np.zeros(len(windows), dtype=np.float64)
+
+    def work(batch: list[int]) -> None:
+        loss_BN = losses(model, documents=documents, group=[windows[i] for i in batch])
+        total_W[batch] = loss_BN.double().sum(dim=1).cpu().numpy()
+
+    spread(work, our_batches(model, windows), model=model)
+    return whole(total_W)
+
+
+def last_nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: list[Window]) -> np.ndarray:
+    """Nats (W, N) of each scored token of windows of one shape."""
+    nats_WN = np.zeros((len(windows), windows[0].scored))
+
+    def work(batch: list[int]) -> None:
+        nats_WN[batch] = losses(model, documents=documents, group=[windows[i] for i in batch]).cpu().numpy()
+
+    spread(work, our_batches(model, windows), model=model)
+    return whole(nats_WN)
+
+
+def losses(model: PreTrainedModel, *, documents: list[np.ndarray], group: list[Window]) -> torch.Tensor:
+    """Nats (B, N) of the scored tokens of a batch of windows of one shape."""
+    tokens_BL = torch.from_numpy(np.stack([documents[w.document][w.start : w.end].astype(np.int64) for w in group])).to(
+        model.device
+    )
+    scored = group[0].scored
+    # The last token is only predicted, never read.
+    logits_BNV = model(input_ids=tokens_BL[:, :-1], use_cache=False, logits_to_keep=scored).logits.float()
+    return F.cross_entropy(logits_BNV.transpose(1, 2), tokens_BL[:, -scored:], reduction="none")
+
+
+def token_nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: list[Window]) -> np.ndarray:
+    """Nats (W, L - 1) of every token but the first of windows of one length L, with all of its window before it.
+
+    The window is read in pieces over a cache, so no more than a piece's logits are in memory. Where a cache does not serve
+    longer texts, it is read once per piece.
+    """
+    length, vocabulary = windows[0].end - windows[0].start, model.config.get_text_config().vocab_size
+    must_reach(model, length - 1)
+    nats_WL = np.zeros((len(windows), length - 1), dtype=np.float32)
+    size = max(1, batch_tokens(model) // length)
+    piece = max(1, min(SCORED, BATCH_LOGITS // (size * vocabulary), CHUNK))
+
+    def work(first: int) -> None:
+        group = windows[first : first + size]
+        tokens_BL = torch.from_numpy(
+            np.stack([documents[w.document][w.start : w.end].astype(np.int64) for w in group])
+        ).to(model.device)
+        cache = DynamicCache(config=model.config) if shareable(model) else None
+        for start in range(0, length - 1, piece):
+            end = min(start + piece, length - 1)
+            if cache is None:
+                kept = torch.arange(start, end, device=model.device)
+                out = model(input_ids=tokens_BL[:, :-1], use_cache=False, logits_to_keep=kept)
+            else:
+                out = model(input_ids=tokens_BL[:, start:end], past_key_values=cache, use_cache=True)
+            loss_BN = F.cross_entropy(
+                out.logits.float().transpose(1, 2), tokens_BL[:, start + 1 : end + 1], reduction="none"
+            )
+            nats_WL[first : first + size, start:end] = loss_BN.cpu().numpy()
+
+    spread(work, (n for n in range(0, len(windows), size) if ours(n // size)), model=model)
+    return whole(nats_WL)
+
+
+def our_batches(model: PreTrainedModel, windows: list[Window]) -> Iterator[list[int]]:
+    """This process's share of the batches."""
+    must_reach(model, max((w.end - w.start for w in windows), default=1) - 1)
+    vocabulary = model.config.get_text_config().vocab_size
+    every = enumerate(batches(windows, tokens=batch_tokens(model), vocabulary=vocabulary))
+    return (batch for number, batch in every if ours(number))
+
+
+def batches(windows: list[Window], *, tokens: int, vocabulary: int) -> Iterator[list[int]]:
+    """Numbers of windows of one shape, in order, as many at a time as `tokens` and the logits allow, at least one."""
+    shapes: dict[tuple[int, int], list[int]] = {}
+    for number, window in enumerate(windows):
+        shapes.setdefault((window.end - window.start, window.scored), []).append(number)
+    for (length, scored), numbers in shapes.items():
+        size = max(1, min(tokens // length, BATCH_LOGITS // (scored * vocabulary)))
+        yield from (numbers[i : i + size] for i in range(0, len(numbers), size))

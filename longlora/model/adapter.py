@@ -1,0 +1,118 @@
+"""What is trained: low-rank adapters, and with them the input embeddings and every normalization layer.
+
+LongLoRA calls this "LoRA+" (paper, section 3.3 and table 2): low rank alone does not reach long contexts, with trainable
+embeddings and norms it does. Hayou et al. 2024 use the same name for a larger learning rate of the B matrices; that is
+`fit.b_learning_rate_ratio`, and something else.
+
+All that was trained goes into one adapter folder that stock peft loads; tied embeddings stay tied.
+"""
+
+import copy
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from pydantic import Field, ValidationInfo, field_validator
+from torch import nn
+from transformers import PreTrainedModel
+
+from longlora.section import Section, nearest
+
+
+class Adapter(Section):
+    method: Literal["lora", "full"]
+    """full: every weight of the model is trained, and the other keys do nothing."""
+    quantized: Literal["nf4"] | None
+    """The frozen linear layers while training. nf4: in four bits, QLoRA (longlora/model/quantized.py); null: as `fit.dtype`."""
+    rank: int = Field(gt=0)
+    alpha: float = Field(gt=0)
+    """The update is B A x alpha / rank."""
+    dropout: float = Field(ge=0, lt=1)
+    targets: list[str]
+    """Names of the linear layers that get an adapter, as the model calls them (GPT-NeoX: query_key_value, dense)."""
+    trainable: list[Literal["embeddings", "norms"]]
+    """What is trained whole beside the low-rank matrices."""
+
+    @field_validator("quantized")
+    @classmethod
+    def frozen_only(cls, quantized: str | None, info: ValidationInfo) -> str | None:
+        if quantized and info.data.get("method") == "full":
+            raise ValueError(
+                "only frozen weights are quantised, and adapter.method = full freezes none; null, or method lora"
+            )
+        return quantized
+
+
+def attach(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel | PeftModel:
+    """`model` with the adapter's parameters trainable, in float32, and all others frozen.
+
+    Raises:
+        ValueError: a target is no linear layer of this model (those there are, are named).
+    """
+    if adapter.method == "full":
+        return model.float().requires_grad_(True)
+    linears = sorted({name.rsplit(".")[-1] for name, m in model.base_model.named_modules() if isinstance(m, nn.Linear)})
+    for target in adapter.targets:
+        if target not in linears:
+            raise ValueError(
+                f"adapter.targets: {type(model).__name__} has no linear layer '{target}'{nearest(target, linears)}"
+            )
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # peft annotates int, and multiplies
+        lora_dropout=adapter.dropout,
+        target_modules=adapter.targets,
+        modules_to_save=whole_modules(model, trainable=adapter.trainable) or None,
+        ensure_weight_tying=model.config.tie_word_embeddings and "embeddings" in adapter.trainable,
+    )
+    adapted = get_peft_model(model, config)
+    assert isinstance(adapted, PeftModel)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            # AdamW steps of 1e-5 vanish in a bfloat16 weight.
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def whole_modules(model: PreTrainedModel, *, trainable: list[Literal["embeddings", "norms"]]) -> list[str]:
+    """Last names of the modules that are trained whole."""
+    kinds = {
+        "norms": lambda m: type(m).__name__.endswith("Norm"),
+        "embeddings": lambda m: m is model.get_input_embeddings(),
+    }
+    return sorted({name.rsplit(".")[-1] for kind in trainable for name, m in model.named_modules() if kinds[kind](m)})
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable parameters by name, a tied one once."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def save(model: PreTrainedModel | PeftModel, folder: Path) -> None:
+    """Write the adapter (or, trained in full, the model) with the extended model's config beside it.
+
+    Raises:
+        ValueError: a weight is not finite; then nothing is written.
+    """
+    bad = [name for name, p in trained_parameters(model).items() if not torch.isfinite(p).all()]
+    if bad:
+        raise ValueError(f"{len(bad)} trained tensors hold NaN or infinity, the first is {bad[0]}; nothing was saved")
+    if isinstance(model, PeftModel):
+        # Where the base lies is dvc.yaml's to say: an absolute path here would change the adapter's hash from place to place.
+        recipe = model.peft_config["default"]
+        recipe.base_model_name_or_path = None
+        # peft holds the names in a set, whose order is another in every process, and so would be the adapter's hash.
+        assert recipe.target_modules is not None
+        recipe.target_modules = sorted(recipe.target_modules)  # type: ignore[assignment]
+        model.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink()  # peft's template, to be filled in by hand; the card is written by the report
+        config = copy.deepcopy(model.get_base_model().config)
+        if hasattr(
+            config, "quantization_config"
+        ):  # of the training: the adapter goes onto the base as it is on the disk
+            del config.quantization_config
+        config.save_pretrained(folder)
+    else:
+        model.save_pretrained(folder)

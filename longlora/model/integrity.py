@@ -1,0 +1,191 @@
+"""Whether a merged model is whole: facts about its files, each a number and a sentence, for the gate to judge.
+
+What LongLoRA's users ran into (weights that are NaN, an adapter that never trained, RoPE scaling missing from the merged
+config, a tokenizer of another model, a file cut off in copying) is asked of the folder itself, as any user would open it.
+A broken folder is a fact with value 0, not a crash: the gate has to say what is wrong.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+
+from longlora.model.position import Position, extend, reach
+from longlora.model.seal import broken
+
+PROBE = "The pass key is 90417.\n\tNaïve café, §12: «Ω» 東京 🙂  two  spaces; don't ALL-CAPS e=mc^2 </s>"
+PROBE_TOKENS = 64
+BROKEN = (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError)
+"""What a damaged folder raises when it is opened, from the file system, JSON, safetensors and transformers."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """1 for yes, 0 for no, or a quantity; and why, in words."""
+
+    value: float
+    reason: str
+
+
+def measure(base: Path, *, extended: Path, position: Position) -> dict[str, Any]:
+    """All facts about the model `extended`, made from `base` under `position`.
+
+    Raises:
+        ValueError: `position` cannot extend `base`, or `base` cannot be read: no facts about the merged model.
+    """
+    own = AutoConfig.from_pretrained(base, local_files_only=True)
+    expected = extend(own, method=position.method, context=position.context)
+    whole, model = opened(extended)
+    facts = {
+        "window": Fact(reach(own.get_text_config()), "positions that the base reaches"),
+        "target": Fact(position.context, "position.context"),
+        "whole": whole,
+        "sealed": sealed(extended),
+        "context": context(extended, expected=expected),
+        "rope": rope(extended, expected=expected, method=position.method),
+        "tokenizer": tokenizer(base, extended=extended),
+    }
+    if model is None:
+        skipped = Fact(0, "not looked at: the model does not open")
+        facts |= {"finite": skipped, "trained": skipped, "logits": skipped}
+    else:
+        facts |= {
+            "finite": finite(extended),
+            "trained": trained(base, extended=extended),
+            "logits": logits(model, length=position.context),
+        }
+    return {"integrity": {name: asdict(fact) for name, fact in facts.items()}}
+
+
+def opened(folder: Path) -> tuple[Fact, PreTrainedModel | None]:
+    """Whether plain transformers opens the model with every weight it needs, of the right shape, and none to spare."""
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, because loading info is asked for
+            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
+    except BROKEN as error:
+        return Fact(0, f"does not open: {first_line(error)}"), None
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if report[kind]:
+            named = ", ".join(sorted(map(str, report[kind]))[:3])
+            return Fact(0, f"{len(report[kind])} {kind.replace('_', ' ')}: {named}"), None
+    return Fact(1, f"opens with all {len(model.state_dict())} tensors"), model.eval()
+
+
+def sealed(folder: Path) -> Fact:
+    """Whether the weight files are, byte for byte, those that the merge wrote."""
+    found = broken(folder)
+    return Fact(0, "; ".join(found)) if found else Fact(1, "every weight file has the digest that it was written with")
+
+
+def tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a model's files, one at a time, sorted by name within each file."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as stored:
+            for name in names(file):
+                yield name, stored.get_tensor(name)
+
+
+def names(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as stored:
+        return sorted(stored.keys())
+
+
+def finite(folder: Path) -> Fact:
+    total, bad = 0, []
+    for name, tensor in tensors(folder):
+        total += 1
+        if not torch.isfinite(tensor).all():
+            bad.append(name)
+    if bad:
+        return Fact(0, f"{len(bad)} of {total} tensors hold NaN or infinity, {bad[0]} first")
+    return Fact(1, f"all {total} tensors are finite")
+
+
+def trained(base: Path, *, extended: Path) -> Fact:
+    """Whether any weight differs from the base's."""
+    before = {name: file for file in sorted(base.glob("*.safetensors")) for name in names(file)}
+    changed, squares, squares_before = 0, 0.0, 0.0
+    for name, tensor in tensors(extended):
+        if name not in before:
+            continue
+        with safe_open(before[name], framework="pt") as stored:
+            old = stored.get_tensor(name).double()
+        if old.shape != tensor.shape:
+            return Fact(1, f"{name} has another shape than the base's")
+        squares += (tensor.double() - old).square().sum().item()
+        squares_before += old.square().sum().item()
+        changed += not torch.equal(tensor.double(), old)
+    if not changed:
+        return Fact(0, "every weight is the base's: the adapter changes nothing")
+    share = math.sqrt(squares / squares_before) if squares_before else math.inf
+    return Fact(1, f"{changed} of {len(before)} tensors differ from the base's, together by {share:.2%} of their norm")
+
+
+def context(folder: Path, *, expected: PreTrainedConfig) -> Fact:
+    """Whether the config says the length that was trained for (under dynamic scaling: the base's, which that method needs)."""
+    try:
+        stated = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config().max_position_embeddings
+    except BROKEN as error:
+        return Fact(0, f"the config does not open: {first_line(error)}")
+    due = expected.get_text_config().max_position_embeddings
+    if stated != due:
+        return Fact(0, f"the config says {stated} positions, and should say {due}")
+    return Fact(1, f"the config says {stated} positions")
+
+
+def rope(folder: Path, *, expected: PreTrainedConfig, method: str) -> Fact:
+    """Whether the rotary settings in the config are those that the model was trained under."""
+    due = rotary_settings(expected)
+    try:
+        found = rotary_settings(AutoConfig.from_pretrained(folder, local_files_only=True))
+    except BROKEN as error:
+        return Fact(0, f"the config does not open: {first_line(error)}")
+    if found != due:
+        return Fact(0, f"the config has {json.dumps(found)}, trained under was {json.dumps(due)}")
+    return Fact(1, f"the config has the settings of method {method}, which were trained under")
+
+
+def rotary_settings(config: PreTrainedConfig) -> Any:
+    return config.get_text_config().to_dict().get("rope_parameters")
+
+
+def tokenizer(base: Path, *, extended: Path) -> Fact:
+    """Whether the tokenizer is the base's: same vocabulary, same special tokens, same ids for a probe."""
+    own = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    try:
+        found = AutoTokenizer.from_pretrained(extended, local_files_only=True)
+        same = {
+            "vocabulary": found.get_vocab() == own.get_vocab(),
+            "special tokens": found.special_tokens_map == own.special_tokens_map,
+            "ids of a probe text": found(PROBE)["input_ids"] == own(PROBE)["input_ids"],
+        }
+    except BROKEN as error:
+        return Fact(0, f"the tokenizer does not open: {first_line(error)}")
+    other = [what for what, equal in same.items() if not equal]
+    if other:
+        return Fact(0, f"not the base's tokenizer: other {', other '.join(other)}")
+    return Fact(1, f"the base's tokenizer, {len(own)} tokens")
+
+
+@torch.inference_mode()
+def logits(model: PreTrainedModel, *, length: int) -> Fact:
+    """Whether a probe text has finite logits at the first and at the last positions of the context."""
+    vocabulary = model.config.get_text_config().vocab_size
+    tokens_BL = torch.arange(PROBE_TOKENS)[None] % vocabulary
+    for first in (0, length - PROBE_TOKENS):
+        positions_BL = torch.arange(first, first + PROBE_TOKENS)[None]
+        found_BLV = model(input_ids=tokens_BL, position_ids=positions_BL, use_cache=False).logits
+        if not torch.isfinite(found_BLV).all():
+            return Fact(0, f"logits at positions {first} to {first + PROBE_TOKENS - 1} are not finite")
+    return Fact(1, f"finite at positions 0 to {PROBE_TOKENS - 1} and {length - PROBE_TOKENS} to {length - 1}")
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,131 @@
+"""A model opened as any user would open it: a plain folder, transformers' own class, ordinary full attention.
+
+Evaluation never sees the sparse attention of training. float32 on a CPU, so that scores are the weights' and not the
+rounding's; bfloat16 on a GPU.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
+
+from longlora.model.prefill import unmask
+from longlora.parallel.sharding import world
+
+T = TypeVar("T")
+SMALL = 1024
+"""The hidden size up to which a core computes best alone: cores that share so small a product wait for each other. Beyond it,
+several batches at once win nothing and take memory."""
+LEARNED = ("wpe", "embed_positions", "position_embeddings")
+"""What transformers calls a table of positions."""
+
+
+def open_model(folder: Path) -> PreTrainedModel:
+    """The model of `folder`, ready to be asked: on the GPU if there is one, over all of them if it needs them; among several
+    processes, on this one's own GPU.
+
+    Raises:
+        ValueError: there is no model at `folder`, or it does not open.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"no model at {folder} (no config.json there, seen from {Path.cwd()})")
+    cuda = torch.cuda.is_available()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            local_files_only=True,
+            dtype=torch.bfloat16 if cuda else torch.float32,
+            attn_implementation="sdpa",
+            device_map=gpus() if cuda else "cpu",
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"the model at {folder} does not open: {first_line(error)}") from error
+    if not cuda and shareable(model):
+        unmask(model)
+    return model.eval().requires_grad_(False)
+
+
+def gpus() -> str | dict[str, int]:
+    """All GPUs for a single process; among several, the own one, which is the first where a scheduler shows each no other."""
+    if world() == 1:
+        return "auto"
+    return {"": int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()}
+
+
+def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of `folder`.
+
+    Raises:
+        ValueError: there is none, or it does not open.
+    """
+    if not (folder / "tokenizer_config.json").is_file():
+        raise ValueError(f"no tokenizer at {folder} (no tokenizer_config.json there, seen from {Path.cwd()})")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the tokenizer at {folder} does not open: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def must_reach(model: PreTrainedModel, length: int) -> None:
+    """Check that the model can read `length` tokens at all. Rotary positions go on beyond the config's number, and a model may be
+    asked for more than it says, to show how it breaks; learned ones end.
+
+    Raises:
+        ValueError: it has learned positions, and too few.
+    """
+    learned = [
+        min(module.num_embeddings, model.config.get_text_config().max_position_embeddings)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in LEARNED
+    ]
+    if learned and length > min(learned):
+        raise ValueError(
+            f"{length} tokens are asked for, and this model has {min(learned)} positions, which are learned and end there: "
+            f"lower the lengths to {min(learned)}"
+        )
+
+
+def batch_tokens(model: PreTrainedModel) -> int:
+    """Tokens to compute at once, at most: what stays in a CPU's cache, or keeps a GPU busy."""
+    return 4096 if model.device.type == "cpu" else 32768
+
+
+def spread(work: Callable[[T], None], batches: Iterable[T], *, model: PreTrainedModel) -> None:
+    """Do `work`, without gradients, for each batch. On a CPU a small model's batches are dealt out to as many threads as torch has,
+    and each computes alone. The numbers do not depend on it."""
+    work, threads = torch.inference_mode()(work), torch.get_num_threads()
+    together = model.device.type == "cpu" and model.config.get_text_config().hidden_size <= SMALL and steady(model)
+    if not together or threads == 1:
+        for batch in batches:
+            work(batch)
+        return
+    torch.set_num_threads(1)  # threads that begin now inherit it
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(work, batches):
+                pass
+    finally:
+        torch.set_num_threads(threads)
+
+
+def shareable(model: PreTrainedModel) -> bool:
+    """Whether a prefix's cache serves longer texts: every layer keeps all of it, and no rotary angle depends on the length."""
+    layers = DynamicCache(config=model.config).layers
+    return steady(model) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def steady(model: PreTrainedModel) -> bool:
+    """Whether rotary angles, if there are any, are the same for every length; else a forward pass changes the model's."""
+    rotary = (model.config.get_text_config().to_dict().get("rope_parameters") or {}).get("rope_type")
+    return rotary not in ("dynamic", "longrope")

@@ -1,0 +1,86 @@
+"""The adapter folded into the base: an ordinary model of its architecture, with a longer context.
+
+W <- W + B A alpha / rank, and the trained embeddings and norms in place of the base's. The authors' script merges with
+`strict=False` and forgets the RoPE scaling in the config, after which the model answers blanks; here nothing is written
+unless the merged model gives the adapter model's logits.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from longlora.model.seal import seal
+
+TOLERANCE = 1e-4
+"""Largest difference of two logits in float32, relative to the largest logit: rounding of W + BA, measured about 1e-6."""
+
+
+def merge(base: Path, adapter: Path, *, out: Path, probe_tokens: int = 256) -> float:
+    """Write the merged model to the new folder `out`; return the largest relative difference of its logits.
+
+    Raises:
+        ValueError: the logits differ by more than the tolerance, or are not finite; then nothing is written.
+    """
+    config = AutoConfig.from_pretrained(adapter, local_files_only=True)
+    dtype = AutoConfig.from_pretrained(base, local_files_only=True).dtype or torch.float32
+    if not (adapter / "adapter_config.json").exists():
+        model = AutoModelForCausalLM.from_pretrained(adapter, local_files_only=True, dtype=torch.float32)
+        difference = 0.0
+    else:
+        model = AutoModelForCausalLM.from_pretrained(base, config=config, local_files_only=True, dtype=torch.float32)
+        adapted = PeftModel.from_pretrained(model, adapter).eval()
+        before_BLV = logits(adapted, probe_tokens)
+        model = adapted.merge_and_unload()
+        assert isinstance(model, PreTrainedModel)
+        model.tie_weights()
+        broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+        if broken:
+            raise ValueError(
+                f"merged weights hold NaN or infinity in {len(broken)} tensors, first in {broken[0]}: not written"
+            )
+        after_BLV = logits(model, probe_tokens)
+        difference = ((before_BLV - after_BLV).abs().max() / before_BLV.abs().max()).item()
+        if not difference <= TOLERANCE:  # also when it is NaN
+            raise ValueError(
+                f"merged logits differ by {difference:.2g} of the largest, at most {TOLERANCE:g} may be: not written"
+            )
+    write(model.to(dtype=dtype), base=base, out=out)
+    return difference
+
+
+@torch.inference_mode()
+def logits(model: torch.nn.Module, length: int) -> torch.Tensor:
+    """Logits on fixed pseudo-random tokens, float32."""
+    generator = torch.Generator().manual_seed(0)
+    tokens_BL = torch.randint(model.config.vocab_size, (1, length), generator=generator)
+    return model(input_ids=tokens_BL).logits.float()
+
+
+def write(model: PreTrainedModel, *, base: Path, out: Path) -> None:
+    """Weights with their digests, config and the base's tokenizer with the new length, whole or not at all."""
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    seal(partial)
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "tokenizer.model",
+        "chat_template.jinja",
+    ):
+        if (base / name).exists():
+            shutil.copyfile(base / name, partial / name)
+    lengthen_tokenizer(partial / "tokenizer_config.json", length=model.config.max_position_embeddings)
+    partial.rename(out)
+
+
+def lengthen_tokenizer(file: Path, *, length: int) -> None:
+    """`model_max_length` of a tokenizer config: tokenizers truncate at it."""
+    import json
+
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({**settings, "model_max_length": length}, indent=2) + "\n")

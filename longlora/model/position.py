@@ -1,0 +1,162 @@
+"""A longer reach for rotary positions: the model's own settings, rewritten before the model is built.
+
+linear: Chen et al. 2023, arXiv 2306.15595. ntk: the "NTK-aware" change of base, and its dynamic form. yarn: Peng et al. 2023,
+arXiv 2309.00071. llama3: Llama 3.1's smooth variant. The result is a plain transformers config, so whatever reads the saved
+model sees it. tests/test_position.py holds the frequencies to formulas written from the papers in float64, and to the model's.
+
+Letters: W window that the base reaches; s = context / W; d rotated dimensions of a head; F = d/2 frequencies.
+"""
+
+import copy
+import math
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from transformers import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from longlora.section import Section
+
+Method = Literal["none", "linear", "ntk", "dynamic", "yarn", "llama3"]
+Rope = dict[str, Any]
+
+# yarn and llama3 leave a frequency alone that turns more often than this in the window, and interpolate one that turns less.
+YARN_SLOW, YARN_FAST = 1.0, 32.0
+LLAMA3_SLOW, LLAMA3_FAST = 1.0, 4.0
+
+
+class Position(Section):
+    method: Method
+    """How the base's rotary frequencies change; see longlora/model/position.py."""
+    context: int = Field(gt=1)
+    """Tokens that the model shall reach, which is also the length of a training sequence."""
+
+
+def extend(config: PreTrainedConfig, *, method: Method, context: int) -> PreTrainedConfig:
+    """A copy of `config` that reaches `context` tokens by `method`. Build the model from it: frequencies are fixed at birth.
+
+    The window W of the base is what its `max_position_embeddings` says, or factor x original window where its yarn says more.
+    On a base that is scaled already, the method works on the frequencies the base has:
+
+    - linear on linear, llama3 on llama3: the factors multiply. ntk on a plain or linear base: theta multiplies.
+    - yarn on yarn: the factor is context / the original window, as yarn is meant to be read.
+    - linear, ntk, yarn or llama3 on another scaling: frequency by frequency, written as `longrope`, the form in which
+      transformers takes any frequencies.
+
+    ntk is a larger base, theta x s^(d/(d-2)). dynamic does the same as a sequence grows past W, and is the one method that leaves
+    `max_position_embeddings` at W: that is where transformers looks W up.
+
+    Raises:
+        ValueError: the context is not longer than the window (which `none` allows); no rotary positions, or some per layer
+            type; a base under a scaling that depends on the length (dynamic, longrope).
+    """
+    extended = copy.deepcopy(config)
+    text = extended.get_text_config()
+    rope = rotary(text)
+    window = reach(text)
+    if method == "none":
+        text.max_position_embeddings = max(window, context)
+        return extended
+    if context <= window:
+        raise ValueError(
+            f"position.context = {context} must be above the {window} that the base reaches, or method: none"
+        )
+    text.rope_parameters = lengthened(text, rope, method=method, window=window, context=context)
+    if method != "dynamic":
+        text.max_position_embeddings = context
+    return extended
+
+
+def rotary(config: PreTrainedConfig) -> Rope:
+    """The rotary settings, one for all layers."""
+    rope = config.to_dict().get("rope_parameters")
+    if not rope:
+        raise ValueError(f"a {config.model_type} model has no rotary positions, so its context cannot be extended")
+    nested = config.nested_rope_parameter_keys(rope)
+    if nested:
+        raise ValueError(
+            f"this {config.model_type} model has rotary settings per layer type ({', '.join(nested)}); "
+            "only models with one setting for all layers can be extended"
+        )
+    return rope
+
+
+def reach(config: PreTrainedConfig) -> int:
+    """W. Some yarn configs, such as Qwen's, keep the original window in `max_position_embeddings`."""
+    rope = rotary(config)
+    if rope["rope_type"] == "yarn":
+        return max(config.max_position_embeddings, round(rope["factor"] * rope["original_max_position_embeddings"]))
+    return config.max_position_embeddings
+
+
+def lengthened(config: PreTrainedConfig, rope: Rope, *, method: Method, window: int, context: int) -> Rope:
+    """The rotary settings for `context`."""
+    kind, s = rope["rope_type"], context / window
+    if kind not in ("default", "linear", "yarn", "llama3") or (method == "dynamic" and kind != "default"):
+        raise ValueError(f"position.method '{method}' cannot be put on a base under '{kind}' scaling")
+    if method == "linear" and kind in ("default", "linear"):
+        return rope | {"rope_type": "linear", "factor": rope.get("factor", 1.0) * s}
+    if method == "ntk" and kind in ("default", "linear"):
+        d = 2 * len(frequencies(config, rope)[0])
+        return rope | {"rope_theta": rope["rope_theta"] * s ** (d / (d - 2))}
+    if method == "dynamic":
+        return rope | {"rope_type": "dynamic", "factor": s}
+    if method == "llama3" and kind in ("default", "llama3"):
+        fresh = {
+            "low_freq_factor": LLAMA3_SLOW,
+            "high_freq_factor": LLAMA3_FAST,
+            "original_max_position_embeddings": window,
+        }
+        return fresh | rope | {"rope_type": "llama3", "factor": rope.get("factor", 1.0) * s}
+    if method == "yarn" and kind in ("default", "yarn"):
+        original = rope.get("original_max_position_embeddings", window)
+        kept = {key: value for key, value in rope.items() if key != "attention_factor"}  # it follows from the factor
+        return kept | {
+            "rope_type": "yarn",
+            "factor": context / original,
+            "original_max_position_embeddings": original,
+        }
+    return by_frequency(config, rope, method=method, window=window, s=s)
+
+
+def by_frequency(config: PreTrainedConfig, rope: Rope, *, method: Method, window: int, s: float) -> Rope:
+    """`method` done to the frequencies of a base that is scaled already, as one factor per frequency."""
+    own_F, temperature = frequencies(config, rope)
+    stretch_F = stretch(own_F, method=method, window=window, s=s)
+    plain_F, _ = frequencies(config, {"rope_type": "linear", "factor": 1.0} | unscaled(rope))
+    factors = (plain_F / own_F * stretch_F).tolist()
+    return unscaled(rope) | {
+        "rope_type": "longrope",
+        "short_factor": factors,
+        "long_factor": factors,
+        "factor": s,
+        "attention_factor": temperature * (0.1 * math.log(s) + 1.0 if method == "yarn" else 1.0),
+        "original_max_position_embeddings": window,
+    }
+
+
+def stretch(own_F: torch.Tensor, *, method: Method, window: int, s: float) -> torch.Tensor:
+    """By how much each frequency is divided."""
+    if method == "linear":
+        return torch.full_like(own_F, s)
+    if method == "ntk":
+        return s ** (torch.arange(len(own_F), dtype=torch.float64) / (len(own_F) - 1))
+    slow, fast = (YARN_SLOW, YARN_FAST) if method == "yarn" else (LLAMA3_SLOW, LLAMA3_FAST)
+    turns_F = window * own_F / (2 * math.pi)
+    kept_F = ((turns_F - slow) / (fast - slow)).clamp(0, 1)
+    return 1 / (kept_F + (1 - kept_F) / s)
+
+
+def unscaled(rope: Rope) -> Rope:
+    return {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+
+
+def frequencies(config: PreTrainedConfig, rope: Rope) -> tuple[torch.Tensor, float]:
+    """F frequencies in float64 (of transformers' float32), and the factor on cosine and sine, under the settings `rope`."""
+    stated = copy.deepcopy(config)
+    stated.rope_parameters = dict(rope)
+    if rope["rope_type"] == "default":  # not in transformers' table, and the same as linear by 1
+        stated.rope_parameters = rope | {"rope_type": "linear", "factor": 1.0}
+    own_F, temperature = ROPE_INIT_FUNCTIONS[stated.rope_parameters["rope_type"]](stated)
+    return own_F.double(), float(temperature)

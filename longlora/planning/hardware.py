@@ -1,0 +1,262 @@
+"""What the machine has and what training takes of it: memory per GPU by part, and seconds per optimiser step.
+
+Four constants are fitted, by least squares of the relative error, on the first and the last column of LongLoRA's Table 12
+(7B on 8 x A100-80GB, ZeRO-2; arXiv 2309.12307): five cells, at 8,192 and 65,536 tokens, whose hours give the first two
+constants and whose GB the last two. The six cells at 16,384 and 32,768, and the one out of memory, are held out.
+tests/test_plan.py repeats the fit and checks every cell. The ends bracket the range: fitted on any other two columns the hours
+stay within 10 % too, but without the first column among them the GB at 8,192 come out 17 to 24 % high.
+
+Communication between GPUs is taken as hidden behind arithmetic; traffic to the host's memory is not, and is added in full. GB
+are 2^30 bytes throughout, as the GPUs' own tools count.
+"""
+
+from typing import NamedTuple, Self
+
+from pydantic import Field, ValidationError, computed_field
+
+from longlora.planning.activations import activations
+from longlora.planning.cost import Shape, Workload, step_flops, trained_parameters
+from longlora.section import Section, complaint, nearest
+
+GB = 2**30
+
+UTILISATION = 0.459
+"""Share of the GPU's peak that matrix products reach (fitted)."""
+ATTENTION_SPEED = 1.504
+"""Fused attention's rate over that of the products around it (fitted)."""
+RUNTIME_GB = 8.39
+"""CUDA context, NCCL, DeepSpeed's buckets and the allocator's slack, in a run of many processes (fitted)."""
+BUCKET_SHARE = 0.728
+"""Communication buffers and flat copies, over the 16-bit size of what is trained (fitted)."""
+
+ALONE_GB = 1.5
+"""CUDA context and slack of a single process, an assumption: the paper has no such run."""
+NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
+"""Of a quantised weight, with its share of the scales and of their scales (QLoRA, section 3)."""
+LIVE_PARAMETERS = 10**9
+"""Parameters that ZeRO-3 keeps gathered at most (DeepSpeed's stage3_max_live_parameters)."""
+
+
+class Gpu(NamedTuple):
+    """A maker's numbers: memory in GB that a program sees, dense TFLOP/s in 16 bit and float32, GB/s to the host."""
+
+    memory_gb: float
+    tflops: float
+    float32_tflops: float
+    host_gb_s: float
+
+
+GPUS = {
+    "A100-40GB": Gpu(39.4, 312, 19.5, 25),
+    "A100-80GB": Gpu(79.1, 312, 19.5, 25),
+    "H100-80GB": Gpu(79.1, 989, 67, 50),
+    "H200": Gpu(139.7, 989, 67, 50),
+}
+
+
+class Hardware(Section):
+    """GPUs and how the model is laid over them. `Hardware.of` fills in what a GPU's name says."""
+
+    gpu: str
+    memory_gb: float = Field(gt=0)
+    tflops: float = Field(gt=0)
+    """Peak in 16 bit."""
+    float32_tflops: float = Field(gt=0)
+    host_gb_s: float = Field(gt=0)
+    """Between a GPU and the host's memory."""
+    gpus: int = Field(gt=0)
+    zero: int = Field(ge=0, le=3)
+    """ZeRO stage: 1 partitions the optimiser, 2 the gradients too, 3 the parameters too."""
+    sequence_parallel: int = Field(gt=0)
+    """GPUs that share one sequence."""
+    offload_optimizer: bool
+    offload_parameters: bool
+    offload_checkpoints: bool
+    price: float | None = Field(ge=0)
+    """Of one GPU for one hour."""
+    utilisation: float = Field(gt=0, le=1)
+    """Share of the peak that matrix products reach."""
+    on_cpu: bool
+    """Whether the memory is the host's own, so that nothing can be laid off to it."""
+    runtime_gb: float | None = Field(ge=0)
+    """What the process takes before the model is there; None for what the constants above say."""
+
+    @classmethod
+    def of(
+        cls,
+        gpu: str,
+        *,
+        gpus: int = 1,
+        zero: int = 0,
+        sequence_parallel: int = 1,
+        offload_optimizer: bool = False,
+        offload_parameters: bool = False,
+        offload_checkpoints: bool = False,
+        price: float | None = None,
+        utilisation: float = UTILISATION,
+        memory_gb: float | None = None,
+        tflops: float | None = None,
+        on_cpu: bool = False,
+        runtime_gb: float | None = None,
+    ) -> Self:
+        """A GPU by name, or any device given its `memory_gb` and `tflops` (in the run's dtype); those given win over the name's.
+
+        Raises:
+            ValueError: an unknown name without both numbers, or a layout that contradicts itself.
+        """
+        known = GPUS.get(gpu)
+        if known is None:
+            if memory_gb is None or tflops is None:
+                other = "" if memory_gb is None and tflops is None else " (or give memory_gb and tflops)"
+                raise ValueError(f"unknown GPU '{gpu}'{nearest(gpu.upper(), list(GPUS))}{other}")
+            known = Gpu(memory_gb, tflops, tflops, host_gb_s=25)
+        try:
+            hardware = cls(
+                gpu=gpu,
+                memory_gb=known.memory_gb if memory_gb is None else memory_gb,
+                tflops=known.tflops if tflops is None else tflops,
+                float32_tflops=known.float32_tflops if tflops is None else tflops,
+                host_gb_s=known.host_gb_s,
+                gpus=gpus,
+                zero=zero,
+                sequence_parallel=sequence_parallel,
+                offload_optimizer=offload_optimizer,
+                offload_parameters=offload_parameters,
+                offload_checkpoints=offload_checkpoints,
+                price=price,
+                utilisation=utilisation,
+                on_cpu=on_cpu,
+                runtime_gb=runtime_gb,
+            )
+        except ValidationError as error:
+            raise ValueError("; ".join(complaint(cls, "hardware", e) for e in error.errors())) from None
+        if gpus % sequence_parallel:
+            degrees = [d for d in range(1, gpus + 1) if gpus % d == 0]
+            raise ValueError(
+                f"sequence-parallel degree {sequence_parallel} must divide the {gpus} GPUs: one of {degrees}"
+            )
+        if offload_optimizer and zero < 1:
+            raise ValueError("the optimiser is laid off to the host from ZeRO stage 1 on, and the stage is 0")
+        if offload_parameters and zero < 3:
+            raise ValueError(f"the parameters are laid off to the host in ZeRO stage 3, and the stage is {zero}")
+        return hardware
+
+    @property
+    def replicas(self) -> int:
+        """GPUs, or groups of GPUs under sequence parallelism, that each take sequences of their own."""
+        return self.gpus // self.sequence_parallel
+
+    @property
+    def alone(self) -> bool:
+        """One process, without DeepSpeed."""
+        return self.gpus == 1 and not self.zero
+
+
+def check_layout(hardware: Hardware, *, workload: Workload) -> None:
+    """Raise ValueError where the recipe cannot be cut the way the hardware is laid out."""
+    degree, together = hardware.sequence_parallel, workload.micro_batch * hardware.replicas
+    if workload.context % degree:
+        raise ValueError(
+            f"position.context = {workload.context} must be a multiple of the sequence-parallel degree {degree}; the nearest "
+            f"is {max(1, round(workload.context / degree)) * degree}"
+        )
+    if workload.global_batch % together:
+        fitting = max(1, round(workload.global_batch / together)) * together
+        raise ValueError(
+            f"fit.global_batch = {workload.global_batch} must be a multiple of micro_batch x replicas = "
+            f"{workload.micro_batch} x {hardware.replicas}; the nearest is {fitting}"
+        )
+
+
+class Memory(Section):
+    """GB on each GPU at the highest point of a step, by part."""
+
+    parameters: float
+    gradients: float
+    optimiser: float
+    activations: float
+    logits: float
+    """And what the loss makes of them; 0 where a layer's backward is the higher point, for then they are gone."""
+    buffers: float
+    """Communication, gathered parameters, and what the process takes before the model is there."""
+
+    @computed_field
+    @property
+    def total(self) -> float:
+        return self.parameters + self.gradients + self.optimiser + self.activations + self.logits + self.buffers
+
+
+def memory(shape: Shape, *, workload: Workload, hardware: Hardware) -> tuple[Memory, float]:
+    """Memory per GPU, and GB that all GPUs together lay off to the host.
+
+    A trained parameter takes 16 bytes before it is partitioned, in float32 runs and in 16-bit ones: plain runs keep it in
+    float32 (4, gradient 4, Adam's moments 8), DeepSpeed in 16 bit beside a float32 master (2, 2, 12).
+    """
+    trained, whole, b = trained_parameters(shape, workload=workload), shape.parameters, workload.number_bytes
+    own = b if hardware.zero else 4
+    parts = [hardware.gpus if hardware.zero >= stage else 1 for stage in (1, 2, 3)]
+    optimiser = trained * (12 if own == 2 else 8) / parts[0]
+    gradients = trained * own / parts[1]
+    frozen = (whole - trained) * b
+    if workload.quantized:
+        linears = shape.layers * sum(width * out for width, out in shape.linears.values())
+        frozen -= linears * (b - NF4_BITS / 8)
+    parameters = (trained * own + frozen) / parts[2]
+    tokens = workload.micro_batch * workload.context // hardware.sequence_parallel
+    held = activations(shape, workload=workload, tokens=tokens)
+    kept, away = held.kept, 0.0
+    if hardware.offload_checkpoints and workload.gradient_checkpointing:
+        kept = min(kept, 2 * kept / shape.layers)  # the layer at work and the next
+        away += held.kept - kept
+    at_loss = held.head + held.logits >= held.layer
+    buffers = buffer_bytes(shape, workload=workload, hardware=hardware)
+    runtime = hardware.runtime_gb
+    if runtime is None:
+        runtime = ALONE_GB if hardware.alone else RUNTIME_GB
+    if hardware.offload_optimizer:
+        away, optimiser, gradients = away + optimiser + gradients, 0.0, 0.0
+    if hardware.offload_parameters:
+        away, parameters = away + parameters, 0.0
+    return Memory(
+        parameters=parameters / GB,
+        gradients=gradients / GB,
+        optimiser=optimiser / GB,
+        activations=(kept + (held.head if at_loss else held.layer)) / GB,
+        logits=held.logits / GB if at_loss else 0.0,
+        buffers=buffers / GB + runtime,
+    ), away * hardware.gpus / GB
+
+
+def buffer_bytes(shape: Shape, *, workload: Workload, hardware: Hardware) -> float:
+    """Bytes on a GPU for communication; in a lone process, for one fresh gradient and autocast's copies of trained weights."""
+    trained, b = trained_parameters(shape, workload=workload), workload.number_bytes
+    full = workload.method == "full"
+    if hardware.alone:
+        largest = max(shape.embedding, shape.hidden * shape.intermediate) if full else shape.embedding
+        fresh = 4.0 * largest if full or "embeddings" in workload.trainable else 0.0
+        whole = b * shape.hidden * shape.intermediate if workload.quantized else 0.0  # the layer at work, in full
+        return fresh + (b * trained if full and b == 2 else 0.0) + whole
+    if hardware.zero < 3:
+        return BUCKET_SHARE * b * trained
+    resident = 0 if hardware.offload_parameters else shape.parameters / hardware.gpus
+    gathered = min(LIVE_PARAMETERS, shape.parameters - resident)
+    return b * (gathered + BUCKET_SHARE * trained / hardware.gpus)
+
+
+def step_seconds(shape: Shape, *, workload: Workload, hardware: Hardware) -> float:
+    """Seconds of one optimiser step, all GPUs at work on the global batch; the host's own Adam under offload is not counted."""
+    products, attention = step_flops(shape, workload=workload)
+    peak = 1e12 * (hardware.float32_tflops if workload.dtype == "float32" else hardware.tflops)
+    rate = peak * hardware.utilisation
+    attention_rate = min(rate * ATTENTION_SPEED, peak)
+    arithmetic = workload.global_batch * (products / rate + attention / attention_rate) / hardware.gpus
+    b, micro_steps = workload.number_bytes, workload.global_batch / (workload.micro_batch * hardware.replicas)
+    moved = 0.0
+    if hardware.offload_optimizer:
+        moved += 2 * b * trained_parameters(shape, workload=workload) / hardware.gpus
+    if hardware.offload_parameters:
+        moved += 2 * b * shape.parameters / hardware.gpus * micro_steps
+    if hardware.offload_checkpoints and workload.gradient_checkpointing:
+        tokens = workload.micro_batch * workload.context // hardware.sequence_parallel
+        moved += 2 * activations(shape, workload=workload, tokens=tokens).kept * micro_steps
+    return arithmetic + moved / (hardware.host_gb_s * 1e9)

@@ -1,0 +1,269 @@
+"""What a run will take, before any money is spent: FLOPs, hours, memory per GPU, the price, and whether it fits.
+
+If it does not fit, the cheapest change that makes it fit is named: each rung of a ladder is tried alone, the one with the
+fewest hours wins, and only then are rungs combined. Nothing is loaded but numbers, so the answer takes milliseconds. Held to
+LongLoRA's Tables 11 and 12 (arXiv 2309.12307); `hardware` says which four constants are fitted, and on which cells.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from longlora.planning.cost import Flops, Shape, Workload, check, forward_flops, trained_parameters
+from longlora.planning.hardware import Hardware, Memory, check_layout, memory, step_seconds
+from longlora.section import Section, nearest
+
+KEYS = {
+    "context": "position.context",
+    "steps": "fit.steps",
+    "global_batch": "fit.global_batch",
+    "micro_batch": "fit.micro_batch",
+    "pattern": "attention.pattern",
+    "group_ratio": "attention.group_ratio",
+    "full_attention_last": "attention.full_attention_last",
+    "backend": "attention.backend",
+    "method": "adapter.method",
+    "quantized": "adapter.quantized",
+    "rank": "adapter.rank",
+    "targets": "adapter.targets",
+    "trainable": "adapter.trainable",
+    "gradient_checkpointing": "fit.gradient_checkpointing",
+    "loss_chunk": "fit.loss_chunk",
+    "mlp_tile": "fit.mlp_tile",
+    "dtype": "fit.dtype",
+}
+"""Where params.yaml says what a Workload's field holds."""
+
+CHUNK = 1024
+"""Tokens of a loss chunk, where the ladder proposes one."""
+
+TILE = 4096
+"""Tokens of a feed-forward's tile, where the ladder proposes one."""
+
+CLOSE = 0.15
+"""The memory estimate's error on Table 12 stays below this share."""
+
+
+class Remedy(Section):
+    """What makes a run fit, and how it is then."""
+
+    changes: tuple[str, ...]
+    gb_per_gpu: float
+    hours: float
+
+
+class Estimate(Section):
+    """The plan of one run. GB are 2^30 bytes, per GPU and at the step's highest point."""
+
+    hardware: Hardware
+    workload: Workload
+    parameters: int
+    trained_parameters: int
+    flops_forward: Flops
+    """Of one sequence under the recipe's pattern, attention over the whole square as in Table 11."""
+    seconds_per_step: float
+    hours: float
+    tokens_per_second: float
+    """Over all GPUs."""
+    gb_per_gpu: float
+    gb_parts: Memory
+    gb_on_host: float
+    """Laid off to the host's memory by all GPUs together."""
+    cost: float | None
+    """In the currency of the price; None without one."""
+    fits: bool
+    close: bool
+    """So near to the limit that the estimate's own error may turn the verdict."""
+    remedy: Remedy | None
+    """None where the run fits, or where nothing on this hardware makes it fit."""
+    notes: tuple[str, ...]
+
+
+class Change(NamedTuple):
+    """A rung: what it is called, and the fields it sets."""
+
+    words: str
+    workload: dict[str, Any]
+    hardware: dict[str, Any]
+
+
+def shape_named(name: str, *, configs: Mapping[str, Mapping[str, Any]]) -> Shape:
+    """The shape of a hub model among the `configs` of recipes/shapes.yaml.
+
+    Raises:
+        ValueError: the name is not among them; the nearest is named.
+    """
+    if name not in configs:
+        raise ValueError(f"no sizes known of '{name}'{nearest(name, list(configs))}")
+    return Shape.from_config(configs[name])
+
+
+def workload_from_params(params: Mapping[str, Any]) -> Workload:
+    """The workload of a recipe, given as the sections of params.yaml.
+
+    Raises:
+        ValueError: a key is missing, or its value is outside its range; all of them in one line.
+    """
+    places = {field: place.split(".") for field, place in KEYS.items()}
+    missing = [f"{s}.{key}" for s, key in places.values() if key not in (params.get(s) or {})]
+    if missing:
+        raise ValueError("params: missing " + ", ".join(f"'{place}'" for place in missing))
+    try:
+        return Workload.model_validate({field: params[s][key] for field, (s, key) in places.items()})
+    except ValidationError as error:
+        said = [f"{KEYS[str(e['loc'][0])]} = {e['input']!r}: {e['msg']}" for e in error.errors()]
+        raise ValueError("params: " + "; ".join(said)) from None
+
+
+def estimate(shape: Shape, workload: Workload, hardware: Hardware) -> Estimate:
+    """Plan a run.
+
+    Raises:
+        ValueError: the recipe does not fit together, or not to the architecture, or not to the layout of the hardware.
+    """
+    check(shape, workload=workload)
+    check_layout(hardware, workload=workload)
+    parts, on_host = memory(shape, workload=workload, hardware=hardware)
+    seconds = step_seconds(shape, workload=workload, hardware=hardware)
+    hours = seconds * workload.steps / 3600
+    fits = parts.total <= hardware.memory_gb
+    remedy = None if fits else cheapest(shape, workload, hardware)
+    return Estimate(
+        hardware=hardware,
+        workload=workload,
+        parameters=shape.parameters,
+        trained_parameters=trained_parameters(shape, workload=workload),
+        flops_forward=forward_flops(shape, workload=workload),
+        seconds_per_step=seconds,
+        hours=hours,
+        tokens_per_second=workload.global_batch * workload.context / seconds,
+        gb_per_gpu=parts.total,
+        gb_parts=parts,
+        gb_on_host=on_host,
+        cost=None if hardware.price is None else hours * hardware.gpus * hardware.price,
+        fits=fits,
+        close=abs(parts.total / hardware.memory_gb - 1) < CLOSE,
+        remedy=remedy,
+        notes=tuple(reservations(workload, hardware, gb=parts.total)),
+    )
+
+
+def reservations(workload: Workload, hardware: Hardware, *, gb: float) -> list[str]:
+    """What the reader must know before trusting the numbers."""
+    notes = []
+    if abs(gb / hardware.memory_gb - 1) < CLOSE:
+        notes.append(f"within {CLOSE:.0%} of the GPU's memory: the estimate's own error may decide")
+    if not hardware.gpu.startswith("A100"):
+        notes.append(
+            f"utilisation {hardware.utilisation:.0%}: the default was fitted on A100s and is a guess elsewhere"
+        )
+    if not workload.fused:
+        notes.append("eager attention is bound by memory traffic: the hours are a lower bound")
+    if hardware.sequence_parallel > 1 and not whole_groups(workload, degree=hardware.sequence_parallel):
+        notes.append(
+            f"a group of {workload.group:,} tokens spans GPUs, which costs more communication than a neighbour's half"
+        )
+    if hardware.zero == 3 or hardware.sequence_parallel > 1:
+        notes.append("communication is taken as hidden behind arithmetic: the hours are a lower bound")
+    return notes
+
+
+def ladder(workload: Workload, hardware: Hardware) -> list[Change]:
+    """Changes that save memory and leave the result as it is, the gentler first among equals in hours; each is one that
+    `longlora run` can be told (so not ZeRO stage 1, and not parameters on the host)."""
+    rungs = []
+    if workload.micro_batch > 1:
+        rungs.append(Change("fit.micro_batch=1", {"micro_batch": 1}, {}))
+    if not workload.gradient_checkpointing:
+        rungs.append(Change("fit.gradient_checkpointing=true", {"gradient_checkpointing": True}, {}))
+    if hardware.gpus > 1:
+        rungs += [Change(f"ZeRO stage {stage}", {}, {"zero": stage}) for stage in (2, 3) if stage > hardware.zero]
+    if workload.loss_chunk is None or workload.loss_chunk > CHUNK:
+        rungs.append(Change(f"fit.loss_chunk={CHUNK}", {"loss_chunk": CHUNK}, {}))
+    if min(workload.mlp_tile or workload.context, workload.context) > TILE:
+        rungs.append(Change(f"fit.mlp_tile={TILE}", {"mlp_tile": TILE}, {}))
+    for degree in range(hardware.sequence_parallel + 1, hardware.gpus + 1):
+        if hardware.gpus % degree == 0 and whole_groups(workload, degree=degree):
+            rungs.append(Change(f"sequence-parallel degree {degree}", {}, {"sequence_parallel": degree}))
+    if hardware.on_cpu:
+        return rungs
+    if not hardware.offload_optimizer:
+        stage = max(hardware.zero, 2)
+        rungs.append(
+            Change(f"optimiser on the host (ZeRO stage {stage})", {}, {"offload_optimizer": True, "zero": stage})
+        )
+    if not hardware.offload_checkpoints:
+        rungs.append(
+            Change("fit.checkpoints_on_host=true", {"gradient_checkpointing": True}, {"offload_checkpoints": True})
+        )
+    return rungs
+
+
+def whole_groups(workload: Workload, *, degree: int) -> bool:
+    """Whether each GPU's part of a sequence is whole: tokens in full attention, groups in s2, where only neighbours then talk."""
+    return workload.context % (degree if workload.pattern == "full" else degree * workload.group) == 0
+
+
+def changed(workload: Workload, hardware: Hardware, changes: list[Change]) -> tuple[Workload, Hardware]:
+    """Recipe and layout after the changes; of two ZeRO stages, or two degrees, the higher counts."""
+    for change in changes:
+        workload = workload.model_copy(update=change.workload)
+        hardware = hardware.model_copy(
+            update={k: max(v, hardware.zero) if k == "zero" else v for k, v in change.hardware.items()}
+        )
+    return workload, hardware
+
+
+def cheapest(shape: Shape, workload: Workload, hardware: Hardware) -> Remedy | None:
+    """The change with the fewest hours that fits; else the fewest rungs, from the bottom of the ladder, that fit together."""
+
+    def tried(changes: list[Change]) -> Remedy:
+        new_workload, new_hardware = changed(workload, hardware, changes)
+        seconds = step_seconds(shape, workload=new_workload, hardware=new_hardware)
+        parts, _ = memory(shape, workload=new_workload, hardware=new_hardware)
+        words = tuple(change.words for change in changes)
+        return Remedy(changes=words, gb_per_gpu=parts.total, hours=seconds * workload.steps / 3600)
+
+    def fits(changes: list[Change]) -> bool:
+        return tried(changes).gb_per_gpu <= hardware.memory_gb
+
+    rungs = ladder(workload, hardware)
+    alone = [tried([rung]) for rung in rungs if fits([rung])]
+    if alone:
+        return min(alone, key=lambda remedy: remedy.hours)
+    for height in range(2, len(rungs) + 1):
+        taken = rungs[:height]
+        if fits(taken):
+            for rung in reversed(rungs[:height]):  # the harshest is given up first
+                without = [other for other in taken if other is not rung]
+                taken = without if fits(without) else taken
+            return tried(taken)
+    return None
+
+
+def lines(plan: Estimate) -> list[str]:
+    """The plan as text, one fact a line."""
+    hardware, work, flops, parts = plan.hardware, plan.workload, plan.flops_forward, plan.gb_parts
+    said = [f"{name} {value / 1e12:.1f}" for name, value in flops.model_dump().items()]
+    held = [f"{name} {value:.1f}" for name, value in parts.model_dump().items() if name != "total"]
+    pattern = "full attention" if work.pattern == "full" else f"s2 in groups of {work.group:,}"
+    text = [
+        f"run          {work.steps:,} steps x {work.global_batch} sequences x {work.context:,} tokens, {pattern}, {work.method}",
+        f"trained      {plan.trained_parameters / 1e6:,.1f} of {plan.parameters / 1e6:,.1f} M parameters",
+        f"hardware     {hardware.gpus} x {hardware.gpu}, ZeRO {hardware.zero}, sequence-parallel {hardware.sequence_parallel}",
+        f"forward      {', '.join(said)} TFLOP, one sequence",
+        f"time         {plan.hours:,.1f} h at {hardware.utilisation:.0%} utilisation; {plan.tokens_per_second:,.0f} tokens/s",
+        f"memory       {plan.gb_per_gpu:.1f} of {hardware.memory_gb:.1f} GB per GPU: {', '.join(held)}",
+    ]
+    if plan.gb_on_host:
+        text.append(f"host memory  {plan.gb_on_host:.1f} GB over all GPUs")
+    if plan.cost is not None:
+        text.append(f"cost         {plan.cost:,.2f} at {hardware.price:g} per GPU and hour")
+    text.append(f"verdict      {'fits' if plan.fits else 'does not fit'}")
+    if plan.remedy:
+        remedy = plan.remedy
+        text.append(f"to fit       {' + '.join(remedy.changes)}: {remedy.gb_per_gpu:.1f} GB, {remedy.hours:,.1f} h")
+    elif not plan.fits:
+        text.append("to fit       nothing short of more or larger GPUs, or a smaller model, context or adapter")
+    return text + [f"note         {note}" for note in plan.notes]

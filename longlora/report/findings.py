@@ -1,0 +1,229 @@
+"""What a run found, gathered from its files: scores of every model, the verdict, the training history, and the lineage."""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longlora.report.gate import read
+
+NAMES = {
+    "base": "base",
+    "linear": "linear, untrained",
+    "yarn": "YaRN, untrained",
+    "s2": "shifted sparse attention",
+    "full": "full attention",
+    "extended": "extended",
+}
+"""The pipeline's own models, in the order of tables; any other model goes by its label, before those trained by it."""
+MEASURES = {
+    "perplexity": ("Perplexity at", "{:.4g}"),
+    "longppl": ("LongPPL, tokens picked by", "{:.4g}"),
+    "passkey": ("Passkeys found at", "{:.0%}"),
+    "ruler": ("RULER's tasks solved at", "{:.0%}"),
+    "longeval_lines": ("LongEval's lines found at", "{:.0%}"),
+    "longeval_topics": ("LongEval's topics found at", "{:.0%}"),
+    "longqa": ("Questions on documents", "{:.3f}"),
+    "longqa_exact": ("Exact matches, documents up to", "{:.3f}"),
+    "longqa_f1": ("F1, documents up to", "{:.3f}"),
+    "longqa_evidence": ("Evidence found, documents up to", "{:.3f}"),
+    "longqa_evidence_floor": ("By the question alone, documents up to", "{:.3f}"),
+    "harness": ("lm-evaluation-harness", "{:.4g}"),
+}
+"""The measures that have a table, in its order: what it is called, and how its numbers are written."""
+HELD = 0.8
+"""Share of keys that counts as retrieving."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A score with its 95 % interval; None where it is not a number."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+Column = int | str
+"""What scores of one measure differ in: mostly the length in tokens."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A score at one length and depth, and of how many trials."""
+
+    value: float
+    trials: int
+
+
+Cells = dict[int, dict[float, Cell]]
+"""By length, then by depth."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model's scores by measure and column; `depths` are passkeys by length and depth (the share of filler before the key),
+    `questions` the F1 of answers by length of the document and depth of the evidence, `positions` nats per token by the end of
+    a band of positions. What was not scored is empty."""
+
+    label: str
+    scores: dict[str, dict[Column, Figure]]
+    depths: Cells
+    questions: Cells
+    positions: dict[int, Figure]
+
+    @property
+    def perplexity(self) -> dict[Column, Figure]:
+        return self.scores["perplexity"]
+
+    @property
+    def passkey(self) -> dict[Column, Figure]:
+        return self.scores["passkey"]
+
+    @property
+    def name(self) -> str:
+        return NAMES.get(self.label, self.label)
+
+    def retrieves_to(self) -> int:
+        """The longest length at which, and below which, at least 80 % of the keys are found; 0 for none."""
+        reached = 0
+        for length, figure in sorted(lengths(self.passkey).items()):
+            if figure.value is None or figure.value < HELD:
+                break
+            reached = length
+        return reached
+
+
+@dataclass(frozen=True)
+class Table:
+    """A measure of all models: its title, how its numbers are written, and the figures by label and column."""
+
+    title: str
+    form: str
+    rows: dict[str, dict[Column, Figure]]
+
+    def columns(self) -> list[Column]:
+        """Lengths by size, then names as they come."""
+        found = list(dict.fromkeys(column for row in self.rows.values() for column in row))
+        return [*sorted(c for c in found if isinstance(c, int)), *(c for c in found if isinstance(c, str))]
+
+
+@dataclass(frozen=True)
+class Findings:
+    models: list[Model]
+    window: int
+    target: int
+    prompt: str
+    verdict: dict[str, Any]
+    history: list[dict[str, float]]
+    cost: dict[str, Any]
+    """What the training took, as longlora/training/history.py writes it."""
+    base: dict[str, Any]
+    texts: dict[str, Any]
+    recipe: dict[str, dict[str, Any]]
+    forbidden: list[str]
+    """Why commercial use is not allowed, or not known to be; empty where it is."""
+
+    def model(self, label: str) -> Model:
+        """Raises ValueError where no model of that label was scored."""
+        for model in self.models:
+            if model.label == label:
+                return model
+        raise ValueError(f"no scores of a model '{label}'; there are {', '.join(m.label for m in self.models)}")
+
+    def tables(self) -> list[Table]:
+        """What was scored, model by model, a table per measure."""
+        all_tables = [
+            Table(title, form, {m.label: m.scores[measure] for m in self.models})
+            for measure, (title, form) in MEASURES.items()
+        ]
+        return [table for table in all_tables if table.columns()]
+
+    def lengths(self) -> list[int]:
+        """Every length at which the perplexity of any model was scored."""
+        return sorted({n for m in self.models for n in lengths(m.perplexity)})
+
+
+def gather(
+    scores: Path, *, verdict: Path, history: Path, cost: Path, base: Path, texts: Path, recipe: Path
+) -> Findings:
+    """Everything that the report tells; `base` and `texts` are provenance files.
+
+    Raises:
+        ValueError: there are no scores, or none of the extended model.
+    """
+    tree = read(scores).tree
+    found = [model(label, tree) for label in order({name for measure in MEASURES for name in tree.get(measure, {})})]
+    with history.open(newline="") as stream:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+    findings = Findings(
+        models=found,
+        window=int(tree["integrity"]["window"]["value"]),
+        target=int(tree["integrity"]["target"]["value"]),
+        prompt=next((scored["prompt"] for scored in tree.get("passkey", {}).values()), ""),
+        verdict=json.loads(verdict.read_text()),
+        history=rows,
+        cost=json.loads(cost.read_text())["cost"],
+        base=json.loads(base.read_text()),
+        texts=json.loads(texts.read_text()),
+        recipe=json.loads(recipe.read_text()),
+        forbidden=[fact["reason"] for fact in tree.get("licence", {}).values() if not fact["value"]],
+    )
+    findings.model("extended")
+    return findings
+
+
+def order(labels: set[str]) -> list[str]:
+    """The untrained baselines, then others by name, then the retrained ones, then the model in question."""
+    known = list(NAMES)
+    others = known.index("s2") - 0.5
+    return sorted(labels, key=lambda label: (known.index(label) if label in known else others, label))
+
+
+def model(label: str, tree: dict[str, Any]) -> Model:
+    return Model(
+        label=label,
+        scores={measure: figures(tree.get(measure, {}).get(label, {})) for measure in MEASURES},
+        depths=cells(tree.get("passkey", {}).get(label, {})),
+        questions=cells(tree.get("longqa_f1", {}).get(label, {})),
+        positions=lengths(figures(tree.get("position_nats", {}).get(label, {}))),
+    )
+
+
+def figures(node: dict[str, Any]) -> dict[Column, Figure]:
+    """The scores by column, lengths first; one level down where there are tasks with metrics. The other entries of `node` say
+    how they were made."""
+    found: dict[Column, Figure] = {}
+    for name, entry in sorted(node.items(), key=lambda item: item[0].zfill(12) if item[0].isdigit() else "~"):
+        if not isinstance(entry, dict):
+            continue
+        if entry.keys() >= {"value", "low", "high"}:
+            found[int(name) if name.isdigit() else name] = Figure(entry["value"], entry["low"], entry["high"])
+        elif "value" not in entry:
+            found |= {f"{name} {metric}": figure for metric, figure in figures(entry).items()}
+    return found
+
+
+def cells(node: dict[str, Any]) -> Cells:
+    """The scores by length and depth; a length that was not scored by depth is left out."""
+    return {
+        int(length): {float(depth): Cell(cell["value"], cell["trials"]) for depth, cell in entry["depth"].items()}
+        for length, entry in node.items()
+        if length.isdigit() and entry["depth"]
+    }
+
+
+def lengths(scores: dict[Column, Figure]) -> dict[int, Figure]:
+    """The scores whose column is a length."""
+    return {column: figure for column, figure in scores.items() if isinstance(column, int)}
+
+
+def heading(column: Column) -> str:
+    return f"{column:,}" if isinstance(column, int) else column
+
+
+def named(names: list[str], *, most: int) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,330 @@
+"""The pictures of a run. One colour per model throughout, lengths on a scale of doublings, lines labelled where they end.
+
+The same findings give the same bytes: no dates, no version stamps, matplotlib's own font.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure as Canvas
+
+from longlora.report.findings import Cell, Cells, Findings
+from longlora.report.findings import lengths as by_length
+
+INK, FAINT, RULE = "#1f2933", "#6b7785", "#d9dee4"
+COLOURS = {"base": "#4a5560", "linear": "#c98a1b", "yarn": "#a2528c", "extended": "#0b6bb0"}
+OTHERS = ("#3d8a62", "#7a6a53", "#8a4b3d")
+HEAT = LinearSegmentedColormap.from_list("heat", ["#f6f3ee", "#cfdfeb", "#7fb0d3", "#2f7fba", "#084c82"])
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": FAINT,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "ytick.minor.size": 0,
+    "grid.color": "#eceff2",
+    "grid.linewidth": 0.8,
+}
+DPI = 160
+ABREAST = 4
+"""Heat maps side by side, at most: more would make the numbers in them too small to read."""
+BETWEEN = 0.8
+"""Inches between two rows of heat maps."""
+BEYOND = "right of the line lies beyond the base's window"
+
+
+def colour(label: str, labels: Sequence[str]) -> str:
+    """A model's colour, the same in every picture of a run."""
+    others = [name for name in labels if name not in COLOURS]
+    return COLOURS.get(label) or OTHERS[others.index(label) % len(OTHERS)]
+
+
+def draw(findings: Findings, *, out: Path) -> None:
+    """Write perplexity.png, passkey.png and history.png to the folder `out`, and positions.png and questions.png where those
+    were scored."""
+    with mpl.rc_context(STYLE):
+        save(perplexity(findings), out / "perplexity.png")
+        save(passkey(findings), out / "passkey.png")
+        save(history(findings), out / "history.png")
+        if any(m.positions for m in findings.models):
+            save(positions(findings), out / "positions.png")
+        if any(m.questions for m in findings.models):
+            save(questions(findings), out / "questions.png")
+
+
+def save(canvas: Canvas, file: Path) -> None:
+    FigureCanvasAgg(canvas)
+    canvas.savefig(file, dpi=DPI, facecolor="white", metadata={"Software": None})
+
+
+def headed(canvas: Canvas, title: str, subtitle: str) -> None:
+    """Title and subtitle, flush left at the top, at a fixed distance in inches."""
+    height = canvas.get_figheight()
+    canvas.text(0.022, 1 - 0.22 / height, title, size=13, weight="bold", va="top")
+    canvas.text(0.022, 1 - 0.52 / height, subtitle, size=9.5, color=FAINT, va="top")
+
+
+def perplexity(findings: Findings) -> Canvas:
+    """Perplexity of the same tokens against the length of the window before them, a line per model, both scales logarithmic."""
+    canvas = Canvas(figsize=(9, 5))
+    axes = canvas.add_axes((0.075, 0.12, 0.705, 0.70))
+    headed(
+        canvas,
+        "Perplexity by context length",
+        "the same last tokens of held-out documents, only the window before them grows; lower is better",
+    )
+    labels = [m.label for m in findings.models]
+    ends: list[tuple[float, str, str]] = []
+    for model in findings.models:
+        points = [(n, f) for n, f in by_length(model.perplexity).items() if f.value is not None]
+        if not points:
+            continue
+        hue, ours = colour(model.label, labels), model.label == "extended"
+        values = [f.value or 0.0 for _, f in points]
+        axes.plot(
+            [n for n, _ in points], values, color=hue, lw=3 if ours else 1.8, marker="o", ms=6 if ours else 4.5,
+            mec="white", mew=1.2, zorder=4 if ours else 3, solid_capstyle="round",
+        )  # fmt: skip
+        ends.append((values[-1], f"{values[-1]:.3g}  {model.name}", hue))
+    lengths(axes, findings.lengths())
+    window(axes, findings)
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    # A flat line must look flat: the scale spans at least a doubling.
+    middle, half = (low * high) ** 0.5, max((high / low) ** 0.5, 2**0.5)
+    axes.set_ylim(middle / half, middle * half)
+    numbers(axes)
+    label_ends(axes, ends)
+    axes.set_xlabel("context length in tokens")
+    return canvas
+
+
+def lengths(axes: Axes, values: list[int]) -> None:
+    """The x axis: one doubling is one step."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(values, [f"{n:,}" for n in values])
+    axes.minorticks_off()
+    axes.set_xlim(values[0] / 2**0.2, values[-1] * 2**0.2)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+
+
+def window(axes: Axes, findings: Findings) -> None:
+    """Mark what lies beyond the base's window."""
+    left, right = axes.get_xlim()
+    if not left < findings.window < right:
+        return
+    axes.axvspan(findings.window, right, color="#f4f7fa", zorder=0, lw=0)
+    axes.axvline(findings.window, color=FAINT, lw=1, ls=(0, (3, 3)), zorder=1)
+    axes.text(
+        findings.window, 1.015, f"base window {findings.window:,}", size=8.5, color=FAINT, ha="left", va="bottom",
+        transform=axes.get_xaxis_transform(),
+    )  # fmt: skip
+
+
+def numbers(axes: Axes) -> None:
+    """Ticks of a logarithmic y axis at 1, 2, 5 times powers of ten (and between, where the range is small), as plain numbers."""
+    low, high = axes.get_ylim()
+    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(np.arange(1, 10, 0.5)), tuple(np.arange(1, 10, 0.2))):
+        ticks = [s * 10.0**p for p in range(-1, 10) for s in steps if low <= s * 10.0**p <= high]
+        if len(ticks) >= 4:
+            break
+    axes.minorticks_off()
+    axes.set_yticks(ticks, [f"{t:,.3g}" if t < 1000 else f"{t:,.0f}" for t in ticks])
+
+
+def label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
+    """Write each line's last value and name beside its end, pushed apart where they would touch."""
+    low, high = axes.get_ylim()
+    gap, places = 0.062, []
+    wanted = sorted((float(np.log(v / low) / np.log(high / low)), text, hue) for v, text, hue in ends)
+    for place, text, hue in wanted:
+        places.append([max(place, places[-1][0] + gap) if places else place, text, hue])
+    for over, entry in enumerate(reversed(places)):
+        entry[0] = min(entry[0], 1.0 - over * gap)
+    for place, text, hue in places:
+        value, _, name = text.partition("  ")
+        axes.text(1.02, place, value, color=hue, weight="bold", size=9.5, va="center", transform=axes.transAxes)
+        axes.text(1.095, place, name, color=hue, size=9.5, va="center", transform=axes.transAxes)
+
+
+def positions(findings: Findings) -> Canvas:
+    """Nats per token inside the longest window, a line per model over the middle of each band of positions."""
+    canvas = Canvas(figsize=(9, 4.4))
+    axes = canvas.add_axes((0.075, 0.13, 0.705, 0.67))
+    headed(
+        canvas,
+        "Nats per token by position in the context",
+        "inside one long window of held-out documents; where a line rises, more context does harm",
+    )
+    labels, ends = [m.label for m in findings.models], []
+    for model in findings.models:
+        points = [(end, f.value) for end, f in model.positions.items() if f.value is not None]
+        if not points:
+            continue
+        hue, half = colour(model.label, labels), min(model.positions) / 2
+        values = [value for _, value in points]
+        axes.plot(
+            [end - half for end, _ in points], values, color=hue, lw=3 if model.label == "extended" else 1.8,
+            zorder=4 if model.label == "extended" else 3, solid_capstyle="round",
+        )  # fmt: skip
+        ends.append((values[-1], f"{values[-1]:.3g}  {model.name}", hue))
+    axes.set_xlim(0, max(end for m in findings.models for end in m.positions))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    window(axes, findings)
+    axes.set_yscale("log")
+    numbers(axes)
+    label_ends(axes, ends)
+    axes.set_xlabel("position in tokens")
+    return canvas
+
+
+def passkey(findings: Findings) -> Canvas:
+    """A heat map per model: share of keys found, by length and depth."""
+    return maps(
+        findings,
+        {m.label: m.depths for m in findings.models},
+        title="Passkey retrieval by context length and depth",
+        subtitle=f"per cent of hidden keys answered exactly ({findings.prompt} prompt); {BEYOND}",
+        across_is="context length in tokens",
+        down_is="depth of the key",
+    )
+
+
+def questions(findings: Findings) -> Canvas:
+    """A heat map per model: F1 of its answers, by length of the document and depth of the evidence."""
+    return maps(
+        findings,
+        {m.label: m.questions for m in findings.models},
+        title="Questions on documents by length and depth of the evidence",
+        subtitle=f"F1 of the answers, per cent, and below it of how many questions; {BEYOND}",
+        across_is="length of the document in tokens, up to",
+        down_is="depth of the evidence, up to",
+        counted=True,
+    )
+
+
+def maps(
+    findings: Findings,
+    cells: dict[str, Cells],
+    *,
+    title: str,
+    subtitle: str,
+    across_is: str,
+    down_is: str,
+    counted: bool = False,
+) -> Canvas:
+    """A heat map for every model that has `cells`, all on the same lengths and depths."""
+    models = [m for m in findings.models if cells[m.label]]
+    lengths_ = sorted({n for m in models for n in cells[m.label]})
+    depths = sorted({d for m in models for row in cells[m.label].values() for d in row})
+    across = max(1, len(models) if len(models) <= ABREAST else ABREAST - 1)
+    down = max(1, -(-len(models) // across))
+    width, tall = max(9.0, 1.1 + 0.3 * across + 0.55 * len(lengths_) * across), 0.42 * len(depths)
+    canvas = Canvas(figsize=(width, 1.75 + tall + (down - 1) * (tall + BETWEEN)))
+    height = canvas.get_figheight()
+    headed(canvas, title, subtitle)
+    left, gap = 0.72 / width, 0.16 / width
+    each = (1 - left - 0.2 / width - gap * (across - 1)) / across
+    labels = [m.label for m in findings.models]
+    for number, model in enumerate(models):
+        row, column = divmod(number, across)
+        top = 1.12 + row * (tall + BETWEEN)
+        axes = canvas.add_axes((left + column * (each + gap), 1 - (top + tall) / height, each, tall / height))
+        heat(axes, cells[model.label], lengths_=lengths_, depths=depths, border=findings.window, counted=counted)
+        axes.set_title(model.name, size=10, loc="left", color=colour(model.label, labels), weight="bold", pad=7)
+        if column:
+            axes.set_yticks([])
+        else:
+            axes.set_ylabel(down_is)
+    canvas.text(0.5, 0.10 / height, across_is, color=FAINT, ha="center", va="bottom")
+    return canvas
+
+
+def heat(
+    axes: Axes, cells: Cells, *, lengths_: list[int], depths: list[float], border: int, counted: bool = False
+) -> None:
+    """One map; `counted` writes the number of trials below each value."""
+    nothing = Cell(np.nan, 0)
+    grid = [[cells.get(n, {}).get(d, nothing).value for n in lengths_] for d in depths]
+    axes.imshow(np.array(grid), cmap=HEAT, vmin=0, vmax=1, aspect="auto")
+    for row, depth in enumerate(depths):
+        for column, length in enumerate(lengths_):
+            cell = cells.get(length, {}).get(depth)
+            if cell is None:
+                continue
+            shade = "white" if cell.value > 0.55 else INK if cell.value > 0 else "#a9a398"
+            up = 0.14 if counted else 0
+            axes.text(column, row - up, f"{100 * cell.value:.0f}", ha="center", va="center", size=9, color=shade)
+            if counted:
+                axes.text(column, row + 0.26, f"{cell.trials:,}", ha="center", va="center", size=6.5, color=shade)
+    axes.set_xticks(range(len(lengths_)), [short(n) for n in lengths_])
+    axes.set_yticks(range(len(depths)), [f"{100 * d:.0f} %" for d in depths])
+    axes.set_xticks(np.arange(0.5, len(lengths_) - 1), minor=True)
+    axes.set_yticks(np.arange(0.5, len(depths) - 1), minor=True)
+    axes.grid(which="minor", color="white", lw=2)
+    axes.tick_params(which="minor", length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    inside = sum(n <= border for n in lengths_)
+    if 0 < inside < len(lengths_):
+        axes.axvline(inside - 0.5, color="white", lw=5)
+        axes.axvline(inside - 0.5, color=INK, lw=1.4, ls=(0, (3, 2)))
+
+
+def short(length: int) -> str:
+    """512, 1k, 1.5k, 100k: thousands are 1024 where that comes out even."""
+    for unit in (1024, 1000):
+        if length >= unit and length % (unit // 2) == 0:
+            return f"{length / unit:g}k"
+    return f"{length:,}"
+
+
+def history(findings: Findings) -> Canvas:
+    """The training loss by step, as logged and smoothed."""
+    canvas = Canvas(figsize=(9, 3.6))
+    axes = canvas.add_axes((0.075, 0.15, 0.705, 0.62))
+    headed(canvas, "Training loss", "nats per token, texts and recall exercises together; the thick line is smoothed")
+    steps = [row["step"] for row in findings.history]
+    losses = [row["loss"] for row in findings.history]
+    hue = COLOURS["extended"]
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.set_xlabel("step")
+    if not steps:
+        return canvas
+    smooth = smoothed(losses)
+    axes.plot(steps, losses, color=hue, lw=1, alpha=0.35)
+    axes.plot(steps, smooth, color=hue, lw=2.6, solid_capstyle="round")
+    axes.set_xlim(0, steps[-1] * 1.02)
+    axes.margins(y=0.12)
+    low, high = axes.get_ylim()
+    place = (smooth[-1] - low) / (high - low)
+    axes.text(1.02, place, f"{smooth[-1]:.3g}", color=hue, weight="bold", va="center", transform=axes.transAxes)
+    axes.text(1.095, place, f"after {steps[-1]:,.0f} steps", color=hue, va="center", transform=axes.transAxes)
+    return canvas
+
+
+def smoothed(values: list[float]) -> list[float]:
+    """An exponential mean over about a tenth of the values, without bias at its start."""
+    weight = min(0.97, max(0.0, 1 - 10 / len(values)))
+    total, share, result = 0.0, 0.0, []
+    for value in values:
+        total, share = weight * total + (1 - weight) * value, weight * share + (1 - weight)
+        result.append(total / share)
+    return result

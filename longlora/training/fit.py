@@ -1,0 +1,288 @@
+"""Fine-tuning: the transformers Trainer, with the few things that long contexts ask for.
+
+The batch is said once, globally, and accumulation is derived from it. The loss is computed in chunks. A loss that is not
+finite ends the run. Checkpoints are whole or absent, hold no pickle, and lie in a folder named by a digest of all that
+determines the result: the same run resumes bit for bit, another run never finds them.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import PeftModel
+from pydantic import Field
+from torch import distributed, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PrinterCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from longlora.attention.shifted import Attention, enable, group_size
+from longlora.data.packing import training_blocks
+from longlora.model.adapter import Adapter, attach, save, trained_parameters
+from longlora.model.position import Position, extend
+from longlora.model.quantized import keep_for_training, nf4, place
+from longlora.parallel.ranks import Ranks, from_environment, must_agree
+from longlora.parallel.sequence_parallel import Shards, join, must_fit, parallel_attention
+from longlora.parallel.zero import Zero, meet_on_cpu, zero_from_environment
+from longlora.section import Section
+from longlora.training.checkpoint import (
+    Stop,
+    alone,
+    checkpoint_folder,
+    checkpoint_step,
+    digest,
+    latest,
+    load_parameters,
+)
+from longlora.training.energy import Meter
+from longlora.training.history import History, write_cost
+from longlora.training.loss import chunk_loss
+from longlora.training.tile import tile_mlp
+from longlora.training.trainer import LongTrainer, Switch
+
+
+class Fit(Section):
+    steps: int = Field(gt=0)
+    """Optimiser steps."""
+    global_batch: int = Field(gt=0)
+    """Sequences per optimiser step, over all processes."""
+    micro_batch: int = Field(gt=0)
+    """Sequences per process that are in memory at once."""
+    recall_share: float = Field(ge=0, le=1)
+    """Share of the blocks that are recall exercises."""
+    pairs_share: float = Field(ge=0, le=1)
+    """Share of the blocks that are packed question-answer pairs, of which the answers alone are learnt."""
+    neftune_alpha: float | None = Field(gt=0)
+    """NEFTune (Jain et al. 2024, arXiv 2310.05914): noise on the embeddings, 5 to 15; null is off."""
+    learning_rate: float = Field(gt=0)
+    b_learning_rate_ratio: float = Field(gt=0)
+    """Hayou et al. 2024: learning rate of the B matrices over that of A; 1 is off."""
+    schedule: Literal["constant_with_warmup", "linear", "cosine"]
+    warmup_steps: int = Field(ge=0)
+    betas: tuple[float, float]
+    weight_decay: float = Field(ge=0)
+    max_grad_norm: float = Field(gt=0)
+    dtype: Literal["float32", "bfloat16"]
+    """Of the frozen weights and the arithmetic; trained weights are kept in float32."""
+    gradient_checkpointing: bool
+    checkpoints_on_host: bool
+    """Under gradient checkpointing on a GPU: what is kept for the backward lies in the host's memory."""
+    mlp_tile: int | None = Field(gt=0)
+    """Tokens that a feed-forward takes at once, computed again for its gradients; null: all."""
+    loss_chunk: int = Field(gt=0)
+    """Tokens whose logits are in memory at once."""
+    checkpoint_steps: int = Field(gt=0)
+    log_steps: int = Field(gt=0)
+    seed: int
+
+    def accumulation(self, replicas: int) -> int:
+        """Micro-batches per optimiser step and replica.
+
+        Raises:
+            ValueError: the global batch is not a multiple of micro_batch x replicas.
+        """
+        together = self.micro_batch * replicas
+        if self.global_batch % together:
+            fitting = max(together, self.global_batch // together * together)
+            raise ValueError(
+                f"fit.global_batch = {self.global_batch} must be a multiple of micro_batch x replicas = "
+                f"{self.micro_batch} x {replicas}; the nearest is {fitting}"
+            )
+        return self.global_batch // together
+
+
+def train(
+    tokens: Path,
+    *,
+    pairs: Path | None = None,
+    base: Path,
+    out: Path,
+    history: Path,
+    cost: Path,
+    position: Position,
+    attention: Attention,
+    adapter: Adapter,
+    settings: Fit,
+) -> None:
+    """Fine-tune `base` on the blocks of `tokens` and of `pairs`; write the adapter `out`, the training `history` and its `cost`.
+
+    Raises:
+        ValueError: settings that do not fit together, or a loss that is not finite.
+        SystemExit: 143 after SIGTERM, with a checkpoint written.
+    """
+    ranks, zero = from_environment(), zero_from_environment()
+    accumulation = settings.accumulation(ranks.replicas)
+    if ranks.degree > 1 and attention.pattern == "s2":
+        size = group_size(position.context, attention.group_ratio)
+        must_fit(position.context, group_size=size, degree=ranks.degree)
+    if adapter.quantized and zero and zero.stage == 3:
+        raise ValueError(
+            "adapter.quantized: ZeRO-3 shares out the weights, which four bits do not allow here; LONGLORA_ZERO = 2"
+        )
+    sections = (position, attention, adapter, settings)
+    checkpoints = checkpoint_folder(digest([tokens, *([pairs] if pairs else []), base], sections=sections))
+    blocks = training_blocks(
+        tokens,
+        pairs,
+        length=position.context,
+        samples=settings.steps * settings.global_batch,
+        pairs_share=settings.pairs_share,
+        recall_share=settings.recall_share,
+        seed=settings.seed,
+    )
+    set_seed(settings.seed)
+    model = build(base, position=position, adapter=adapter, dtype=settings.dtype)
+    args = arguments(
+        settings, checkpoints=checkpoints, accumulation=accumulation, zero=zero, degree=ranks.degree
+    )  # meets the other processes
+    with alone(checkpoints, first=ranks.rank == 0, device=args.device):
+        restore_head = chunk_loss(causal_model(model), chunk=settings.loss_chunk)
+        if settings.mlp_tile:
+            tile_mlp(model, tile=settings.mlp_tile)
+        attend = attention_over(model, ranks)
+        attend(attention)
+        trainer = LongTrainer(
+            model=model,
+            train_dataset=blocks if ranks.degree == 1 else Shards(blocks, ranks, length=position.context),
+            args=args,
+            callbacks=[
+                History(history, steps=settings.steps, tokens_per_step=settings.global_batch * position.context),
+                Switch(attend, attention=attention, steps=settings.steps),
+                stop := Stop(),
+            ],
+            ranks=ranks,
+            adam=partial(optimizer, model, settings),
+        )
+        trainer.remove_callback(PrinterCallback)  # History prints
+        meter = Meter()
+        first = latest(checkpoints)
+        done = checkpoint_step(first) if first else 0
+        must_agree(done, where=checkpoints, device=args.device)
+        trainer.train(resume_from_checkpoint=str(first) if first else None)
+        if stop.asked:
+            leave()
+            raise SystemExit(143)
+        restore_head()
+        trained = trainer.whole_parameters()  # of all processes, which must all ask
+        if trainer.is_world_process_zero():
+            if zero:  # DeepSpeed has taken this model to pieces
+                unset_hf_deepspeed_config()
+                model = build(base, position=position, adapter=adapter, dtype=settings.dtype)
+                load_parameters(model, trained)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            save(model, out)
+            recipe = {type(s).__name__.lower(): s.model_dump() for s in sections}
+            (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
+            seen = (settings.steps - done) * settings.global_batch * position.context
+            write_cost(cost, model=model, tokens=seen, meter=meter)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        leave()
+
+
+def attention_over(model: PreTrainedModel | PeftModel, ranks: Ranks) -> Callable[[Attention], None]:
+    """What has `model` attend as a section says, alone or with the processes that hold the sequence together."""
+    if ranks.degree == 1:
+        return partial(enable, causal_model(model))
+    together = partial(parallel_attention, together=join(ranks))
+    return partial(enable, causal_model(model), attend=together, degree=ranks.degree)
+
+
+def leave() -> None:
+    """Part from the other processes, when all have come this far."""
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
+def build(base: Path, *, position: Position, adapter: Adapter, dtype: str) -> PreTrainedModel | PeftModel:
+    """The base under the new position settings, with the trainable parts attached."""
+    config = extend(
+        AutoConfig.from_pretrained(base, local_files_only=True), method=position.method, context=position.context
+    )
+    quantized = {"quantization_config": nf4(getattr(torch, dtype)), "device_map": place()} if adapter.quantized else {}
+    model = AutoModelForCausalLM.from_pretrained(
+        base, config=config, local_files_only=True, dtype=getattr(torch, dtype), **quantized
+    )
+    keep_for_training(model)
+    model.config.use_cache = False
+    if dtype == "bfloat16" and adapter.method == "lora":
+        # The trained embedding is float32; without this the whole residual stream would be, at twice the memory.
+        model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.to(torch.bfloat16))
+    return attach(model, adapter)
+
+
+def causal_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(inner, PreTrainedModel)
+    return inner
+
+
+def arguments(
+    settings: Fit, *, checkpoints: Path, accumulation: int, zero: Zero | None, degree: int = 1
+) -> TrainingArguments:
+    on_cpu = not torch.cuda.is_available()
+    if zero and on_cpu:
+        meet_on_cpu()
+    args = TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.micro_batch,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.dtype == "bfloat16" and zero is None,
+        deepspeed=zero.config(dtype=settings.dtype) if zero else None,
+        accelerator_config={"use_configured_state": zero is not None and on_cpu},
+        use_cpu=on_cpu and zero is None,
+        dataloader_pin_memory=not on_cpu,
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing_kwargs={
+            "use_reentrant": False,
+            "offload": settings.checkpoints_on_host and not on_cpu,
+        },
+        # The blocks hold the order already, so resuming is skipping.
+        train_sampling_strategy="sequential",
+        save_strategy="steps",
+        save_steps=settings.checkpoint_steps,
+        logging_steps=settings.log_steps,
+        logging_nan_inf_filter=False,
+        # It is divided by the root of the tokens x hidden size that a process sees, and is meant by those of the whole sequence.
+        neftune_noise_alpha=settings.neftune_alpha and settings.neftune_alpha / math.sqrt(degree),
+        disable_tqdm=True,
+        ddp_find_unused_parameters=False,  # all that is trained is used
+        report_to="none",
+        seed=settings.seed,
+    )
+    # A process trains on one GPU. Without a launcher the Trainer would copy the model to all it sees (nn.DataParallel), and
+    # multiply the loss by their number.
+    args._n_gpu = min(args.n_gpu, 1)  # pyright: ignore[reportPrivateUsage]  # n_gpu itself cannot be set
+    return args
+
+
+def optimizer(model: nn.Module, settings: Fit) -> torch.optim.AdamW:
+    """AdamW over the trained parameters, the B matrices at their own rate (Hayou et al.)."""
+    trained = trained_parameters(model)
+    b_matrices = {name for name in trained if ".lora_B." in name}
+    groups = [
+        {"params": [p for name, p in trained.items() if name not in b_matrices], "lr": settings.learning_rate},
+        {
+            "params": [p for name, p in trained.items() if name in b_matrices],
+            "lr": settings.learning_rate * settings.b_learning_rate_ratio,
+        },
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], betas=settings.betas, weight_decay=settings.weight_decay
+    )

@@ -1,0 +1,153 @@
+"""What cannot be opened or read is said in one line, by the folder's name; what can be read is read beyond the config's number."""
+
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from specimens import folder
+from test_passkey import byte_level, settings, tiny
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+)
+
+from longlora.evaluation.passkey import measure
+from longlora.model.load import SMALL, gpus, must_reach, open_model, open_tokenizer, spread
+from longlora.stages import passkey as stages_passkey
+
+torch.set_num_threads(1)  # matrices this small are slower on two
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    return folder(tmp_path_factory.mktemp("plain") / "whole")
+
+
+def cut(place: Path) -> None:
+    file = place / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:3000])
+
+
+def strange(place: Path) -> None:
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config | {"model_type": "strange"}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (cut, "incomplete metadata"),
+        (strange, "has model type `strange`"),
+        (lambda place: (place / "config.json").write_text("{"), "not a valid JSON file"),
+        (lambda place: (place / "model.safetensors").unlink(), "no file named model.safetensors"),
+    ],
+)
+def test_a_model_that_does_not_open_is_named_with_the_reason_in_one_line(whole, tmp_path, harm, said):
+    shutil.copytree(whole, tmp_path / "odd")
+    harm(tmp_path / "odd")
+    with pytest.raises(ValueError, match=f"the model at .*odd does not open: .*{said}") as error:
+        open_model(tmp_path / "odd")
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_that_does_not_open_is_named(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "odd")
+    (tmp_path / "odd/tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=r"the tokenizer at .*odd does not open: "):
+        open_tokenizer(tmp_path / "odd")
+
+
+SIZES = {"vocab_size": 340, "num_hidden_layers": 1, "num_attention_heads": 3}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        GPT2LMHeadModel(GPT2Config(vocab_size=340, n_positions=64, n_embd=24, n_layer=1, n_head=3)),
+        OPTForCausalLM(
+            OPTConfig(**SIZES, hidden_size=24, word_embed_proj_dim=24, ffn_dim=40, max_position_embeddings=64)
+        ),
+    ],
+    ids=["GPT-2", "OPT"],
+)
+def test_learned_positions_end_and_what_reads_to_their_end_is_let_through(model: PreTrainedModel, tmp_path):
+    must_reach(model, 64)
+    model(input_ids=torch.zeros(1, 64, dtype=torch.long))
+    with pytest.raises(ValueError, match="65 tokens are asked for, and this model has 64 positions"):
+        must_reach(model, 65)
+    model.save_pretrained(tmp_path / "odd")
+    byte_level().save_pretrained(tmp_path / "odd")
+    with pytest.raises(ValueError, match=r"309 tokens are asked for, .* lower the lengths to 64"):
+        stages_passkey.stage(tmp_path / "odd", tmp_path / "odd.json", settings(lengths=[310]))
+
+
+def test_rotary_positions_do_not_end(whole):
+    model = open_model(whole)
+    assert isinstance(model, LlamaForCausalLM) and model.config.max_position_embeddings == 64
+    must_reach(model, 5000)
+
+
+class Spied:
+    """Work that says by which thread it is done, and how."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int, bool]] = []
+
+    def work(self, batch: int) -> None:
+        self.seen.append((threading.current_thread().name, torch.get_num_threads(), torch.is_inference_mode_enabled()))
+        time.sleep(0.002)
+        if batch == 5:
+            raise ValueError("batch 5")
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "rope_type", "own"),
+    [(24, "default", True), (3 * SMALL, "default", False), (24, "dynamic", False)],
+)
+def test_batches_of_a_small_model_are_dealt_out_to_threads_that_compute_alone(hidden_size, rope_type, own):
+    rotary = {"rope_type": rope_type, "rope_theta": 1e4} | ({"factor": 4.0} if rope_type == "dynamic" else {})
+    model = LlamaForCausalLM(
+        LlamaConfig(**SIZES, hidden_size=hidden_size, intermediate_size=8, head_dim=8, rope_parameters=rotary)
+    )
+    spied, main = Spied(), threading.current_thread().name
+    torch.set_num_threads(2)
+    try:
+        spread(spied.work, range(5), model=model)
+        assert [threads for _, threads, _ in spied.seen] == [1 if own else 2] * 5
+        assert all(inference for _, _, inference in spied.seen)
+        assert all((name != main) is own for name, _, _ in spied.seen)
+        with pytest.raises(ValueError, match="batch 5"):
+            spread(spied.work, range(100), model=model)
+        assert len(spied.seen) < 5 + 50 and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_threads_measure_what_one_measures():
+    model = tiny()
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            found.append(measure(model, label="m", tokenizer=byte_level(), settings=settings(samples=8)))
+        finally:
+            torch.set_num_threads(1)
+    assert found[0] == found[1]
+
+
+def test_of_several_processes_each_takes_its_own_gpu_which_may_be_the_only_one_it_sees(monkeypatch):
+    assert gpus() == "auto"
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    for count, own in ((4, 3), (1, 0)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        assert gpus() == {"": own}

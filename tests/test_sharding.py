@@ -1,0 +1,188 @@
+"""Measures in several real processes are those of one, byte for byte, and each process computes only its share."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_longqa
+import test_passkey
+import test_perplexity
+import test_ruler
+import together
+import torch
+import yaml
+from safetensors.torch import save_file
+from transformers import LlamaForCausalLM
+
+from longlora.evaluation import answer, passkey, windows
+from longlora.evaluation.longppl import LongPPL
+from longlora.evaluation.perplexity import Sliding
+from longlora.stages import keytokens, longppl, longqa, perplexity, ruler
+from longlora.stages import passkey as passkey_stage
+
+ROOT = Path(__file__).parent.parent
+MEASURES = ("perplexity", "longppl", "passkey", "unshared", "ruler", "longqa")
+LONGPPL = LongPPL(
+    models=[], evaluators=[], length=45, short=12, stride=5, samples=3, alpha=0.4, beta=-4.5, seed=2
+)  # fmt: skip
+
+
+def prepare(place: Path) -> None:
+    """A model and what it is asked, for each measure."""
+    test_perplexity.tiny().save_pretrained(place / "reader")
+    save(test_perplexity.texts(90, 20, 150), place / "numbers.safetensors")
+    for name, changes in (("finder", {}), ("odd", {"rope_parameters": DYNAMIC})):
+        test_passkey.tiny(**changes).save_pretrained(place / name)
+        test_passkey.byte_level().save_pretrained(place / name)
+    test_ruler.tiny().save_pretrained(place / "writer")
+    test_ruler.TOKENIZER.save_pretrained(place / "writer")
+    documents = [np.array(test_ruler.TOKENIZER(t)["input_ids"], dtype=np.uint16) for t in test_ruler.TEXTS]
+    save(documents, place / "words.safetensors")
+    test_longqa.put(place / "q.jsonl", *test_longqa.CASES)
+
+
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+
+
+def save(documents: list[np.ndarray], file: Path) -> None:
+    tokens, offsets = np.concatenate(documents), np.cumsum([0, *map(len, documents)])
+    save_file({"tokens": torch.from_numpy(tokens), "offsets": torch.from_numpy(offsets)}, file)
+
+
+def measure(name: str, place: Path, out: Path) -> None:
+    """One measure, in batches so small that there are several."""
+    for module in (windows, passkey, answer):
+        module.batch_tokens = lambda model: 700  # type: ignore[attr-defined]
+    numbers, words = place / "numbers.safetensors", place / "words.safetensors"
+    if name == "perplexity":
+        given = test_perplexity.settings(bands=1, sliding=Sliding(stride=5, tokens=90))
+        windows.BATCH_LOGITS = 2 * 6 * test_perplexity.VOCABULARY  # type: ignore[misc]
+        perplexity.stage(place / "reader", numbers, out / "scores.json", out / "parts.csv", given)
+    elif name == "longppl":
+        keytokens.stage(place / "reader", numbers, out / "keys.json", LONGPPL)
+        longppl.stage(place / "reader", out / "keys.json", numbers, out / "scores.json", LONGPPL)
+    elif name in ("passkey", "unshared"):
+        model = place / ("finder" if name == "passkey" else "odd")
+        passkey_stage.stage(model, out / "scores.json", test_passkey.settings(samples=5))
+    elif name == "ruler":
+        given = test_ruler.settings(lengths=[600], tasks=["single", "tracking"], samples=3)
+        ruler.stage(place / "writer", words, out / "scores.json", given)
+    else:
+        longqa.stage(place / "writer", place / "none", out / "scores.json", test_longqa.settings(place / "q.jsonl"))
+
+
+def share(name: str, place: Path, out: Path) -> None:
+    """One process's part; it says how many forward passes it took."""
+    torch.set_num_threads(1)
+    passes, forward = [0], LlamaForCausalLM.forward
+
+    def counted(self, *args, **kwargs):
+        passes[0] += 1
+        return forward(self, *args, **kwargs)
+
+    LlamaForCausalLM.forward = counted
+    try:
+        measure(name, place, out)
+    finally:
+        LlamaForCausalLM.forward = forward
+    (place / f"{name}-{out.name}-{os.environ.get('RANK', 'alone')}").write_text(str(passes[0]))
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("shares")
+    prepare(place)
+    return place
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def alone(name: str, ready: Path, monkeypatch) -> Path:
+    out = ready / "one" / name
+    if not out.exists():
+        for module in (windows, passkey, answer):
+            monkeypatch.setattr(module, "batch_tokens", module.batch_tokens)
+        monkeypatch.setattr(windows, "BATCH_LOGITS", windows.BATCH_LOGITS)
+        share(name, ready, out)
+    return out
+
+
+def all_measures(place: Path, count: str) -> None:
+    """One after the other in the same processes, as each test would start them anew."""
+    for name in MEASURES:
+        share(name, place, place / count / name)
+
+
+@pytest.mark.slow
+def test_three_processes_write_what_one_writes(ready, monkeypatch):
+    monkeypatch.setenv("LONGLORA_CHECKPOINTS", str(ready / "kept"))
+    together.run(3, all_measures, ready, "three", LONGLORA_CHECKPOINTS=str(ready / "kept"))
+    for name in MEASURES:
+        assert files(ready / "three" / name) == files(alone(name, ready, monkeypatch)), name
+        whole = int((ready / f"{name}-{name}-alone").read_text())
+        shares = [int((ready / f"{name}-{name}-{rank}").read_text()) for rank in range(3)]
+        assert 0 < max(shares) < whole, name
+    assert not list((ready / "kept").iterdir())
+
+
+def cut_off(place: Path, out: Path) -> None:
+    """LongQA, ended by an error of the second process after its first answers."""
+    keep = answer.keep
+
+    def kept_once(file: Path, given: dict[int, list[int]]) -> None:
+        keep(file, given)
+        if os.environ["RANK"] == "1":
+            raise OSError("the second process ends")
+
+    answer.keep = kept_once
+    measure("longqa", place, out)
+
+
+@pytest.mark.slow
+def test_what_several_processes_had_answered_one_goes_on_from(ready, tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    monkeypatch.setenv("LONGLORA_CHECKPOINTS", str(kept))
+    codes = together.ended(together.start(2, cut_off, ready, tmp_path / "out", LONGLORA_CHECKPOINTS=str(kept)))
+    assert codes[1] == 1 and not (tmp_path / "out").exists()
+    before = sum(len(file.read_text().splitlines()) for file in kept.rglob("*.1.jsonl"))
+    assert before == 1
+    asked: list[int] = []
+    greedy: Callable = answer.greedy
+    monkeypatch.setattr(answer, "greedy", lambda *a, **k: asked.append(len(a[1])) or greedy(*a, **k))
+    for module in (windows, passkey, answer):
+        monkeypatch.setattr(module, "batch_tokens", module.batch_tokens)
+    measure("longqa", ready, tmp_path / "out")
+    first = sum(len(file.read_text().splitlines()) for file in kept.rglob("*.0.jsonl"))
+    assert sum(asked) <= len(test_longqa.CASES) - before and first == 0
+    assert files(tmp_path / "out") == files(alone("longqa", ready, monkeypatch))
+
+
+@pytest.mark.slow
+def test_the_stage_runs_under_torchrun(ready, tmp_path):
+    """As dvc.yaml starts it, with the launcher in place of python."""
+    params = {"passkey": test_passkey.settings(samples=5).model_dump()}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    written = []
+    for command in ([], [*launcher, f"--master-port={together.free_port()}"]):
+        file = tmp_path / f"{len(command)}.json"
+        done = subprocess.run(
+            [sys.executable, *command, "-m", "longlora.stages.passkey", str(ready / "finder"), str(file)],
+            cwd=tmp_path,
+            env={**env, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=together.PATIENCE,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("310 tokens: ") == 1
+        written.append(json.loads(file.read_text()))
+    assert written[0] == written[1]
