@@ -25,7 +25,7 @@ ADAPTER = Adapter(
     rank=8,
     alpha=16.0,
     dropout=0.0,
-    targets=["q_proj", "k_proj", "v_proj", "o_proj"],
+    target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
     trainable=["embeddings", "norms"],
 )
 SPARSE = Attention(pattern="s2", shift="boundaries", group_ratio=RATIO, full_attention_last=0.0, backend="auto")

@@ -10,7 +10,14 @@ from longlora.data.reading import read_document
 
 
 def ask(
-    model: str, *, document: Path, question: str | None, too_long: str, prompt: str | None, room: int, encoding: str
+    model: str,
+    *,
+    document: Path,
+    question: str | None,
+    too_long: str,
+    prompt: str | None,
+    max_new_tokens: int,
+    encoding: str,
 ) -> None:
     """Answer `question`, or every line that is typed, on the terminal.
 
@@ -30,7 +37,12 @@ def ask(
     if prompt is not None:
         check("prompt", prompt, get_args(Prompt))
     logging.disable_progress_bar()
-    settings: Any = {"too_long": too_long, "prompt": prompt, "room": room, "question": question or ""}
+    settings: Any = {
+        "too_long": too_long,
+        "prompt": prompt,
+        "max_new_tokens": max_new_tokens,
+        "question": question or "",
+    }
     desk = Desk(open_model(folder), tokenizer=open_tokenizer(folder), text=text.text, **settings)
     if notice := desk.notice():
         print(f"note: {notice}", file=sys.stderr)
@@ -48,7 +60,7 @@ def ask(
             print(f"  read in lines {first}-{last}, the surest of {answer.windows} windows")
 
 
-def page(model: str, *, port: int, prompt: str | None, room: int) -> None:
+def page(model: str, *, port: int, prompt: str | None, max_new_tokens: int) -> None:
     """The same on a web page.
 
     Raises:
@@ -62,7 +74,7 @@ def page(model: str, *, port: int, prompt: str | None, room: int) -> None:
     folder = model_folder(model)
     from flows.ask_page import serve_page
 
-    serve_page(folder, name=model, port=port, room=room, prompt=prompt)
+    serve_page(folder, name=model, port=port, max_new_tokens=max_new_tokens, prompt=prompt)
 
 
 def check(name: str, value: str, known: tuple[str, ...]) -> None:

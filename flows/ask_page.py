@@ -37,12 +37,12 @@ class Host:
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    room: int
+    max_new_tokens: int
     prompt: Prompt | None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-def serve_page(folder: Path, *, name: str, port: int, room: int, prompt: str | None) -> None:
+def serve_page(folder: Path, *, name: str, port: int, max_new_tokens: int, prompt: str | None) -> None:
     """Serve the page for the model of `folder` until interrupted.
 
     Raises:
@@ -52,7 +52,7 @@ def serve_page(folder: Path, *, name: str, port: int, room: int, prompt: str | N
         check("prompt", prompt, get_args(Prompt))
     logging.disable_progress_bar()
     chosen: Any = prompt
-    host = Host(name, open_model(folder), open_tokenizer(folder), room, chosen)
+    host = Host(name, open_model(folder), open_tokenizer(folder), max_new_tokens, chosen)
     # A page elsewhere whose name is made to point here has another Host, and is turned away.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     app.on_startup(lambda: print(f"ask at http://{HOST}:{port} (Ctrl-C ends it)", flush=True))
@@ -156,7 +156,13 @@ class Visit:
         self.desk = None
         try:
             self.desk = await run.io_bound(
-                Desk, host.model, tokenizer=host.tokenizer, text=text, room=host.room, too_long=way, prompt=host.prompt
+                Desk,
+                host.model,
+                tokenizer=host.tokenizer,
+                text=text,
+                max_new_tokens=host.max_new_tokens,
+                too_long=way,
+                prompt=host.prompt,
             )
         except ValueError as error:
             self.say("bad", str(error))

@@ -6,7 +6,7 @@ from typing import Any, get_args
 from flows.ask import check, model_folder, typed
 
 
-def chat(model: str, *, window: int | None, prompt: str | None, room: int) -> None:
+def chat(model: str, *, window: int | None, prompt: str | None, max_new_tokens: int) -> None:
     """Answer every line that is typed.
 
     Raises:
@@ -24,7 +24,7 @@ def chat(model: str, *, window: int | None, prompt: str | None, room: int) -> No
     logging.disable_progress_bar()
     opened = open_model(folder)
     size = window or int(opened.config.get_text_config().max_position_embeddings)
-    settings: Any = {"size": size, "room": room, "prompt": prompt}
+    settings: Any = {"size": size, "max_new_tokens": max_new_tokens, "prompt": prompt}
     dialogue = Dialogue(opened, tokenizer=open_tokenizer(folder), **settings)
     told = False
     for line in typed():

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli_options import Model, Overrides, Prompt, Recipe, Room, must_take
+from flows.cli_options import MaxNewTokens, Model, Overrides, Prompt, Recipe, must_take
 
 app = typer.Typer()
 longqa = typer.Typer(help="Questions on long documents.", no_args_is_help=True)
@@ -90,14 +90,20 @@ def ask(
         str, typer.Option(help="What becomes of a document beyond the context: refuse, truncate or windows.")
     ] = "refuse",
     prompt: Prompt = None,
-    room: Room = 128,
+    max_new_tokens: MaxNewTokens = 128,
     encoding: Annotated[str, typer.Option(help="Of a text file.")] = "utf-8",
 ) -> None:
     """Ask a model about a document: the answer as it comes, and where in the document it is from."""
     from flows.ask import ask as ask_model
 
     ask_model(
-        model, document=document, question=question, too_long=too_long, prompt=prompt, room=room, encoding=encoding
+        model,
+        document=document,
+        question=question,
+        too_long=too_long,
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
+        encoding=encoding,
     )
 
 
@@ -109,12 +115,12 @@ def chat(
         typer.Option(help="Tokens that are kept, the first few and the last ones; default: all the model reads."),
     ] = None,
     prompt: Prompt = None,
-    room: Room = 128,
+    max_new_tokens: MaxNewTokens = 128,
 ) -> None:
     """Talk with a model, for as long as you like: attention sinks, bounded memory."""
     from flows.chat import chat as chat_with
 
-    chat_with(model, window=window, prompt=prompt, room=room)
+    chat_with(model, window=window, prompt=prompt, max_new_tokens=max_new_tokens)
 
 
 @app.command()
@@ -122,12 +128,12 @@ def page(
     model: Model = "champion",
     port: Annotated[int, typer.Option(help="Of the page, on 127.0.0.1.")] = 8080,
     prompt: Prompt = None,
-    room: Room = 128,
+    max_new_tokens: MaxNewTokens = 128,
 ) -> None:
     """Ask a model about documents on a web page, on this machine only, until interrupted."""
     from flows.ask import page as ask_page
 
-    ask_page(model, port=port, prompt=prompt, room=room)
+    ask_page(model, port=port, prompt=prompt, max_new_tokens=max_new_tokens)
 
 
 @app.command()

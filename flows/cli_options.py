@@ -26,7 +26,7 @@ Model = Annotated[str, typer.Option("--model", "-m", help="A model's folder, cha
 Prompt = Annotated[
     str | None, typer.Option(help="chat, authors or plain; by default the tokenizer's chat template, if it has one.")
 ]
-Room = Annotated[int, typer.Option(help="Tokens that an answer may take.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Tokens that an answer may take.")]
 Anyway = Annotated[
     bool, typer.Option("--anyway", help="Also where the training would not fit into this machine's memory.")
 ]

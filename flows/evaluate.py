@@ -29,7 +29,7 @@ def evaluate(
                 models=[],
                 tasks=tasks,
                 folder=str(folder_of_tasks) if folder_of_tasks else None,
-                shots=None,
+                num_fewshot=None,
                 limit=limit,
                 prompt=prompt,
                 seed=1,

@@ -62,7 +62,7 @@ def must_fit(place: Place) -> None:
         return
     params = plain((place.folder / "params.yaml").read_text())
     try:
-        hardware = this_machine(checkpoints_on_host=bool(params["fit"]["checkpoints_on_host"]))
+        hardware = this_machine(activation_offloading=bool(params["fit"]["activation_offloading"]))
         shape = shape_of(place.folder, params["backbone"], fetched=place.folder / "models" / "base" / "config.json")
     except LookupError as unknown:
         print(f"whether the training fits into memory was not checked: {unknown.args[0]}", flush=True)
@@ -99,7 +99,7 @@ def fitting_context(shape: Shape, workload: Workload, hardware: Hardware) -> int
     return None
 
 
-def this_machine(*, checkpoints_on_host: bool) -> Hardware:
+def this_machine(*, activation_offloading: bool) -> Hardware:
     """The GPUs or CPU of this machine, laid out as the environment says (LONGLORA_LAUNCHER, LONGLORA_ZERO, ...).
 
     Raises:
@@ -120,7 +120,7 @@ def this_machine(*, checkpoints_on_host: bool) -> Hardware:
             zero=zero,
             sequence_parallel=degree,
             offload_optimizer=offload,
-            offload_checkpoints=checkpoints_on_host,
+            offload_checkpoints=activation_offloading,
             runtime_gb=None if processes > 1 else ALONE_GB,
         )
     return Hardware.of(

@@ -83,7 +83,7 @@ def test_saving_twice_gives_the_same_bytes_in_any_process(tmp_path):
 def test_a_model_with_other_names_is_served_too(tmp_path):
     sizes = {"vocab_size": 90, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
     model = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, num_attention_heads=4, tie_word_embeddings=False))
-    adapted = attach(model, ADAPTER.model_copy(update={"targets": ["query_key_value", "dense"]}))
+    adapted = attach(model, ADAPTER.model_copy(update={"target_modules": ["query_key_value", "dense"]}))
     names = " ".join(trained_parameters(adapted))
     assert all(
         part in names for part in ("embed_in", "input_layernorm", "post_attention_layernorm", "final_layer_norm")
@@ -94,7 +94,7 @@ def test_a_model_with_other_names_is_served_too(tmp_path):
 
 def test_a_target_that_is_not_there_is_named_with_the_nearest():
     with pytest.raises(ValueError, match=r"LlamaForCausalLM has no linear layer 'q_porj'; did you mean 'q_proj'"):
-        attach(llama(), ADAPTER.model_copy(update={"targets": ["q_porj"]}))
+        attach(llama(), ADAPTER.model_copy(update={"target_modules": ["q_porj"]}))
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):

@@ -35,7 +35,7 @@ def url(tmp_path_factory) -> Iterator[str]:
     command = [sys.executable, "-c", "from flows.cli import main; main()", "page", "--model", str(TINY)]
     with (folder.parent / "page.log").open("w") as log:
         server = subprocess.Popen(
-            [*command, "--port", str(port), "--room", "12"],
+            [*command, "--port", str(port), "--max-new-tokens", "12"],
             cwd=folder,
             env={
                 k: v for k, v in (os.environ | ENV).items() if k != "PYTEST_CURRENT_TEST"
@@ -162,7 +162,7 @@ def test_a_page_of_another_name_is_turned_away(url):
 
 @needs_nicegui
 def test_a_mistake_is_named_before_the_model_is_opened(monkeypatch):
-    usual = {"model": str(TINY), "port": free_port(), "prompt": None, "room": 12}
+    usual = {"model": str(TINY), "port": free_port(), "prompt": None, "max_new_tokens": 12}
     with pytest.raises(ValueError, match=r"--port 0: must be 1 to 65535"):
         ask_page(**usual | {"port": 0})
     with pytest.raises(ValueError, match=r"--prompt chatty: one of chat, authors, plain"):

@@ -35,16 +35,16 @@ def words():
 
 
 def desk(model, words, text=TEXT, **settings):
-    return Desk(model, tokenizer=words, text=text, **{"room": 12, **settings})
+    return Desk(model, tokenizer=words, text=text, **{"max_new_tokens": 12, **settings})
 
 
-def greedy(model, words, text, question, *, prompt, room=12):
+def greedy(model, words, text, question, *, prompt, max_new_tokens=12):
     """The answer by one plain call of generate, and its mean log-probability, by one plain forward pass."""
     pair = tokenised(
         (Turn("user", asked(text.rstrip(), question)), Turn("assistant", "x")), tokenizer=words, prompt=prompt
     )
     ids = torch.tensor([pair.tokens[~pair.answer].tolist()])
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=room, do_sample=False)
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False)
     new = out[0, ids.shape[1] :]
     logits = model(out[:, :-1]).logits[0, ids.shape[1] - 1 :].log_softmax(-1)
     return words.decode(new, skip_special_tokens=True).strip(), logits.gather(1, new[:, None]).mean().item()
@@ -122,7 +122,7 @@ def test_impossible_questions_are_refused(model, words):
     with pytest.raises(ValueError, match=r"the question has \d+ tokens, and \d+ are left"):
         here.ask("Why? " * 400)
     with pytest.raises(ValueError, match="ask for a shorter answer"):
-        desk(model, words, room=500)
+        desk(model, words, max_new_tokens=500)
     with pytest.raises(ValueError, match="chat template"):
         desk(model, words, prompt="chat")
 
@@ -136,7 +136,7 @@ def longlora(folder, *arguments, typed=""):
 
 def test_the_command_answers_and_cites_and_takes_further_questions(tmp_path, model, words):
     (tmp_path / "report.txt").write_text(TEXT)
-    done = longlora(tmp_path, "--document", "report.txt", "--room", "12", typed="\n".join(QUESTIONS) + "\n")
+    done = longlora(tmp_path, "--document", "report.txt", "--max-new-tokens", "12", typed="\n".join(QUESTIONS) + "\n")
     assert done.returncode == 0, done.stderr
     for question in QUESTIONS:
         assert desk(model, words).ask(question).text in done.stdout
@@ -159,7 +159,7 @@ def test_the_command_answers_and_cites_and_takes_further_questions(tmp_path, mod
 def test_a_mistake_is_named(tmp_path, name, raw, change, said):
     if raw is not None:
         (tmp_path / name).write_bytes(raw)
-    usual = {"model": str(TINY), "too_long": "refuse", "prompt": None, "room": 8, "encoding": "utf-8"}
+    usual = {"model": str(TINY), "too_long": "refuse", "prompt": None, "max_new_tokens": 8, "encoding": "utf-8"}
     with pytest.raises(ValueError, match=said):
         ask(document=tmp_path / name, question="Who?", **usual | change)
 

@@ -106,7 +106,7 @@ def tensors(folder) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_training_learns_and_its_merged_model_says_the_same(gpu_place, dtype):
-    adapter = run(gpu_place, "tuned", dtype=dtype, steps=20, checkpoint_steps=100)
+    adapter = run(gpu_place, "tuned", dtype=dtype, steps=20, save_steps=100)
     rows = history(gpu_place / "tuned.csv")
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.3
     cost = json.loads((gpu_place / "tuned.json").read_text())["tuned"]
@@ -131,7 +131,7 @@ def test_the_backend_does_not_change_what_is_learnt(gpu_place):
 
 def test_a_run_that_was_cut_off_goes_on_with_the_same_noise(gpu_place, monkeypatch):
     """NEFTune draws on the GPU, whose generator is seeded for each micro-batch."""
-    changes = {"neftune_alpha": 5.0, "steps": 8}
+    changes = {"neftune_noise_alpha": 5.0, "steps": 8}
     whole = tensors(run(gpu_place, "whole", **changes))
     cut_off(gpu_place, "resumed", monkeypatch, **changes)
     torch.cuda.manual_seed(99)
@@ -147,14 +147,14 @@ def test_what_saves_memory_changes_nothing_that_is_learnt(gpu_place, change):
 def test_checkpoints_in_the_hosts_memory_are_the_same_training_with_less_on_the_gpu(gpu_place):
     place = gpu_place
     kept = run(place, "kept", gradient_checkpointing=True)
-    away_ = run(place, "away", gradient_checkpointing=True, checkpoints_on_host=True)
+    away_ = run(place, "away", gradient_checkpointing=True, activation_offloading=True)
     near(tensors(away_), tensors(kept), atol=2e-4)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 def test_qlora_learns_on_four_bits_and_merges_into_the_whole_base(gpu_place):
     adapter = ADAPTER.model_copy(update={"quantized": "nf4"})
-    folder = run(gpu_place, "four", dtype="bfloat16", adapter=adapter, steps=20, checkpoint_steps=100)
+    folder = run(gpu_place, "four", dtype="bfloat16", adapter=adapter, steps=20, save_steps=100)
     rows = history(gpu_place / "four.csv")
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.3
     model = module.build(gpu_place / "base", position=POSITION, adapter=adapter, dtype="bfloat16")

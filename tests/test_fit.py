@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_loss_falls_and_the_history_and_cost_are_written(place):
-    run(place, "tuned", steps=20, checkpoint_steps=100)
+    run(place, "tuned", steps=20, save_steps=100)
     rows = history(place / "tuned.csv")
     assert list(rows[0]) == list(COLUMNS)
     assert [row["step"] for row in rows] == list(range(1, 21))
@@ -44,8 +44,8 @@ def test_the_same_run_gives_the_same_bytes_and_another_seed_others(place):
 
 
 def test_accumulation_changes_nothing_but_the_last_bits(place):
-    run(place, "whole", micro_batch=4, recall_share=0.0)
-    run(place, "parts", micro_batch=1, recall_share=0.0)
+    run(place, "whole", micro_batch_size=4, recall_share=0.0)
+    run(place, "parts", micro_batch_size=1, recall_share=0.0)
     for a, b in zip(history(place / "whole.csv"), history(place / "parts.csv"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
@@ -61,7 +61,11 @@ def test_a_run_that_was_cut_off_resumes_bit_for_bit(place, monkeypatch):
 
 
 def test_a_run_that_was_cut_off_goes_on_with_the_same_noise(place, monkeypatch):
-    changes = {"neftune_alpha": 5.0, "micro_batch": 1, "adapter": ADAPTER.model_copy(update={"dropout": 0.2})}
+    changes = {
+        "neftune_noise_alpha": 5.0,
+        "micro_batch_size": 1,
+        "adapter": ADAPTER.model_copy(update={"dropout": 0.2}),
+    }
     wanted = weights(run(place, "whole", **changes))
     cut_off(place, "resumed", monkeypatch, **changes)
     assert weights(run(place, "resumed", **changes)) == wanted
@@ -70,7 +74,7 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_noise(place, monkeypatch):
 
 def test_a_sequence_over_several_processes_has_the_noise_of_the_whole(tmp_path):
     """transformers divides alpha by the root of the tokens x hidden size, of what the process sees."""
-    settings = FIT.model_copy(update={"neftune_alpha": 6.0})
+    settings = FIT.model_copy(update={"neftune_noise_alpha": 6.0})
     for degree, alpha in ((1, 6.0), (4, 3.0)):
         args = module.arguments(settings, checkpoints=tmp_path, accumulation=1, zero=None, degree=degree)
         assert args.neftune_noise_alpha == alpha
@@ -131,11 +135,13 @@ def test_a_loss_that_is_not_finite_ends_the_run(place):
     ("batch", "micro", "replicas", "wanted"), [(8, 2, 2, 2), (6, 1, 3, 2), (7, 2, 1, None), (4, 1, 3, None)]
 )
 def test_accumulation_is_derived_from_the_global_batch(batch, micro, replicas, wanted):
-    settings = FIT.model_copy(update={"global_batch": batch, "micro_batch": micro})
+    settings = FIT.model_copy(update={"global_batch_size": batch, "micro_batch_size": micro})
     if wanted:
         assert settings.accumulation(replicas) == wanted
     else:
-        with pytest.raises(ValueError, match=rf"global_batch = {batch} must be a multiple of .* {micro} x {replicas}"):
+        with pytest.raises(
+            ValueError, match=rf"global_batch_size = {batch} must be a multiple of .* {micro} x {replicas}"
+        ):
             settings.accumulation(replicas)
 
 
@@ -147,7 +153,7 @@ def test_without_a_launcher_one_process_trains_on_one_of_the_gpus_it_sees(tmp_pa
         args = module.arguments(FIT, checkpoints=tmp_path, accumulation=2, zero=None)
         assert args.device == torch.device("cuda:0")
         assert args.n_gpu == 1  # else the Trainer would wrap the model in nn.DataParallel
-        assert args.train_batch_size == FIT.micro_batch
+        assert args.train_batch_size == FIT.micro_batch_size
     assert module.arguments(FIT, checkpoints=tmp_path, accumulation=2, zero=None).n_gpu == 0  # no GPU: as before
 
 
@@ -162,7 +168,7 @@ def test_the_last_steps_are_in_full_attention_when_asked(place):
 def test_hayous_ratio_moves_only_the_b_matrices_more(place):
     plain = load_file(run(place, "plain", steps=1, warmup_steps=0) / "adapter_model.safetensors")
     faster = load_file(
-        run(place, "faster", steps=1, warmup_steps=0, b_learning_rate_ratio=4.0) / "adapter_model.safetensors"
+        run(place, "faster", steps=1, warmup_steps=0, loraplus_lr_ratio=4.0) / "adapter_model.safetensors"
     )
     for name in plain:
         if "lora_B" in name:
@@ -219,9 +225,9 @@ def test_pairs_are_learnt_by_the_same_training_with_noise_if_asked_for(place):
     pairs.mkdir()
     asked = [np.concatenate([np.full(20 + i, 7), [40, 41, 1]]) for i in range(30)]
     write_pairs([Pair(t, np.arange(len(t)) >= len(t) - 3) for t in asked], pairs / "train.safetensors", vocabulary=300)
-    both = {"pairs": pairs, "recall_share": 0.0, "pairs_share": 1.0, "global_batch": 2, "checkpoint_steps": 100}
+    both = {"pairs": pairs, "recall_share": 0.0, "pairs_share": 1.0, "global_batch_size": 2, "save_steps": 100}
     run(place, "taught", steps=8, **both)
     losses = [row["loss"] for row in history(place / "taught.csv")]
     assert losses[-1] < losses[0] - 0.3
-    run(place, "noisy", steps=1, neftune_alpha=5.0, **both)
+    run(place, "noisy", steps=1, neftune_noise_alpha=5.0, **both)
     assert history(place / "noisy.csv")[0]["loss"] != losses[0]

@@ -51,7 +51,7 @@ ADAPTER = Adapter(
     rank=4,
     alpha=8.0,
     dropout=0.0,
-    targets=["q_proj", "v_proj"],
+    target_modules=["q_proj", "v_proj"],
     trainable=["embeddings", "norms"],
 )
 

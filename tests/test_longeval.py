@@ -144,7 +144,7 @@ def test_right_answers_score_full_marks_by_length_and_by_file(tmp_path, monkeypa
         Writer, "ids", lambda self, q, ids=Writer.ids: truth.setdefault(tuple(ids(self, q)), q) and ids(self, q)
     )
 
-    def perfect(model, *, prompts, rooms, kept):
+    def perfect(model, *, prompts, max_new_tokens, kept):
         said = [truth[tuple(p)].right[0] for p in prompts]
         return [TOKENIZER(s, add_special_tokens=False)["input_ids"] for s in said]
 
@@ -160,17 +160,17 @@ def test_right_answers_score_full_marks_by_length_and_by_file(tmp_path, monkeypa
 
 
 def test_answers_that_were_kept_are_not_asked_for_again(tmp_path):
-    model, prompts, rooms = tiny(), [[5, 6, 7], [8, 9, 3, 4], [7, 6, 5]], [4, 5, 4]
-    fresh = answers(model, prompts=prompts, rooms=rooms)
-    assert answers(model, prompts=prompts, rooms=rooms, kept=tmp_path) == fresh
+    model, prompts, max_new_tokens = tiny(), [[5, 6, 7], [8, 9, 3, 4], [7, 6, 5]], [4, 5, 4]
+    fresh = answers(model, prompts=prompts, max_new_tokens=max_new_tokens)
+    assert answers(model, prompts=prompts, max_new_tokens=max_new_tokens, kept=tmp_path) == fresh
     (file,) = tmp_path.iterdir()
     cut = file.read_text().splitlines(keepends=True)
     file.write_text(cut[0] + cut[1][:5])  # what a sudden end leaves
     asked = []
     model.generate = lambda *a, generate=model.generate, **k: asked.append(a[0].shape[0]) or generate(*a, **k)
-    assert answers(model, prompts=prompts, rooms=rooms, kept=tmp_path) == fresh
+    assert answers(model, prompts=prompts, max_new_tokens=max_new_tokens, kept=tmp_path) == fresh
     assert sum(asked) == 2 and len(read_kept(file.with_name(file.name.partition(".")[0]))) == 3
-    assert answers(model, prompts=prompts[:2], rooms=rooms[:2], kept=tmp_path) == fresh[:2]
+    assert answers(model, prompts=prompts[:2], max_new_tokens=max_new_tokens[:2], kept=tmp_path) == fresh[:2]
     assert len(list(tmp_path.iterdir())) == 2  # other prompts, another file
 
 

@@ -48,7 +48,7 @@ def settings(*files, **changes) -> LongQA:
         "cases": [str(f) for f in files],
         "held_out": False,
         "length": 900,
-        "room": 12,
+        "max_new_tokens": 12,
         "prompt": "plain",
         "seed": 1,
     }
@@ -159,7 +159,7 @@ def test_a_base_model_answers_to_the_end_of_the_line():
 def test_the_best_of_the_right_answers_counts(tmp_path, monkeypatch):
     said = ["in london.", "it was 1871", "everybody"]
 
-    def perfect(model, *, prompts, rooms, kept):
+    def perfect(model, *, prompts, max_new_tokens, kept):
         return [TOKENIZER(s, add_special_tokens=False)["input_ids"] for s in said]
 
     monkeypatch.setattr(longqa, "answers", perfect)

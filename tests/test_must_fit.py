@@ -54,7 +54,7 @@ def test_the_demo_fits_without_a_word(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("asked", "change"),
     [
-        (["fit.micro_batch=32", "fit.global_batch=32"], "fit.micro_batch=1"),
+        (["fit.micro_batch_size=32", "fit.global_batch_size=32"], "fit.micro_batch_size=1"),
         (["position.context=131072"], "fit.mlp_tile=4096"),
     ],
 )
@@ -85,7 +85,7 @@ def test_where_only_a_shorter_context_helps_it_is_named_and_fits(tmp_path):
 
 def test_a_gpu_is_measured_and_the_7b_recipe_fits_eight_of_80_gb_and_not_one_of_24(tmp_path, monkeypatch):
     recipe = hub("meta-llama/Llama-2-7b-hf", "position.context=32768", "fit.gradient_checkpointing=true")
-    recipe += ["fit.global_batch=64"]
+    recipe += ["fit.global_batch_size=64"]
     monkeypatch.setattr(plan, "gpu_memory_gb", lambda: [24.0])
     with pytest.raises(ValueError, match="training needs about .* the GPU has 24.0 GB"):
         plan.must_fit(place(tmp_path, *recipe))
@@ -98,9 +98,9 @@ def test_a_gpu_is_measured_and_the_7b_recipe_fits_eight_of_80_gb_and_not_one_of_
 def test_checkpoints_on_the_host_are_offered_on_a_gpu_and_then_not_refused(tmp_path, monkeypatch):
     recipe = hub("meta-llama/Llama-2-7b-hf", "position.context=65536", "fit.gradient_checkpointing=true")
     monkeypatch.setattr(plan, "gpu_memory_gb", lambda: [39.4])
-    with pytest.raises(ValueError, match=r"with fit\.checkpoints_on_host=true it fits"):
+    with pytest.raises(ValueError, match=r"with fit\.activation_offloading=true it fits"):
         plan.must_fit(place(tmp_path, *recipe))
-    plan.must_fit(place(tmp_path, *recipe, "fit.checkpoints_on_host=true"))
+    plan.must_fit(place(tmp_path, *recipe, "fit.activation_offloading=true"))
 
 
 @pytest.mark.parametrize("status", ["unchanged", "restored"])
@@ -180,7 +180,7 @@ def test_a_launcher_that_computes_elsewhere_is_said_and_not_refused(tmp_path, ca
 
 def test_processes_on_a_cpu_share_its_memory(tmp_path, monkeypatch):
     monkeypatch.setenv("LONGLORA_LAUNCHER", "torchrun --nproc-per-node 4")
-    assert plan.this_machine(checkpoints_on_host=False).memory_gb == 1.0
+    assert plan.this_machine(activation_offloading=False).memory_gb == 1.0
 
 
 CARDS = ["0, GPU-aaa1, 81559", "1, GPU-bbb2, 24576", "2, GPU-ccc3, 81559", "3, GPU-ddd4, [N/A]"]

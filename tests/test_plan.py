@@ -71,8 +71,8 @@ def workload(**fields) -> Workload:
     paper = {
         "context": 8192,
         "steps": 1000,
-        "global_batch": 64,
-        "micro_batch": 1,
+        "global_batch_size": 64,
+        "micro_batch_size": 1,
         "pattern": "s2",
         "group_ratio": 0.25,
         "full_attention_last": 0.0,
@@ -80,7 +80,7 @@ def workload(**fields) -> Workload:
         "method": "lora",
         "quantized": None,
         "rank": 8,
-        "targets": ATTENTION,
+        "target_modules": ATTENTION,
         "trainable": ("embeddings", "norms"),
         "gradient_checkpointing": True,
         "loss_chunk": None,
@@ -268,7 +268,7 @@ def small_model(work: Workload, *, layers: int) -> torch.nn.Module:
             rank=work.rank,
             alpha=16.0,
             dropout=0.0,
-            targets=list(work.targets),
+            target_modules=list(work.target_modules),
             trainable=list(work.trainable),
         ),
     )
@@ -310,11 +310,11 @@ def saved_bytes(work: Workload, *, layers: int) -> int:
     [
         {"dtype": "float32"},
         {"dtype": "float32", "trainable": ()},
-        {"dtype": "float32", "targets": EVERY},
-        {"dtype": "float32", "targets": ("q_proj", "down_proj"), "rank": 5},
+        {"dtype": "float32", "target_modules": EVERY},
+        {"dtype": "float32", "target_modules": ("q_proj", "down_proj"), "rank": 5},
         {"dtype": "float32", "method": "full"},
         {"dtype": "bfloat16"},
-        {"dtype": "bfloat16", "targets": EVERY},
+        {"dtype": "bfloat16", "target_modules": EVERY},
     ],
     ids=str,
 )
@@ -348,23 +348,23 @@ def peak_bytes(work: Workload) -> int:
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("chunk", [None, 128], ids=["plain", "chunked"])
-@pytest.mark.parametrize("targets", [ATTENTION, EVERY], ids=["attention", "every"])
-def test_a_steps_peak_is_what_the_profiler_sees_in_float32(checkpointing, chunk, targets):
+@pytest.mark.parametrize("target_modules", [ATTENTION, EVERY], ids=["attention", "every"])
+def test_a_steps_peak_is_what_the_profiler_sees_in_float32(checkpointing, chunk, target_modules):
     work = workload(
         context=1024,
         pattern="full",
         dtype="float32",
         gradient_checkpointing=checkpointing,
         loss_chunk=chunk,
-        targets=targets,
+        target_modules=target_modules,
     )
     assert estimated_peak(work) == pytest.approx(peak_bytes(work), rel=0.05)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("tile", [64, 256, 512])
-@pytest.mark.parametrize("targets", [ATTENTION, EVERY], ids=["attention", "every"])
-def test_a_peak_in_tiles_is_not_too_low_and_at_most_a_tenth_too_high(checkpointing, tile, targets):
+@pytest.mark.parametrize("target_modules", [ATTENTION, EVERY], ids=["attention", "every"])
+def test_a_peak_in_tiles_is_not_too_low_and_at_most_a_tenth_too_high(checkpointing, tile, target_modules):
     work = workload(
         context=1024,
         pattern="full",
@@ -372,7 +372,7 @@ def test_a_peak_in_tiles_is_not_too_low_and_at_most_a_tenth_too_high(checkpointi
         gradient_checkpointing=checkpointing,
         loss_chunk=128,
         mlp_tile=tile,
-        targets=targets,
+        target_modules=target_modules,
     )
     assert 1 <= estimated_peak(work) / peak_bytes(work) < 1.1
 
@@ -394,11 +394,11 @@ def test_each_zero_stage_takes_less_memory_than_the_one_before(method):
 
 def test_memory_and_hours_grow_with_context_batch_and_what_is_trained():
     base = estimate(LLAMA, workload(), node())
-    for fields in ({"context": 16384}, {"micro_batch": 2}, {"rank": 64}, {"method": "full"}):
+    for fields in ({"context": 16384}, {"micro_batch_size": 2}, {"rank": 64}, {"method": "full"}):
         assert estimate(LLAMA, workload(**fields), node()).gb_per_gpu > base.gb_per_gpu, fields
     for fields in (
         {"context": 16384},
-        {"global_batch": 128},
+        {"global_batch_size": 128},
         {"steps": 1001},
         {"group_ratio": 0.5},
         {"method": "full"},
@@ -567,9 +567,9 @@ def test_a_bad_or_missing_key_is_named(section, key, value, words):
         ({"context": 1}, "position.context = 1: .* at least 2 tokens"),
         ({"group_ratio": 2.0}, "group of 16384 tokens is larger than the sequence of 8192"),
         ({"group_ratio": 0.0}, "share in"),
-        ({"targets": ("q_proj", "v_porj")}, "'v_porj'; did you mean 'v_proj'"),
-        ({"global_batch": 60}, "60 must be a multiple of micro_batch x replicas = 1 x 8; the nearest is 64"),
-        ({"micro_batch": 3}, "64 must be a multiple of micro_batch x replicas = 3 x 8; the nearest is 72"),
+        ({"target_modules": ("q_proj", "v_porj")}, "'v_porj'; did you mean 'v_proj'"),
+        ({"global_batch_size": 60}, "60 must be a multiple of micro_batch_size x replicas = 1 x 8; the nearest is 64"),
+        ({"micro_batch_size": 3}, "64 must be a multiple of micro_batch_size x replicas = 3 x 8; the nearest is 72"),
     ],
 )
 def test_numbers_that_do_not_fit_together_are_refused(fields, words):

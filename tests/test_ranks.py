@@ -24,12 +24,12 @@ from longlora.training.trainer import noise_seed
 
 pytestmark = pytest.mark.slow  # real processes
 ROOT = Path(__file__).parent.parent
-EACH = {"micro_batch": 1}  # one block at a time, so that the global batch of 4 can be shared out in several ways
+EACH = {"micro_batch_size": 1}  # one block at a time, so that the global batch of 4 can be shared out in several ways
 
 
 def shares(replicas: int, *, degree: int = 1, micro: int = 1) -> list[list[int]]:
     world = replicas * degree
-    return [Ranks(r, world, degree).share(24, micro_batch=micro) for r in range(world)]
+    return [Ranks(r, world, degree).share(24, micro_batch_size=micro) for r in range(world)]
 
 
 @pytest.mark.parametrize(("replicas", "micro"), [(1, 1), (1, 3), (2, 1), (2, 2), (3, 1), (4, 3), (6, 2)])
@@ -107,7 +107,7 @@ def test_two_processes_train_what_one_does_and_only_the_first_writes(place):
 
 
 def test_noise_belongs_to_the_blocks_whatever_the_number_of_processes(place):
-    changes = {**EACH, "neftune_alpha": 5.0, "adapter": ADAPTER.model_copy(update={"dropout": 0.2})}
+    changes = {**EACH, "neftune_noise_alpha": 5.0, "adapter": ADAPTER.model_copy(update={"dropout": 0.2})}
     run(place, "one", **changes)
     together.run(2, train_here, place, "two", changes)
     nearly_equal(place / "two", place / "one")
@@ -116,7 +116,7 @@ def test_noise_belongs_to_the_blocks_whatever_the_number_of_processes(place):
 def test_no_two_micro_batches_and_places_have_the_same_noise():
     seeds = {
         (replicas, degree): [
-            noise_seed(5, micro_batch=n, ranks=Ranks(r, replicas * degree, degree))
+            noise_seed(5, micro_batch_size=n, ranks=Ranks(r, replicas * degree, degree))
             for n in range(12 // replicas)
             for r in range(replicas * degree)
         ]
@@ -126,7 +126,7 @@ def test_no_two_micro_batches_and_places_have_the_same_noise():
     for (_, degree), drawn in seeds.items():
         assert len(set(drawn)) == len(drawn) == 12 * degree
         assert drawn == seeds[1, degree]
-    assert noise_seed(6, micro_batch=0, ranks=Ranks(0, 1)) != seeds[1, 1][0]
+    assert noise_seed(6, micro_batch_size=0, ranks=Ranks(0, 1)) != seeds[1, 1][0]
 
 
 def killed_at_five(place: Path, name: str, changes: dict) -> None:
@@ -143,7 +143,7 @@ def killed_at_five(place: Path, name: str, changes: dict) -> None:
 
 def test_a_killed_run_resumes_bit_for_bit_and_with_another_number_of_processes(place):
     """Three, so that the order of summation over processes can differ."""
-    changes = {"global_batch": 3, "micro_batch": 1}
+    changes = {"global_batch_size": 3, "micro_batch_size": 1}
     together.run(3, train_here, place, "whole", changes)
     codes = together.ended(together.start(3, killed_at_five, place, "resumed", changes))
     assert set(codes) == {-signal.SIGKILL}

@@ -28,8 +28,8 @@ PASSKEY = {
 RECIPE = {
     "position": {"method": "yarn", "context": 480},
     "attention": {"pattern": "s2", "shift": "boundaries", "group_ratio": 0.25, "full_attention_last": 0.1, "backend": "auto"},
-    "adapter": {"method": "lora", "rank": 8, "alpha": 16.0, "targets": ["q_proj"], "trainable": ["embeddings", "norms"]},
-    "fit": {"steps": 1200, "global_batch": 2, "recall_share": 0.5, "learning_rate": 0.001, "schedule": "linear",
+    "adapter": {"method": "lora", "rank": 8, "alpha": 16.0, "target_modules": ["q_proj"], "trainable": ["embeddings", "norms"]},
+    "fit": {"steps": 1200, "global_batch_size": 2, "recall_share": 0.5, "learning_rate": 0.001, "lr_scheduler_type": "linear",
             "warmup_steps": 10, "dtype": "float32", "seed": 1},
 }  # fmt: skip
 

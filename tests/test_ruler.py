@@ -133,9 +133,9 @@ def test_answers_are_greedy_generation_of_each_prompt_alone(monkeypatch):
     model, generator = tiny(), random.Random(1)
     model.generation_config.temperature, model.generation_config.do_sample = 5.0, True
     prompts = [[generator.randrange(2, 258) for _ in range(n)] for n in (30, 41, 30, 30, 41)]
-    rooms = [7, 5, 7, 3, 5]
-    written = answers(model, prompts=prompts, rooms=rooms)
-    for prompt, room, got in zip(prompts, rooms, written, strict=True):
+    max_new_tokens = [7, 5, 7, 3, 5]
+    written = answers(model, prompts=prompts, max_new_tokens=max_new_tokens)
+    for prompt, room, got in zip(prompts, max_new_tokens, written, strict=True):
         ids = list(prompt)
         for _ in range(room):
             with torch.no_grad():
@@ -168,7 +168,7 @@ def test_a_model_that_answers_right_scores_full_marks_on_every_task(monkeypatch)
         return ids, riddle
 
     monkeypatch.setattr(Writer, "write", noted)
-    monkeypatch.setattr(ruler, "answers", lambda model, prompts, rooms, kept: right[-len(prompts) :])
+    monkeypatch.setattr(ruler, "answers", lambda model, prompts, max_new_tokens, kept: right[-len(prompts) :])
     result = measure(tiny(), label="m", tokenizer=TOKENIZER, texts=TEXTS, settings=given)["ruler"]["m"]
     assert result["effective"] == {"value": 2900}
     for length in ("2500", "2900"):

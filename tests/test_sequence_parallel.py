@@ -159,7 +159,7 @@ def test_loss_and_gradients_of_a_model_are_those_of_one_process(checkpointing):
 @pytest.mark.parametrize(("count", "changes"), [(2, {}), (4, {"gradient_checkpointing": True})])
 def test_training_with_a_sequence_over_two_processes_is_that_of_one(place, count, changes):
     """Four processes are two replicas of two. The last steps are in full attention, by exchange of heads where they divide."""
-    changes = {**changes, "micro_batch": 1}
+    changes = {**changes, "micro_batch_size": 1}
     run(place, "one", **changes)
     together.run(count, train_here, place, "two", changes, LONGLORA_SEQUENCE_PARALLEL="2")
     nearly_equal(place / "two", place / "one")
@@ -181,7 +181,7 @@ def test_a_group_larger_than_what_a_process_holds_is_refused(place):
 
 def test_heads_that_can_not_be_shared_out_are_refused_in_full_attention(place):
     said = r"shares 3 key/value heads out to 2 processes: LONGLORA_SEQUENCE_PARALLEL must divide 3, the nearest is 1"
-    changes = {"attention": ATTENTION.model_copy(update={"full_attention_last": 0.5}), "micro_batch": 1}
+    changes = {"attention": ATTENTION.model_copy(update={"full_attention_last": 0.5}), "micro_batch_size": 1}
     together.run(2, refused_here, place, "two", said, changes, LONGLORA_SEQUENCE_PARALLEL="2")
 
 

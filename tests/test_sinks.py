@@ -149,7 +149,7 @@ def test_while_it_fits_a_dialogue_has_the_tokens_of_training_and_greedy_answers(
     model.register_forward_pre_hook(
         lambda module, args, kwargs: read.extend(kwargs["input_ids"][0].tolist()), with_kwargs=True
     )
-    dialogue = Dialogue(model, tokenizer=words, size=512, room=12)
+    dialogue = Dialogue(model, tokenizer=words, size=512, max_new_tokens=12)
     assert dialogue.prompt == prompt
     turns: list[Turn] = []
     for text in WORDS:
@@ -169,7 +169,7 @@ def test_while_it_fits_a_dialogue_has_the_tokens_of_training_and_greedy_answers(
 
 
 def test_a_dialogue_goes_on_far_beyond_the_context():
-    dialogue = Dialogue(open_model(TINY), tokenizer=open_tokenizer(TINY), size=96, room=24)
+    dialogue = Dialogue(open_model(TINY), tokenizer=open_tokenizer(TINY), size=96, max_new_tokens=24)
     while dialogue.cache.get_seq_length() < 4 * 96:
         assert dialogue.say("And what did the members of the House say to the report of the committee? " * 2)
         assert max(layer.keys.shape[-2] for layer in dialogue.cache.layers) <= 96
@@ -181,7 +181,7 @@ def test_a_dialogue_goes_on_far_beyond_the_context():
 def test_the_command_says_once_when_the_beginning_is_forgotten(tmp_path):
     command = [sys.executable, "-c", "from flows.cli import main; main()", "chat", "--model", str(TINY)]
     done = subprocess.run(
-        [*command, "--window", "64", "--room", "8"],
+        [*command, "--window", "64", "--max-new-tokens", "8"],
         cwd=tmp_path,
         env=os.environ | ENV,
         input="\n".join(WORDS) + "\n",

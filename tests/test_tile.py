@@ -23,7 +23,7 @@ SIZES = {
     "max_position_embeddings": 64,
     "pad_token_id": 0,
 }
-EVERY = [*ADAPTER.targets, "gate_proj", "up_proj", "down_proj"]
+EVERY = [*ADAPTER.target_modules, "gate_proj", "up_proj", "down_proj"]
 
 
 def gradients(model, *, checkpointing: bool) -> dict[str, torch.Tensor]:
@@ -40,7 +40,7 @@ def gradients(model, *, checkpointing: bool) -> dict[str, torch.Tensor]:
 def adapted(*, every: bool):
     model = llama()
     torch.manual_seed(1)
-    wrapped = attach(model, ADAPTER.model_copy(update={"targets": EVERY} if every else {}))
+    wrapped = attach(model, ADAPTER.model_copy(update={"target_modules": EVERY} if every else {}))
     for name, parameter in wrapped.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.normal_(parameter)
@@ -140,7 +140,7 @@ def test_checkpoints_on_the_host_change_no_gradient(monkeypatch):
 
 
 def test_the_host_is_asked_for_only_where_there_is_a_gpu(place, monkeypatch):
-    asked = FIT.model_copy(update={"gradient_checkpointing": True, "checkpoints_on_host": True})
+    asked = FIT.model_copy(update={"gradient_checkpointing": True, "activation_offloading": True})
     for gpu in (False, True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
         monkeypatch.setattr(

@@ -30,7 +30,7 @@ from longlora.parallel.zero import Zero, zero_from_environment
 from longlora.training.trainer import LongTrainer
 
 pytestmark = pytest.mark.slow  # real processes
-EACH = {"micro_batch": 1, "global_batch": 2}
+EACH = {"micro_batch_size": 1, "global_batch_size": 2}
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 
 
@@ -73,7 +73,7 @@ def test_stage_3_trains_what_one_process_does_and_saves_it_whole_once(place):
     [
         (zero(2), {}),
         (zero(2, offload=True, sequence=2), {"gradient_checkpointing": True}),
-        (zero(3, offload=True, sequence=2), {"gradient_checkpointing": True, "b_learning_rate_ratio": 4.0}),
+        (zero(3, offload=True, sequence=2), {"gradient_checkpointing": True, "loraplus_lr_ratio": 4.0}),
     ],
     ids=["2", "2-offload-sequence", "3-offload-sequence-two-rates"],
 )
@@ -95,7 +95,7 @@ def test_in_bfloat16_the_trained_weights_stay_in_float32(place):
 
 @needs_deepspeed
 def test_a_killed_run_resumes_under_any_stage_and_number_of_processes(place):
-    changes = {"global_batch": 6, "micro_batch": 1}
+    changes = {"global_batch_size": 6, "micro_batch_size": 1}
     together.run(2, train_here, place, "whole", changes, **zero(3))
     codes = together.ended(together.start(2, killed_at_five, place, "resumed", changes, **zero(3)))
     assert codes == [-signal.SIGKILL, -signal.SIGKILL]
@@ -115,7 +115,7 @@ def test_a_killed_run_resumes_under_any_stage_and_number_of_processes(place):
 @needs_deepspeed
 def test_a_checkpoint_of_one_process_resumes_in_unequal_parts(place, monkeypatch):
     """Of three processes the last has less of a tensor than the others."""
-    changes = {"global_batch": 3, "micro_batch": 1}
+    changes = {"global_batch_size": 3, "micro_batch_size": 1}
     run(place, "whole", **changes)
     step = LongTrainer.training_step
 

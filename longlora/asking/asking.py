@@ -59,13 +59,13 @@ class Desk:
         *,
         tokenizer: PreTrainedTokenizerBase,
         text: str,
-        room: int,
+        max_new_tokens: int,
         too_long: TooLong = "refuse",
         prompt: Prompt | None = None,
         question: str = "",
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.text, self.room = text.rstrip(), room
+        self.text, self.max_new_tokens = text.rstrip(), max_new_tokens
         self.prompt: Prompt = prompt or ("chat" if tokenizer.chat_template else "authors")
         self.before, self.after = (
             chat_turn(tokenizer)
@@ -76,10 +76,10 @@ class Desk:
         )
         self.context = int(model.config.get_text_config().max_position_embeddings)
         kept = max(QUESTION, len(self.question_ids(question, "x")))
-        space = self.context - room - kept - len(self.prefix_ids("")) - SLACK
+        space = self.context - max_new_tokens - kept - len(self.prefix_ids("")) - SLACK
         if space < 1:
             raise ValueError(
-                f"the model reads {self.context} tokens, and prompt, question and an answer of {room} need "
+                f"the model reads {self.context} tokens, and prompt, question and an answer of {max_new_tokens} need "
                 f"{self.context - space}: ask for a shorter answer"
             )
         self.windows, self.length = windows(self.text, tokenizer=tokenizer, space=space)
@@ -140,9 +140,9 @@ class Desk:
         prefix, cache = self.read(window)
         asked = self.question_ids(question, self.text[slice(*window)])
         tokens = prefix + asked
-        if len(tokens) + self.room > self.context:
+        if len(tokens) + self.max_new_tokens > self.context:
             raise ValueError(
-                f"the question has {len(asked)} tokens, and {self.context - self.room - len(prefix)} are left for it"
+                f"the question has {len(asked)} tokens, and {self.context - self.max_new_tokens - len(prefix)} are left for it"
             )
         tokens_BL = torch.tensor([tokens], device=self.model.device)
         out = self.model.generate(
@@ -165,7 +165,7 @@ class Desk:
         own = self.model.generation_config
         end = own.eos_token_id if own and own.eos_token_id is not None else self.tokenizer.eos_token_id
         return GenerationConfig(
-            max_new_tokens=self.room,
+            max_new_tokens=self.max_new_tokens,
             do_sample=False,
             eos_token_id=end,
             pad_token_id=end[0] if isinstance(end, list) else end,

@@ -127,11 +127,11 @@ class Dialogue:
         *,
         tokenizer: PreTrainedTokenizerBase,
         size: int,
-        room: int,
+        max_new_tokens: int,
         sinks: int = SINKS,
         prompt: Prompt | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.room = model, tokenizer, room
+        self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
         self.cache = sink_cache(model, size=size, sinks=sinks)
         self.size, self.chunk = (
             size,
@@ -184,7 +184,7 @@ class Dialogue:
 
     def greedy(self, tokens: list[int]) -> Iterator[int]:
         """Tokens of the answer, its end mark included; transformers' `generate` would want all earlier ones again."""
-        for _ in range(self.room):
+        for _ in range(self.max_new_tokens):
             last = 0
             for start in range(0, len(tokens), self.chunk):
                 piece_1L = torch.tensor([tokens[start : start + self.chunk]], device=self.model.device)

@@ -29,18 +29,18 @@ def kept_folder(model: Path) -> Path:
 
 @torch.inference_mode()
 def answers(
-    model: PreTrainedModel, *, prompts: list[list[int]], rooms: list[int], kept: Path | None = None
+    model: PreTrainedModel, *, prompts: list[list[int]], max_new_tokens: list[int], kept: Path | None = None
 ) -> list[list[int]]:
     """The greedy continuation of each prompt, as ids; prompts of one length and room go together. Those that are `kept` in that
     folder are taken from there, and new ones put there."""
-    must_reach(model, max((len(p) + r for p, r in zip(prompts, rooms, strict=True)), default=0))
-    file = None if kept is None else kept / hashlib.sha256(json.dumps([prompts, rooms]).encode()).hexdigest()
-    given_PA = np.zeros((len(prompts), 2 + max(rooms, default=0)), dtype=np.int64)
+    must_reach(model, max((len(p) + r for p, r in zip(prompts, max_new_tokens, strict=True)), default=0))
+    file = None if kept is None else kept / hashlib.sha256(json.dumps([prompts, max_new_tokens]).encode()).hexdigest()
+    given_PA = np.zeros((len(prompts), 2 + max(max_new_tokens, default=0)), dtype=np.int64)
     if file is not None and rank() == 0:  # what the first process finds is known to all, so that their batches agree
         put(given_PA, read_kept(file))
     written = taken(whole(given_PA))
     groups: dict[tuple[int, int], list[int]] = {}
-    for number, (prompt, room) in enumerate(zip(prompts, rooms, strict=True)):
+    for number, (prompt, room) in enumerate(zip(prompts, max_new_tokens, strict=True)):
         if number not in written:
             groups.setdefault((len(prompt), room), []).append(number)
     batches = []
@@ -50,7 +50,7 @@ def answers(
     given_PA[:] = 0
     for batch in (batch for number, batch in enumerate(batches) if ours(number)):
         tokens_BL = torch.tensor([prompts[i] for i in batch], device=model.device)
-        out_BL = greedy(model, tokens_BL, room=rooms[batch[0]])
+        out_BL = greedy(model, tokens_BL, room=max_new_tokens[batch[0]])
         given = dict(zip(batch, out_BL[:, tokens_BL.shape[1] :].tolist(), strict=True))
         put(given_PA, given)
         if file is not None:

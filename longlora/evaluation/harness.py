@@ -28,7 +28,7 @@ class Harness(Section):
     """Tasks or groups by the harness's own names."""
     folder: str | None
     """A folder with task files of your own, which are known beside the harness's."""
-    shots: int | None = Field(ge=0)
+    num_fewshot: int | None = Field(ge=0)
     """Examples in the prompt; null takes each task's own."""
     limit: int | None = Field(gt=0)
     """Questions of each task, at most; null asks all. Scores of a part are not for publication."""
@@ -71,7 +71,7 @@ def measure(
         model=Dealt(pretrained=model, tokenizer=tokenizer, batch_size=1),
         tasks=list(settings.tasks),
         task_manager=known,
-        num_fewshot=settings.shots,
+        num_fewshot=settings.num_fewshot,
         limit=settings.limit,
         bootstrap_iters=BOOTSTRAPS if rank() == 0 else 0,
         log_samples=False,

@@ -236,8 +236,10 @@ def ask(
     kept: Path | None,
 ) -> dict[str, Any]:
     prompts = [writer.ids(q) for q in questions]
-    rooms = [ROOM[q.task] + (60 if writer.chat else 0) for q in questions]  # a chat model may talk around the answer
-    written = answers(model, prompts=prompts, rooms=rooms, kept=kept)
+    max_new_tokens = [
+        ROOM[q.task] + (60 if writer.chat else 0) for q in questions
+    ]  # a chat model may talk around the answer
+    written = answers(model, prompts=prompts, max_new_tokens=max_new_tokens, kept=kept)
     texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
     hits = sum(right(q, text, chat=writer.chat) for q, text in zip(questions, texts, strict=True))
     low, high = binomial(hits, len(questions))

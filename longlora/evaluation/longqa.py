@@ -37,7 +37,7 @@ class LongQA(Section):
     """Also the cases that the casebook of `pairs` has on documents that are not trained on."""
     length: int = Field(gt=0)
     """Prompts in tokens, at most, the answer included. A longer document loses its middle, as in LongBench, and is counted."""
-    room: int = Field(gt=0)
+    max_new_tokens: int = Field(gt=0)
     """Tokens that an answer may take."""
     prompt: Literal["plain", "authors", "chat"]
     """plain: text to be continued, to the end of the line; authors: [INST]...[/INST], for models that were fine-tuned on pairs
@@ -138,7 +138,7 @@ class Writer:
             first = opening(self.tokenizer, self.before + head)
         end = continuation(self.tokenizer, asked + self.after, after="again")
         document = continuation(self.tokenizer, question.document, after="\n")
-        space = self.settings.length - self.settings.room - len(first) - len(end)
+        space = self.settings.length - self.settings.max_new_tokens - len(first) - len(end)
         if space < 2:
             raise ValueError(
                 f"longqa.length: {self.settings.length} tokens are too few, without a document it is "
@@ -173,7 +173,7 @@ def measure(
     writer = Writer(tokenizer, settings=settings)
     prompts = [writer.write(question) for question in questions]
     written = answers(
-        model, prompts=[prompt.ids for prompt in prompts], rooms=[settings.room] * len(prompts), kept=kept
+        model, prompts=[prompt.ids for prompt in prompts], max_new_tokens=[settings.max_new_tokens] * len(prompts), kept=kept
     )  # fmt: skip
     said = [answer_of(str(tokenizer.decode(ids, skip_special_tokens=True)), prompt=settings.prompt) for ids in written]
     marked = mark(questions, prompts=prompts, said=said)

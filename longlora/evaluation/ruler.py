@@ -154,7 +154,9 @@ def measure(
             for task in settings.tasks
             for number in range(settings.samples)
         ]
-        texts_ = answers(model, prompts=[ids for _, ids, _ in made], rooms=[e.room for _, _, e in made], kept=kept)
+        texts_ = answers(
+            model, prompts=[ids for _, ids, _ in made], max_new_tokens=[e.room for _, _, e in made], kept=kept
+        )
         scores = [
             (task, match_all(str(tokenizer.decode(ids)), e.answers))
             for (task, _, e), ids in zip(made, texts_, strict=True)

@@ -2,7 +2,7 @@
 
 LongLoRA calls this "LoRA+" (paper, section 3.3 and table 2): low rank alone does not reach long contexts, with trainable
 embeddings and norms it does. Hayou et al. 2024 use the same name for a larger learning rate of the B matrices; that is
-`fit.b_learning_rate_ratio`, and something else.
+`fit.loraplus_lr_ratio`, and something else.
 
 All that was trained goes into one adapter folder that stock peft loads; tied embeddings stay tied.
 """
@@ -29,7 +29,7 @@ class Adapter(Section):
     alpha: float = Field(gt=0)
     """The update is B A x alpha / rank."""
     dropout: float = Field(ge=0, lt=1)
-    targets: list[str]
+    target_modules: list[str]
     """Names of the linear layers that get an adapter, as the model calls them (GPT-NeoX: query_key_value, dense)."""
     trainable: list[Literal["embeddings", "norms"]]
     """What is trained whole beside the low-rank matrices."""
@@ -53,17 +53,17 @@ def attach(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel | PeftMo
     if adapter.method == "full":
         return model.float().requires_grad_(True)
     linears = sorted({name.rsplit(".")[-1] for name, m in model.base_model.named_modules() if isinstance(m, nn.Linear)})
-    for target in adapter.targets:
+    for target in adapter.target_modules:
         if target not in linears:
             raise ValueError(
-                f"adapter.targets: {type(model).__name__} has no linear layer '{target}'{nearest(target, linears)}"
+                f"adapter.target_modules: {type(model).__name__} has no linear layer '{target}'{nearest(target, linears)}"
             )
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.rank,
         lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # peft annotates int, and multiplies
         lora_dropout=adapter.dropout,
-        target_modules=adapter.targets,
+        target_modules=adapter.target_modules,
         modules_to_save=whole_modules(model, trainable=adapter.trainable) or None,
         ensure_weight_tying=model.config.tie_word_embeddings and "embeddings" in adapter.trainable,
     )

@@ -33,9 +33,9 @@ class Ranks:
         """In the sequence: 0 has its first tokens."""
         return self.rank % self.degree
 
-    def share(self, samples: int, *, micro_batch: int) -> list[int]:
+    def share(self, samples: int, *, micro_batch_size: int) -> list[int]:
         """The samples of this replica, in order: micro-batches are dealt out in turn, so that D of them follow one another."""
-        return [i for i in range(samples) if i // micro_batch % self.replicas == self.replica]
+        return [i for i in range(samples) if i // micro_batch_size % self.replicas == self.replica]
 
 
 def from_environment() -> Ranks:

@@ -77,7 +77,7 @@ def inputs(shape: Shape, workload: Workload, *, of: tuple[tuple[str, ...], ...])
     autocast (16 bit) casts an adapter's input for every adapter.
     """
     full = workload.method == "full"
-    trained = set(shape.linears) if full else set(workload.targets)
+    trained = set(shape.linears) if full else set(workload.target_modules)
     if workload.number_bytes == 2 and not full:
         sharing = [(name,) for names in of for name in names]
     else:
@@ -95,7 +95,7 @@ def attention_moving_bytes(shape: Shape, *, workload: Workload) -> int:
 def moving_bytes(shape: Shape, *, workload: Workload) -> int:
     """Bytes per token, over what the layer saved, at the highest point of its backward, in the feed-forward: the gradients of
     gate and up, and down's input where it is not among the saved."""
-    b, down_saved = workload.number_bytes, workload.method == "full" or "down_proj" in workload.targets
+    b, down_saved = workload.number_bytes, workload.method == "full" or "down_proj" in workload.target_modules
     moving = b * ((2 if down_saved else 3) * shape.intermediate + shape.hidden)
     if b == 2 and "down_proj" in workload.adapted:
         moving += 4 * shape.intermediate  # peft lifts the adapter's input to float32

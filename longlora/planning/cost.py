@@ -104,8 +104,8 @@ class Workload(Section):
 
     context: int
     steps: int = Field(gt=0)
-    global_batch: int = Field(gt=0)
-    micro_batch: int = Field(gt=0)
+    global_batch_size: int = Field(gt=0)
+    micro_batch_size: int = Field(gt=0)
     pattern: Literal["s2", "full"]
     group_ratio: float
     full_attention_last: float = Field(ge=0, le=1)
@@ -114,7 +114,7 @@ class Workload(Section):
     method: Literal["lora", "full"]
     quantized: Literal["nf4"] | None
     rank: int = Field(gt=0)
-    targets: tuple[str, ...]
+    target_modules: tuple[str, ...]
     trainable: tuple[Literal["embeddings", "norms"], ...]
     gradient_checkpointing: bool
     loss_chunk: int | None = Field(gt=0)
@@ -141,7 +141,7 @@ class Workload(Section):
     @property
     def adapted(self) -> tuple[str, ...]:
         """The matrices with low-rank adapters."""
-        return self.targets if self.method == "lora" else ()
+        return self.target_modules if self.method == "lora" else ()
 
 
 def check(shape: Shape, *, workload: Workload) -> None:
@@ -160,7 +160,7 @@ def check(shape: Shape, *, workload: Workload) -> None:
         raise ValueError(f"s2 moves the groups of half the heads, the model has {shape.heads}: attention.pattern=full")
     for target in workload.adapted:
         if target not in shape.linears:
-            raise ValueError(f"adapter.targets: no matrix '{target}'{nearest(target, list(shape.linears))}")
+            raise ValueError(f"adapter.target_modules: no matrix '{target}'{nearest(target, list(shape.linears))}")
 
 
 def adapter_parameters(shape: Shape, *, workload: Workload) -> int:

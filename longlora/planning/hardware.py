@@ -154,17 +154,17 @@ class Hardware(Section):
 
 def check_layout(hardware: Hardware, *, workload: Workload) -> None:
     """Raise ValueError where the recipe cannot be cut the way the hardware is laid out."""
-    degree, together = hardware.sequence_parallel, workload.micro_batch * hardware.replicas
+    degree, together = hardware.sequence_parallel, workload.micro_batch_size * hardware.replicas
     if workload.context % degree:
         raise ValueError(
             f"position.context = {workload.context} must be a multiple of the sequence-parallel degree {degree}; the nearest "
             f"is {max(1, round(workload.context / degree)) * degree}"
         )
-    if workload.global_batch % together:
-        fitting = max(1, round(workload.global_batch / together)) * together
+    if workload.global_batch_size % together:
+        fitting = max(1, round(workload.global_batch_size / together)) * together
         raise ValueError(
-            f"fit.global_batch = {workload.global_batch} must be a multiple of micro_batch x replicas = "
-            f"{workload.micro_batch} x {hardware.replicas}; the nearest is {fitting}"
+            f"fit.global_batch_size = {workload.global_batch_size} must be a multiple of micro_batch_size x replicas = "
+            f"{workload.micro_batch_size} x {hardware.replicas}; the nearest is {fitting}"
         )
 
 
@@ -202,7 +202,7 @@ def memory(shape: Shape, *, workload: Workload, hardware: Hardware) -> tuple[Mem
         linears = shape.layers * sum(width * out for width, out in shape.linears.values())
         frozen -= linears * (b - NF4_BITS / 8)
     parameters = (trained * own + frozen) / parts[2]
-    tokens = workload.micro_batch * workload.context // hardware.sequence_parallel
+    tokens = workload.micro_batch_size * workload.context // hardware.sequence_parallel
     held = activations(shape, workload=workload, tokens=tokens)
     kept, away = held.kept, 0.0
     if hardware.offload_checkpoints and workload.gradient_checkpointing:
@@ -249,14 +249,14 @@ def step_seconds(shape: Shape, *, workload: Workload, hardware: Hardware) -> flo
     peak = 1e12 * (hardware.float32_tflops if workload.dtype == "float32" else hardware.tflops)
     rate = peak * hardware.utilisation
     attention_rate = min(rate * ATTENTION_SPEED, peak)
-    arithmetic = workload.global_batch * (products / rate + attention / attention_rate) / hardware.gpus
-    b, micro_steps = workload.number_bytes, workload.global_batch / (workload.micro_batch * hardware.replicas)
+    arithmetic = workload.global_batch_size * (products / rate + attention / attention_rate) / hardware.gpus
+    b, micro_steps = workload.number_bytes, workload.global_batch_size / (workload.micro_batch_size * hardware.replicas)
     moved = 0.0
     if hardware.offload_optimizer:
         moved += 2 * b * trained_parameters(shape, workload=workload) / hardware.gpus
     if hardware.offload_parameters:
         moved += 2 * b * shape.parameters / hardware.gpus * micro_steps
     if hardware.offload_checkpoints and workload.gradient_checkpointing:
-        tokens = workload.micro_batch * workload.context // hardware.sequence_parallel
+        tokens = workload.micro_batch_size * workload.context // hardware.sequence_parallel
         moved += 2 * activations(shape, workload=workload, tokens=tokens).kept * micro_steps
     return arithmetic + moved / (hardware.host_gb_s * 1e9)

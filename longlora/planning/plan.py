@@ -17,8 +17,8 @@ from longlora.section import Section, nearest
 KEYS = {
     "context": "position.context",
     "steps": "fit.steps",
-    "global_batch": "fit.global_batch",
-    "micro_batch": "fit.micro_batch",
+    "global_batch_size": "fit.global_batch_size",
+    "micro_batch_size": "fit.micro_batch_size",
     "pattern": "attention.pattern",
     "group_ratio": "attention.group_ratio",
     "full_attention_last": "attention.full_attention_last",
@@ -26,7 +26,7 @@ KEYS = {
     "method": "adapter.method",
     "quantized": "adapter.quantized",
     "rank": "adapter.rank",
-    "targets": "adapter.targets",
+    "target_modules": "adapter.target_modules",
     "trainable": "adapter.trainable",
     "gradient_checkpointing": "fit.gradient_checkpointing",
     "loss_chunk": "fit.loss_chunk",
@@ -137,7 +137,7 @@ def estimate(shape: Shape, workload: Workload, hardware: Hardware) -> Estimate:
         flops_forward=forward_flops(shape, workload=workload),
         seconds_per_step=seconds,
         hours=hours,
-        tokens_per_second=workload.global_batch * workload.context / seconds,
+        tokens_per_second=workload.global_batch_size * workload.context / seconds,
         gb_per_gpu=parts.total,
         gb_parts=parts,
         gb_on_host=on_host,
@@ -173,8 +173,8 @@ def ladder(workload: Workload, hardware: Hardware) -> list[Change]:
     """Changes that save memory and leave the result as it is, the gentler first among equals in hours; each is one that
     `longlora run` can be told (so not ZeRO stage 1, and not parameters on the host)."""
     rungs = []
-    if workload.micro_batch > 1:
-        rungs.append(Change("fit.micro_batch=1", {"micro_batch": 1}, {}))
+    if workload.micro_batch_size > 1:
+        rungs.append(Change("fit.micro_batch_size=1", {"micro_batch_size": 1}, {}))
     if not workload.gradient_checkpointing:
         rungs.append(Change("fit.gradient_checkpointing=true", {"gradient_checkpointing": True}, {}))
     if hardware.gpus > 1:
@@ -195,7 +195,7 @@ def ladder(workload: Workload, hardware: Hardware) -> list[Change]:
         )
     if not hardware.offload_checkpoints:
         rungs.append(
-            Change("fit.checkpoints_on_host=true", {"gradient_checkpointing": True}, {"offload_checkpoints": True})
+            Change("fit.activation_offloading=true", {"gradient_checkpointing": True}, {"offload_checkpoints": True})
         )
     return rungs
 
@@ -248,8 +248,9 @@ def lines(plan: Estimate) -> list[str]:
     said = [f"{name} {value / 1e12:.1f}" for name, value in flops.model_dump().items()]
     held = [f"{name} {value:.1f}" for name, value in parts.model_dump().items() if name != "total"]
     pattern = "full attention" if work.pattern == "full" else f"s2 in groups of {work.group:,}"
+    batch = f"{work.global_batch_size} sequences x {work.context:,} tokens"
     text = [
-        f"run          {work.steps:,} steps x {work.global_batch} sequences x {work.context:,} tokens, {pattern}, {work.method}",
+        f"run          {work.steps:,} steps x {batch}, {pattern}, {work.method}",
         f"trained      {plan.trained_parameters / 1e6:,.1f} of {plan.parameters / 1e6:,.1f} M parameters",
         f"hardware     {hardware.gpus} x {hardware.gpu}, ZeRO {hardware.zero}, sequence-parallel {hardware.sequence_parallel}",
         f"forward      {', '.join(said)} TFLOP, one sequence",

@@ -177,12 +177,12 @@ def recipe(findings: Findings) -> list[tuple[str, str]]:
         ),
         ("full attention at the end", f"last {attention['full_attention_last']:.0%} of the steps"),
         ("trained", trained(adapter)),
-        ("steps", f"{fit['steps']:,} of {fit['global_batch']:,} x {position['context']:,} tokens"),
+        ("steps", f"{fit['steps']:,} of {fit['global_batch_size']:,} x {position['context']:,} tokens"),
         ("of these, recall exercises", f"{fit['recall_share']:.0%}"),
         *pairs(fit),
         (
             "learning rate",
-            f"{fit['learning_rate']:g}, {fit['schedule'].replace('_', ' ')} ({fit['warmup_steps']} steps)",
+            f"{fit['learning_rate']:g}, {fit['lr_scheduler_type'].replace('_', ' ')} ({fit['warmup_steps']} steps)",
         ),
         ("precision", str(fit["dtype"])),
         ("seed", str(fit["seed"])),
@@ -199,7 +199,9 @@ def trained(adapter: dict[str, Any]) -> str:
     if adapter["method"] == "full":
         return "every weight"
     whole = "".join(f", all {kind}" for kind in adapter["trainable"])
-    return f"LoRA of rank {adapter['rank']} (alpha {adapter['alpha']:g}) on {', '.join(adapter['targets'])}{whole}"
+    return (
+        f"LoRA of rank {adapter['rank']} (alpha {adapter['alpha']:g}) on {', '.join(adapter['target_modules'])}{whole}"
+    )
 
 
 def limits(findings: Findings) -> list[str]:

@@ -55,20 +55,20 @@ from longlora.training.trainer import LongTrainer, Switch
 class Fit(Section):
     steps: int = Field(gt=0)
     """Optimiser steps."""
-    global_batch: int = Field(gt=0)
+    global_batch_size: int = Field(gt=0)
     """Sequences per optimiser step, over all processes."""
-    micro_batch: int = Field(gt=0)
+    micro_batch_size: int = Field(gt=0)
     """Sequences per process that are in memory at once."""
     recall_share: float = Field(ge=0, le=1)
     """Share of the blocks that are recall exercises."""
     pairs_share: float = Field(ge=0, le=1)
     """Share of the blocks that are packed question-answer pairs, of which the answers alone are learnt."""
-    neftune_alpha: float | None = Field(gt=0)
+    neftune_noise_alpha: float | None = Field(gt=0)
     """NEFTune (Jain et al. 2024, arXiv 2310.05914): noise on the embeddings, 5 to 15; null is off."""
     learning_rate: float = Field(gt=0)
-    b_learning_rate_ratio: float = Field(gt=0)
+    loraplus_lr_ratio: float = Field(gt=0)
     """Hayou et al. 2024: learning rate of the B matrices over that of A; 1 is off."""
-    schedule: Literal["constant_with_warmup", "linear", "cosine"]
+    lr_scheduler_type: Literal["constant_with_warmup", "linear", "cosine"]
     warmup_steps: int = Field(ge=0)
     betas: tuple[float, float]
     weight_decay: float = Field(ge=0)
@@ -76,30 +76,30 @@ class Fit(Section):
     dtype: Literal["float32", "bfloat16"]
     """Of the frozen weights and the arithmetic; trained weights are kept in float32."""
     gradient_checkpointing: bool
-    checkpoints_on_host: bool
+    activation_offloading: bool
     """Under gradient checkpointing on a GPU: what is kept for the backward lies in the host's memory."""
     mlp_tile: int | None = Field(gt=0)
     """Tokens that a feed-forward takes at once, computed again for its gradients; null: all."""
     loss_chunk: int = Field(gt=0)
     """Tokens whose logits are in memory at once."""
-    checkpoint_steps: int = Field(gt=0)
-    log_steps: int = Field(gt=0)
+    save_steps: int = Field(gt=0)
+    logging_steps: int = Field(gt=0)
     seed: int
 
     def accumulation(self, replicas: int) -> int:
         """Micro-batches per optimiser step and replica.
 
         Raises:
-            ValueError: the global batch is not a multiple of micro_batch x replicas.
+            ValueError: the global batch is not a multiple of micro_batch_size x replicas.
         """
-        together = self.micro_batch * replicas
-        if self.global_batch % together:
-            fitting = max(together, self.global_batch // together * together)
+        together = self.micro_batch_size * replicas
+        if self.global_batch_size % together:
+            fitting = max(together, self.global_batch_size // together * together)
             raise ValueError(
-                f"fit.global_batch = {self.global_batch} must be a multiple of micro_batch x replicas = "
-                f"{self.micro_batch} x {replicas}; the nearest is {fitting}"
+                f"fit.global_batch_size = {self.global_batch_size} must be a multiple of micro_batch_size x replicas = "
+                f"{self.micro_batch_size} x {replicas}; the nearest is {fitting}"
             )
-        return self.global_batch // together
+        return self.global_batch_size // together
 
 
 def train(
@@ -136,7 +136,7 @@ def train(
         tokens,
         pairs,
         length=position.context,
-        samples=settings.steps * settings.global_batch,
+        samples=settings.steps * settings.global_batch_size,
         pairs_share=settings.pairs_share,
         recall_share=settings.recall_share,
         seed=settings.seed,
@@ -157,7 +157,7 @@ def train(
             train_dataset=blocks if ranks.degree == 1 else Shards(blocks, ranks, length=position.context),
             args=args,
             callbacks=[
-                History(history, steps=settings.steps, tokens_per_step=settings.global_batch * position.context),
+                History(history, steps=settings.steps, tokens_per_step=settings.global_batch_size * position.context),
                 Switch(attend, attention=attention, steps=settings.steps),
                 stop := Stop(),
             ],
@@ -184,7 +184,7 @@ def train(
             save(model, out)
             recipe = {type(s).__name__.lower(): s.model_dump() for s in sections}
             (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
-            seen = (settings.steps - done) * settings.global_batch * position.context
+            seen = (settings.steps - done) * settings.global_batch_size * position.context
             write_cost(cost, model=model, tokens=seen, meter=meter)
             shutil.rmtree(checkpoints, ignore_errors=True)
         leave()
@@ -237,10 +237,10 @@ def arguments(
     args = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=settings.steps,
-        per_device_train_batch_size=settings.micro_batch,
+        per_device_train_batch_size=settings.micro_batch_size,
         gradient_accumulation_steps=accumulation,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
+        lr_scheduler_type=settings.lr_scheduler_type,
         warmup_steps=settings.warmup_steps,
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.dtype == "bfloat16" and zero is None,
@@ -251,16 +251,16 @@ def arguments(
         activation_checkpointing=settings.gradient_checkpointing,
         activation_checkpointing_kwargs={
             "use_reentrant": False,
-            "offload": settings.checkpoints_on_host and not on_cpu,
+            "offload": settings.activation_offloading and not on_cpu,
         },
         # The blocks hold the order already, so resuming is skipping.
         train_sampling_strategy="sequential",
         save_strategy="steps",
-        save_steps=settings.checkpoint_steps,
-        logging_steps=settings.log_steps,
+        save_steps=settings.save_steps,
+        logging_steps=settings.logging_steps,
         logging_nan_inf_filter=False,
         # It is divided by the root of the tokens x hidden size that a process sees, and is meant by those of the whole sequence.
-        neftune_noise_alpha=settings.neftune_alpha and settings.neftune_alpha / math.sqrt(degree),
+        neftune_noise_alpha=settings.neftune_noise_alpha and settings.neftune_noise_alpha / math.sqrt(degree),
         disable_tqdm=True,
         ddp_find_unused_parameters=False,  # all that is trained is used
         report_to="none",
@@ -280,7 +280,7 @@ def optimizer(model: nn.Module, settings: Fit) -> torch.optim.AdamW:
         {"params": [p for name, p in trained.items() if name not in b_matrices], "lr": settings.learning_rate},
         {
             "params": [p for name, p in trained.items() if name in b_matrices],
-            "lr": settings.learning_rate * settings.b_learning_rate_ratio,
+            "lr": settings.learning_rate * settings.loraplus_lr_ratio,
         },
     ]
     return torch.optim.AdamW(

@@ -26,28 +26,28 @@ class LongTrainer(ExactTrainer):
     def __init__(self, *, ranks: Ranks, adam: Callable[[], torch.optim.Optimizer], **settings: Any) -> None:
         super().__init__(**settings)
         self.ranks, self.adam = ranks, adam
-        self.micro_batch: int | None = None  # of this process, counted over the whole run
+        self.micro_batch_size: int | None = None  # of this process, counted over the whole run
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         self.optimizer = self.adam()
         return self.optimizer
 
     def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
-        blocks, micro_batch = self.train_dataset, self.args.per_device_train_batch_size
+        blocks, micro_batch_size = self.train_dataset, self.args.per_device_train_batch_size
         assert isinstance(blocks, Dataset) and isinstance(blocks, Sized)
-        share = self.ranks.share(len(blocks), micro_batch=micro_batch)
+        share = self.ranks.share(len(blocks), micro_batch_size=micro_batch_size)
         return DataLoader(
             blocks,
             sampler=share,
-            batch_size=micro_batch,
+            batch_size=micro_batch_size,
             collate_fn=default_data_collator,
             pin_memory=self.args.dataloader_pin_memory,
         )
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         done = self.state.global_step * self.args.gradient_accumulation_steps
-        self.micro_batch = done if self.micro_batch is None else self.micro_batch + 1
-        torch.manual_seed(noise_seed(self.args.seed, micro_batch=self.micro_batch, ranks=self.ranks))
+        self.micro_batch_size = done if self.micro_batch_size is None else self.micro_batch_size + 1
+        torch.manual_seed(noise_seed(self.args.seed, micro_batch_size=self.micro_batch_size, ranks=self.ranks))
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise ValueError(
@@ -56,13 +56,13 @@ class LongTrainer(ExactTrainer):
         return loss
 
 
-def noise_seed(seed: int, *, micro_batch: int, ranks: Ranks) -> int:
+def noise_seed(seed: int, *, micro_batch_size: int, ranks: Ranks) -> int:
     """Of the noise (dropout, NEFTune) on the n-th micro-batch of a process.
 
     It belongs to the blocks, and to the place in the sequence: a run that resumes, on however many replicas, draws the same; no two
     processes do.
     """
-    among_all = micro_batch * ranks.replicas + ranks.replica
+    among_all = micro_batch_size * ranks.replicas + ranks.replica
     return int(np.random.SeedSequence([seed, among_all, ranks.place]).generate_state(1, np.uint64)[0])
 
 
