@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_gguf_model import LENGTH, ROPES, TINY, apart, logits, made, opened, tokens
+from test_gguf import LENGTH, ROPES, TINY, apart, logits, made, opened, tokens
 from test_gguf_tokenizer import SPLITS, TEXT, trained
 from transformers import LlamaConfig
 
