@@ -74,5 +74,7 @@ def gc(
             leftovers.remove(where, found)
         for path in leftovers.being_read(where):
             print(f"left, for a process reads from it: {path.relative_to(where.root)}")
+        if cache := leftovers.shared_cache(where):
+            print(f"left, for other projects may share it: {cache} (DVC's cache.dir, outside of this project)")
     if found:
         print("deleted" if yes else "nothing was deleted: `longlora gc --yes` deletes it")

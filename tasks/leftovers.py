@@ -3,6 +3,7 @@
 Kept are the newest runs, every run that a version in the registry points to, everything that a branch, a tag or a checkout of
 this repository names, and what a process reads from. A record's ref in git and the data on the DVC remote are never touched, so a
 run whose folder went can be brought back. Where there is no DVC remote, the cache is the only copy, and every recorded run is kept.
+A cache outside of the project is left alone: other projects may share it.
 """
 
 import re
@@ -70,7 +71,8 @@ def leftovers(where: Project, *, keep: int, versions: set[str]) -> list[Leftover
                 for path in (where.state / "checkpoints").glob("*")
                 if path.is_dir() and not young(path)
             ]
-        found += unused(where, kept, versions)
+        if not shared_cache(where):
+            found += unused(where, kept, versions)
     return sorted((each for each in found if each.size), key=lambda each: -each.size)
 
 
@@ -106,6 +108,12 @@ def young(path: Path) -> bool:
 def size_of(path: Path) -> int:
     """Bytes of its files, those below it that are links not counted."""
     return sum(file.lstat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+
+
+def shared_cache(where: Project) -> Path | None:
+    """DVC's cache, if it lies outside of the project: others may keep data there, and what they need is not known here."""
+    cache = cache_of(where.tree, where.root).resolve()
+    return None if cache.is_relative_to(where.root.resolve() / ".dvc") else cache
 
 
 def unused(where: Project, kept: set[str], versions: set[str]) -> Iterator[Leftover]:
