@@ -135,7 +135,7 @@ def named_in_git(where: Project, kept: set[str], versions: set[str]) -> set[str]
     revs = [ref for ref in refs if not ref.startswith(RUNS) or ref in set(map(record_ref, kept))]
     found: set[str] = set()
     for rev in {*revs, *versions, "HEAD"}:
-        names = git("ls-tree", "-r", "--name-only", rev, cwd=where.root).splitlines()
+        names = git("ls-tree", "-r", "-z", "--name-only", rev, cwd=where.root).split("\0")  # without -z, é is quoted
         for name in names:
             if Path(name).name == "dvc.lock" or name.endswith(".dvc"):
                 found |= set(HASH.findall(git("show", f"{rev}:{name}", cwd=where.root)))
@@ -150,8 +150,8 @@ def named_on_disk(where: Project, kept: set[str]) -> set[str]:
     found: set[str] = set()
     for tree in trees:
         if tree.is_dir() and (not tree.is_relative_to(ours) or tree.name in kept):
-            listed = git("ls-files", "--cached", "--others", "--exclude-standard", "--", "*dvc.lock", "*.dvc", cwd=tree)
-            for name in {*listed.splitlines(), "dvc.lock"}:
+            wanted = ("--cached", "--others", "--exclude-standard", "--", "*dvc.lock", "*.dvc")
+            for name in {*git("ls-files", "-z", *wanted, cwd=tree).split("\0"), "dvc.lock"}:
                 if (tree / name).is_file():
                     found |= set(HASH.findall((tree / name).read_text()))
     return found
