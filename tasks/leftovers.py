@@ -130,9 +130,13 @@ def unused(where: Project, kept: set[str], versions: set[str]) -> Iterator[Lefto
 
 
 def named_in_git(where: Project, kept: set[str], versions: set[str]) -> set[str]:
-    """Hashes in dvc.lock and *.dvc at every branch, tag and other ref (of records only the kept ones), HEAD, and `versions`."""
+    """Hashes in dvc.lock and *.dvc at every branch, tag and other ref (of records only the kept ones), HEAD, and `versions`.
+
+    Without a DVC remote all records are kept, those too that their run's ref no longer names.
+    """
     refs = git("for-each-ref", "--format=%(refname)", cwd=where.root).splitlines()
-    revs = [ref for ref in refs if not ref.startswith(RUNS) or ref in set(map(record_ref, kept))]
+    ours = (RUNS, storage.RECORDS) if remote_of(where.tree) else RUNS
+    revs = [ref for ref in refs if not ref.startswith(ours) or ref in set(map(record_ref, kept))]
     found: set[str] = set()
     for rev in {*revs, *versions, "HEAD"}:
         names = git("ls-tree", "-r", "-z", "--name-only", rev, cwd=where.root).split("\0")  # without -z, é is quoted

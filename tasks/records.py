@@ -13,7 +13,7 @@ from tasks import registry, tracking
 from tasks.declared import Artifact
 from tasks.outputs import artifacts_at
 from tasks.registry import CANDIDATE, CHAMPION, STAGING
-from tasks.workspace import Project, record_ref
+from tasks.workspace import Project
 
 
 @contextmanager
@@ -101,5 +101,5 @@ def source_and_model(where: Project, run: Run) -> tuple[str, Artifact]:
         key, status = tags.get(tracking.KEY, run.info.run_id), run.info.status.lower()
         raise ValueError(f"run {key} is {status}, and only a finished one can be promoted")
     model = model_at(where, record)
-    repo, ref = tags.get("longlora.git") or str(where.root), record_ref(tags[tracking.KEY])
+    repo, ref = tags.get("longlora.git") or str(where.root), tags["longlora.ref"]
     return registry.source_of(model.name, path=model.path, rev=record, repo=repo, ref=ref), model

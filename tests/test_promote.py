@@ -12,8 +12,8 @@ import pytest
 
 from tasks import servers
 from tasks.stages import Out
-from tasks.storage import record
-from tasks.workspace import Project, project, record_ref, snapshot, worktree
+from tasks.storage import kept_ref, record
+from tasks.workspace import Project, project, snapshot, worktree
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,8 @@ def shop(template, tmp_path_factory, mlflow_server):
         )
         tracker.stage("fetch", [Out("models/base", "out", md5="a1.dir", size=1)])
         if name != "unfinished":
-            tracker.tag(record=record(where, state, work), verdict="verdict.json")
+            commit = record(where, state, work)
+            tracker.tag(record=commit, ref=kept_ref(commit), verdict="verdict.json")
             tracker.finish("FINISHED")
         keys[name] = state.key
     yield folder, keys
@@ -107,10 +108,8 @@ def test_the_first_that_passes_becomes_champion_by_reference(empty, shop):
     assert (alias(client, "champion"), alias(client, "candidate")) == ("1", "1")
     version = client.get_model_version("dummy", "1")
     run = client.get_run(version.run_id)
-    assert (
-        version.source
-        == f"dvc://dummy/models/tuned?rev={run.data.tags['longlora.record']}&repo={where.root}&ref={record_ref(shop[1]['good'])}"
-    )
+    commit = run.data.tags["longlora.record"]
+    assert version.source == f"dvc://dummy/models/tuned?rev={commit}&repo={where.root}&ref={kept_ref(commit)}"
     assert version.tags["longlora.key"] == shop[1]["good"]
     assert client.get_registered_model("dummy").description == "A model of a few letters."
 

@@ -265,7 +265,7 @@ def test_the_model_to_ask_is_brought_from_its_record_once(recorded, client, monk
         model_folder("champion")
     experiment = tracking.experiment_id(client, project(folder), "tiny")
     key = ref.rpartition("/")[2]
-    finished = client.create_run(experiment, tags={"longlora.key": key, "longlora.record": commit})
+    finished = client.create_run(experiment, tags={"longlora.key": key, "longlora.record": commit, "longlora.ref": ref})
     client.set_terminated(finished.info.run_id, "FINISHED")
     version = registry.register(client, "tiny", source=source(recorded, "tiny"), run=finished, desc="d", labels=[])
     client.set_registered_model_alias("tiny", registry.CHAMPION, version.version)
