@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import yaml
 from dvc.exceptions import DvcException
 from dvc_data.index import DataIndexError
 from mlflow import MlflowClient
@@ -10,6 +12,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from tasks import registry, tracking
+from tasks.artifacts import DvcArtifactRepository
 from tasks.declared import Artifact
 from tasks.outputs import artifacts_at
 from tasks.registry import CANDIDATE, CHAMPION, STAGING
@@ -103,3 +106,29 @@ def source_and_model(where: Project, run: Run) -> tuple[str, Artifact]:
     model = model_at(where, record)
     repo, ref = tags.get("longlora.git") or str(where.root), tags["longlora.ref"]
     return registry.source_of(model.name, path=model.path, rev=record, repo=repo, ref=ref), model
+
+
+def outputs_of(where: Project, run: Run) -> dict[str, dict[str, Any]]:
+    """What the dvc.lock of `run` says of each output: hash, size, number of files.
+
+    Raises:
+        ValueError: the run is not finished, or its record is not reachable.
+    """
+    source, _ = source_and_model(where, run)
+    with data_of(f"run {run.data.tags[tracking.KEY]}"):
+        lock = yaml.safe_load(DvcArtifactRepository(source).files.read_text("dvc.lock"))
+    outs = [out for stage in lock["stages"].values() for out in stage.get("outs", [])]
+    return {out["path"]: {key: value for key, value in out.items() if key != "path"} for out in outs}
+
+
+def digests_of(where: Project, run: Run) -> dict[str, str]:
+    """The hash of each output. Of a run that was resumed on other data MLflow has those of both, and the record says which holds.
+
+    Raises:
+        ValueError: as `outputs_of`, in that case.
+    """
+    found = [item.dataset for item in run.inputs.dataset_inputs]
+    by_name = {data.name: data.digest for data in found}
+    if len(by_name) == len(found):
+        return by_name
+    return {path: out["md5"] for path, out in outputs_of(where, run).items() if path in by_name}

@@ -169,6 +169,28 @@ def test_what_is_equal_is_not_better(empty, shop):
     assert reason == "better: score/none is missing in this run"
 
 
+def test_of_a_run_resumed_on_other_data_the_record_says_what_it_was_measured_on(empty, shop):
+    from tasks import promotion, records, tracking
+
+    _, client, where = empty
+    dummy.write(where.root / "verdict.json", "{}")
+    state = snapshot(where)
+    work = worktree(where, state)
+    for data in ("b1.dir", "b2.dir", "b1.dir"):  # the first state again: MLflow has both, and keeps no order
+        lock = f"schema: '2.0'\nstages:\n  fetch:\n    cmd: x\n    outs:\n    - path: models/base\n      md5: {data}\n"
+        dummy.write(work / "dvc.lock", lock)
+        tracker = tracking.Tracker(client, where, state, experiment="dummy", folder=work)
+        tracker.stage("fetch", [Out("models/base", "out", md5=data, size=1)])
+        commit = record(where, state, work)
+        tracker.tag(record=commit, ref=kept_ref(commit))
+        tracker.finish("FINISHED")
+        assert records.digests_of(where, client.get_run(tracker.run_id)) == {"models/base": data}
+    good = records.chosen(client, where, shop[1]["good"]).info.run_id
+    assert not promotion.same_data(client, where, tracker.run_id, good, "models/base")
+    assert promotion.same_data(client, where, tracker.run_id, tracker.run_id, "models/base")
+    client.delete_run(tracker.run_id)
+
+
 def test_models_are_compared_at_the_longest_length_that_both_have(empty, shop):
     from mlflow.entities import Metric
 
@@ -181,14 +203,14 @@ def test_models_are_compared_at_the_longest_length_that_both_have(empty, shop):
     for scores in ({512: 3.0, 1024: 5.0, 4096: 9.0}, {512: 2.0, 1024: 6.0}, {8192: 1.0}):
         runs.append(client.create_run(home, tags={"mlflow.runName": "made by hand"}).info.run_id)
         client.log_batch(runs[-1], metrics=[Metric("ppl", value, 0, step) for step, value in scores.items()])
-    assert promotion.comparison(client, runs[0], runs[1], "3", Better("ppl", "lower")) == []
-    assert promotion.comparison(client, runs[1], runs[0], "3", Better("ppl", "lower", step=512)) == []
-    (reason,) = promotion.comparison(client, runs[1], runs[0], "3", Better("ppl", "lower"))
+    assert promotion.comparison(client, where, runs[0], runs[1], "3", Better("ppl", "lower")) == []
+    assert promotion.comparison(client, where, runs[1], runs[0], "3", Better("ppl", "lower", step=512)) == []
+    (reason,) = promotion.comparison(client, where, runs[1], runs[0], "3", Better("ppl", "lower"))
     assert reason == "better: ppl at 1024 is 6, and must be lower than 5 of champion version 3"
-    (reason,) = promotion.comparison(client, runs[2], runs[1], "3", Better("ppl", "lower"))
+    (reason,) = promotion.comparison(client, where, runs[2], runs[1], "3", Better("ppl", "lower"))
     assert reason == "better: ppl of this run is at 8192, and the champion's 512, 1024: nothing to compare"
     good = records.chosen(client, where, shop[1]["good"]).info.run_id
-    (reason,) = promotion.comparison(client, good, runs[0], "3", Better("ppl", "lower", data="models/base"))
+    (reason,) = promotion.comparison(client, where, good, runs[0], "3", Better("ppl", "lower", data="models/base"))
     assert reason == (
         "better: models/base is not what champion version 3 was measured on, so they cannot be compared; "
         "`longlora run --beside champion` measures both"
