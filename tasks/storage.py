@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 from tasks.workspace import RUNS, Project, Snapshot, commit_tree, git, record_ref, stage_file
 
 RECORDS = "refs/longlora/records/"
+SSH = ("ssh", "git+ssh", "ssh+git")  # as git calls it
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,13 @@ def publish(where: Project, key: str, commit: str) -> str:
 
 
 def without_credentials(url: str) -> str:
-    """`url` without user and password."""
+    """`url` without user, password and query, which may hold a token. The user stays where it is part of the address: with ssh."""
     parts = urlsplit(url)
-    if not parts.scheme or "@" not in parts.netloc:
+    if not parts.scheme or not ("@" in parts.netloc or parts.query):
         return url
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    who, at, host = parts.netloc.rpartition("@")
+    user = f"{who.partition(':')[0]}{at}" if parts.scheme in SSH else ""
+    return urlunsplit(parts._replace(netloc=user + host, query=""))
 
 
 def note(where: Project, key: str, finished: Finished) -> None:

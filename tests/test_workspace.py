@@ -202,3 +202,22 @@ def test_a_published_record_can_be_fetched_after_another_clone_published_the_sam
             tmp_path / "third", "fetch", "--quiet", "--depth=1", f"file://{tmp_path}/shared.git", kept_ref(commit)
         )
         assert dummy.git(tmp_path / "third", "show", f"{commit}:dvc.lock") == "schema: '2.0'"
+
+
+@pytest.mark.parametrize(
+    ("address", "kept"),
+    [
+        ("ssh://git:pw@host/x.git", "ssh://git@host/x.git"),
+        ("ssh://git@host:2222/x.git", "ssh://git@host:2222/x.git"),
+        ("git@host:x.git", "git@host:x.git"),
+        ("https://ada:pw@host/x.git?token=T", "https://host/x.git"),
+        ("https://host/x.git?token=T", "https://host/x.git"),
+        ("postgresql+psycopg2://lab:pw@host/mlflow?sslmode=require", "postgresql+psycopg2://host/mlflow"),
+        ("sqlite:////home/me/mlflow.db", "sqlite:////home/me/mlflow.db"),
+        ("/home/me/a?b@c", "/home/me/a?b@c"),
+    ],
+)
+def test_an_address_is_kept_without_secrets_and_yet_leads_there(address, kept):
+    from tasks.storage import without_credentials
+
+    assert without_credentials(address) == kept
