@@ -65,10 +65,11 @@ def gc(
     """What may go, with sizes: folders of old runs, checkpoints, cached data that nothing kept needs."""
     where = here()
     from flows.listing import show_leftovers
-    from tasks import leftovers, registry, tracking, workspace
+    from tasks import leftovers, registry, storage, tracking, workspace
 
     with workspace.hold(where, "gc"):
-        found = leftovers.leftovers(where, keep=keep, versions=registry.commits(tracking.connect()))
+        versions = registry.commits(tracking.connect(), storage.addresses(where))
+        found = leftovers.leftovers(where, keep=keep, versions=versions)
         show_leftovers(found, where)
         if yes:
             leftovers.remove(where, found)

@@ -46,7 +46,8 @@ def leftovers(where: Project, *, keep: int, versions: set[str]) -> list[Leftover
     for version in versions:
         if not git("cat-file", "--batch-check", cwd=where.root, stdin=f"{version}\n").endswith(tuple("0123456789")):
             raise ValueError(
-                f"a registered version points to {version[:12]}, which is not in this clone: fetch its ref first"
+                f"a registered version points to {version[:12]}, which is not in this clone: fetch it with "
+                "`git fetch REMOTE 'refs/longlora/*:refs/longlora/*'`"
             )
     folders = {path.name: path for path in (where.state / "worktrees").glob("*") if path.is_dir()}
     read = {path.name for path in being_read(where)}

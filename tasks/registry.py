@@ -54,15 +54,15 @@ def register(client: MlflowClient, name: str, *, source: str, run: Run, desc: st
     return client.create_model_version(name, source, run_id=run.info.run_id, tags=tags, description=run.info.run_name)
 
 
-def commits(client: MlflowClient) -> set[str]:
-    """The commits that versions of any model point to."""
+def commits(client: MlflowClient, repos: set[str]) -> set[str]:
+    """The commits that versions of any model point to in one of `repos`: others may share the server."""
     versions: list[ModelVersion] = []
     token: str | None = ""
     while token is not None:
         found = client.search_model_versions(max_results=1000, page_token=token or None)
         versions, token = versions + list(found), found.token or None
     queries = [parse_qs(urlsplit(str(version.source)).query) for version in versions]
-    return {query["rev"][0] for query in queries if "rev" in query}
+    return {query["rev"][0] for query in queries if "rev" in query and query.get("repo", [""])[0] in repos}
 
 
 def holder(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:

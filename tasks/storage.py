@@ -72,6 +72,12 @@ def publish(where: Project, key: str, commit: str) -> str:
     return without_credentials(git("remote", "get-url", "--", remote, cwd=where.root) if remote in names else remote)
 
 
+def addresses(where: Project) -> set[str]:
+    """Under what addresses records of this project may be found: its folder and its git remotes, without credentials."""
+    remotes = [git("remote", "get-url", "--", name, cwd=where.root) for name in git("remote", cwd=where.root).split()]
+    return {str(where.root), *map(without_credentials, [*remotes, os.environ.get("LONGLORA_GIT_REMOTE", "")])} - {""}
+
+
 def without_credentials(url: str) -> str:
     """`url` without user, password and query, which may hold a token. The user stays where it is part of the address: with ssh."""
     parts = urlsplit(url)
