@@ -45,6 +45,7 @@ def addition(client: MlflowClient, where: Project, wanted: str) -> Addition:
             f"--beside {wanted}: dvc.yaml does not say where, by artifacts: {model.name}: meta: beside: {{list: ..., folder: ...}}"
         )
     run = records.chosen(client, where, wanted)
+    records.must_be_ours(run)
     label = wanted if wanted in (CHAMPION, CANDIDATE) else label_by_key(run)
     entry = {**model_of(where, run), "path": label}
     return Addition(

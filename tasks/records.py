@@ -60,11 +60,12 @@ def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
 
 
 def matching(client: MlflowClient, where: Project, wanted: str | None) -> list[Run]:
-    """The runs whose key or MLflow id begins with `wanted`; without it, the last finished one."""
+    """The runs whose key or MLflow id begins with `wanted`; without it, the last finished one of ours: it has a key."""
     experiment = tracking.experiment_id(client, where, model_at(where, "HEAD").name)
-    runs = client.search_runs([experiment], order_by=["attributes.end_time DESC"], max_results=1000)
     if wanted is None:
-        return [run for run in runs if run.info.status == "FINISHED"][:1]
+        ours = f"attributes.status = 'FINISHED' AND tags.`{tracking.KEY}` LIKE '%'"
+        return list(client.search_runs([experiment], ours, order_by=["attributes.end_time DESC"], max_results=1))
+    runs = client.search_runs([experiment], order_by=["attributes.end_time DESC"], max_results=1000)
     names = [(run, (run.info.run_id, run.data.tags.get(tracking.KEY, ""))) for run in runs]
     return [run for run, both in names if any(name.startswith(wanted) for name in both)]
 
@@ -100,12 +101,19 @@ def source_and_model(where: Project, run: Run) -> tuple[str, Artifact]:
     """The address of `run`'s model, and what its own dvc.yaml says of it."""
     tags = run.data.tags
     record = tags.get("longlora.record", "")
+    must_be_ours(run)
     if run.info.status != "FINISHED" or not record:
-        key, status = tags.get(tracking.KEY, run.info.run_id), run.info.status.lower()
+        key, status = tags[tracking.KEY], run.info.status.lower()
         raise ValueError(f"run {key} is {status}, and only a finished one can be promoted")
     model = model_at(where, record)
     repo, ref = tags.get("longlora.git") or str(where.root), tags["longlora.ref"]
     return registry.source_of(model.name, path=model.path, rev=record, repo=repo, ref=ref), model
+
+
+def must_be_ours(run: Run) -> None:
+    """Check that `run` has a key: anyone may log runs of their own in the experiment."""
+    if tracking.KEY not in run.data.tags:
+        raise ValueError(f"run {run.info.run_id} was not made by `longlora run`, so there is no record of it")
 
 
 def outputs_of(where: Project, run: Run) -> dict[str, dict[str, Any]]:

@@ -287,6 +287,27 @@ def test_a_run_is_chosen_by_a_beginning_and_must_be_finished(empty, shop):
         promotion.promote(client, where, records.chosen(client, where, shop[1]["unfinished"]))
 
 
+def test_a_finished_run_of_a_notebook_is_not_the_last_of_ours(empty, shop):
+    from flows.reproduce import find
+    from tasks import promotion, records
+
+    _, client, where = empty
+    ours = records.chosen(client, where, None)
+    notebook = client.create_run(ours.info.experiment_id)
+    client.set_terminated(notebook.info.run_id, "FINISHED")
+    assert records.chosen(client, where, None).info.run_id == ours.info.run_id
+    assert find(where, None).key == shop[1]["refused"]
+    for act in (
+        lambda: promotion.promote(client, where, records.chosen(client, where, notebook.info.run_id)),
+        lambda: find(where, notebook.info.run_id),
+    ):
+        with pytest.raises(
+            ValueError, match=f"^run {notebook.info.run_id} was not made by `longlora run`, so there is"
+        ):
+            act()
+    client.delete_run(notebook.info.run_id)
+
+
 TWENTY = """
 import os, sys
 from pathlib import Path
