@@ -191,7 +191,9 @@ def objections(
     ]
     if verdict.get("passed") is not True and not found:
         found = ["the verdict is not 'passed: true'"]
-    if champion and better:
+    if champion and better and not registry.run_of(client, champion):
+        found.append(f"better: {registry.runless(champion)}")
+    elif champion and better:
         there = measured_beside(client, where, run, str(champion.run_id), better)
         found += comparison(
             client, where, run.info.run_id, str(champion.run_id), str(champion.version), better, there=there

@@ -46,7 +46,9 @@ def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
         version = registry.holder(client, name, wanted)
         if not version:
             raise ValueError(f"{name} has no {wanted} yet: `longlora promote`, or name a run")
-        return client.get_run(str(version.run_id))
+        if not (made := registry.run_of(client, version)):
+            raise ValueError(registry.runless(version))
+        return made
     runs = matching(client, where, wanted)
     if len(runs) == 1:
         return runs[0]

@@ -75,6 +75,26 @@ def holder(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
         raise
 
 
+def run_of(client: MlflowClient, version: ModelVersion) -> Run | None:
+    """The run that made `version`; None for a version made by hand, or if MLflow no longer has its run."""
+    if not version.run_id:
+        return None
+    try:
+        return client.get_run(version.run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
+def runless(version: ModelVersion) -> str:
+    """What to say of a version without a run, and what to do."""
+    return (
+        f"{version.name} version {version.version} has no run in MLflow, so there are no scores of it: on MLflow's page "
+        "(`longlora up`) take its alias away, or set it on a version that has one"
+    )
+
+
 def numbered(client: MlflowClient, name: str, version: str) -> ModelVersion:
     """Version number `version`.
 

@@ -219,6 +219,25 @@ def test_models_are_compared_at_the_longest_length_that_both_have(empty, shop):
         client.delete_run(run)
 
 
+@pytest.mark.parametrize("run_id", [None, "0" * 32])
+def test_a_champion_without_a_run_is_named_and_so_is_the_way_out(empty, run_id):
+    from tasks import records
+    from tasks.promotion import RefusalError
+
+    promote, client, where = empty
+    client.create_registered_model("dummy")
+    client.create_model_version("dummy", "dvc://dummy/p?rev=r&repo=q", run_id=run_id)
+    client.set_registered_model_alias("dummy", "champion", "1")
+    with pytest.raises(
+        RefusalError, match=r"\n  better: dummy version 1 has no run in MLflow, so .* take its alias away"
+    ):
+        promote("good")
+    with pytest.raises(ValueError, match="^dummy version 1 has no run in MLflow"):
+        records.chosen(client, where, "champion")
+    client.delete_registered_model_alias("dummy", "champion")
+    assert promote("good") == "dummy version 2 is champion: the verdict passed"
+
+
 def test_rollback_returns_to_the_one_before_and_says_so(empty):
     from tasks import promotion, registry
 
