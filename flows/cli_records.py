@@ -65,14 +65,17 @@ def gc(
     """What may go, with sizes: folders of old runs, checkpoints, cached data that nothing kept needs."""
     where = here()
     from flows.listing import show_leftovers
-    from tasks import leftovers, registry, tracking, workspace
+    from tasks import leftovers, registry, storage, tracking, workspace
 
     with workspace.hold(where, "gc"):
-        found = leftovers.leftovers(where, keep=keep, versions=registry.commits(tracking.connect()))
+        versions = registry.commits(tracking.connect(), storage.addresses(where))
+        found = leftovers.leftovers(where, keep=keep, versions=versions)
         show_leftovers(found, where)
         if yes:
             leftovers.remove(where, found)
         for path in leftovers.being_read(where):
             print(f"left, for a process reads from it: {path.relative_to(where.root)}")
+        if cache := leftovers.shared_cache(where):
+            print(f"left, for other projects may share it: {cache} (DVC's cache.dir, outside of this project)")
     if found:
         print("deleted" if yes else "nothing was deleted: `longlora gc --yes` deletes it")

@@ -53,7 +53,7 @@ def compare(where: Project, one: str, other: str, *, html: Path | None) -> None:
     if html and (html.suffix != ".html" or not html.absolute().parent.is_dir() or html.is_dir()):
         raise ValueError(f"--html {html}: must be a file that ends in .html, in a folder that is there")
     client = tracking.connect()
-    sides = [side(client, records.chosen(client, where, wanted)) for wanted in (one, other)]
+    sides = [side(client, where, records.chosen(client, where, wanted)) for wanted in (one, other)]
     curves = curves_at(where.root, "HEAD")
     tables = [
         facts(sides),
@@ -71,11 +71,10 @@ def compare(where: Project, one: str, other: str, *, html: Path | None) -> None:
         print(html)
 
 
-def side(client: MlflowClient, run: Run) -> Side:
+def side(client: MlflowClient, where: Project, run: Run) -> Side:
     history = {key: client.get_metric_history(run.info.run_id, key) for key in run.data.metrics}
     metrics = {key: {point.step: point.value for point in points} for key, points in history.items()}
-    hashes = {item.dataset.name: item.dataset.digest for item in run.inputs.dataset_inputs}
-    return Side(run.data.tags.get(tracking.KEY, run.info.run_id)[:12], run, metrics, hashes)
+    return Side(run.data.tags.get(tracking.KEY, run.info.run_id)[:12], run, metrics, records.digests_of(where, run))
 
 
 def table(title: str, sides: list[Side], *names: str, more: str = "") -> Table:

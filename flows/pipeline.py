@@ -219,7 +219,7 @@ def record(place: Place, recording: Recording) -> str:
     where, state = place.where, place.state
     commit = storage.record(where, state, place.folder)
     remote = place.pipeline.push()
-    address = storage.publish(where, state.key)
+    address = storage.publish(where, state.key, commit)
     text = place.summary()
     if text:
         create_markdown_artifact(text, key=f"run-{state.key}", description=f"Run {state.key}")
@@ -227,7 +227,7 @@ def record(place: Place, recording: Recording) -> str:
         text,
         place.picture(),
         record=commit,
-        ref=workspace.record_ref(state.key),
+        ref=storage.kept_ref(commit),
         remote=storage.without_credentials(remote),
         git=address,
         verdict=place.verdict(),

@@ -86,7 +86,9 @@ def approve(where: Project, client: MlflowClient, wanted: str, *, approve: bool,
     """
     if not why.strip():
         raise ValueError("--why is empty: the reason is kept in the history")
-    key = records.chosen(client, where, wanted).data.tags[tracking.KEY]
+    run = records.chosen(client, where, wanted)
+    records.must_be_ours(run)
+    key = run.data.tags[tracking.KEY]
     paused = asking(key)
     try:
         resume_flow_run(paused.id, run_input={"approve": approve, "who": person(where), "why": why})

@@ -64,7 +64,9 @@ def find(where: Project, wanted: str | None) -> Sought:
         client = tracking.connect()
         runs = records.matching(client, where, wanted)
         if len(runs) == 1 or wanted is None:
-            tags = records.chosen(client, where, wanted).data.tags
+            chosen = records.chosen(client, where, wanted)
+            records.must_be_ours(chosen)
+            tags = chosen.data.tags
             wanted, data = tags[tracking.KEY], tags.get("longlora.remote", "")
             published = tags.get("longlora.git", "")
     if wanted is None:

@@ -13,7 +13,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from tasks import records, tracking
-from tasks.artifacts import DvcArtifactRepository
 from tasks.declared import Artifact
 from tasks.outputs import read
 from tasks.registry import CANDIDATE, CHAMPION
@@ -46,8 +45,9 @@ def addition(client: MlflowClient, where: Project, wanted: str) -> Addition:
             f"--beside {wanted}: dvc.yaml does not say where, by artifacts: {model.name}: meta: beside: {{list: ..., folder: ...}}"
         )
     run = records.chosen(client, where, wanted)
+    records.must_be_ours(run)
     label = wanted if wanted in (CHAMPION, CANDIDATE) else label_by_key(run)
-    entry = {**recorded(where, run), "path": label}
+    entry = {**model_of(where, run), "path": label}
     return Addition(
         overrides=(f"{place.list}=[{label}]",),
         files={place.file(label): yaml.safe_dump({"outs": [entry]}, sort_keys=False)},
@@ -59,15 +59,10 @@ def label_by_key(run: Run) -> str:
     return f"run-{run.data.tags[tracking.KEY]}"
 
 
-def recorded(where: Project, run: Run) -> dict[str, Any]:
+def model_of(where: Project, run: Run) -> dict[str, Any]:
     """What the dvc.lock of `run` says of its model: hash, size, number of files."""
-    source, model = records.source_and_model(where, run)
-    with records.data_of(f"run {run.data.tags[tracking.KEY]}"):
-        lock = yaml.safe_load(DvcArtifactRepository(source).files.read_text("dvc.lock"))
-    outs = [out for stage in lock["stages"].values() for out in stage.get("outs", [])]
-    return next(
-        {key: value for key, value in out.items() if key != "path"} for out in outs if out["path"] == model.path
-    )
+    _, model = records.source_and_model(where, run)
+    return records.outputs_of(where, run)[model.path]
 
 
 def label_of(where: Project, run: Run, other: Run) -> str | None:
@@ -76,7 +71,7 @@ def label_of(where: Project, run: Run, other: Run) -> str | None:
     place = beside_of(model)
     if place is None:
         return None
-    wanted = recorded(where, other)["md5"]
+    wanted = model_of(where, other)["md5"]
     for label in (CHAMPION, CANDIDATE, label_by_key(other)):
         try:
             text = read(where.root, run.data.tags["longlora.record"], place.file(label))

@@ -3,6 +3,7 @@
 Kept are the newest runs, every run that a version in the registry points to, everything that a branch, a tag or a checkout of
 this repository names, and what a process reads from. A record's ref in git and the data on the DVC remote are never touched, so a
 run whose folder went can be brought back. Where there is no DVC remote, the cache is the only copy, and every recorded run is kept.
+A cache outside of the project is left alone: other projects may share it.
 """
 
 import re
@@ -45,7 +46,8 @@ def leftovers(where: Project, *, keep: int, versions: set[str]) -> list[Leftover
     for version in versions:
         if not git("cat-file", "--batch-check", cwd=where.root, stdin=f"{version}\n").endswith(tuple("0123456789")):
             raise ValueError(
-                f"a registered version points to {version[:12]}, which is not in this clone: fetch its ref first"
+                f"a registered version points to {version[:12]}, which is not in this clone: fetch it with "
+                "`git fetch REMOTE 'refs/longlora/*:refs/longlora/*'`"
             )
     folders = {path.name: path for path in (where.state / "worktrees").glob("*") if path.is_dir()}
     read = {path.name for path in being_read(where)}
@@ -70,7 +72,8 @@ def leftovers(where: Project, *, keep: int, versions: set[str]) -> list[Leftover
                 for path in (where.state / "checkpoints").glob("*")
                 if path.is_dir() and not young(path)
             ]
-        found += unused(where, kept, versions)
+        if not shared_cache(where):
+            found += unused(where, kept, versions)
     return sorted((each for each in found if each.size), key=lambda each: -each.size)
 
 
@@ -108,6 +111,12 @@ def size_of(path: Path) -> int:
     return sum(file.lstat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
 
 
+def shared_cache(where: Project) -> Path | None:
+    """DVC's cache, if it lies outside of the project: others may keep data there, and what they need is not known here."""
+    cache = cache_of(where.tree, where.root).resolve()
+    return None if cache.is_relative_to(where.root.resolve() / ".dvc") else cache
+
+
 def unused(where: Project, kept: set[str], versions: set[str]) -> Iterator[Leftover]:
     """Objects of DVC's cache that nothing names."""
     cache = cache_of(where.tree, where.root) / "files" / "md5"
@@ -122,12 +131,16 @@ def unused(where: Project, kept: set[str], versions: set[str]) -> Iterator[Lefto
 
 
 def named_in_git(where: Project, kept: set[str], versions: set[str]) -> set[str]:
-    """Hashes in dvc.lock and *.dvc at every branch, tag and other ref (of records only the kept ones), HEAD, and `versions`."""
+    """Hashes in dvc.lock and *.dvc at every branch, tag and other ref (of records only the kept ones), HEAD, and `versions`.
+
+    Without a DVC remote all records are kept, those too that their run's ref no longer names.
+    """
     refs = git("for-each-ref", "--format=%(refname)", cwd=where.root).splitlines()
-    revs = [ref for ref in refs if not ref.startswith(RUNS) or ref in set(map(record_ref, kept))]
+    ours = (RUNS, storage.RECORDS) if remote_of(where.tree) else RUNS
+    revs = [ref for ref in refs if not ref.startswith(ours) or ref in set(map(record_ref, kept))]
     found: set[str] = set()
     for rev in {*revs, *versions, "HEAD"}:
-        names = git("ls-tree", "-r", "--name-only", rev, cwd=where.root).splitlines()
+        names = git("ls-tree", "-r", "-z", "--name-only", rev, cwd=where.root).split("\0")  # without -z, é is quoted
         for name in names:
             if Path(name).name == "dvc.lock" or name.endswith(".dvc"):
                 found |= set(HASH.findall(git("show", f"{rev}:{name}", cwd=where.root)))
@@ -142,8 +155,8 @@ def named_on_disk(where: Project, kept: set[str]) -> set[str]:
     found: set[str] = set()
     for tree in trees:
         if tree.is_dir() and (not tree.is_relative_to(ours) or tree.name in kept):
-            listed = git("ls-files", "--cached", "--others", "--exclude-standard", "--", "*dvc.lock", "*.dvc", cwd=tree)
-            for name in {*listed.splitlines(), "dvc.lock"}:
+            wanted = ("--cached", "--others", "--exclude-standard", "--", "*dvc.lock", "*.dvc")
+            for name in {*git("ls-files", "-z", *wanted, cwd=tree).split("\0"), "dvc.lock"}:
                 if (tree / name).is_file():
                     found |= set(HASH.findall((tree / name).read_text()))
     return found

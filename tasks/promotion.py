@@ -191,15 +191,19 @@ def objections(
     ]
     if verdict.get("passed") is not True and not found:
         found = ["the verdict is not 'passed: true'"]
-    if champion and better:
+    if champion and better and not registry.run_of(client, champion):
+        found.append(f"better: {registry.runless(champion)}")
+    elif champion and better:
         there = measured_beside(client, where, run, str(champion.run_id), better)
-        found += comparison(client, run.info.run_id, str(champion.run_id), str(champion.version), better, there=there)
+        found += comparison(
+            client, where, run.info.run_id, str(champion.run_id), str(champion.version), better, there=there
+        )
     return found
 
 
 def measured_beside(client: MlflowClient, where: Project, run: Run, theirs: str, better: Better) -> Better | None:
     """What `run` itself measured of the champion of run `theirs`, where that was on other data; None if it did not."""
-    if not better.data or digest(client, run.info.run_id, better.data) == digest(client, theirs, better.data):
+    if not better.data or same_data(client, where, run.info.run_id, theirs, better.data):
         return None
     label = beside.label_of(where, run, client.get_run(theirs))
     if label is None:
@@ -209,14 +213,21 @@ def measured_beside(client: MlflowClient, where: Project, run: Run, theirs: str,
 
 
 def comparison(
-    client: MlflowClient, ours: str, theirs: str, version: str, better: Better, *, there: Better | None = None
+    client: MlflowClient,
+    where: Project,
+    ours: str,
+    theirs: str,
+    version: str,
+    better: Better,
+    *,
+    there: Better | None = None,
 ) -> list[str]:
     """Why the run `ours` is not better than `theirs`, that of champion `version`.
 
     Args:
         there: the champion's metric in `ours`, if it was measured beside.
     """
-    if not there and better.data and digest(client, ours, better.data) != digest(client, theirs, better.data):
+    if not there and better.data and not same_data(client, where, ours, theirs, better.data):
         return [
             f"better: {better.data} is not what champion version {version} was measured on, so they cannot be compared; "
             "`longlora run --beside champion` measures both"
@@ -240,15 +251,15 @@ def comparison(
 
 
 def values_of(client: MlflowClient, run_id: str, better: Better) -> dict[int, float]:
-    """The metric by step (length), shortest first; only `better.step` if it names one."""
+    """The metric by step (length), shortest first, the newest value of each; only `better.step` if it names one."""
     points = {point.step: point.value for point in client.get_metric_history(run_id, better.metric)}
     return {step: points[step] for step in sorted(points) if better.step in (None, step)}
 
 
-def digest(client: MlflowClient, run_id: str, path: str) -> str | None:
-    """The hash of output `path`, as it was recorded."""
-    found = [item.dataset for item in client.get_run(run_id).inputs.dataset_inputs]
-    return next((data.digest for data in found if data.name == path), None)
+def same_data(client: MlflowClient, where: Project, ours: str, theirs: str, path: str) -> bool:
+    """Whether output `path` of both runs has the same hash."""
+    one, other = (records.digests_of(where, client.get_run(run_id)).get(path) for run_id in (ours, theirs))
+    return one == other
 
 
 def verdict_of(where: Project, run: Run) -> dict[str, Any]:

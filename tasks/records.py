@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import yaml
 from dvc.exceptions import DvcException
 from dvc_data.index import DataIndexError
 from mlflow import MlflowClient
@@ -10,10 +12,11 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from tasks import registry, tracking
+from tasks.artifacts import DvcArtifactRepository
 from tasks.declared import Artifact
 from tasks.outputs import artifacts_at
 from tasks.registry import CANDIDATE, CHAMPION, STAGING
-from tasks.workspace import Project, record_ref
+from tasks.workspace import Project
 
 
 @contextmanager
@@ -43,7 +46,9 @@ def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
         version = registry.holder(client, name, wanted)
         if not version:
             raise ValueError(f"{name} has no {wanted} yet: `longlora promote`, or name a run")
-        return client.get_run(str(version.run_id))
+        if not (made := registry.run_of(client, version)):
+            raise ValueError(registry.runless(version))
+        return made
     runs = matching(client, where, wanted)
     if len(runs) == 1:
         return runs[0]
@@ -57,11 +62,12 @@ def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
 
 
 def matching(client: MlflowClient, where: Project, wanted: str | None) -> list[Run]:
-    """The runs whose key or MLflow id begins with `wanted`; without it, the last finished one."""
+    """The runs whose key or MLflow id begins with `wanted`; without it, the last finished one of ours: it has a key."""
     experiment = tracking.experiment_id(client, where, model_at(where, "HEAD").name)
-    runs = client.search_runs([experiment], order_by=["attributes.end_time DESC"], max_results=1000)
     if wanted is None:
-        return [run for run in runs if run.info.status == "FINISHED"][:1]
+        ours = f"attributes.status = 'FINISHED' AND tags.`{tracking.KEY}` LIKE '%'"
+        return list(client.search_runs([experiment], ours, order_by=["attributes.end_time DESC"], max_results=1))
+    runs = client.search_runs([experiment], order_by=["attributes.end_time DESC"], max_results=1000)
     names = [(run, (run.info.run_id, run.data.tags.get(tracking.KEY, ""))) for run in runs]
     return [run for run, both in names if any(name.startswith(wanted) for name in both)]
 
@@ -97,9 +103,42 @@ def source_and_model(where: Project, run: Run) -> tuple[str, Artifact]:
     """The address of `run`'s model, and what its own dvc.yaml says of it."""
     tags = run.data.tags
     record = tags.get("longlora.record", "")
+    must_be_ours(run)
     if run.info.status != "FINISHED" or not record:
-        key, status = tags.get(tracking.KEY, run.info.run_id), run.info.status.lower()
+        key, status = tags[tracking.KEY], run.info.status.lower()
         raise ValueError(f"run {key} is {status}, and only a finished one can be promoted")
     model = model_at(where, record)
-    repo, ref = tags.get("longlora.git") or str(where.root), record_ref(tags[tracking.KEY])
+    repo, ref = tags.get("longlora.git") or str(where.root), tags["longlora.ref"]
     return registry.source_of(model.name, path=model.path, rev=record, repo=repo, ref=ref), model
+
+
+def must_be_ours(run: Run) -> None:
+    """Check that `run` has a key: anyone may log runs of their own in the experiment."""
+    if tracking.KEY not in run.data.tags:
+        raise ValueError(f"run {run.info.run_id} was not made by `longlora run`, so there is no record of it")
+
+
+def outputs_of(where: Project, run: Run) -> dict[str, dict[str, Any]]:
+    """What the dvc.lock of `run` says of each output: hash, size, number of files.
+
+    Raises:
+        ValueError: the run is not finished, or its record is not reachable.
+    """
+    source, _ = source_and_model(where, run)
+    with data_of(f"run {run.data.tags[tracking.KEY]}"):
+        lock = yaml.safe_load(DvcArtifactRepository(source).files.read_text("dvc.lock"))
+    outs = [out for stage in lock["stages"].values() for out in stage.get("outs", [])]
+    return {out["path"]: {key: value for key, value in out.items() if key != "path"} for out in outs}
+
+
+def digests_of(where: Project, run: Run) -> dict[str, str]:
+    """The hash of each output. Of a run that was resumed on other data MLflow has those of both, and the record says which holds.
+
+    Raises:
+        ValueError: as `outputs_of`, in that case.
+    """
+    found = [item.dataset for item in run.inputs.dataset_inputs]
+    by_name = {data.name: data.digest for data in found}
+    if len(by_name) == len(found):
+        return by_name
+    return {path: out["md5"] for path, out in outputs_of(where, run).items() if path in by_name}

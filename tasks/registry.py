@@ -54,15 +54,15 @@ def register(client: MlflowClient, name: str, *, source: str, run: Run, desc: st
     return client.create_model_version(name, source, run_id=run.info.run_id, tags=tags, description=run.info.run_name)
 
 
-def commits(client: MlflowClient) -> set[str]:
-    """The commits that versions of any model point to."""
+def commits(client: MlflowClient, repos: set[str]) -> set[str]:
+    """The commits that versions of any model point to in one of `repos`: others may share the server."""
     versions: list[ModelVersion] = []
     token: str | None = ""
     while token is not None:
         found = client.search_model_versions(max_results=1000, page_token=token or None)
         versions, token = versions + list(found), found.token or None
     queries = [parse_qs(urlsplit(str(version.source)).query) for version in versions]
-    return {query["rev"][0] for query in queries if "rev" in query}
+    return {query["rev"][0] for query in queries if "rev" in query and query.get("repo", [""])[0] in repos}
 
 
 def holder(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
@@ -73,6 +73,26 @@ def holder(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
+
+
+def run_of(client: MlflowClient, version: ModelVersion) -> Run | None:
+    """The run that made `version`; None for a version made by hand, or if MLflow no longer has its run."""
+    if not version.run_id:
+        return None
+    try:
+        return client.get_run(version.run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
+def runless(version: ModelVersion) -> str:
+    """What to say of a version without a run, and what to do."""
+    return (
+        f"{version.name} version {version.version} has no run in MLflow, so there are no scores of it: on MLflow's page "
+        "(`longlora up`) take its alias away, or set it on a version that has one"
+    )
 
 
 def numbered(client: MlflowClient, name: str, version: str) -> ModelVersion:

@@ -1,7 +1,8 @@
 """Where a finished run is kept: a git commit under its own ref, its data on the DVC remote.
 
 The commit's tree is the run's snapshot with the dvc.lock it made, so `git show REF:dvc.lock` has every hash, and any clone that has
-the ref and reaches the remote has the run.
+the ref and reaches the remote has the run. A run's ref moves when the same files give another lock, as they may where data lies
+outside of git; each record has a ref of its own besides, which never moves, for the registry points to records.
 """
 
 import json
@@ -14,6 +15,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 from tasks.workspace import RUNS, Project, Snapshot, commit_tree, git, record_ref, stage_file
 
+RECORDS = "refs/longlora/records/"
+SSH = ("ssh", "git+ssh", "ssh+git")  # as git calls it
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -25,18 +29,28 @@ class Finished:
 
 
 def record(where: Project, state: Snapshot, folder: Path) -> str:
-    """Commit `folder`'s dvc.lock on top of the snapshot, under the run's ref. The same lock gives the same commit."""
+    """Commit `folder`'s dvc.lock on top of the snapshot, under the run's ref and its own. The same lock gives the same commit."""
     commit = record_commit(where, state, folder)
-    git("update-ref", record_ref(state.key), commit, cwd=where.root)
+    updates = "".join(f"update {ref} {commit}\n" for ref in (kept_ref(commit), record_ref(state.key)))
+    git("update-ref", "--stdin", cwd=where.root, stdin=updates)
     return commit
 
 
+def kept_ref(commit: str) -> str:
+    """The ref of record `commit` alone, whatever becomes of its run's."""
+    return f"{RECORDS}{commit}"
+
+
 def record_commit(where: Project, state: Snapshot, folder: Path) -> str:
+    """The run's present record if it has these very files, on top of whatever commit; else a new one."""
     with tempfile.TemporaryDirectory() as scratch:
         index = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
         git("read-tree", state.commit, cwd=where.root, env=index)
         stage_file(where.root, "dvc.lock", in_order((folder / "dvc.lock").read_text()), index)
         content = git("write-tree", cwd=where.root, env=index)
+    present = recorded(where).get(state.key)
+    if present and git("rev-parse", f"{present}^{{tree}}", cwd=where.root) == content:
+        return present
     return commit_tree(where.root, content, state.commit, f"run {state.key}")
 
 
@@ -46,22 +60,32 @@ def in_order(lock: str) -> str:
     return head + "".join(sorted(stages))
 
 
-def publish(where: Project, key: str) -> str:
-    """Push the run's ref to the git remote named by LONGLORA_GIT_REMOTE; its address without credentials, or ''."""
+def publish(where: Project, key: str, commit: str) -> str:
+    """Push the run's ref and that of its record to the git remote named by LONGLORA_GIT_REMOTE; its address without credentials,
+    or ''."""
     remote = os.environ.get("LONGLORA_GIT_REMOTE")
     if not remote:
         return ""
-    git("push", "--quiet", "--force", "--", remote, f"{record_ref(key)}:{record_ref(key)}", cwd=where.root)
+    refs = [f"{ref}:{ref}" for ref in (kept_ref(commit), record_ref(key))]
+    git("push", "--quiet", "--force", "--", remote, *refs, cwd=where.root)
     names = git("remote", cwd=where.root).split()
     return without_credentials(git("remote", "get-url", "--", remote, cwd=where.root) if remote in names else remote)
 
 
+def addresses(where: Project) -> set[str]:
+    """Under what addresses records of this project may be found: its folder and its git remotes, without credentials."""
+    remotes = [git("remote", "get-url", "--", name, cwd=where.root) for name in git("remote", cwd=where.root).split()]
+    return {str(where.root), *map(without_credentials, [*remotes, os.environ.get("LONGLORA_GIT_REMOTE", "")])} - {""}
+
+
 def without_credentials(url: str) -> str:
-    """`url` without user and password."""
+    """`url` without user, password and query, which may hold a token. The user stays where it is part of the address: with ssh."""
     parts = urlsplit(url)
-    if not parts.scheme or "@" not in parts.netloc:
+    if not parts.scheme or not ("@" in parts.netloc or parts.query):
         return url
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    who, at, host = parts.netloc.rpartition("@")
+    user = f"{who.partition(':')[0]}{at}" if parts.scheme in SSH else ""
+    return urlunsplit(parts._replace(netloc=user + host, query=""))
 
 
 def note(where: Project, key: str, finished: Finished) -> None:

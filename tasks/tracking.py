@@ -3,6 +3,7 @@
 Parameters are params.yaml, metrics and curves are the files that dvc.yaml calls so, inputs are outputs with their hashes. Run ids
 are passed by hand: MLFLOW_RUN_ID in a child's environment would mark the run finished when the child ends.
 A curve is followed while its stage runs, and replayed where the stage was cached; points that MLflow has are not sent again.
+A score is, if it is another: the newest counts.
 """
 
 import csv
@@ -10,6 +11,7 @@ import json
 import math
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -129,7 +131,7 @@ class Tracker:
         tags = {**origin(where, state), **environment()}
         run = known or client.create_run(found, tags=tags, run_name=f"{state.recipe or 'params'}-{state.key[:6]}")
         self.run_id: str = run.info.run_id
-        self._sent: dict[str, set[int]] = {}
+        self._sent: dict[str, dict[int, float]] = {}
         self._resumed = known is not None
         if known:
             client.update_run(self.run_id, status="RUNNING")
@@ -149,7 +151,7 @@ class Tracker:
             path = self.folder / out.path
             if out.kind == "metric":
                 numbers, words = measured(json.loads(path.read_text()))
-                self._send(iter(numbers))
+                self._send(iter(numbers), again=True)
                 self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in words])
                 self.client.log_artifact(self.run_id, str(path), str(Path(out.path).parent))
             elif out.kind == "plot":
@@ -180,18 +182,26 @@ class Tracker:
                 self.client.log_artifact(self.run_id, str(self.folder / name))
         self.client.set_terminated(self.run_id, status)
 
-    def _send(self, metrics: Iterator[Metric]) -> None:
-        fresh = [metric for metric in metrics if self._is_new(metric)]
+    def _send(self, metrics: Iterator[Metric], *, again: bool = False) -> None:
+        """Send what MLflow has not; `again`: also what it has with another value, for data outside of git may have changed."""
+        fresh = [metric for metric in metrics if self._is_new(metric, again)]
         for start in range(0, len(fresh), BATCH):
             self.client.log_batch(self.run_id, metrics=fresh[start : start + BATCH])
         for metric in fresh:
-            self._sent[metric.key].add(metric.step)
+            self._sent[metric.key][metric.step] = metric.value
 
-    def _is_new(self, metric: Metric) -> bool:
+    def _is_new(self, metric: Metric, again: bool) -> bool:
         if metric.key not in self._sent:
             history = self.client.get_metric_history(self.run_id, metric.key) if self._resumed else []
-            self._sent[metric.key] = {point.step for point in history}
-        return metric.step not in self._sent[metric.key]
+            self._sent[metric.key] = {point.step: point.value for point in history}  # the oldest first
+        sent = self._sent[metric.key]
+        return metric.step not in sent or (again and as_kept(sent[metric.step]) != as_kept(metric.value))
+
+
+def as_kept(value: float) -> str:
+    """`value` as MLflow's databases keep it, infinity as the largest number, to be compared: NaN is equal to NaN."""
+    largest = sys.float_info.max
+    return repr(value if math.isnan(value) else min(max(value, -largest), largest))
 
 
 def flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:

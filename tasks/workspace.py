@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasks.overlay import merged, read_text, recipe_file
+from tasks.sources import sources_now
 
 RUNS = "refs/longlora/runs/"
 LARGEST_UNTRACKED = 50_000_000  # bytes; a snapshot stores new files in git, and data belongs in DVC
@@ -105,7 +106,8 @@ def snapshot(
     overrides: list[str] | None = None,
     additions: Sequence[Addition] = (),
 ) -> Snapshot:
-    """Store the tree as it is now, with `recipe` and `overrides` in its params.yaml; the folder itself is not touched.
+    """Store the tree as it is now, with `recipe` and `overrides` in its params.yaml, and what these name by a path in its
+    sources.yaml; the folder itself is not touched.
 
     Args:
         additions: overrides that come before the user's, and texts of further files, by path.
@@ -127,6 +129,8 @@ def snapshot(
         dirty = git("write-tree", cwd=tree, env=index) != git("rev-parse", "HEAD^{tree}", cwd=tree)
         if params != before:
             stage_file(tree, "params.yaml", params, index)
+        for name, text in sources_now(tree, params).items():
+            stage_file(tree, name, text, index)
         for each in additions:
             for name, text in each.files.items():
                 stage_file(tree, name, text, index)

@@ -10,10 +10,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from longlora.section import Section, read_params, section_of
+from tasks.sources import hashed
 
 ROOT = Path(__file__).parent.parent
 PIPELINE = OmegaConf.to_container(OmegaConf.create(re.sub(r"\\?\$\{", "<{", (ROOT / "dvc.yaml").read_text())))
 STAGES = PIPELINE["stages"]
+SOURCES = OmegaConf.to_container(OmegaConf.load(ROOT / "sources.yaml"))
 
 
 def reached(path: Path) -> set[str]:
@@ -49,7 +51,15 @@ def test_code_deps_are_the_files_the_stage_reaches(name):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_params_are_the_sections_the_stage_takes(name):
-    assert STAGES[name].get("params", []) == [n for n, kind in signature(name).items() if kind is not Path]
+    sections = [n for n, kind in signature(name).items() if kind is not Path]
+    named = [section for section in sections if section in SOURCES]
+    assert STAGES[name].get("params", []) == sections + ([{"sources.yaml": named}] if named else [])
+
+
+def test_sources_yaml_says_what_lies_where_params_yaml_points():
+    """Else a clean checkout is not its own snapshot, and `dvc repro` has another lock than a run."""
+    text = (ROOT / "sources.yaml").read_text()
+    assert hashed(text, (ROOT / "params.yaml").read_text(), ROOT) == text
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -158,6 +158,35 @@ def test_gc_keeps_every_recorded_run_where_the_cache_is_the_only_copy(copy):
         assert [each.kind for each in leftovers.leftovers(project(folder), keep=0, versions=set())] == []
 
 
+def test_gc_leaves_a_cache_outside_of_the_project_alone_and_says_so(copy, tmp_path):
+    from tasks import leftovers
+
+    folder, _ = copy
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leftovers, "YOUNG", -5.0)
+        assert "cache" in {each.kind for each in leftovers.leftovers(project(folder), keep=0, versions=set())}
+        (folder / ".dvc" / "cache").rename(tmp_path / "shared")
+        (folder / ".dvc" / "cache").symlink_to(tmp_path / "shared")
+        assert "cache" not in {each.kind for each in leftovers.leftovers(project(folder), keep=0, versions=set())}
+        (folder / ".dvc" / "cache").unlink()
+        dummy.write(folder / ".dvc" / "config.local", f"[cache]\n    dir = {tmp_path / 'shared'}\n")
+        assert "cache" not in {each.kind for each in leftovers.leftovers(project(folder), keep=0, versions=set())}
+    said = dummy.longlora(folder, "gc", "--keep", "0").stdout
+    assert f"left, for other projects may share it: {tmp_path / 'shared'} (DVC's cache.dir" in said
+
+
+def test_gc_finds_what_is_tracked_under_a_name_beyond_ascii(folder):
+    from tasks import leftovers
+
+    dummy.write(folder / "données" / "é.txt.dvc", f"outs:\n- md5: {'a' * 32}\n")
+    where = project(folder)
+    assert leftovers.named_on_disk(where, set()) == {"a" * 32}
+    dummy.commit(folder)
+    assert leftovers.named_in_git(where, set(), set()) == {"a" * 32}
+    (folder / "données" / "é.txt.dvc").unlink()
+    assert leftovers.named_on_disk(where, set()) == set()
+
+
 def test_gc_deletes_nothing_of_a_run_at_work_nor_what_a_branch_names(copy):
     from tasks import leftovers
     from tasks.workspace import hold

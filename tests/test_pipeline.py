@@ -157,8 +157,11 @@ def test_each_stage_is_a_task_its_output_in_the_log_and_the_run_goes_to_git(
     run_flow()
     key, url = key_of(own), environment["PREFECT_API_URL"]
     assert task_states(url, key) == dict.fromkeys([*NAMES, "record"], "Completed")
-    assert dummy.git(tmp_path / "shared.git", "for-each-ref", "--format=%(refname)") == f"refs/longlora/runs/{key}"
-    assert mlflow_runs(mlflow_uri, key)[0].data.tags["longlora.git"] == str(tmp_path / "shared.git")
+    tags = mlflow_runs(mlflow_uri, key)[0].data.tags
+    kept = f"refs/longlora/records/{tags['longlora.record']}"
+    refs = dummy.git(tmp_path / "shared.git", "for-each-ref", "--format=%(refname)").splitlines()
+    assert refs == [kept, f"refs/longlora/runs/{key}"]
+    assert (tags["longlora.git"], tags["longlora.ref"]) == (str(tmp_path / "shared.git"), kept)
     last = flow_runs(url, key)[-1]["id"]
     for _ in range(50):
         messages = [log["message"] for log in ask(url, "logs", {"logs": {"flow_run_id": {"any_": [last]}}})]

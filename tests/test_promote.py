@@ -12,8 +12,8 @@ import pytest
 
 from tasks import servers
 from tasks.stages import Out
-from tasks.storage import record
-from tasks.workspace import Project, project, record_ref, snapshot, worktree
+from tasks.storage import kept_ref, record
+from tasks.workspace import Project, project, snapshot, worktree
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,8 @@ def shop(template, tmp_path_factory, mlflow_server):
         )
         tracker.stage("fetch", [Out("models/base", "out", md5="a1.dir", size=1)])
         if name != "unfinished":
-            tracker.tag(record=record(where, state, work), verdict="verdict.json")
+            commit = record(where, state, work)
+            tracker.tag(record=commit, ref=kept_ref(commit), verdict="verdict.json")
             tracker.finish("FINISHED")
         keys[name] = state.key
     yield folder, keys
@@ -107,10 +108,8 @@ def test_the_first_that_passes_becomes_champion_by_reference(empty, shop):
     assert (alias(client, "champion"), alias(client, "candidate")) == ("1", "1")
     version = client.get_model_version("dummy", "1")
     run = client.get_run(version.run_id)
-    assert (
-        version.source
-        == f"dvc://dummy/models/tuned?rev={run.data.tags['longlora.record']}&repo={where.root}&ref={record_ref(shop[1]['good'])}"
-    )
+    commit = run.data.tags["longlora.record"]
+    assert version.source == f"dvc://dummy/models/tuned?rev={commit}&repo={where.root}&ref={kept_ref(commit)}"
     assert version.tags["longlora.key"] == shop[1]["good"]
     assert client.get_registered_model("dummy").description == "A model of a few letters."
 
@@ -170,6 +169,28 @@ def test_what_is_equal_is_not_better(empty, shop):
     assert reason == "better: score/none is missing in this run"
 
 
+def test_of_a_run_resumed_on_other_data_the_record_says_what_it_was_measured_on(empty, shop):
+    from tasks import promotion, records, tracking
+
+    _, client, where = empty
+    dummy.write(where.root / "verdict.json", "{}")
+    state = snapshot(where)
+    work = worktree(where, state)
+    for data in ("b1.dir", "b2.dir", "b1.dir"):  # the first state again: MLflow has both, and keeps no order
+        lock = f"schema: '2.0'\nstages:\n  fetch:\n    cmd: x\n    outs:\n    - path: models/base\n      md5: {data}\n"
+        dummy.write(work / "dvc.lock", lock)
+        tracker = tracking.Tracker(client, where, state, experiment="dummy", folder=work)
+        tracker.stage("fetch", [Out("models/base", "out", md5=data, size=1)])
+        commit = record(where, state, work)
+        tracker.tag(record=commit, ref=kept_ref(commit))
+        tracker.finish("FINISHED")
+        assert records.digests_of(where, client.get_run(tracker.run_id)) == {"models/base": data}
+    good = records.chosen(client, where, shop[1]["good"]).info.run_id
+    assert not promotion.same_data(client, where, tracker.run_id, good, "models/base")
+    assert promotion.same_data(client, where, tracker.run_id, tracker.run_id, "models/base")
+    client.delete_run(tracker.run_id)
+
+
 def test_models_are_compared_at_the_longest_length_that_both_have(empty, shop):
     from mlflow.entities import Metric
 
@@ -182,20 +203,39 @@ def test_models_are_compared_at_the_longest_length_that_both_have(empty, shop):
     for scores in ({512: 3.0, 1024: 5.0, 4096: 9.0}, {512: 2.0, 1024: 6.0}, {8192: 1.0}):
         runs.append(client.create_run(home, tags={"mlflow.runName": "made by hand"}).info.run_id)
         client.log_batch(runs[-1], metrics=[Metric("ppl", value, 0, step) for step, value in scores.items()])
-    assert promotion.comparison(client, runs[0], runs[1], "3", Better("ppl", "lower")) == []
-    assert promotion.comparison(client, runs[1], runs[0], "3", Better("ppl", "lower", step=512)) == []
-    (reason,) = promotion.comparison(client, runs[1], runs[0], "3", Better("ppl", "lower"))
+    assert promotion.comparison(client, where, runs[0], runs[1], "3", Better("ppl", "lower")) == []
+    assert promotion.comparison(client, where, runs[1], runs[0], "3", Better("ppl", "lower", step=512)) == []
+    (reason,) = promotion.comparison(client, where, runs[1], runs[0], "3", Better("ppl", "lower"))
     assert reason == "better: ppl at 1024 is 6, and must be lower than 5 of champion version 3"
-    (reason,) = promotion.comparison(client, runs[2], runs[1], "3", Better("ppl", "lower"))
+    (reason,) = promotion.comparison(client, where, runs[2], runs[1], "3", Better("ppl", "lower"))
     assert reason == "better: ppl of this run is at 8192, and the champion's 512, 1024: nothing to compare"
     good = records.chosen(client, where, shop[1]["good"]).info.run_id
-    (reason,) = promotion.comparison(client, good, runs[0], "3", Better("ppl", "lower", data="models/base"))
+    (reason,) = promotion.comparison(client, where, good, runs[0], "3", Better("ppl", "lower", data="models/base"))
     assert reason == (
         "better: models/base is not what champion version 3 was measured on, so they cannot be compared; "
         "`longlora run --beside champion` measures both"
     )
     for run in runs:
         client.delete_run(run)
+
+
+@pytest.mark.parametrize("run_id", [None, "0" * 32])
+def test_a_champion_without_a_run_is_named_and_so_is_the_way_out(empty, run_id):
+    from tasks import records
+    from tasks.promotion import RefusalError
+
+    promote, client, where = empty
+    client.create_registered_model("dummy")
+    client.create_model_version("dummy", "dvc://dummy/p?rev=r&repo=q", run_id=run_id)
+    client.set_registered_model_alias("dummy", "champion", "1")
+    with pytest.raises(
+        RefusalError, match=r"\n  better: dummy version 1 has no run in MLflow, so .* take its alias away"
+    ):
+        promote("good")
+    with pytest.raises(ValueError, match="^dummy version 1 has no run in MLflow"):
+        records.chosen(client, where, "champion")
+    client.delete_registered_model_alias("dummy", "champion")
+    assert promote("good") == "dummy version 2 is champion: the verdict passed"
 
 
 def test_rollback_returns_to_the_one_before_and_says_so(empty):
@@ -264,6 +304,27 @@ def test_a_run_is_chosen_by_a_beginning_and_must_be_finished(empty, shop):
         records.chosen(client, where, "")
     with pytest.raises(ValueError, match="is running, and only a finished one can be promoted"):
         promotion.promote(client, where, records.chosen(client, where, shop[1]["unfinished"]))
+
+
+def test_a_finished_run_of_a_notebook_is_not_the_last_of_ours(empty, shop):
+    from flows.reproduce import find
+    from tasks import promotion, records
+
+    _, client, where = empty
+    ours = records.chosen(client, where, None)
+    notebook = client.create_run(ours.info.experiment_id)
+    client.set_terminated(notebook.info.run_id, "FINISHED")
+    assert records.chosen(client, where, None).info.run_id == ours.info.run_id
+    assert find(where, None).key == shop[1]["refused"]
+    for act in (
+        lambda: promotion.promote(client, where, records.chosen(client, where, notebook.info.run_id)),
+        lambda: find(where, notebook.info.run_id),
+    ):
+        with pytest.raises(
+            ValueError, match=f"^run {notebook.info.run_id} was not made by `longlora run`, so there is"
+        ):
+            act()
+    client.delete_run(notebook.info.run_id)
 
 
 TWENTY = """

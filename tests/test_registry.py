@@ -173,6 +173,20 @@ def versions(client, name: str, number: int) -> list[str]:
     return [str(client.create_model_version(name, f"dvc://{name}/m?rev={i}&repo=r").version) for i in range(number)]
 
 
+def test_the_commits_of_versions_are_those_of_this_project_on_a_server_that_others_share(client, tmp_path, folder):
+    from tasks import registry
+    from tasks.storage import addresses
+
+    name = tmp_path.name
+    dummy.git(folder, "remote", "add", "lab", "ssh://git@lab.example.org/x.git")
+    for rev, repo in (("a", folder), ("b", "ssh://git@lab.example.org/x.git"), ("c", "/somebody/elses/clone")):
+        address = registry.source_of(name, path="m", rev=rev, repo=str(repo), ref="r")
+        if rev == "a":
+            client.create_registered_model(name)
+        client.create_model_version(name, address)
+    assert registry.commits(client, addresses(project(folder))) == {"a", "b"}
+
+
 def test_every_move_is_recorded_and_rollback_walks_back(client, tmp_path):
     from tasks import registry
 
@@ -265,7 +279,7 @@ def test_the_model_to_ask_is_brought_from_its_record_once(recorded, client, monk
         model_folder("champion")
     experiment = tracking.experiment_id(client, project(folder), "tiny")
     key = ref.rpartition("/")[2]
-    finished = client.create_run(experiment, tags={"longlora.key": key, "longlora.record": commit})
+    finished = client.create_run(experiment, tags={"longlora.key": key, "longlora.record": commit, "longlora.ref": ref})
     client.set_terminated(finished.info.run_id, "FINISHED")
     version = registry.register(client, "tiny", source=source(recorded, "tiny"), run=finished, desc="d", labels=[])
     client.set_registered_model_alias("tiny", registry.CHAMPION, version.version)

@@ -124,6 +124,24 @@ def test_a_curve_is_followed_line_by_line_and_no_point_is_sent_twice(opened):
     assert points(again, "history/rate") == [(5, 0.1), (10, 0.05), (15, 0.02)]
 
 
+def test_a_score_that_is_another_now_replaces_the_old_and_the_same_is_not_sent_again(opened):
+    from tasks.promotion import Better, values_of
+
+    for scores in (
+        {"ppl": {"512": 2.0, "1024": 3.0}, "odd": float("nan"), "all": float("inf")},
+        {"ppl": {"512": 0.5, "1024": 3.0}, "odd": float("nan"), "all": float("inf")},
+    ):
+        tracker = opened()  # resumed, on other data
+        dummy.write(
+            tracker.folder / "metrics" / "score.json", json.dumps({**scores, "passed": scores["ppl"]["512"] > 1})
+        )
+        tracker.stage("score", [Out("metrics/score.json", "metric")])
+    assert values_of(tracker.client, tracker.run_id, Better("ppl", "lower")) == {512: 0.5, 1024: 3.0}
+    assert tracker.client.get_run(tracker.run_id).data.metrics["passed"] == 0.0
+    assert points(tracker, "ppl") == [(512, 0.5), (512, 2.0), (1024, 3.0)]
+    assert len(points(tracker, "odd")) == len(points(tracker, "all")) == 1
+
+
 def test_a_curve_that_is_not_there_yet_is_no_error(opened):
     tracker = opened()
     tracker.follow([Out("metrics/none.csv", "plot")])

@@ -10,7 +10,7 @@ import dummy
 import pytest
 
 from tasks import workspace
-from tasks.workspace import hold, project, snapshot, worktree
+from tasks.workspace import hold, project, record_ref, snapshot, worktree
 
 
 def test_a_clean_checkout_is_its_own_snapshot(folder):
@@ -155,3 +155,69 @@ def test_the_recorded_lock_is_where_a_new_worktree_starts(folder):
     dummy.git(folder, "worktree", "remove", "--force", str(first))
     assert (worktree(where, state) / "dvc.lock").read_text() == "schema: '2.0'\n"
     assert os.path.exists(folder / ".git")
+
+
+def recorded_with(folder, lock: str) -> str:
+    """The record of a run of `folder`, as if its stages had left this dvc.lock."""
+    from tasks.storage import record
+
+    where = project(folder)
+    state = snapshot(where)
+    work = worktree(where, state)
+    (work / "dvc.lock").write_text(lock)
+    return record(where, state, work)
+
+
+def test_the_same_files_and_lock_keep_their_record_on_whatever_commit(folder):
+    dummy.write(folder / "new", "not committed yet")
+    first = recorded_with(folder, "schema: '2.0'\n")
+    dummy.commit(folder)
+    assert recorded_with(folder, "schema: '2.0'\n") == first
+    dummy.git(folder, "commit", "--quiet", "--amend", "--message", "in other words")
+    assert recorded_with(folder, "schema: '2.0'\n") == first
+    other = recorded_with(folder, "schema: '2.0'\nstages: {}\n")  # data outside of git has changed
+    assert dummy.git(folder, "rev-parse", record_ref(snapshot(project(folder)).key)) == other != first
+    dummy.git(folder, "worktree", "remove", "--force", f".longlora/worktrees/{snapshot(project(folder)).key}")
+    dummy.git(folder, "reflog", "expire", "--expire=now", "--all")
+    dummy.git(folder, "gc", "--quiet", "--prune=now")
+    assert dummy.git(folder, "show", f"{first}:dvc.lock") == "schema: '2.0'"
+
+
+def test_a_published_record_can_be_fetched_after_another_clone_published_the_same_run(folder, tmp_path, monkeypatch):
+    from tasks.storage import kept_ref, publish
+
+    dummy.git(tmp_path, "init", "--quiet", "--bare", "shared.git")
+    monkeypatch.setenv("LONGLORA_GIT_REMOTE", str(tmp_path / "shared.git"))
+    dummy.git(tmp_path, "clone", "--quiet", str(folder), "other")
+    dummy.git(tmp_path / "other", "commit", "--quiet", "--allow-empty", "--message", "another parent")
+    key, commits = snapshot(project(folder)).key, []
+    for clone in (folder, tmp_path / "other"):
+        commits.append(recorded_with(clone, "schema: '2.0'\n"))
+        publish(project(clone), key, commits[-1])
+    assert commits[0] != commits[1]
+    dummy.git(tmp_path / "shared.git", "gc", "--quiet", "--prune=now")
+    dummy.git(tmp_path, "init", "--quiet", "third")
+    for commit in commits:
+        dummy.git(
+            tmp_path / "third", "fetch", "--quiet", "--depth=1", f"file://{tmp_path}/shared.git", kept_ref(commit)
+        )
+        assert dummy.git(tmp_path / "third", "show", f"{commit}:dvc.lock") == "schema: '2.0'"
+
+
+@pytest.mark.parametrize(
+    ("address", "kept"),
+    [
+        ("ssh://git:pw@host/x.git", "ssh://git@host/x.git"),
+        ("ssh://git@host:2222/x.git", "ssh://git@host:2222/x.git"),
+        ("git@host:x.git", "git@host:x.git"),
+        ("https://ada:pw@host/x.git?token=T", "https://host/x.git"),
+        ("https://host/x.git?token=T", "https://host/x.git"),
+        ("postgresql+psycopg2://lab:pw@host/mlflow?sslmode=require", "postgresql+psycopg2://host/mlflow"),
+        ("sqlite:////home/me/mlflow.db", "sqlite:////home/me/mlflow.db"),
+        ("/home/me/a?b@c", "/home/me/a?b@c"),
+    ],
+)
+def test_an_address_is_kept_without_secrets_and_yet_leads_there(address, kept):
+    from tasks.storage import without_credentials
+
+    assert without_credentials(address) == kept
