@@ -41,7 +41,9 @@ CONFIG = AutoConfig.from_pretrained(GOOD)
 TARGET = CONFIG.max_position_embeddings
 WINDOW, HEAD = TARGET // 2, CONFIG.head_dim
 POSITION = Position(method="ntk", context=TARGET)
-PERPLEXITY = Perplexity(lengths=[WINDOW, TARGET], last=128, samples=12, seed=1, sliding=None, bands=None)
+PERPLEXITY = Perplexity(
+    lengths=[WINDOW, TARGET], last=128, samples=12, per_document=None, seed=1, sliding=None, bands=None
+)
 PASSKEY = Passkey(
     lengths=[WINDOW, TARGET], depths=[0.0, 0.25, 0.5, 0.75, 1.0], samples=2, digits=5, prompt="plain", seed=1
 )

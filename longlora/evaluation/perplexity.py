@@ -40,6 +40,9 @@ class Perplexity(Section):
     """Tokens scored at the end of each window."""
     samples: int = Field(gt=0)
     """Places, drawn from all that have the longest window before them inside one document; their tokens never overlap."""
+    per_document: int | None = Field(gt=0)
+    """Places of one document, at most; null: any number. What makes a text easy is the same at all its places, so an interval is
+    narrow only over many documents."""
     seed: int
     sliding: Sliding | None
     """The second protocol; null leaves it out."""
@@ -74,6 +77,7 @@ def chosen_places(documents: list[np.ndarray], settings: Perplexity) -> list[Pla
         longest=max(settings.lengths),
         last=settings.last,
         samples=settings.samples,
+        per_document=settings.per_document,
         seed=settings.seed,
     )
 
