@@ -1,10 +1,11 @@
 """Buckets are named by their upper ends, hold every question once, and are scored as the questions in them alone would be."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy import stats
 
 from longlora.evaluation.breakdown import PARTED, Marked, by_depth, by_length, overall, upper_depth, upper_length
 from tasks.tracking import measured
@@ -35,7 +36,7 @@ def questions(count: int) -> list[Marked]:
         depth = dice.random() if number % 4 else None
         if depth is not None:
             scores |= {"evidence": float(dice.random() < 0.7), "evidence_floor": float(dice.random() < 0.5)}
-        made.append(Marked(scores, tokens=dice.randrange(90, 1500), depth=depth))
+        made.append(Marked(scores, source=str(number), tokens=dice.randrange(90, 1500), depth=depth))
     return made
 
 
@@ -44,34 +45,36 @@ ENDS = (128, 256, 512, 1000, 1024, 2048)
 
 
 def test_every_score_is_the_mean_over_the_questions_that_have_it():
-    found = overall(MARKED, seed=3)
+    found = overall(MARKED)
     assert list(found) == ["exact", "f1", "rouge_l", "evidence", "evidence_floor"]
     for name, node in found.items():
         shares = [q.scores[name] for q in MARKED if name in q.scores]
         assert node["trials"] == len(shares) == (180 if name.startswith("evidence") else 240)
         assert node["value"] == pytest.approx(sum(shares) / len(shares), abs=1e-6)
         assert node["low"] < node["value"] < node["high"]
-    hits = sum(q.scores.get("evidence", 0) for q in MARKED)
-    ends = binomtest(int(hits), 180).proportion_ci(method="exact")
-    assert (found["evidence"]["low"], found["evidence"]["high"]) == pytest.approx((ends.low, ends.high), abs=1e-5)
+    hits = np.array([q.scores["evidence"] for q in MARKED if "evidence" in q.scores])
+    exact = stats.binomtest(int(hits.sum()), 180).proportion_ci(method="exact")
+    between = stats.ttest_1samp(hits, 0).confidence_interval(0.95)
+    wider = min(exact.low, between.low), max(exact.high, between.high)
+    assert (found["evidence"]["low"], found["evidence"]["high"]) == pytest.approx(wider, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", PARTED)
 def test_lengths_and_the_depths_within_them_are_those_of_their_questions_alone(name):
-    found = by_length(MARKED, name=name, longest=1000, seed=3)
+    found = by_length(MARKED, name=name, longest=1000)
     assert list(found) == [str(end) for end in ENDS]
     for low, end in zip((0, *ENDS), ENDS, strict=False):
         inside = [q for q in MARKED if low < q.tokens <= end and name in q.scores]
         depths = found[str(end)].pop("depth")
-        assert found[str(end)] == overall(inside, seed=3)[name]
+        assert found[str(end)] == overall(inside)[name]
         assert sum(node["trials"] for node in depths.values()) == sum(q.depth is not None for q in inside)
         for upper, node in depths.items():
             here = [q for q in inside if q.depth is not None and float(upper) - 0.25 < q.depth <= float(upper)]
-            assert node == overall(here, seed=3)[name]
+            assert node == overall(here)[name]
 
 
 def test_depths_are_of_the_questions_with_evidence():
-    found = by_depth(MARKED, seed=3)
+    found = by_depth(MARKED)
     assert list(found) == ["0.25", "0.50", "0.75", "1.00"]
     assert {name: sum(node[name]["trials"] for node in found.values()) for name in PARTED} == dict.fromkeys(PARTED, 180)
     inside = [q.scores["f1"] for q in MARKED if q.depth is not None and 0.5 < q.depth <= 0.75]
@@ -80,14 +83,21 @@ def test_depths_are_of_the_questions_with_evidence():
 
 def test_a_bucket_without_questions_is_not_there():
     some = [q for q in MARKED if q.tokens <= 256 and (q.depth is None or q.depth > 0.5)]
-    found = by_length(some, name="f1", longest=1000, seed=3)
-    assert list(found) == ["128", "256"] and list(by_depth(some, seed=3)) == ["0.75", "1.00"]
+    found = by_length(some, name="f1", longest=1000)
+    assert list(found) == ["128", "256"] and list(by_depth(some)) == ["0.75", "1.00"]
     unsaid = [q for q in some if q.depth is None]
-    assert by_length(unsaid, name="evidence", longest=1000, seed=3) == by_depth(unsaid, seed=3) == {}
+    assert by_length(unsaid, name="evidence", longest=1000) == by_depth(unsaid) == {}
 
 
 def test_lengths_become_steps_of_one_metric():
-    metrics, words = measured({"longqa_f1": {"extended": by_length(MARKED, name="f1", longest=1000, seed=3)}})
+    metrics, words = measured({"longqa_f1": {"extended": by_length(MARKED, name="f1", longest=1000)}})
     assert [m.step for m in metrics if m.key == "longqa_f1/extended"] == list(ENDS)
     assert {m.step for m in metrics if m.key == "longqa_f1/extended/depth/0.50"} <= set(ENDS)
     assert words == []
+
+
+def test_questions_on_one_source_are_not_independent():
+    alike = [replace(q, source="abc"[int(q.scores["f1"] * 3)]) for q in MARKED]
+    apart, together = overall(MARKED)["f1"], overall(alike)["f1"]
+    assert together["value"] == apart["value"]
+    assert together["high"] - together["low"] > 3 * (apart["high"] - apart["low"])

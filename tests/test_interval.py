@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from longlora.evaluation.interval import binomial, bootstrap
+from longlora.evaluation.interval import binomial, grouped, share
 
 
 def tail_at_least(hits: int, trials: int, share: float) -> float:
@@ -26,27 +27,52 @@ def test_binomial_reaches_the_edge_at_none_and_all():
     assert (round(low, 4), high) == (0.6306, 1.0)
 
 
-def test_bootstrap_covers_the_true_mean_nearly_always():
-    generator = np.random.default_rng(3)
-    covered = 0
-    for trial in range(200):
-        counts = generator.integers(5, 50, size=30)
-        sums = counts * generator.normal(2.0, 0.5, size=30)
-        low, high = bootstrap(sums, counts_N=counts, seed=trial)
+def test_trials_that_are_right_in_part_are_between_those_that_are_whole():
+    assert binomial(3, 8) < binomial(3.5, 8) < binomial(4, 8)
+
+
+@pytest.mark.parametrize("groups", [4, 12])
+@pytest.mark.parametrize("between", [0.0, 0.5])
+def test_grouped_covers_the_true_mean_whether_or_not_parts_of_a_group_are_alike(groups, between):
+    dice, covered, trials = np.random.default_rng(3), 0, 2000
+    group_N = np.repeat(np.arange(groups), 5)
+    for _ in range(trials):
+        counts = np.full(5 * groups, 7)
+        sums = counts * (2.0 + between * dice.normal(size=groups)[group_N] + 0.2 * dice.normal(size=5 * groups))
+        low, high = grouped(sums, counts_N=counts, groups_N=list(group_N))
         covered += low <= 2.0 <= high
-    assert 0.88 <= covered / 200 <= 1.0
+    assert 0.935 <= covered / trials <= 0.965  # 95 % plus or minus three standard errors
 
 
-def test_bootstrap_weighs_parts_by_their_counts():
-    low, high = bootstrap(np.array([1.0, 900.0]), counts_N=np.array([1, 300]), seed=0)
-    assert (low, high) == (1.0, 3.0)
+def test_grouped_of_parts_that_are_groups_of_their_own_is_the_t_interval_of_their_mean():
+    values = np.random.default_rng(1).normal(size=9)
+    theirs = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    ours = grouped(values, counts_N=np.ones(9), groups_N=range(9))
+    assert ours == pytest.approx((theirs.low, theirs.high), rel=1e-12)
 
 
-def test_bootstrap_is_a_function_of_the_seed():
-    sums, counts = np.random.default_rng(1).normal(size=11), np.full(11, 2)
-    assert bootstrap(sums, counts_N=counts, seed=4) == bootstrap(sums, counts_N=counts, seed=4)
-    assert bootstrap(sums, counts_N=counts, seed=4) != bootstrap(sums, counts_N=counts, seed=5)
+def test_grouped_weighs_parts_by_their_counts():
+    low, high = grouped(np.array([1.0, 900.0]), counts_N=np.array([1, 300]), groups_N=["a", "b"])
+    assert (low + high) / 2 == pytest.approx(901 / 301)
 
 
-def test_bootstrap_of_one_part_has_no_width():
-    assert bootstrap(np.array([6.0]), counts_N=np.array([4]), seed=0) == (1.5, 1.5)
+def test_a_group_said_twice_counts_once():
+    """Copies of what is known tell nothing new."""
+    sums, counts = np.array([6.0, 8.0, 5.0]), np.array([4, 4, 2])
+    once = grouped(sums, counts_N=counts, groups_N=[0, 1, 2])
+    twice = grouped(np.tile(sums, 2), counts_N=np.tile(counts, 2), groups_N=[0, 1, 2, 0, 1, 2])
+    assert twice == pytest.approx(once)
+
+
+@pytest.mark.parametrize("sums", [[6.0], [6.0, 7.0], [6.0, math.nan]])
+def test_one_group_or_a_part_that_is_not_finite_gives_no_interval(sums):
+    groups = ["a"] * len(sums) if math.isfinite(sum(sums)) else [*"ab"]
+    assert np.isnan(grouped(np.array(sums), counts_N=np.ones(len(sums)), groups_N=groups)).all()
+
+
+def test_a_share_is_never_surer_than_its_trials_nor_than_its_groups():
+    right = np.array([1.0, 1.0, 1.0, 1.0])
+    assert share(right, groups_N=[*"abcd"]) == binomial(4, 4)
+    halves = np.array([1.0] * 20 + [0.0] * 20)  # one text is easy, one is hard: forty questions are two
+    assert share(halves, groups_N=["easy"] * 20 + ["hard"] * 20) == (0.0, 1.0)
+    assert share(halves, groups_N=["one"] * 40) == binomial(20, 40)

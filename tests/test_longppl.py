@@ -39,9 +39,10 @@ def by_definition(evaluator, documents, given: LongPPL, place: dict) -> list[int
 
 def test_key_tokens_and_longppl_are_those_of_the_definition(monkeypatch):
     monkeypatch.setattr(windows, "CHUNK", 7)
-    evaluator, model, documents, given = tiny(1), tiny(2), texts(90, 20, 150), settings()
+    evaluator, model, documents, given = tiny(1), tiny(2), texts(90, 20, 95), settings()
     keys = key_tokens(evaluator, documents=documents, settings=given)
     total, count = 0.0, 0
+    assert {p["document"] for p in keys["places"]} == {0, 2}
     assert len(keys["places"]) == 3 and keys["looked_at"] == 3 * 30  # six whole blocks of five
     for place in keys["places"]:
         assert place["keys"] == by_definition(evaluator, documents, given, place)
@@ -49,9 +50,7 @@ def test_key_tokens_and_longppl_are_those_of_the_definition(monkeypatch):
         total += sum(reference(model, tokens[: k + 1], context=k) for k in place["keys"])
         count += len(place["keys"])
     assert 5 < count < 80
-    found = measure(model, label="m", evaluator="judge", documents=documents, keys=keys, seed=1)["longppl"]["m"][
-        "judge"
-    ]
+    found = measure(model, label="m", evaluator="judge", documents=documents, keys=keys)["longppl"]["m"]["judge"]
     assert found["tokens"] == count
     assert found["value"] == pytest.approx(np.exp(total / count), rel=1e-4)
     assert found["low"] <= found["value"] <= found["high"]
@@ -71,7 +70,7 @@ def test_both_thresholds_count():
 def test_no_key_token_is_null_and_no_number():
     documents = texts(150)
     keys = key_tokens(tiny(1), documents=documents, settings=settings(alpha=99.0))
-    found = measure(tiny(), label="m", evaluator="e", documents=documents, keys=keys, seed=1)["longppl"]["m"]["e"]
+    found = measure(tiny(), label="m", evaluator="e", documents=documents, keys=keys)["longppl"]["m"]["e"]
     assert found == {"value": None, "low": None, "high": None, "tokens": 0}
 
 
@@ -80,7 +79,7 @@ def test_broken_weights_are_null():
     keys = key_tokens(tiny(1), documents=documents, settings=settings())
     with torch.no_grad():
         model.model.norm.weight[3] = torch.nan
-    found = measure(model, label="m", evaluator="e", documents=documents, keys=keys, seed=1)["longppl"]["m"]["e"]
+    found = measure(model, label="m", evaluator="e", documents=documents, keys=keys)["longppl"]["m"]["e"]
     assert found["value"] is None and found["tokens"] > 0
 
 

@@ -14,6 +14,7 @@ from longlora.data.instructions import Turn
 from longlora.data.pairs import tokenised
 from longlora.data.wording import asked
 from longlora.evaluation import longqa
+from longlora.evaluation.interval import share
 from longlora.evaluation.longqa import (
     LongQA,
     Question,
@@ -169,7 +170,9 @@ def test_the_best_of_the_right_answers_counts(tmp_path, monkeypatch):
     assert result["exact"]["value"] == pytest.approx(1 / 3, abs=1e-6)
     assert result["f1"]["value"] == pytest.approx(np.mean([1, 2 * 1 / (3 + 2), 0]), abs=1e-6)
     assert result["rouge_l"]["value"] == result["f1"]["value"]
-    assert result["exact"]["low"] == pytest.approx(0.008404, abs=1e-5)  # Clopper and Pearson, 1 of 3
+    documents = [each["document"] for each in CASES]
+    low, high = share(np.array([1.0, 0.0, 0.0]), groups_N=documents)
+    assert (result["exact"]["low"], result["exact"]["high"]) == pytest.approx((low, high), abs=1e-6)
 
 
 def test_no_case_is_an_error():

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -44,7 +45,16 @@ def texts(*lengths: int) -> list[np.ndarray]:
 
 def settings(**changes) -> Perplexity:
     return Perplexity(
-        **{"lengths": [19, 41, 30], "last": 6, "samples": 5, "seed": 2, "sliding": None, "bands": None, **changes}
+        **{
+            "lengths": [19, 41, 30],
+            "last": 6,
+            "samples": 5,
+            "per_document": None,
+            "seed": 2,
+            "sliding": None,
+            "bands": None,
+            **changes,
+        }
     )
 
 
@@ -81,6 +91,16 @@ def test_places_are_a_function_of_the_seed():
     some = {seed: places([500], longest=41, last=6, samples=9, seed=seed) for seed in (1, 2)}
     assert some[1] == places([500], longest=41, last=6, samples=9, seed=1) != some[2]
     assert some[1] == sorted(some[1], key=lambda p: p.end)
+
+
+def test_one_document_gives_no_more_places_than_asked_for():
+    lengths = [203, 100, 60, 41]
+    every = Counter(p.document for p in places(lengths, longest=41, last=6, samples=99, seed=3))
+    assert every == {0: 28, 1: 10, 2: 4, 3: 1}
+    for most in (1, 3):
+        some = places(lengths, longest=41, last=6, samples=99, per_document=most, seed=3)
+        assert Counter(p.document for p in some) == {d: min(most, count) for d, count in every.items()}
+    assert len(places(lengths, longest=41, last=6, samples=2, per_document=1, seed=3)) == 2
 
 
 def test_no_document_long_enough_names_the_longest():

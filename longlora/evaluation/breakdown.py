@@ -12,10 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from longlora.evaluation.interval import binomial, bootstrap
+from longlora.evaluation.interval import share
 
-WHOLE = ("exact", "evidence", "evidence_floor")
-"""Scores that are 0 or 1, so that their intervals are exact."""
 PARTED = ("exact", "f1", "evidence", "evidence_floor")
 """Scores that are also given by length and depth."""
 QUARTERS = 4
@@ -27,43 +25,40 @@ class Marked:
 
     scores: dict[str, float]
     """By name, 0 to 1; without `evidence` and its floor where the case has no evidence."""
+    source: str
+    """Questions on one source are not independent."""
     tokens: int
     """Of the whole document."""
     depth: float | None
     """The share of the document before the evidence, 0 to 1; None without evidence."""
 
 
-def overall(marked: Sequence[Marked], *, seed: int) -> dict[str, Any]:
-    """Each score over the questions that have it, with its 95 % interval: exact where it is 0 or 1, else the bootstrap over
-    questions."""
+def overall(marked: Sequence[Marked]) -> dict[str, Any]:
+    """Each score over the questions that have it, with its 95 % interval."""
     names = list(dict.fromkeys(name for one in marked for name in one.scores))
-    return {name: figure(name, marked, seed=seed) for name in names}
+    return {name: figure(name, marked) for name in names}
 
 
-def by_length(marked: Sequence[Marked], *, name: str, longest: int, seed: int) -> dict[str, Any]:
+def by_length(marked: Sequence[Marked], *, name: str, longest: int) -> dict[str, Any]:
     """The score `name` by length, and within it by depth; empty where no question has it. `longest` is the most tokens that
     a prompt may have."""
     having = [one for one in marked if name in one.scores]
     return {
-        str(end): figure(name, inside, seed=seed)
-        | {"depth": {depth: figure(name, some, seed=seed) for depth, some in at_depths(inside).items()}}
+        str(end): figure(name, inside)
+        | {"depth": {depth: figure(name, some) for depth, some in at_depths(inside).items()}}
         for end, inside in buckets(having, lambda one: upper_length(one.tokens, longest=longest)).items()
     }
 
 
-def by_depth(marked: Sequence[Marked], *, seed: int) -> dict[str, Any]:
+def by_depth(marked: Sequence[Marked]) -> dict[str, Any]:
     """The scores by depth, over the questions that have evidence, of all lengths."""
-    return {
-        depth: {name: figure(name, inside, seed=seed) for name in PARTED} for depth, inside in at_depths(marked).items()
-    }
+    return {depth: {name: figure(name, inside) for name in PARTED} for depth, inside in at_depths(marked).items()}
 
 
-def figure(name: str, marked: Sequence[Marked], *, seed: int) -> dict[str, Any]:
-    shares = np.array([one.scores[name] for one in marked if name in one.scores])
-    if name in WHOLE:
-        low, high = binomial(int(shares.sum()), len(shares))
-    else:
-        low, high = bootstrap(shares, counts_N=np.ones(len(shares)), seed=seed)
+def figure(name: str, marked: Sequence[Marked]) -> dict[str, Any]:
+    having = [one for one in marked if name in one.scores]
+    shares = np.array([one.scores[name] for one in having])
+    low, high = share(shares, groups_N=[one.source for one in having])
     return {
         "value": round(float(shares.mean()), 6),
         "low": round(low, 6),

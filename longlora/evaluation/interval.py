@@ -1,33 +1,54 @@
-"""Confidence intervals: how far chance alone could have moved a score.
+"""95 % confidence intervals: how far chance alone could have moved a score.
 
-Shares (retrieval accuracy): Clopper and Pearson 1934, exact for the binomial. Means of unequal parts (nats per token over
-places of a text): the percentile bootstrap over the parts, seeded.
+Shares of independent trials (a key found or not): Clopper and Pearson 1934, exact for the binomial. Means of parts that come in
+groups (places of a document, questions on one): by the spread between the groups, with Student's t, for what one document has more
+of, its other places have too, and to count them all would make an interval too narrow (Cameron and Miller 2015, A Practitioner's
+Guide to Cluster-Robust Inference). A single group says nothing of the spread, so it gives no interval (NaN).
+
+Letters: N parts, G groups.
 """
 
+from collections.abc import Hashable, Sequence
+
 import numpy as np
-from scipy.special import betaincinv
+from scipy.special import betaincinv, stdtrit
 
 CONFIDENCE = 0.95
-DRAWS = 2000
+TAIL = (1 - CONFIDENCE) / 2
 
 
-def binomial(hits: int, trials: int) -> tuple[float, float]:
-    """The 95 % interval of a share, given `hits` of `trials` (0 < trials). Never narrower than 95 %; includes 0 at 0 hits."""
+def binomial(hits: float, trials: int) -> tuple[float, float]:
+    """The interval of a share, given `hits` of `trials` (0 < trials). Never narrower than 95 %; includes 0 at 0 hits.
+
+    Trials may be right in part: of all scores in [0, 1] with one mean, those of 0 and 1 spread most.
+    """
     assert 0 <= hits <= trials and trials > 0
-    tail = (1 - CONFIDENCE) / 2
-    low = float(betaincinv(hits, trials - hits + 1, tail)) if hits > 0 else 0.0
-    high = float(betaincinv(hits + 1, trials - hits, 1 - tail)) if hits < trials else 1.0
+    low = float(betaincinv(hits, trials - hits + 1, TAIL)) if hits > 0 else 0.0
+    high = float(betaincinv(hits + 1, trials - hits, 1 - TAIL)) if hits < trials else 1.0
     return low, high
 
 
-def bootstrap(sums_N: np.ndarray, *, counts_N: np.ndarray, seed: int) -> tuple[float, float]:
-    """The 95 % interval of sum(sums) / sum(counts) when the N parts are drawn anew, with replacement.
+def grouped(sums_N: np.ndarray, *, counts_N: np.ndarray, groups_N: Sequence[Hashable]) -> tuple[float, float]:
+    """The interval of sum(sums) / sum(counts), where only parts of different groups are independent.
 
-    It speaks of the choice of parts. A single part gives an interval of no width; a part that is not finite gives NaN.
+    NaN for a single group, and where a part is not finite.
     """
-    assert sums_N.shape == counts_N.shape and sums_N.ndim == 1 and len(sums_N) > 0
-    chosen_DN = np.random.default_rng(seed).integers(len(sums_N), size=(DRAWS, len(sums_N)))
-    means_D = sums_N[chosen_DN].sum(axis=1) / counts_N[chosen_DN].sum(axis=1)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means_D, [tail, 1 - tail])
-    return float(low), float(high)
+    assert sums_N.shape == counts_N.shape == (len(groups_N),) and len(groups_N) > 0
+    mean = sums_N.sum() / counts_N.sum()
+    group_N = np.unique([str(group) for group in groups_N], return_inverse=True)[1]
+    excess_G = np.bincount(group_N, weights=sums_N - mean * counts_N)
+    groups = len(excess_G)
+    if groups < 2 or not np.isfinite(mean):
+        return float("nan"), float("nan")
+    error = np.sqrt(groups / (groups - 1) * (excess_G**2).sum()) / counts_N.sum()
+    reach = float(stdtrit(groups - 1, 1 - TAIL)) * error
+    return float(mean - reach), float(mean + reach)
+
+
+def share(scores_N: np.ndarray, *, groups_N: Sequence[Hashable]) -> tuple[float, float]:
+    """The interval of the mean of scores in [0, 1]: the wider of what the trials alone allow, and what the groups show."""
+    low, high = binomial(float(scores_N.sum()), len(scores_N))
+    between = grouped(scores_N, counts_N=np.ones(len(scores_N)), groups_N=groups_N)
+    if np.isnan(between).any():
+        return low, high
+    return max(0.0, min(low, between[0])), min(1.0, max(high, between[1]))

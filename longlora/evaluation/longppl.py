@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
-from longlora.evaluation.interval import bootstrap
+from longlora.evaluation.interval import grouped
 from longlora.evaluation.windows import Place, Window, last_nats, places, token_nats
 from longlora.parallel.sharding import say
 from longlora.section import Section
@@ -119,25 +119,27 @@ def key_tokens(model: PreTrainedModel, *, documents: list[np.ndarray], settings:
 
 
 def measure(
-    model: PreTrainedModel, *, label: str, evaluator: str, documents: list[np.ndarray], keys: dict[str, Any], seed: int
+    model: PreTrainedModel, *, label: str, evaluator: str, documents: list[np.ndarray], keys: dict[str, Any]
 ) -> dict[str, Any]:
-    """LongPPL of the model `label` over the tokens that `evaluator` picked, with the 95 % interval over places; null where no
-    token was picked, or it is not a number."""
+    """LongPPL of the model `label` over the tokens that `evaluator` picked, with its 95 % interval, by the spread between
+    documents; null where no token was picked, or it is not a number."""
     chosen = [Place(p["document"], p["end"]) for p in keys["places"]]
     nats_PL = long_nats(model, documents=documents, chosen=chosen, length=keys["length"])
     picked = [
-        (row[p["keys"]].sum(), len(p["keys"])) for row, p in zip(nats_PL, keys["places"], strict=True) if p["keys"]
+        (row[p["keys"]].sum(), len(p["keys"]), p["document"])
+        for row, p in zip(nats_PL, keys["places"], strict=True)
+        if p["keys"]
     ]
     figures: dict[str, float] = dict.fromkeys(("value", "low", "high"), np.nan)
     if picked:
-        sums_P, counts_P = (np.array(column, dtype=np.float64) for column in zip(*picked, strict=True))
-        low, high = bootstrap(sums_P, counts_N=counts_P, seed=seed)
+        sums_P, counts_P, documents_P = (np.array(column, dtype=np.float64) for column in zip(*picked, strict=True))
+        low, high = grouped(sums_P, counts_N=counts_P, groups_N=documents_P.tolist())
         with np.errstate(over="ignore"):
             ends = (sums_P.sum() / counts_P.sum(), low, high)
             figures = {name: float(np.exp(end)) for name, end in zip(figures, ends, strict=True)}
     found = {name: round(figure, 6) if np.isfinite(figure) else None for name, figure in figures.items()}
-    say(f"LongPPL {found['value']} over {sum(n for _, n in picked)} tokens")
-    return {"longppl": {label: {evaluator: found | {"tokens": sum(n for _, n in picked)}}}}
+    say(f"LongPPL {found['value']} over {sum(n for _, n, _ in picked)} tokens")
+    return {"longppl": {label: {evaluator: found | {"tokens": sum(n for _, n, _ in picked)}}}}
 
 
 def read_keys(file: Path) -> dict[str, Any]:

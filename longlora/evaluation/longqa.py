@@ -51,6 +51,8 @@ class Question(Case):
     answers: list[str] = Field(min_length=1)
     evidence: list[Annotated[str, Field(pattern=r"\S")]] = Field(default=[])
     """Passages of the document, word for word; none where it does not say, or nobody noted them."""
+    sources: list[str] = Field(default=[])
+    """What the document is from, by name, as `longlora longqa build` notes it: questions on one source are not independent."""
 
 
 def read_cases(file: Path) -> list[Question]:
@@ -181,13 +183,13 @@ def measure(
         "prompt": settings.prompt,
         "cases": len(questions),
         "cut": sum(prompt.cut for prompt in prompts),
-        **overall(marked, seed=settings.seed),
+        **overall(marked),
     }
     told = [f"{name} {figure['value']:.3f}" for name, figure in result.items() if isinstance(figure, dict)]
     cited = f"; {result['evidence']['trials']} of them have evidence" if "evidence" in result else ""
     say(f"{', '.join(told)} of {len(questions)}{cited}")
-    parts = {f"longqa_{n}": by_length(marked, name=n, longest=settings.length, seed=settings.seed) for n in PARTED}
-    parts["longqa_depth"] = by_depth(marked, seed=settings.seed)
+    parts = {f"longqa_{n}": by_length(marked, name=n, longest=settings.length) for n in PARTED}
+    parts["longqa_depth"] = by_depth(marked)
     return {"longqa": {label: result}, **{name: {label: part} for name, part in parts.items() if part}}
 
 
@@ -209,6 +211,7 @@ def mark(questions: Sequence[Question], *, prompts: Sequence[Written], said: Seq
         Marked(
             {name: max(score(answer, right) for right in question.answers) for name, score in METRICS.items()}
             | ({} if citation is None else citation.scores()),
+            source=(question.sources or [question.document])[0],
             tokens=prompt.tokens,
             depth=truth.depth,
         )

@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
-from longlora.evaluation.interval import bootstrap
+from longlora.evaluation.interval import grouped
 from longlora.evaluation.windows import SCORED, Place, Window, nats, places, token_nats
 from longlora.parallel.sharding import rank, say
 from longlora.section import Section
@@ -40,6 +40,9 @@ class Perplexity(Section):
     """Tokens scored at the end of each window."""
     samples: int = Field(gt=0)
     """Places, drawn from all that have the longest window before them inside one document; their tokens never overlap."""
+    per_document: int | None = Field(gt=0)
+    """Places of one document, at most; null: any number. What makes a text easy is the same at all its places, so an interval is
+    narrow only over many documents."""
     seed: int
     sliding: Sliding | None
     """The second protocol; null leaves it out."""
@@ -74,6 +77,7 @@ def chosen_places(documents: list[np.ndarray], settings: Perplexity) -> list[Pla
         longest=max(settings.lengths),
         last=settings.last,
         samples=settings.samples,
+        per_document=settings.per_document,
         seed=settings.seed,
     )
 
@@ -106,15 +110,15 @@ def longest_windows(model: PreTrainedModel, *, documents: list[np.ndarray], sett
     return token_nats(model, documents=documents, windows=windows).astype(np.float64)
 
 
-def by_position(nats_PL: np.ndarray, *, bands: int, seed: int) -> dict[str, Any]:
-    """Mean nats per band of positions, under the band's end, with intervals over the places."""
+def by_position(nats_PL: np.ndarray, *, bands: int, documents_P: list[int]) -> dict[str, Any]:
+    """Mean nats per band of positions, under the band's end, with intervals."""
     length = nats_PL.shape[1] + 1
     band, result = length // bands, {}
     for first in range(0, length, band):
         # The token at position 0 is read and never predicted, so column 0 is position 1.
         part_PL = nats_PL[:, max(0, first - 1) : first + band - 1]
         counts_P = np.full(len(part_PL), part_PL.shape[1])
-        result[str(first + band)] = mean(part_PL.sum(axis=1), counts_P=counts_P, seed=seed)
+        result[str(first + band)] = mean(part_PL.sum(axis=1), counts_P=counts_P, documents_P=documents_P)
     return result
 
 
@@ -142,16 +146,16 @@ def perplexity(total: float, tokens: int) -> float:
         return float(np.exp(total / tokens))
 
 
-def mean(sums_P: np.ndarray, *, counts_P: np.ndarray, seed: int) -> dict[str, Any]:
-    """Nats per token with the 95 % interval over the parts; null where that is not a number."""
-    low, high = bootstrap(sums_P, counts_N=counts_P, seed=seed)
+def mean(sums_P: np.ndarray, *, counts_P: np.ndarray, documents_P: list[int]) -> dict[str, Any]:
+    """Nats per token with its interval, by the spread between documents; null where that is not a number."""
+    low, high = grouped(sums_P, counts_N=counts_P, groups_N=documents_P)
     figures = {"value": float(sums_P.sum() / counts_P.sum()), "low": low, "high": high}
     return {name: round(figure, 6) if np.isfinite(figure) else None for name, figure in figures.items()}
 
 
-def score(sums_P: np.ndarray, *, counts_P: np.ndarray, seed: int) -> dict[str, Any]:
-    """Perplexity with its 95 % interval over the parts; a value that is not finite is null (JSON has no NaN)."""
-    low, high = bootstrap(sums_P, counts_N=counts_P, seed=seed)
+def score(sums_P: np.ndarray, *, counts_P: np.ndarray, documents_P: list[int]) -> dict[str, Any]:
+    """Perplexity with its interval, by the spread between documents; what is not finite is null (JSON has no NaN)."""
+    low, high = grouped(sums_P, counts_N=counts_P, groups_N=documents_P)
     figures = {
         "value": perplexity(sums_P.sum(), int(counts_P.sum())),
         "low": perplexity(low, 1),
@@ -176,19 +180,19 @@ def measure(
     chosen, sums = controlled(model, documents=documents, settings=settings, known=known)
     if rank() == 0:
         write_parts(parts, chosen=chosen, sums=sums, last=settings.last)
-    counts_P = np.full(len(chosen), settings.last)
+    counts_P, documents_P = np.full(len(chosen), settings.last), [p.document for p in chosen]
     result: dict[str, Any] = {
         "perplexity": {
             label: {
                 "places": len(chosen),
-                "documents": len({p.document for p in chosen}),
+                "documents": len(set(documents_P)),
                 "documents_too_short": sum(len(d) < max(settings.lengths) for d in documents),
-                **{str(n): score(s_P, counts_P=counts_P, seed=settings.seed) for n, s_P in sums.items()},
+                **{str(n): score(s_P, counts_P=counts_P, documents_P=documents_P) for n, s_P in sums.items()},
             }
         }
     }
     if settings.bands and nats_PL is not None:
-        result["position_nats"] = {label: by_position(nats_PL, bands=settings.bands, seed=settings.seed)}
+        result["position_nats"] = {label: by_position(nats_PL, bands=settings.bands, documents_P=documents_P)}
     if settings.sliding:
         result["sliding_perplexity"] = {
             label: slide(model, documents=documents, settings=settings, sliding=settings.sliding)
@@ -199,12 +203,13 @@ def measure(
 def slide(
     model: PreTrainedModel, *, documents: list[np.ndarray], settings: Perplexity, sliding: Sliding
 ) -> dict[str, Any]:
-    """The sliding protocol, by length; the interval is over windows."""
+    """The sliding protocol, by length."""
     result = {}
     for length in sorted(settings.lengths):
         windows = sliding_windows([len(d) for d in documents], length=length, sliding=sliding)
         sums = nats(model, documents=documents, windows=windows)
-        result[str(length)] = score(sums, counts_P=np.array([w.scored for w in windows]), seed=settings.seed)
+        counts = np.array([w.scored for w in windows])
+        result[str(length)] = score(sums, counts_P=counts, documents_P=[w.document for w in windows])
         say(f"{length} tokens, sliding: perplexity {result[str(length)]['value']}")
     return result
 

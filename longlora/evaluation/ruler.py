@@ -11,13 +11,12 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.data.prompt import chat_turn, continuation, continuations, opening
 from longlora.evaluation.answer import answers
-from longlora.evaluation.interval import bootstrap
+from longlora.evaluation.interval import binomial
 from longlora.evaluation.ruler_tasks import Riddle, Task, common, frequent, needles, tracking
 from longlora.parallel.sharding import say
 from longlora.section import Section
@@ -161,17 +160,21 @@ def measure(
             (task, match_all(str(tokenizer.decode(ids)), e.answers))
             for (task, _, e), ids in zip(made, texts_, strict=True)
         ]
-        by_task = {task: score([s for t, s in scores if t == task], seed=settings.seed) for task in settings.tasks}
-        result[str(length)] = score([s for _, s in scores], seed=settings.seed) | {"task": by_task}
+        by_task = {task: score([s for t, s in scores if t == task]) for task in settings.tasks}
+        result[str(length)] = score([s for _, s in scores]) | {"task": by_task}
         say(f"{length} tokens: " + ", ".join(f"{t} {s['value']:.0%}" for t, s in by_task.items()))
     result["effective"] = {"value": effective(result, settings=settings)}
     return {"ruler": {label: result}}
 
 
-def score(shares: list[float], *, seed: int) -> dict[str, Any]:
-    sums = np.array(shares)
-    low, high = bootstrap(sums, counts_N=np.ones(len(sums)), seed=seed)
-    return {"value": round(float(sums.mean()), 6), "low": round(low, 6), "high": round(high, 6), "trials": len(shares)}
+def score(shares: list[float]) -> dict[str, Any]:
+    low, high = binomial(sum(shares), len(shares))
+    return {
+        "value": round(sum(shares) / len(shares), 6),
+        "low": round(low, 6),
+        "high": round(high, 6),
+        "trials": len(shares),
+    }
 
 
 def effective(result: dict[str, Any], *, settings: Ruler) -> int:

@@ -5,6 +5,7 @@ Logits are made for the tokens that are asked for, and no more of them at once t
 Letters: B windows of a batch, W windows, L tokens of a window, N scored tokens of a window, V vocabulary.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -42,8 +43,17 @@ class Window:
     scored: int
 
 
-def places(lengths_of_documents: list[int], *, longest: int, last: int, samples: int, seed: int) -> list[Place]:
-    """Up to `samples` places, in the order of the text: a seeded choice among spans that never overlap.
+def places(
+    lengths_of_documents: list[int],
+    *,
+    longest: int,
+    last: int,
+    samples: int,
+    seed: int,
+    per_document: int | None = None,
+) -> list[Place]:
+    """Up to `samples` places, of one document up to `per_document`, in the order of the text: a seeded choice among spans that
+    never overlap.
 
     Raises:
         ValueError: no document is as long as the longest window.
@@ -58,8 +68,14 @@ def places(lengths_of_documents: list[int], *, longest: int, last: int, samples:
             f"no held-out document has {longest} tokens, the longest window; the longest has "
             f"{max(lengths_of_documents, default=0)}: lower perplexity.lengths, or hold out longer documents"
         )
-    chosen = np.random.default_rng(seed).permutation(len(grid))[:samples]
-    return [grid[i] for i in sorted(chosen)]
+    chosen: list[int] = []
+    taken = Counter[int]()
+    for number in np.random.default_rng(seed).permutation(len(grid)).tolist():
+        document = grid[number].document
+        if len(chosen) < samples and (per_document is None or taken[document] < per_document):
+            chosen.append(number)
+            taken[document] += 1
+    return [grid[number] for number in sorted(chosen)]
 
 
 def nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: list[Window]) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from longlora.evaluation.interval import bootstrap
+from longlora.evaluation.interval import grouped
 from longlora.section import Section
 
 
@@ -34,7 +34,8 @@ class Rule(Section):
     """A reference metric that is added to the bound."""
     with_interval: bool = False
     """Whether the claim must hold at the unfavourable end of the 95 % interval: of the ratio, place by place, where both were
-    scored at the same places; else of both metrics, each at its own unfavourable end."""
+    scored at the same places; else of both metrics, each at its own unfavourable end. Without an interval (a single document
+    shows no spread) it does not hold."""
 
     @model_validator(mode="after")
     def one_bound_and_at_most_one_reference(self) -> Self:
@@ -52,13 +53,16 @@ class Gate(Section):
 
 @dataclass(frozen=True)
 class Score:
-    """A metric with the ends of its interval (the value itself where there is none); `label` is its path, names resolved."""
+    """A metric with the ends of its interval (NaN where there is none); `label` is its path, names resolved."""
 
     label: str
     value: float
     low: float
     high: float
     reason: str
+
+
+NO_SPREAD = "it takes more than one document, or one trial, to show how far chance could have moved it"
 
 
 class UnscoredError(Exception):
@@ -92,8 +96,8 @@ class Scores:
             names.append(name)
         label = "/".join(names)
         figures = node if isinstance(node, dict) else {"value": node}
-        value, low, high = (number(figures.get(end, figures.get("value"))) for end in ("value", "low", "high"))
-        if not all(map(math.isfinite, (value, low, high))):
+        value, low, high = (number(figures.get(end)) for end in ("value", "low", "high"))
+        if not math.isfinite(value):
             raise UnscoredError(f"{label} is not a number")
         return Score(label, value, low, high, str(figures.get("reason", "")))
 
@@ -171,6 +175,9 @@ def apply(rule: Rule, *, scores: Scores) -> tuple[bool, str]:
     reference = scores.find(path) if path else None
     if reference and rule.times and rule.with_interval and (ends := paired(scores, metric, reference)):
         return by_ratio(rule, metric=metric, reference=reference, ends=ends)
+    for figure in filter(None, (metric, reference)):
+        if rule.with_interval and not math.isfinite(figure.low + figure.high):
+            raise UnscoredError(f"{figure.label} has no interval: {NO_SPREAD}")
     upper = rule.at_most is not None
     bound = rule.at_most if rule.at_most is not None else rule.at_least
     assert bound is not None
@@ -187,13 +194,19 @@ def apply(rule: Rule, *, scores: Scores) -> tuple[bool, str]:
 
 
 def paired(scores: Scores, metric: Score, reference: Score) -> tuple[float, float] | None:
-    """The 95 % interval of the ratio of two perplexities over the same places; None where they have no places in common."""
+    """The 95 % interval of the ratio of two perplexities over the same places; None where they have no places in common.
+
+    Raises:
+        UnscoredError: the places are all of one document.
+    """
     ours, theirs = scores.parts.get(metric.label), scores.parts.get(reference.label)
     if ours is None or theirs is None or ours.keys() != theirs.keys():
         return None
     tokens = np.array([ours[place][0] for place in ours])
     difference = np.array([ours[place][1] - theirs[place][1] for place in ours])
-    low, high = bootstrap(difference, counts_N=tokens, seed=0)
+    low, high = grouped(difference, counts_N=tokens, groups_N=[document for document, _ in ours])
+    if not math.isfinite(low + high):
+        raise UnscoredError(f"{metric.label} / {reference.label} has no interval: {NO_SPREAD}")
     return math.exp(low), math.exp(high)
 
 

@@ -17,7 +17,6 @@ def stage(model: Path, keys: Path, heldout: Path, scores: Path, longppl: LongPPL
         evaluator=keys.stem,
         documents=documents(heldout),
         keys=read_keys(keys),
-        seed=longppl.seed,
     )
     write(result, scores)
 
