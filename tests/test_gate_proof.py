@@ -95,7 +95,8 @@ class Bench:
         shutil.copytree(self.root / "scores", scores)
         facts = integrity.measure(self.base, extended=model, position=POSITION)
         (scores / "integrity.json").write_text(json.dumps(facts))
-        stated = licence.measure({"name": "tiny", "license": "MIT"}, texts={"name": "t", "license": texts_licence})
+        texts = {"name": "t", "license": texts_licence}
+        stated = licence.measure({"name": "tiny", "license": "MIT"}, texts=texts, licence=licence.Licence(checked=[]))
         (scores / "licence.json").write_text(json.dumps(stated))
         if opens:
             self.score(model, label="extended", into=scores)

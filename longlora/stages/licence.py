@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
-from longlora.model.licence import measure
+from longlora.model.licence import Licence, measure
 from longlora.section import run
 
 
-def stage(base: Path, texts: Path, scores: Path) -> None:
-    result = measure(json.loads(base.read_text()), texts=json.loads(texts.read_text()))
+def stage(base: Path, texts: Path, scores: Path, licence: Licence) -> None:
+    result = measure(json.loads(base.read_text()), texts=json.loads(texts.read_text()), licence=licence)
     scores.parent.mkdir(parents=True, exist_ok=True)
     scores.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
