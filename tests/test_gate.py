@@ -45,7 +45,11 @@ def perplexity_node(nats: float) -> dict:
     return {"value": math.exp(mean), "low": math.exp(mean - 0.2), "high": math.exp(mean + 0.2)}
 
 
-LICENCES = {"base": {"value": 1, "reason": "m is under 'MIT'"}, "texts": {"value": 1, "reason": "t is under 'CC0'"}}
+LICENCES = {
+    "base": {"value": 1, "reason": "m is under 'MIT'"},
+    "texts": {"value": 1, "reason": "t is under 'CC0'"},
+    "pairs": {"value": 1, "reason": "there are no pairs"},
+}
 
 
 def write(folder: Path, *, nats=NATS, found=FOUND, facts=FACTS, licences=LICENCES) -> Path:

@@ -53,9 +53,8 @@ REFUSED = [
 
 
 def of(base: str, texts: str, licence: Licence = NONE) -> dict:
-    return measure({"name": "model", "license": base}, texts={"name": "books", "license": texts}, licence=licence)[
-        "licence"
-    ]
+    named = {"name": "model", "license": base}, {"name": "books", "license": texts}
+    return measure(named[0], texts=named[1], pairs=[], licence=licence)["licence"]
 
 
 @pytest.mark.parametrize("licence", ALLOWED)
@@ -63,6 +62,7 @@ def test_what_is_known_to_allow_commercial_use_is_let_through(licence):
     assert of(licence, licence) == {
         "base": {"value": 1, "reason": f"model is under '{licence}'"},
         "texts": {"value": 1, "reason": f"books is under '{licence}'"},
+        "pairs": {"value": 1, "reason": "there are no pairs of another source than the texts"},
     }
 
 
@@ -101,6 +101,10 @@ def test_base_and_texts_of_what_ships_are_let_through(recipe):
 def test_the_stage_reads_what_the_data_stages_left(tmp_path):
     for name, licence in (("base", "MIT"), ("texts", "CC-BY-NC-4.0")):
         (tmp_path / f"{name}.json").write_text(json.dumps({"name": name, "license": licence, "sha256": {}}))
-    stage(tmp_path / "base.json", tmp_path / "texts.json", tmp_path / "scores/licence.json", NONE)
+    sources = [{"source": "hub", "name": n, "license": s} for n, s in (("a", "MIT"), ("b", "CC-BY-NC-4.0"))]
+    (tmp_path / "pairs.json").write_text(json.dumps({"sources": sources}))
+    given = [tmp_path / f"{name}.json" for name in ("base", "texts", "pairs")]
+    stage(*given, tmp_path / "scores/licence.json", NONE)
     facts = json.loads((tmp_path / "scores/licence.json").read_text())["licence"]
-    assert [facts["base"]["value"], facts["texts"]["value"]] == [1, 0]
+    assert [facts["base"]["value"], facts["texts"]["value"], facts["pairs"]["value"]] == [1, 0, 0]
+    assert facts["pairs"]["reason"] == f"b is under 'CC-BY-NC-4.0', which is {UNKNOWN}"

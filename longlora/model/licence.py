@@ -1,4 +1,4 @@
-"""Whether the licences of the base and of the texts allow commercial use: a fact each, for the gate and the model card.
+"""Whether the licences of base, texts and pairs allow commercial use: a fact each, for the gate and the model card.
 
 Licences come as the words of whoever wrote params.yaml. Words that forbid come in too many forms to be listed, so what is
 listed is the licences that allow it, and any other is refused until somebody has read it and says so (`licence.checked`). This
@@ -38,9 +38,22 @@ class Licence(Section):
     those that are known to."""
 
 
-def measure(base: dict[str, Any], *, texts: dict[str, Any], licence: Licence) -> dict[str, Any]:
-    """The facts about both, from their provenance: 1 where commercial use is known to be allowed, else 0."""
-    return {"licence": {kind: fact(given, licence) for kind, given in (("base", base), ("texts", texts))}}
+def measure(
+    base: dict[str, Any], *, texts: dict[str, Any], pairs: list[dict[str, Any]], licence: Licence
+) -> dict[str, Any]:
+    """The facts about base, texts and all sources of `pairs`, from their provenance: 1 where commercial use is known to be
+    allowed, else 0."""
+    return {
+        "licence": {"base": fact(base, licence), "texts": fact(texts, licence), "pairs": of_all(pairs, licence=licence)}
+    }
+
+
+def of_all(sources: list[dict[str, Any]], *, licence: Licence) -> dict[str, Any]:
+    """One fact of several: it is as bad as the worst, whose reasons it has."""
+    facts = [fact(each, licence) for each in sources]
+    worst = min((each["value"] for each in facts), default=1)
+    reasons = [each["reason"] for each in facts if each["value"] == worst]
+    return {"value": worst, "reason": "; ".join(reasons) or "there are no pairs of another source than the texts"}
 
 
 def fact(provenance: dict[str, Any], licence: Licence) -> dict[str, Any]:

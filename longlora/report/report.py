@@ -100,6 +100,7 @@ def card(findings: Findings) -> str:
         "| --- | --- | --- |",
         f"| base | `{base['name']}` ({base['source']}{revision(base)}) | {base['license']} |",
         f"| training texts | `{texts['name']}` ({texts['source']}) | {texts['license']} |",
+        *(f"| training pairs | `{p['name']}` ({p['source']}) | {p['license']} |" for p in findings.pairs),
         "",
         "Weights of the base, sha256: "
         + ", ".join(f"`{name}` {digest}" for name, digest in sorted(base["sha256"].items())),
@@ -133,14 +134,15 @@ def card(findings: Findings) -> str:
 
 def front_matter(findings: Findings) -> dict[str, Any]:
     """What the model hub reads. A base or data set is linked only where it is the hub's own."""
-    base, texts = findings.base, findings.texts
+    base, data = findings.base, [findings.texts, *findings.pairs]
     licence = base["license"].lower()
+    datasets = [each["name"] for each in data if each["source"] == "hub"]
     return {
         **({"license": licence} if licence in SPDX else {"license": "other", "license_name": base["license"]}),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         **({"base_model": base["name"]} if base["source"] == "hub" else {}),
-        **({"datasets": [texts["name"]]} if texts["source"] == "hub" else {}),
+        **({"datasets": datasets} if datasets else {}),
         "tags": ["long-context", "longlora", *(["non-commercial"] if findings.forbidden else [])],
         "model-index": [{"name": f"{Path(base['name']).name}-{findings.target}", "results": results(findings)}],
     }
@@ -220,7 +222,7 @@ def limits(findings: Findings) -> list[str]:
         "Scores come from few documents and seeded prompts; their intervals are in the run's score files.",
         "Everything the base does wrong, this model may do wrong as well; it was not aligned or filtered further.",
         *(f"**Commercial use is not cleared**: {reason}." for reason in findings.forbidden),
-        f"Use is bound by the licences of the base ({findings.base['license']}) and of the texts ({findings.texts['license']}).",
+        "Use is bound by the licences of the base and of all training data, as they stand above.",
     ]
 
 
