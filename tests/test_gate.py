@@ -150,6 +150,24 @@ BAD = {
         {"nats": changed(NATS, at_4096=1.66)},
         {"it reads long texts better than untrained YaRN": "perplexity/extended/4096 is"},
     ),
+    "nothing read in the middle": (
+        {"nats": changed(NATS, at_1024=math.nan)},
+        {"every score is a number": "1 scores are not numbers, perplexity/extended/1024 first",
+         "it reads long texts as well as the base reads short ones": "perplexity/extended/1024 is not a number"},
+    ),
+    "read worse in the middle": (
+        {"nats": changed(NATS, at_1024=1.27 + math.log(1.08))},
+        {"it reads long texts as well as the base reads short ones": "perplexity/extended/1024 is 3.632, 1.08"},
+    ),
+    "nothing found in the middle": (
+        {"found": changed(FOUND, at_1024=0.0)},
+        {"it retrieves from long texts": "passkey/extended/1024 is 0, at least 0.8 is asked",
+         "it retrieves from long texts no worse than untrained YaRN": "at least 0.55 (-0.05 + passkey/yarn/1024 = 0.6)"},
+    ),
+    "the middle never scored": (
+        {"found": FOUND | {"extended": {"512": 1.0, "4096": 1.0}}},
+        {"it retrieves from long texts": "passkey/extended/1024 was not scored; there are 512, 4096"},
+    ),
     "target never scored": (
         {"found": FOUND | {"extended": {"512": 1.0, "1024": 1.0}}},
         {"it retrieves from long texts": "passkey/extended/4096 was not scored; there are 512, 1024"},
@@ -170,6 +188,8 @@ def test_each_kind_of_bad_model_is_refused_for_its_reason(kind, tmp_path):
     [
         "short context lost",
         "short retrieval lost",
+        "nothing read in the middle",
+        "nothing found in the middle",
         "RoPE missing",
         "wrong tokenizer",
         "damaged weights",
@@ -259,6 +279,40 @@ def test_window_is_the_longest_scored_length_inside_the_bases(tmp_path):
     assert not passed and "no length up to the base's window, 511, was scored" in reason
 
 
+def test_short_and_long_ask_every_length_inside_and_beyond_the_bases_window(tmp_path):
+    facts = FACTS | {"window": {"value": 1500, "reason": "of the base"}}
+    folder = write(tmp_path / "s", facts=facts)
+    passed, reason = verdict_of(folder, metric="passkey/base/short", at_least=0.3, times="passkey/extended/short")
+    assert passed
+    assert reason == (
+        "passkey/base/512 is 1, at least 0.3 (0.3 x passkey/extended/512 = 1) is asked; "
+        "passkey/base/1024 is 0.3, at least 0.2925 (0.3 x passkey/extended/1024 = 0.975) is asked"
+    )
+    assert verdict_of(folder, metric="passkey/base/short", at_least=0.5) == (
+        False, "passkey/base/1024 is 0.3, at least 0.5 is asked",
+    )  # fmt: skip
+    assert verdict_of(folder, metric="passkey/yarn/long", at_least=0)[1].startswith("passkey/yarn/4096 is 0.2")
+    facts = FACTS | {"window": {"value": 511, "reason": "of the base"}}
+    passed, reason = verdict_of(write(tmp_path / "none", facts=facts), metric="passkey/base/short", at_least=0)
+    assert not passed and reason == "passkey/base: no length up to the base's window, 511, was scored"
+
+
+def test_long_is_at_least_the_target_though_it_lies_inside_the_bases_window(tmp_path):
+    facts = FACTS | {"window": {"value": 8192, "reason": "of the base"}, "target": {"value": 2048, "reason": ""}}
+    passed, reason = verdict_of(write(tmp_path / "s", facts=facts), metric="passkey/base/long", at_least=0)
+    assert not passed and reason.startswith("passkey/base/2048 was not scored")
+
+
+def test_a_score_that_is_not_a_number_is_refused_whatever_it_measures(tmp_path):
+    folder = write(tmp_path / "s")
+    bands = {"2048": {"value": 1.2, "low": 1.1, "high": 1.3}, "4096": {"value": None, "low": None, "high": None}}
+    for label in ("yarn", "extended"):
+        (folder / f"{label}.json").write_text(json.dumps({"position_nats": {label: bands}}))
+        refused = refusals(folder)
+        assert refused.keys() == ({"every score is a number"} if label == "extended" else set())
+    assert "position_nats/extended/4096 first" in refused["every score is a number"]
+
+
 @pytest.mark.parametrize(
     ("metric", "reason"),
     [
@@ -281,6 +335,7 @@ def test_what_is_missing_is_refused_and_the_nearest_is_named(metric, reason, tmp
         ([{"name": "n", "metric": "m"}], "one of at_most and at_least"),
         ([{"name": "n", "metric": "m", "at_most": 1, "at_least": 1}], "one of at_most and at_least"),
         ([{"name": "n", "metric": "m", "at_most": 1, "times": "a", "plus": "b"}], "both times and plus"),
+        ([{"name": "n", "metric": "m/e/target", "at_most": 1, "times": "m/b/long"}], "long in its reference alone"),
         ([{"name": "n", "metric": "m", "at_mots": 1}], "at_mots"),
         ([{"name": "n", "metric": "m", "at_most": math.nan}], "finite"),
     ],
