@@ -2,18 +2,24 @@
 
 import json
 import math
+import shutil
+import subprocess
 from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from longlora.report.gate import Gate, Rule, judge, read
+from longlora.report.written import written
 from longlora.section import read_params, section_of
 from longlora.stages.gate import stage
 
-RULES = section_of(Gate, read_params(Path(__file__).parent.parent / "params.yaml"), "gate")
+ROOT = Path(__file__).parent.parent
+RULES = section_of(Gate, read_params(ROOT / "params.yaml"), "gate")
 LENGTHS = ("512", "1024", "4096")
 PLACES = 24
 TOKENS = 256
@@ -353,12 +359,58 @@ def test_scores_that_are_none_or_no_json_are_an_error(tmp_path):
         read(tmp_path)
 
 
+def test_two_files_with_the_same_score_are_an_error(tmp_path):
+    folder = write(tmp_path / "s")
+    (folder / "zz.json").write_text(json.dumps({"passkey": {"extended": {"4096": {"value": 1.0}}}}))
+    with pytest.raises(ValueError, match=r"zz\.json says passkey/extended/4096/value, as another file"):
+        read(folder)
+
+
+@pytest.mark.parametrize("name", ["zz.json", "ruler/extended.json", "perplexity/champion.csv"])
+def test_a_file_of_scores_that_no_stage_writes_is_an_error(name, tmp_path):
+    folder = write(tmp_path / "s")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("{}")
+    with pytest.raises(ValueError, match=f"{name} is of no stage that dvc.yaml has"):
+        stage(ROOT / "params.yaml", folder, tmp_path / "verdict.json", RULES)
+    assert not (tmp_path / "verdict.json").exists()
+
+
+def test_the_files_that_stages_write_are_those_that_dvc_knows_of(tmp_path):
+    from dvc.repo import Repo
+
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    lists = {
+        given[2:-1]
+        for one in pipeline["stages"].values()
+        for given in one.get("matrix", {}).values()
+        if isinstance(given, str)
+    }
+    params = OmegaConf.load(ROOT / "params.yaml")
+    for key in lists:
+        OmegaConf.update(params, key, ["one", "two"])
+    OmegaConf.save(params, tmp_path / "params.yaml")
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    with Repo.init(str(tmp_path)) as repo:
+        outs = {out.fs_path for out in repo.index.outs}
+    known = {Path(out).relative_to(tmp_path / "metrics/scores").as_posix() for out in outs if "/metrics/scores/" in out}
+    assert written(pipeline, params=read_params(tmp_path / "params.yaml")) == known
+    assert {
+        "integrity.json",
+        "passkey/extended.json",
+        "perplexity/one.csv",
+        "ruler/two.json",
+        "longppl/one/two.json",
+    } <= known
+
+
 def test_stage_writes_a_refusal_as_a_result_with_strict_json_and_the_same_bytes_again(tmp_path):
     folder = write(tmp_path / "s", **BAD["NaN weights"][0])
-    stage(folder, tmp_path / "out/verdict.json", RULES)
+    stage(ROOT / "params.yaml", folder, tmp_path / "out/verdict.json", RULES)
     first = (tmp_path / "out/verdict.json").read_bytes()
     verdict = json.loads(first, parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
     assert verdict["passed"] is False
     assert [r["name"] for r in verdict["rules"]] == [r.name for r in RULES.rules]
-    stage(folder, tmp_path / "out/verdict.json", RULES)
+    stage(ROOT / "params.yaml", folder, tmp_path / "out/verdict.json", RULES)
     assert (tmp_path / "out/verdict.json").read_bytes() == first

@@ -154,7 +154,7 @@ def read(folder: Path) -> Scores:
     """Every JSON and CSV below `folder`.
 
     Raises:
-        ValueError: there is none, or one is not JSON.
+        ValueError: there is none, one is not JSON, or two hold the same score.
     """
     files = sorted(folder.rglob("*.json"))
     if not files:
@@ -162,7 +162,7 @@ def read(folder: Path) -> Scores:
     tree: dict[str, Any] = {}
     for file in files:
         try:
-            join(tree, json.loads(file.read_text()))
+            join(tree, json.loads(file.read_text()), file=file)
         except json.JSONDecodeError as error:
             raise ValueError(f"{file}: line {error.lineno}: {error.msg}") from None
     parts: dict[str, dict[tuple[str, str], tuple[float, float]]] = {}
@@ -194,11 +194,17 @@ def gaps(node: Any, *, path: str) -> list[str]:
     return own + [gap for name, below in node.items() for gap in gaps(below, path=f"{path}/{name}")]
 
 
-def join(tree: dict[str, Any], more: dict[str, Any]) -> None:
-    """Put `more` into `tree`, level by level."""
+def join(tree: dict[str, Any], more: dict[str, Any], *, file: Path, path: str = "") -> None:
+    """Put `more`, of `file`, into `tree`, level by level.
+
+    Raises:
+        ValueError: `tree` has one of its scores already.
+    """
     for key, value in more.items():
         if isinstance(value, dict) and isinstance(tree.get(key), dict):
-            join(tree[key], value)
+            join(tree[key], value, file=file, path=f"{path}{key}/")
+        elif key in tree:
+            raise ValueError(f"{file} says {path}{key}, as another file of scores does: one of them must go")
         else:
             tree[key] = value
 
