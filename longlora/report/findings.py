@@ -19,6 +19,7 @@ NAMES = {
 """The pipeline's own models, in the order of tables; any other model goes by its label, before those trained by it."""
 MEASURES = {
     "perplexity": ("Perplexity at", "{:.4g}"),
+    "sliding_perplexity": ("Perplexity of sliding windows of", "{:.4g}"),
     "longppl": ("LongPPL, tokens picked by", "{:.4g}"),
     "passkey": ("Passkeys found at", "{:.0%}"),
     "ruler": ("RULER's tasks solved at", "{:.0%}"),

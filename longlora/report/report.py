@@ -105,7 +105,7 @@ def card(findings: Findings) -> str:
         "Weights of the base, sha256: "
         + ", ".join(f"`{name}` {digest}" for name, digest in sorted(base["sha256"].items())),
         "",
-        f"Held out from training and used for the scores below: {named(texts['held_out'], most=8)}.",
+        f"Held out from training and used for the scores below, of `{texts['held_out_of']}`: {named(texts['held_out'], most=8)}.",
         "",
         "## Recipe",
         "",
@@ -151,7 +151,7 @@ def front_matter(findings: Findings) -> dict[str, Any]:
 def results(findings: Findings) -> list[dict[str, Any]]:
     """The extended model's scores as the hub's model index holds them."""
     ours = findings.model("extended")
-    kinds = (("perplexity", findings.texts["name"], ours.perplexity), ("accuracy", "passkey", ours.passkey))
+    kinds = (("perplexity", findings.texts["held_out_of"], ours.perplexity), ("accuracy", "passkey", ours.passkey))
     return [
         {
             "task": {"type": "text-generation"},
