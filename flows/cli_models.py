@@ -58,9 +58,7 @@ def evaluate(
         typer.Option("--cases", help="LongChat's test cases, such as 200_lines.jsonl. May be repeated."),
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask in the tokenizer's chat template.")] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Write the scores as JSON; below metrics/scores the report reads them.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the scores as JSON.")] = None,
 ) -> None:
     """Measure a model folder outside of a run: tasks of lm-evaluation-harness, or LongChat's test cases."""
     if not lm_eval and not cases:

@@ -101,7 +101,8 @@ def test_prepared_tokens_are_the_documents_between_their_marks(texts, tmp_path):
     assert [words.decode(d[1:-1].tolist())[:5] for d in train] == ["First", "Third"]
     assert counts["train"] == {"documents": 2, "tokens": sum(map(len, train)), "longest": max(map(len, train))}
     assert [len(d) for d in documents(tmp_path / "tokens/recall.safetensors")] == [9, 9]
-    assert json.loads((tmp_path / "tokens/provenance.json").read_text())["held_out"] == ["b"]
+    provenance = json.loads((tmp_path / "tokens/provenance.json").read_text())
+    assert provenance["held_out"] == ["b"] and provenance["held_out_of"] == texts.name
 
 
 def prepared(texts, *, out, exercises=()):
@@ -141,6 +142,7 @@ def test_another_source_can_be_evaluated_on_and_then_all_of_the_first_is_trained
     assert [d.tolist() for d in documents(tmp_path / "bin/heldout.safetensors")] == [[0, 7, 8, 9], [0, 5, 6]]
     provenance = json.loads((tmp_path / "bin/tokens/provenance.json").read_text())
     assert provenance["held_out"] == ["test-0", "test-1"]
+    assert provenance["held_out_of"] == str(tmp_path / "test.bin")
 
 
 def test_a_held_out_document_that_is_trained_on_is_refused(texts, tmp_path):

@@ -2,18 +2,24 @@
 
 import json
 import math
+import shutil
+import subprocess
 from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from longlora.report.gate import Gate, Rule, judge, read
+from longlora.report.written import written
 from longlora.section import read_params, section_of
 from longlora.stages.gate import stage
 
-RULES = section_of(Gate, read_params(Path(__file__).parent.parent / "params.yaml"), "gate")
+ROOT = Path(__file__).parent.parent
+RULES = section_of(Gate, read_params(ROOT / "params.yaml"), "gate")
 LENGTHS = ("512", "1024", "4096")
 PLACES = 24
 TOKENS = 256
@@ -45,7 +51,11 @@ def perplexity_node(nats: float) -> dict:
     return {"value": math.exp(mean), "low": math.exp(mean - 0.2), "high": math.exp(mean + 0.2)}
 
 
-LICENCES = {"base": {"value": 1, "reason": "m is under 'MIT'"}, "texts": {"value": 1, "reason": "t is under 'CC0'"}}
+LICENCES = {
+    "base": {"value": 1, "reason": "m is under 'MIT'"},
+    "texts": {"value": 1, "reason": "t is under 'CC0'"},
+    "pairs": {"value": 1, "reason": "there are no pairs"},
+}
 
 
 def write(folder: Path, *, nats=NATS, found=FOUND, facts=FACTS, licences=LICENCES) -> Path:
@@ -150,6 +160,24 @@ BAD = {
         {"nats": changed(NATS, at_4096=1.66)},
         {"it reads long texts better than untrained YaRN": "perplexity/extended/4096 is"},
     ),
+    "nothing read in the middle": (
+        {"nats": changed(NATS, at_1024=math.nan)},
+        {"every score is a number": "1 scores are not numbers, perplexity/extended/1024 first",
+         "it reads long texts as well as the base reads short ones": "perplexity/extended/1024 is not a number"},
+    ),
+    "read worse in the middle": (
+        {"nats": changed(NATS, at_1024=1.27 + math.log(1.08))},
+        {"it reads long texts as well as the base reads short ones": "perplexity/extended/1024 is 3.632, 1.08"},
+    ),
+    "nothing found in the middle": (
+        {"found": changed(FOUND, at_1024=0.0)},
+        {"it retrieves from long texts": "passkey/extended/1024 is 0, at least 0.8 is asked",
+         "it retrieves from long texts no worse than untrained YaRN": "at least 0.55 (-0.05 + passkey/yarn/1024 = 0.6)"},
+    ),
+    "the middle never scored": (
+        {"found": FOUND | {"extended": {"512": 1.0, "4096": 1.0}}},
+        {"it retrieves from long texts": "passkey/extended/1024 was not scored; there are 512, 4096"},
+    ),
     "target never scored": (
         {"found": FOUND | {"extended": {"512": 1.0, "1024": 1.0}}},
         {"it retrieves from long texts": "passkey/extended/4096 was not scored; there are 512, 1024"},
@@ -170,6 +198,8 @@ def test_each_kind_of_bad_model_is_refused_for_its_reason(kind, tmp_path):
     [
         "short context lost",
         "short retrieval lost",
+        "nothing read in the middle",
+        "nothing found in the middle",
         "RoPE missing",
         "wrong tokenizer",
         "damaged weights",
@@ -259,6 +289,40 @@ def test_window_is_the_longest_scored_length_inside_the_bases(tmp_path):
     assert not passed and "no length up to the base's window, 511, was scored" in reason
 
 
+def test_short_and_long_ask_every_length_inside_and_beyond_the_bases_window(tmp_path):
+    facts = FACTS | {"window": {"value": 1500, "reason": "of the base"}}
+    folder = write(tmp_path / "s", facts=facts)
+    passed, reason = verdict_of(folder, metric="passkey/base/short", at_least=0.3, times="passkey/extended/short")
+    assert passed
+    assert reason == (
+        "passkey/base/512 is 1, at least 0.3 (0.3 x passkey/extended/512 = 1) is asked; "
+        "passkey/base/1024 is 0.3, at least 0.2925 (0.3 x passkey/extended/1024 = 0.975) is asked"
+    )
+    assert verdict_of(folder, metric="passkey/base/short", at_least=0.5) == (
+        False, "passkey/base/1024 is 0.3, at least 0.5 is asked",
+    )  # fmt: skip
+    assert verdict_of(folder, metric="passkey/yarn/long", at_least=0)[1].startswith("passkey/yarn/4096 is 0.2")
+    facts = FACTS | {"window": {"value": 511, "reason": "of the base"}}
+    passed, reason = verdict_of(write(tmp_path / "none", facts=facts), metric="passkey/base/short", at_least=0)
+    assert not passed and reason == "passkey/base: no length up to the base's window, 511, was scored"
+
+
+def test_long_is_at_least_the_target_though_it_lies_inside_the_bases_window(tmp_path):
+    facts = FACTS | {"window": {"value": 8192, "reason": "of the base"}, "target": {"value": 2048, "reason": ""}}
+    passed, reason = verdict_of(write(tmp_path / "s", facts=facts), metric="passkey/base/long", at_least=0)
+    assert not passed and reason.startswith("passkey/base/2048 was not scored")
+
+
+def test_a_score_that_is_not_a_number_is_refused_whatever_it_measures(tmp_path):
+    folder = write(tmp_path / "s")
+    bands = {"2048": {"value": 1.2, "low": 1.1, "high": 1.3}, "4096": {"value": None, "low": None, "high": None}}
+    for label in ("yarn", "extended"):
+        (folder / f"{label}.json").write_text(json.dumps({"position_nats": {label: bands}}))
+        refused = refusals(folder)
+        assert refused.keys() == ({"every score is a number"} if label == "extended" else set())
+    assert "position_nats/extended/4096 first" in refused["every score is a number"]
+
+
 @pytest.mark.parametrize(
     ("metric", "reason"),
     [
@@ -281,6 +345,7 @@ def test_what_is_missing_is_refused_and_the_nearest_is_named(metric, reason, tmp
         ([{"name": "n", "metric": "m"}], "one of at_most and at_least"),
         ([{"name": "n", "metric": "m", "at_most": 1, "at_least": 1}], "one of at_most and at_least"),
         ([{"name": "n", "metric": "m", "at_most": 1, "times": "a", "plus": "b"}], "both times and plus"),
+        ([{"name": "n", "metric": "m/e/target", "at_most": 1, "times": "m/b/long"}], "long in its reference alone"),
         ([{"name": "n", "metric": "m", "at_mots": 1}], "at_mots"),
         ([{"name": "n", "metric": "m", "at_most": math.nan}], "finite"),
     ],
@@ -298,12 +363,58 @@ def test_scores_that_are_none_or_no_json_are_an_error(tmp_path):
         read(tmp_path)
 
 
+def test_two_files_with_the_same_score_are_an_error(tmp_path):
+    folder = write(tmp_path / "s")
+    (folder / "zz.json").write_text(json.dumps({"passkey": {"extended": {"4096": {"value": 1.0}}}}))
+    with pytest.raises(ValueError, match=r"zz\.json says passkey/extended/4096/value, as another file"):
+        read(folder)
+
+
+@pytest.mark.parametrize("name", ["zz.json", "ruler/extended.json", "perplexity/champion.csv"])
+def test_a_file_of_scores_that_no_stage_writes_is_an_error(name, tmp_path):
+    folder = write(tmp_path / "s")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("{}")
+    with pytest.raises(ValueError, match=f"{name} is of no stage that dvc.yaml has"):
+        stage(ROOT / "params.yaml", folder, tmp_path / "verdict.json", RULES)
+    assert not (tmp_path / "verdict.json").exists()
+
+
+def test_the_files_that_stages_write_are_those_that_dvc_knows_of(tmp_path):
+    from dvc.repo import Repo
+
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    lists = {
+        given[2:-1]
+        for one in pipeline["stages"].values()
+        for given in one.get("matrix", {}).values()
+        if isinstance(given, str)
+    }
+    params = OmegaConf.load(ROOT / "params.yaml")
+    for key in lists:
+        OmegaConf.update(params, key, ["one", "two"])
+    OmegaConf.save(params, tmp_path / "params.yaml")
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    with Repo.init(str(tmp_path)) as repo:
+        outs = {out.fs_path for out in repo.index.outs}
+    known = {Path(out).relative_to(tmp_path / "metrics/scores").as_posix() for out in outs if "/metrics/scores/" in out}
+    assert written(pipeline, params=read_params(tmp_path / "params.yaml")) == known
+    assert {
+        "integrity.json",
+        "passkey/extended.json",
+        "perplexity/one.csv",
+        "ruler/two.json",
+        "longppl/one/two.json",
+    } <= known
+
+
 def test_stage_writes_a_refusal_as_a_result_with_strict_json_and_the_same_bytes_again(tmp_path):
     folder = write(tmp_path / "s", **BAD["NaN weights"][0])
-    stage(folder, tmp_path / "out/verdict.json", RULES)
+    stage(ROOT / "params.yaml", folder, tmp_path / "out/verdict.json", RULES)
     first = (tmp_path / "out/verdict.json").read_bytes()
     verdict = json.loads(first, parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
     assert verdict["passed"] is False
     assert [r["name"] for r in verdict["rules"]] == [r.name for r in RULES.rules]
-    stage(folder, tmp_path / "out/verdict.json", RULES)
+    stage(ROOT / "params.yaml", folder, tmp_path / "out/verdict.json", RULES)
     assert (tmp_path / "out/verdict.json").read_bytes() == first

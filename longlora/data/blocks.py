@@ -216,6 +216,7 @@ def prepare(
         "source": blocks.source,
         "name": blocks.name,
         "license": blocks.license,
+        "held_out_of": blocks.held_out.texts.name if blocks.held_out.texts else blocks.name,
         "held_out": list(held_out),
     }
     (out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")

@@ -197,8 +197,8 @@ def prepare(
     write(fit, out / "train.safetensors", vocabulary=len(tokenizer))
     write_dialogues(chosen.held_out, out / "heldout.jsonl")
     write_left(left, out / "left_out.csv")
-    licenses = {source.name: source.license for source in settings.sources}
-    (out / "provenance.json").write_text(json.dumps({"sources": licenses}, indent=2) + "\n")
+    sources = [{"source": s.kind, "name": s.name, "license": s.license} for s in settings.sources]
+    (out / "provenance.json").write_text(json.dumps({"sources": sources}, indent=2) + "\n")
     reasons = [b.field if b.field in ("duplicate", "contamination", "split", "length") else "malformed" for b in left]
     return {
         "read": chosen.read,

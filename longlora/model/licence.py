@@ -1,31 +1,72 @@
-"""Whether the licences of the base and of the texts allow commercial use: a fact each, for the gate and the model card.
+"""Whether the licences of base, texts and pairs allow commercial use: a fact each, for the gate and the model card.
 
-Licences come as the words of whoever wrote params.yaml, so words are what is looked at. This is a guard against an oversight
-(LongAlpaca's data, and much else that long contexts are trained on, is non-commercial), and no lawyer.
+Licences come as the words of whoever wrote params.yaml. Words that forbid come in too many forms to be listed, so what is
+listed is the licences that allow it, and any other is refused until somebody has read it and says so (`licence.checked`). This
+is a guard against an oversight (LongAlpaca's data, and much else that long contexts are trained on, is non-commercial), and no
+lawyer.
 """
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
-FORBIDDEN = re.compile(
-    r"\bnc\b|non-?\s?commercial|research[- ](only|use|purposes?)|academic (use|purposes?)|not for commercial",
-    re.IGNORECASE,
-)
-"""Words of a licence that keeps commercial use out: the NC of Creative Commons, and what else is usual."""
-SILENT = ("", "unknown", "other", "none", "null", "unlicensed", "proprietary", "n/a")
-"""Words that name no licence."""
+from pydantic import Field
+
+from longlora.section import Section
+
+ALLOWING = {
+    name
+    for line in (
+        "public-domain cc0-1.0 pddl-1.0 unlicense 0bsd wtfpl",
+        "cc-by-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-1.0 cc-by-sa-2.0 cc-by-sa-2.5 cc-by-sa-3.0 cc-by-sa-4.0",
+        "odc-by-1.0 odbl-1.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0",
+        "apache-2.0 mit mit-0 isc zlib bsl-1.0 ncsa postgresql afl-3.0 artistic-2.0 ms-pl bsd-2-clause bsd-3-clause",
+        "mpl-2.0 epl-2.0 eupl-1.2 gpl-2.0 gpl-2.0-only gpl-2.0-or-later gpl-3.0 gpl-3.0-only gpl-3.0-or-later",
+        "lgpl-2.1 lgpl-2.1-only lgpl-2.1-or-later lgpl-3.0 lgpl-3.0-only lgpl-3.0-or-later",
+        "agpl-3.0 agpl-3.0-only agpl-3.0-or-later gfdl-1.3-only gfdl-1.3-or-later",
+        "llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma",
+        "openrail bigscience-openrail-m bigscience-bloom-rail-1.0 creativeml-openrail-m bigcode-openrail-m",
+    )
+    for name in line.split()
+}
+"""SPDX ids, and the model hub's names of model licences, of what commercial use is allowed under (some to companies below a size
+or for uses that are not harmful), in lower case."""
 
 
-def measure(base: dict[str, Any], *, texts: dict[str, Any]) -> dict[str, Any]:
-    """The facts about both, from their provenance: 1 where commercial use is not forbidden, 0 where it is or nothing is said."""
-    return {"licence": {kind: fact(given) for kind, given in (("base", base), ("texts", texts))}}
+class Licence(Section):
+    checked: list[Annotated[str, Field(min_length=1)]]
+    """Licences, word for word as they stand elsewhere in params.yaml, that you have read and that allow commercial use, beside
+    those that are known to."""
 
 
-def fact(provenance: dict[str, Any]) -> dict[str, Any]:
-    licence = str(provenance.get("license", "")).strip()
-    name = provenance.get("name", "?")
-    if licence.lower() in SILENT:
-        return {"value": 0, "reason": f"no licence is stated for {name}: say it in params.yaml"}
-    if FORBIDDEN.search(licence):
-        return {"value": 0, "reason": f"{name} is under '{licence}', which forbids commercial use"}
-    return {"value": 1, "reason": f"{name} is under '{licence}'"}
+def measure(
+    base: dict[str, Any], *, texts: dict[str, Any], pairs: list[dict[str, Any]], licence: Licence
+) -> dict[str, Any]:
+    """The facts about base, texts and all sources of `pairs`, from their provenance: 1 where commercial use is known to be
+    allowed, else 0."""
+    return {
+        "licence": {"base": fact(base, licence), "texts": fact(texts, licence), "pairs": of_all(pairs, licence=licence)}
+    }
+
+
+def of_all(sources: list[dict[str, Any]], *, licence: Licence) -> dict[str, Any]:
+    """One fact of several: it is as bad as the worst, whose reasons it has."""
+    facts = [fact(each, licence) for each in sources]
+    worst = min((each["value"] for each in facts), default=1)
+    reasons = [each["reason"] for each in facts if each["value"] == worst]
+    return {"value": worst, "reason": "; ".join(reasons) or "there are no pairs of another source than the texts"}
+
+
+def fact(provenance: dict[str, Any], licence: Licence) -> dict[str, Any]:
+    stated, name = str(provenance["license"]).strip(), provenance["name"]
+    if allows(stated, licence):
+        return {"value": 1, "reason": f"{name} is under '{stated}'"}
+    under = f"is under '{stated}', which is" if stated else "has no licence stated, and is"
+    return {
+        "value": 0,
+        "reason": f"{name} {under} not known to allow commercial use; if it does, name it in licence.checked",
+    }
+
+
+def allows(stated: str, licence: Licence) -> bool:
+    """Whether it is a known one (`CC BY 4.0` is cc-by-4.0), or was checked."""
+    return stated in licence.checked or re.sub(r"[\s_-]+", "-", stated.lower()) in ALLOWING

@@ -19,6 +19,7 @@ NAMES = {
 """The pipeline's own models, in the order of tables; any other model goes by its label, before those trained by it."""
 MEASURES = {
     "perplexity": ("Perplexity at", "{:.4g}"),
+    "sliding_perplexity": ("Perplexity of sliding windows of", "{:.4g}"),
     "longppl": ("LongPPL, tokens picked by", "{:.4g}"),
     "passkey": ("Passkeys found at", "{:.0%}"),
     "ruler": ("RULER's tasks solved at", "{:.0%}"),
@@ -121,6 +122,8 @@ class Findings:
     """What the training took, as longlora/training/history.py writes it."""
     base: dict[str, Any]
     texts: dict[str, Any]
+    pairs: list[dict[str, Any]]
+    """Where question-answer pairs came from, if any did."""
     recipe: dict[str, dict[str, Any]]
     forbidden: list[str]
     """Why commercial use is not allowed, or not known to be; empty where it is."""
@@ -146,9 +149,9 @@ class Findings:
 
 
 def gather(
-    scores: Path, *, verdict: Path, history: Path, cost: Path, base: Path, texts: Path, recipe: Path
+    scores: Path, *, verdict: Path, history: Path, cost: Path, base: Path, texts: Path, pairs: Path, recipe: Path
 ) -> Findings:
-    """Everything that the report tells; `base` and `texts` are provenance files.
+    """Everything that the report tells; `base`, `texts` and `pairs` are provenance files.
 
     Raises:
         ValueError: there are no scores, or none of the extended model.
@@ -167,6 +170,7 @@ def gather(
         cost=json.loads(cost.read_text())["cost"],
         base=json.loads(base.read_text()),
         texts=json.loads(texts.read_text()),
+        pairs=json.loads(pairs.read_text())["sources"],
         recipe=json.loads(recipe.read_text()),
         forbidden=[fact["reason"] for fact in tree.get("licence", {}).values() if not fact["value"]],
     )

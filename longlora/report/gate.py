@@ -19,17 +19,25 @@ from pydantic import Field, model_validator
 from longlora.evaluation.interval import grouped
 from longlora.section import Section
 
+FACTS = ("integrity", "licence")
+"""What is scored of the run, and not of one model after another."""
+SHORT, LONG = "short", "long"
+EACH = (SHORT, LONG)
+"""Names that stand for several lengths."""
+
 
 class Rule(Section):
     name: str = Field(min_length=1)
     """What is claimed, in words."""
     metric: str
     """Path in the scores, `perplexity/extended/target`. `target` is the context that was trained for, `window` the longest
-    measured length inside the base's own."""
+    measured length inside the base's own. `short` and `long` ask the rule of every length at which any model was scored: of those
+    inside the base's window, and of those beyond it and the target. `numbers/extended` is 1 where each score of the model is a
+    number."""
     at_most: float | None = None
     at_least: float | None = None
     times: str | None = None
-    """A reference metric by which the bound is multiplied."""
+    """A reference metric by which the bound is multiplied; `short` or `long` in it is the metric's length."""
     plus: str | None = None
     """A reference metric that is added to the bound."""
     with_interval: bool = False
@@ -43,6 +51,10 @@ class Rule(Section):
             raise ValueError(f"rule '{self.name}' needs one of at_most and at_least")
         if self.times is not None and self.plus is not None:
             raise ValueError(f"rule '{self.name}' has both times and plus; one reference is meant")
+        reference = (self.times or self.plus or "").split("/")
+        for word in EACH:
+            if word in reference and word not in self.metric.split("/"):
+                raise ValueError(f"rule '{self.name}' has {word} in its reference alone; it is the metric's length")
         return self
 
 
@@ -113,6 +125,29 @@ class Scores:
             raise UnscoredError(f"{path}: no length up to the base's window, {length}, was scored")
         return str(max(inside))
 
+    def lengths(self, which: str, *, before: list[str]) -> list[int]:
+        """The lengths that `which` of EACH stands for behind the names `before`.
+
+        Raises:
+            UnscoredError: there is none.
+        """
+        nodes: list[Any] = [self.tree]
+        for depth, name in enumerate(before):  # the second name is the model's: any will do
+            nodes = [
+                below
+                for node in nodes
+                if isinstance(node, dict)
+                for key, below in node.items()
+                if depth == 1 or key == name
+            ]
+        scored = {int(name) for node in nodes if isinstance(node, dict) for name in node if name.isdigit()}
+        window = int(self.find("integrity/window").value)
+        if which == LONG:
+            return sorted({n for n in scored if n > window} | {int(self.find("integrity/target").value)})
+        if not (inside := sorted(n for n in scored if n <= window)):
+            raise UnscoredError(f"{'/'.join(before)}: no length up to the base's window, {window}, was scored")
+        return inside
+
 
 def number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
@@ -122,7 +157,7 @@ def read(folder: Path) -> Scores:
     """Every JSON and CSV below `folder`.
 
     Raises:
-        ValueError: there is none, or one is not JSON.
+        ValueError: there is none, one is not JSON, or two hold the same score.
     """
     files = sorted(folder.rglob("*.json"))
     if not files:
@@ -130,7 +165,7 @@ def read(folder: Path) -> Scores:
     tree: dict[str, Any] = {}
     for file in files:
         try:
-            join(tree, json.loads(file.read_text()))
+            join(tree, json.loads(file.read_text()), file=file)
         except json.JSONDecodeError as error:
             raise ValueError(f"{file}: line {error.lineno}: {error.msg}") from None
     parts: dict[str, dict[tuple[str, str], tuple[float, float]]] = {}
@@ -140,14 +175,39 @@ def read(folder: Path) -> Scores:
             for row in csv.DictReader(stream):
                 places = parts.setdefault(f"{label}/{row['length']}", {})
                 places[row["document"], row["end"]] = float(row["tokens"]), float(row["nats"])
-    return Scores(tree, parts)
+    return Scores(tree | {"numbers": numbers(tree)}, parts)
 
 
-def join(tree: dict[str, Any], more: dict[str, Any]) -> None:
-    """Put `more` into `tree`, level by level."""
+def numbers(tree: dict[str, Any]) -> dict[str, Any]:
+    """Per model a fact, whether each of its scores is a number: the rules may not ask for all of them."""
+    measures = {name: scored for name, scored in tree.items() if name not in FACTS and isinstance(scored, dict)}
+    facts = {}
+    for label in sorted({label for scored in measures.values() for label in scored}):
+        bad = [gap for name, scored in measures.items() for gap in gaps(scored.get(label), path=f"{name}/{label}")]
+        told = f"{len(bad)} scores are not numbers, {bad[0]} first" if bad else "every score is a number"
+        facts[label] = {"value": int(not bad), "reason": told}
+    return facts
+
+
+def gaps(node: Any, *, path: str) -> list[str]:
+    """The scores at and below `node` that are not numbers."""
+    if not isinstance(node, dict):
+        return []
+    own = [path] if "value" in node and not math.isfinite(number(node["value"])) else []
+    return own + [gap for name, below in node.items() for gap in gaps(below, path=f"{path}/{name}")]
+
+
+def join(tree: dict[str, Any], more: dict[str, Any], *, file: Path, path: str = "") -> None:
+    """Put `more`, of `file`, into `tree`, level by level.
+
+    Raises:
+        ValueError: `tree` has one of its scores already.
+    """
     for key, value in more.items():
         if isinstance(value, dict) and isinstance(tree.get(key), dict):
-            join(tree[key], value)
+            join(tree[key], value, file=file, path=f"{path}{key}/")
+        elif key in tree:
+            raise ValueError(f"{file} says {path}{key}, as another file of scores does: one of them must go")
         else:
             tree[key] = value
 
@@ -157,11 +217,33 @@ def judge(gate: Gate, *, scores: Scores) -> dict[str, Any]:
     rules = []
     for rule in gate.rules:
         try:
-            passed, reason = apply(rule, scores=scores)
+            found = [apply(each, scores=scores) for each in at_each_length(rule, scores=scores)]
+            passed = all(held for held, _ in found)
+            reason = "; ".join(said for held, said in found if held is passed)
         except UnscoredError as gap:
             passed, reason = False, str(gap)
         rules.append({"name": rule.name, "passed": passed, "reason": reason})
     return {"passed": all(r["passed"] for r in rules), "rules": rules}
+
+
+def at_each_length(rule: Rule, *, scores: Scores) -> list[Rule]:
+    """The rule for each length that its metric speaks of.
+
+    Raises:
+        UnscoredError: it speaks of lengths of which none was scored.
+    """
+    names = rule.metric.split("/")
+    which = next((word for word in EACH if word in names), None)
+    if which is None:
+        return [rule]
+
+    def at(length: int, path: str | None) -> str | None:
+        return path and "/".join(str(length) if name == which else name for name in path.split("/"))
+
+    return [
+        rule.model_copy(update={field: at(length, getattr(rule, field)) for field in ("metric", "times", "plus")})
+        for length in scores.lengths(which, before=names[: names.index(which)])
+    ]
 
 
 def apply(rule: Rule, *, scores: Scores) -> tuple[bool, str]:

@@ -222,5 +222,6 @@ def lineage(findings: Findings) -> list[tuple[str, str]]:
         ("licence of the base", base["license"]),
         ("texts", f"{texts['name']} ({texts['source']})"),
         ("licence of the texts", texts["license"]),
+        *(("pairs", f"{each['name']} ({each['source']}), licence {each['license']}") for each in findings.pairs),
         ("held out", named(texts["held_out"], most=12)),
     ]

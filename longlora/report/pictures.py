@@ -299,7 +299,7 @@ def history(findings: Findings) -> Canvas:
     """The training loss by step, as logged and smoothed."""
     canvas = Canvas(figsize=(9, 3.6))
     axes = canvas.add_axes((0.075, 0.15, 0.705, 0.62))
-    headed(canvas, "Training loss", "nats per token, texts and recall exercises together; the thick line is smoothed")
+    headed(canvas, "Training loss", f"nats per token, {learnt(findings.recipe['fit'])}; the thick line is smoothed")
     steps = [row["step"] for row in findings.history]
     losses = [row["loss"] for row in findings.history]
     hue = COLOURS["extended"]
@@ -318,6 +318,17 @@ def history(findings: Findings) -> Canvas:
     axes.text(1.02, place, f"{smooth[-1]:.3g}", color=hue, weight="bold", va="center", transform=axes.transAxes)
     axes.text(1.095, place, f"after {steps[-1]:,.0f} steps", color=hue, va="center", transform=axes.transAxes)
     return canvas
+
+
+def learnt(fit: dict[str, Any]) -> str:
+    """What the loss is of."""
+    recall, pairs = (
+        fit["recall_share"],
+        fit.get("pairs_share", 0.0),
+    )  # a recipe.json from before there were pairs has none
+    shares = {"texts": 1 - recall - pairs, "recall exercises": recall, "answers to questions": pairs}
+    *others, last = (name for name, share in shares.items() if share > 1e-9)
+    return f"{', '.join(others)} and {last} together" if others else last
 
 
 def smoothed(values: list[float]) -> list[float]:

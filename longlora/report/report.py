@@ -100,11 +100,12 @@ def card(findings: Findings) -> str:
         "| --- | --- | --- |",
         f"| base | `{base['name']}` ({base['source']}{revision(base)}) | {base['license']} |",
         f"| training texts | `{texts['name']}` ({texts['source']}) | {texts['license']} |",
+        *(f"| training pairs | `{p['name']}` ({p['source']}) | {p['license']} |" for p in findings.pairs),
         "",
         "Weights of the base, sha256: "
         + ", ".join(f"`{name}` {digest}" for name, digest in sorted(base["sha256"].items())),
         "",
-        f"Held out from training and used for the scores below: {named(texts['held_out'], most=8)}.",
+        f"Held out from training and used for the scores below, of `{texts['held_out_of']}`: {named(texts['held_out'], most=8)}.",
         "",
         "## Recipe",
         "",
@@ -133,14 +134,15 @@ def card(findings: Findings) -> str:
 
 def front_matter(findings: Findings) -> dict[str, Any]:
     """What the model hub reads. A base or data set is linked only where it is the hub's own."""
-    base, texts = findings.base, findings.texts
+    base, data = findings.base, [findings.texts, *findings.pairs]
     licence = base["license"].lower()
+    datasets = [each["name"] for each in data if each["source"] == "hub"]
     return {
         **({"license": licence} if licence in SPDX else {"license": "other", "license_name": base["license"]}),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         **({"base_model": base["name"]} if base["source"] == "hub" else {}),
-        **({"datasets": [texts["name"]]} if texts["source"] == "hub" else {}),
+        **({"datasets": datasets} if datasets else {}),
         "tags": ["long-context", "longlora", *(["non-commercial"] if findings.forbidden else [])],
         "model-index": [{"name": f"{Path(base['name']).name}-{findings.target}", "results": results(findings)}],
     }
@@ -149,7 +151,7 @@ def front_matter(findings: Findings) -> dict[str, Any]:
 def results(findings: Findings) -> list[dict[str, Any]]:
     """The extended model's scores as the hub's model index holds them."""
     ours = findings.model("extended")
-    kinds = (("perplexity", findings.texts["name"], ours.perplexity), ("accuracy", "passkey", ours.passkey))
+    kinds = (("perplexity", findings.texts["held_out_of"], ours.perplexity), ("accuracy", "passkey", ours.passkey))
     return [
         {
             "task": {"type": "text-generation"},
@@ -220,7 +222,7 @@ def limits(findings: Findings) -> list[str]:
         "Scores come from few documents and seeded prompts; their intervals are in the run's score files.",
         "Everything the base does wrong, this model may do wrong as well; it was not aligned or filtered further.",
         *(f"**Commercial use is not cleared**: {reason}." for reason in findings.forbidden),
-        f"Use is bound by the licences of the base ({findings.base['license']}) and of the texts ({findings.texts['license']}).",
+        "Use is bound by the licences of the base and of all training data, as they stand above.",
     ]
 
 

@@ -3,11 +3,17 @@
 import json
 from pathlib import Path
 
+import yaml
+
 from longlora.report.gate import Gate, judge, read
-from longlora.section import run
+from longlora.report.written import refuse_others, written
+from longlora.section import read_params, run
 
 
-def stage(scores: Path, verdict: Path, gate: Gate) -> None:
+def stage(params: Path, scores: Path, verdict: Path, gate: Gate) -> None:
+    # DVC takes no dvc.yaml as a dependency, so it is not among the paths.
+    pipeline = yaml.safe_load(params.with_name("dvc.yaml").read_text())
+    refuse_others(scores, files=written(pipeline, params=read_params(params)))
     result = judge(gate, scores=read(scores))
     verdict.parent.mkdir(parents=True, exist_ok=True)
     verdict.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")

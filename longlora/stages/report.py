@@ -8,9 +8,19 @@ from longlora.section import run
 
 
 def stage(
-    base: Path, texts: Path, recipe: Path, scores: Path, verdict: Path, history: Path, cost: Path, reports: Path
+    base: Path,
+    texts: Path,
+    pairs: Path,
+    recipe: Path,
+    scores: Path,
+    verdict: Path,
+    history: Path,
+    cost: Path,
+    reports: Path,
 ) -> None:
-    findings = gather(scores, verdict=verdict, history=history, cost=cost, base=base, texts=texts, recipe=recipe)
+    findings = gather(
+        scores, verdict=verdict, history=history, cost=cost, base=base, texts=texts, pairs=pairs, recipe=recipe
+    )
     write(findings, out=reports)
 
 
