@@ -36,6 +36,8 @@ class Better:
     """The length, for a metric over lengths; None for the longest that both runs have."""
     data: str | None = None
     """The output that both must have been measured on, hash by hash."""
+    params: str | None = None
+    """The section of params.yaml that both must have been measured by: other places of the same texts are other numbers."""
 
     def of(self, label: str, *, instead: str) -> str:
         """The metric of the model `label`, where ours is that of `instead`."""
@@ -202,8 +204,8 @@ def objections(
 
 
 def measured_beside(client: MlflowClient, where: Project, run: Run, theirs: str, better: Better) -> Better | None:
-    """What `run` itself measured of the champion of run `theirs`, where that was on other data; None if it did not."""
-    if not better.data or same_data(client, where, run.info.run_id, theirs, better.data):
+    """What `run` itself measured of the champion of run `theirs`, where its own run measured it otherwise; None if it did not."""
+    if not differing(client, where, run.info.run_id, theirs, better):
         return None
     label = beside.label_of(where, run, client.get_run(theirs))
     if label is None:
@@ -227,9 +229,9 @@ def comparison(
     Args:
         there: the champion's metric in `ours`, if it was measured beside.
     """
-    if not there and better.data and not same_data(client, where, ours, theirs, better.data):
+    if not there and (what := differing(client, where, ours, theirs, better)):
         return [
-            f"better: {better.data} is not what champion version {version} was measured on, so they cannot be compared; "
+            f"better: {what} is not what champion version {version} was measured on, so they cannot be compared; "
             "`longlora run --beside champion` measures both"
         ]
     mine, other = values_of(client, ours, better), values_of(client, ours if there else theirs, there or better)
@@ -256,10 +258,23 @@ def values_of(client: MlflowClient, run_id: str, better: Better) -> dict[int, fl
     return {step: points[step] for step in sorted(points) if better.step in (None, step)}
 
 
-def same_data(client: MlflowClient, where: Project, ours: str, theirs: str, path: str) -> bool:
-    """Whether output `path` of both runs has the same hash."""
-    one, other = (records.digests_of(where, client.get_run(run_id)).get(path) for run_id in (ours, theirs))
-    return one == other
+def differing(client: MlflowClient, where: Project, ours: str, theirs: str, better: Better) -> str:
+    """What both must have been measured on, and were not: the path of the data, or a parameter; '' if nothing differs."""
+    one, other = (client.get_run(run_id) for run_id in (ours, theirs))
+    if better.data:
+        found, wanted = (records.digests_of(where, run).get(better.data) for run in (one, other))
+        if found != wanted:
+            return better.data
+    if better.params:
+        found, wanted = (of_section(run.data.params, better.params) for run in (one, other))
+        for name in sorted(found.keys() | wanted.keys()):
+            if found.get(name) != wanted.get(name):
+                return f"{name} = {found.get(name)}"
+    return ""
+
+
+def of_section(params: dict[str, str], section: str) -> dict[str, str]:
+    return {name: value for name, value in params.items() if name.startswith(f"{section}.")}
 
 
 def verdict_of(where: Project, run: Run) -> dict[str, Any]:

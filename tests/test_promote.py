@@ -186,13 +186,14 @@ def test_of_a_run_resumed_on_other_data_the_record_says_what_it_was_measured_on(
         tracker.finish("FINISHED")
         assert records.digests_of(where, client.get_run(tracker.run_id)) == {"models/base": data}
     good = records.chosen(client, where, shop[1]["good"]).info.run_id
-    assert not promotion.same_data(client, where, tracker.run_id, good, "models/base")
-    assert promotion.same_data(client, where, tracker.run_id, tracker.run_id, "models/base")
+    better = promotion.Better("ppl", "lower", data="models/base")
+    assert promotion.differing(client, where, tracker.run_id, good, better) == "models/base"
+    assert promotion.differing(client, where, tracker.run_id, tracker.run_id, better) == ""
     client.delete_run(tracker.run_id)
 
 
 def test_models_are_compared_at_the_longest_length_that_both_have(empty, shop):
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Param
 
     from tasks import promotion, records
     from tasks.promotion import Better
@@ -207,6 +208,12 @@ def test_models_are_compared_at_the_longest_length_that_both_have(empty, shop):
     assert promotion.comparison(client, where, runs[1], runs[0], "3", Better("ppl", "lower", step=512)) == []
     (reason,) = promotion.comparison(client, where, runs[1], runs[0], "3", Better("ppl", "lower"))
     assert reason == "better: ppl at 1024 is 6, and must be lower than 5 of champion version 3"
+    for run, seed in zip(runs, (1, 1, 7), strict=True):
+        client.log_batch(run, params=[Param("perplexity.seed", str(seed)), Param("fit.seed", str(run))])
+    at_places = Better("ppl", "lower", params="perplexity")
+    assert promotion.comparison(client, where, runs[0], runs[1], "3", at_places) == []
+    (reason,) = promotion.comparison(client, where, runs[2], runs[1], "3", at_places)
+    assert reason.startswith("better: perplexity.seed = 7 is not what champion version 3 was measured on")
     (reason,) = promotion.comparison(client, where, runs[2], runs[1], "3", Better("ppl", "lower"))
     assert reason == "better: ppl of this run is at 8192, and the champion's 512, 1024: nothing to compare"
     good = records.chosen(client, where, shop[1]["good"]).info.run_id
