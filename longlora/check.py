@@ -15,7 +15,9 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from longlora.section import Section, read_params, section_of
+from pydantic import field_validator
+
+from longlora.section import Section, nearest, read_params, section_of
 from longlora.standin import stand_in
 
 MEASURES = {
@@ -28,15 +30,42 @@ MEASURES = {
 }
 """First words of the metrics that are by length, and the section that says at which lengths."""
 
+OWN = ("base", "linear", "yarn", "extended")
+"""Labels of the models that every run makes."""
 
-def sections_of_stages(pipeline: str) -> dict[str, type[Section]]:
-    """The classes of all sections that the library's stages take which `pipeline`, the text of a dvc.yaml, calls."""
+
+class Evaluate(Section):
+    """Labels of the models that are asked, by stage. No stage takes it: the matrices of dvc.yaml are these lists, and a model more
+    does not make another measurement of the ones before."""
+
+    perplexity: list[str]
+    passkey: list[str]
+    keytokens: list[str]
+    """The models that pick LongPPL's tokens."""
+    longppl: list[str]
+    ruler: list[str]
+    longeval: list[str]
+    longqa: list[str]
+    harness: list[str]
+
+    @field_validator("*")
+    @classmethod
+    def named_once(cls, labels: list[str]) -> list[str]:
+        if len(set(labels)) < len(labels):
+            raise ValueError("a model stands twice")
+        return labels
+
+
+def sections_of(pipeline: str) -> dict[str, type[Section]]:
+    """The classes of all sections that `pipeline`, the text of a dvc.yaml, needs: those of the library's stages that it calls, and
+    `evaluate` for its matrices."""
     stages = [
         importlib.import_module(f"longlora.stages.{name}").stage
         for name in sorted(set(re.findall(r"-m longlora\.stages\.(\w+)", pipeline)))
     ]
     arguments = [a for stage in stages for a in inspect.signature(stage, eval_str=True).parameters.values()]
-    return {a.name: a.annotation for a in arguments if a.annotation is not Path}
+    own: dict[str, type[Section]] = {"evaluate": Evaluate} if "${evaluate." in pipeline else {}
+    return own | {a.name: a.annotation for a in arguments if a.annotation is not Path}
 
 
 def check(params: dict[str, Any], kinds: dict[str, type[Section]]) -> None:
@@ -54,7 +83,7 @@ def check(params: dict[str, Any], kinds: dict[str, type[Section]]) -> None:
 
 def misfits(sections: dict[str, Any]) -> Iterator[str]:
     """What sections, each right by itself, ask of one another in vain. Where one of them is not there, nothing is asked."""
-    for rule in (training_data, second_training, questions, lengths_of_the_gate):
+    for rule in (training_data, second_training, models, questions, models_of_the_gate, lengths_of_the_gate):
         if sections.keys() >= (needed := inspect.signature(rule).parameters).keys():
             yield from rule(**{name: sections[name] for name in needed})
 
@@ -79,23 +108,47 @@ def second_training(attention: Any, retrain: Any) -> Iterator[str]:
         yield f"retrain.patterns names {attention.pattern}, which is attention.pattern already: name {other}, or none"
 
 
-def questions(pairs: Any, longeval: Any, longqa: Any, harness: Any) -> Iterator[str]:
-    if longeval.models and not ((longeval.tasks and longeval.lengths) or longeval.cases):
-        yield "longeval has neither tasks with lengths nor cases: name some, or leave longeval.models empty"
-    if longqa.models and not (longqa.cases or (longqa.held_out and pairs.casebook)):
+def models(evaluate: Any, retrain: Any, rivals: Any) -> Iterator[str]:
+    for measure, labels in evaluate:
+        # Those of retrain and rivals are asked for perplexity and passkeys without being named here.
+        more = [] if measure in ("perplexity", "passkey") else [*retrain.patterns, *rivals.models]
+        for label in labels:
+            if label not in (known := [*OWN, *more]):
+                yield f"evaluate.{measure} names '{label}', and there is no such model{nearest(label, known)}"
+
+
+def questions(evaluate: Any, pairs: Any, longeval: Any, longqa: Any, harness: Any) -> Iterator[str]:
+    if evaluate.longeval and not ((longeval.tasks and longeval.lengths) or longeval.cases):
+        yield "longeval has neither tasks with lengths nor cases: name some, or leave evaluate.longeval empty"
+    if evaluate.longqa and not (longqa.cases or (longqa.held_out and pairs.casebook)):
         yield (
             "longqa.cases names no file, and there are no held-out cases (longqa.held_out and a pairs.casebook): name one, or "
-            "leave longqa.models empty"
+            "leave evaluate.longqa empty"
         )
-    if harness.models and not harness.tasks:
-        yield "harness.tasks names no task: name one, or leave harness.models empty"
+    if evaluate.harness and not harness.tasks:
+        yield "harness.tasks names no task: name one, or leave evaluate.harness empty"
     # With a launcher of its own, another environment may compute it.
     if (
-        harness.models
+        evaluate.harness
         and not os.environ.get("LONGLORA_EVALUATION_LAUNCHER")
         and PathFinder.find_spec("lm_eval") is None
     ):
-        yield "harness.models needs lm-evaluation-harness: pip install 'longlora-pipeline[eval]', or leave it empty"
+        yield "evaluate.harness needs lm-evaluation-harness: pip install 'longlora-pipeline[eval]', or leave it empty"
+
+
+def models_of_the_gate(evaluate: Any, retrain: Any, rivals: Any, gate: Any) -> Iterator[str]:
+    told = set()
+    for rule in gate.rules:
+        for path in filter(None, (rule.metric, rule.times, rule.plus)):
+            measure, label, *_ = [*path.split("/"), ""]
+            stage = MEASURES.get(measure)
+            if stage is None or (stage, label) in told:
+                continue
+            told.add((stage, label))
+            asked = getattr(evaluate, stage)
+            more = [*retrain.patterns, *rivals.models] if stage in ("perplexity", "passkey") else []
+            if label not in [*asked, *more]:
+                yield f"evaluate.{stage} = {asked} lacks '{label}', which the gate's rule '{rule.name}' asks for: add it"
 
 
 def lengths_of_the_gate(
@@ -150,7 +203,7 @@ def window_of(backbone: Any) -> int | None:
 def main(files: list[str]) -> int:
     """Check each of the params files; the first that is wrong ends it, with one line and status 2."""
     stand_in()
-    kinds = sections_of_stages(Path("dvc.yaml").read_text())
+    kinds = sections_of(Path("dvc.yaml").read_text())
     for file in files or ["params.yaml"]:
         try:
             check(read_params(Path(file)), kinds)

@@ -11,12 +11,12 @@ from omegaconf import OmegaConf
 
 from flows import parameters
 from flows.place import Place
-from longlora.check import check, sections_of_stages
+from longlora.check import check, sections_of
 from longlora.section import read_params
 from tasks.stages import Stage
 
 ROOT = Path(__file__).parent.parent
-KINDS = sections_of_stages((ROOT / "dvc.yaml").read_text())
+KINDS = sections_of((ROOT / "dvc.yaml").read_text())
 
 
 def params(*overrides: str) -> dict:
@@ -30,7 +30,7 @@ def here(monkeypatch):
     monkeypatch.delenv("LONGLORA_EVALUATION_LAUNCHER", raising=False)
 
 
-def test_the_sections_of_the_stages_are_those_of_params_yaml_and_right():
+def test_the_sections_of_the_pipeline_are_those_of_params_yaml_and_right():
     assert KINDS.keys() == params().keys()
     check(params(), KINDS)
 
@@ -64,9 +64,22 @@ def test_the_sections_of_the_stages_are_those_of_params_yaml_and_right():
         (["fit.recall_share=0.7", "fit.pairs_share=0.4"], ["fit.pairs_share + fit.recall_share = 0.4 + 0.7: must be"]),
         (["fit.global_batch_size=3", "fit.micro_batch_size=2"], ["must be a multiple of micro_batch_size = 2"]),
         (["retrain.patterns=[s2]"], ["retrain.patterns names s2, which is attention.pattern already: name full"]),
-        (["longeval.models=[base]", "longeval.lengths=[]"], ["longeval has neither tasks with lengths nor cases"]),
-        (["longqa.models=[base]", "longqa.held_out=true"], ["longqa.cases names no file"]),
-        (["harness.models=[base]"], ["harness.tasks names no task"]),
+        (["evaluate.longeval=[base]", "longeval.lengths=[]"], ["longeval has neither tasks with lengths nor cases"]),
+        (["evaluate.longqa=[base]", "longqa.held_out=true"], ["longqa.cases names no file"]),
+        (["evaluate.harness=[base]"], ["harness.tasks names no task"]),
+        (
+            ["evaluate.ruler=[extend]"],
+            ["evaluate.ruler names 'extend', and there is no such model; did you mean 'extended'?"],
+        ),
+        (["evaluate.longqa=[base,base]"], ["evaluate.longqa = ['base', 'base']: a model stands twice"]),
+        (
+            ["evaluate.perplexity=[base,linear,extended]"],
+            ["lacks 'yarn', which the gate's rule 'it reads long texts better"],
+        ),
+        (
+            ["gate.rules=[{name: x, metric: ruler/extended/target, at_least: 0.5}]"],
+            ["evaluate.ruler = [] lacks 'extended', which the gate's rule 'x' asks for: add it"],
+        ),
     ],
 )
 def test_what_would_fail_or_be_refused_after_the_training_is_one_line_before(overrides, said):
@@ -78,12 +91,19 @@ def test_what_would_fail_or_be_refused_after_the_training_is_one_line_before(ove
 
 
 def test_a_harness_that_is_not_installed_is_said_unless_another_environment_may_have_it(monkeypatch):
-    asked = params("harness.models=[base]", "harness.tasks=[x]")
+    asked = params("evaluate.harness=[base]", "harness.tasks=[x]")
     monkeypatch.setattr("longlora.check.PathFinder.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install"):
         check(asked, KINDS)
     monkeypatch.setenv("LONGLORA_EVALUATION_LAUNCHER", "ssh node python")
     check(asked, KINDS)
+
+
+def test_models_of_retrain_and_rivals_can_be_asked_and_are_for_perplexity_without_being_named():
+    rule = "gate.rules=[{name: x, metric: passkey/champion/target, at_least: 0.5}]"
+    check(params("rivals.models=[champion]", "retrain.patterns=[full]", "evaluate.ruler=[champion,full]", rule), KINDS)
+    with pytest.raises(ValueError, match="names 'champion'"):
+        check(params("rivals.models=[champion]", "evaluate.passkey=[base,yarn,extended,champion]"), KINDS)
 
 
 def test_a_window_that_is_not_known_here_is_not_asked_for():
