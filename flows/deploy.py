@@ -11,6 +11,7 @@ import yaml
 from prefect.client.schemas.schedules import CronSchedule
 from pydantic import ValidationError
 
+from flows.parameters import must_all_be_right
 from tasks.servers import running_prefect
 from tasks.watching import watchable
 from tasks.workspace import Project, snapshot
@@ -38,9 +39,10 @@ def deploy(
         if_worse: it trains only if the champion's metric, on the data as it is then, is worse by this share than when promoted.
 
     Raises:
-        ValueError: a wrong recipe, key or schedule, or no server.
+        ValueError: a wrong recipe, key, value or schedule, or no server.
     """
-    snapshot(where, recipe=recipe, overrides=overrides)  # a slip in a key is said now, not at night
+    # a slip in a key or value is said now, not at night
+    must_all_be_right(where, [snapshot(where, recipe=recipe, overrides=overrides)])
     place = watchable(where, watch) if watch else None
     for option, wanted in (("--watch", watch), ("--if-worse", if_worse)):
         if wanted is not None and not (cron or interval):

@@ -26,7 +26,6 @@ def evaluate(
             label=label,
             tokenizer=tokenizer,
             settings=harness.Harness(
-                models=[],
                 tasks=tasks,
                 folder=str(folder_of_tasks) if folder_of_tasks else None,
                 num_fewshot=None,
@@ -37,7 +36,7 @@ def evaluate(
         )
     if cases:
         asked = longeval.LongEval(
-            models=[], tasks=[], lengths=[], samples=1, cases=[str(file) for file in cases], prompt=prompt, seed=1
+            tasks=[], lengths=[], samples=1, cases=[str(file) for file in cases], prompt=prompt, seed=1
         )
         scores |= longeval.measure(model, label=label, tokenizer=tokenizer, settings=asked)
     return scores

@@ -5,6 +5,7 @@ resumed, and what was done is not done twice. A lock of the flow run itself, hel
 """
 
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Crashed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.parameters import must_be_right
 from flows.place import Place, brought, open_place
 from flows.plan import must_fit
 from flows.recording import Recording
@@ -106,7 +108,10 @@ def run_snapshot(
                     return Completed(name="StillGood", message=said)
             if not anyway:
                 must_fit(place)
-            run_place(place)
+            with closing(place.pipeline):
+                place.pipeline.warm()  # it imports DVC while the parameters are looked at
+                must_be_right(place)
+                run_place(place)
         if seen:
             seen.remember()
         if promote:
@@ -130,7 +135,6 @@ def run_place(place: Place) -> None:
     recording = Recording(place)
     status = "FAILED"
     try:
-        place.pipeline.warm()
         reproduce_all(place, recording)
         commit = record(place, recording)
         run_id = recording.wait()

@@ -16,9 +16,10 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from flows.listing import verdict_word
+from flows.parameters import must_all_be_right
 from flows.place import is_recorded, open_place
 from flows.terminal import console
-from tasks import promotion, records, servers, tracking
+from tasks import promotion, records, servers, storage, tracking
 from tasks.declared import Artifact
 from tasks.stages import InterruptedStageError, StageError
 from tasks.workspace import Project, Snapshot, hold, snapshot
@@ -52,6 +53,7 @@ def sweep(where: Project, axes: list[str], *, recipe: str | None, overrides: lis
         ValueError: a wrong key, value or recipe, or two combinations are the same run; nothing has begun then.
     """
     found = points(where, axes, recipe=recipe, overrides=overrides)
+    must_all_be_right(where, [point.state for point in found if not storage.noted(where, point.state.key)])
     name = name_of(found)
     model = records.model_at(where, "HEAD")
     client = tracking.connect()

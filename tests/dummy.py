@@ -167,6 +167,12 @@ def make(folder: Path) -> Path:
     return folder
 
 
+def with_a_stage_of_the_library(folder: Path) -> None:
+    """Its parameters are then the library's to check, and wrong: our gate has no `rules`."""
+    stage = "  judge: {desc: Judge., cmd: python -m longlora.stages.gate metrics metrics/judged.json, params: [gate]}\n"
+    write(folder / "dvc.yaml", DVC.lstrip().replace("\nartifacts:", f"{stage}\nartifacts:"))
+
+
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from longlora.check import OWN, check, sections_of
 from longlora.section import Section, read_params, section_of
 from tasks.sources import hashed
 
@@ -77,11 +78,11 @@ def test_every_stage_says_what_it_does(name):
     assert STAGES[name]["desc"].endswith(".")
 
 
-SECTIONS = {n: kind for stage in STAGES for n, kind in signature(stage).items() if kind is not Path}
+SECTIONS = sections_of((ROOT / "dvc.yaml").read_text())
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
-def test_params_yaml_holds_exactly_the_sections_that_stages_take():
+def test_params_yaml_holds_exactly_the_sections_that_stages_and_matrices_take():
     params = read_params(ROOT / "params.yaml")
     assert params.keys() == SECTIONS.keys()
     for name, kind in SECTIONS.items():
@@ -89,10 +90,27 @@ def test_params_yaml_holds_exactly_the_sections_that_stages_take():
         section_of(kind, params, name)
 
 
+def test_the_lists_of_models_are_read_by_matrices_alone_each_by_its_own_stage():
+    assert not any("evaluate" in stage.get("params", []) for stage in STAGES.values())
+    by_stage = {
+        key: sorted(set(re.findall(r"evaluate\.(\w+)", str(stage.get("matrix"))))) for key, stage in STAGES.items()
+    }
+    assert {key: names for key, names in by_stage.items() if names} == {
+        **{name: [name] for name in SECTIONS["evaluate"].model_fields},
+        "longppl": ["keytokens", "longppl"],
+    }
+
+
+def test_the_models_that_every_run_makes_are_those_that_can_be_asked():
+    assert ("base", *STAGES["rescale"]["matrix"]["method"], "extended") == OWN
+    assert {"<{models}/base", "<{models}/extended"} <= {
+        out for stage in STAGES.values() for out in entries(stage, "outs")
+    }
+
+
 @pytest.mark.parametrize("recipe", [r for r in RECIPES if r.stem != "shapes"], ids=lambda r: r.stem)
 def test_every_recipe_is_valid_over_params_yaml(recipe):
     merged = OmegaConf.merge(OmegaConf.load(ROOT / "params.yaml"), OmegaConf.load(recipe))
     params = OmegaConf.to_container(merged, resolve=True)
-    for name, kind in SECTIONS.items():
-        section_of(kind, params, name)
+    check(params, SECTIONS)
     assert params.keys() == SECTIONS.keys()

@@ -37,6 +37,11 @@ def test_the_loss_falls_and_the_history_and_cost_are_written(place):
     assert json.loads((place / "tuned.json").read_text())["tuned"]["trainable_parameters"] > 300 * 36
 
 
+def test_the_rates_are_the_sections_and_no_other(place):
+    run(place, "tuned", lr_scheduler_type="constant_with_warmup", warmup_steps=0, learning_rate=3e-3)
+    assert {row["learning_rate"] for row in history(place / "tuned.csv")} == {3e-3}
+
+
 def test_the_same_run_gives_the_same_bytes_and_another_seed_others(place):
     assert weights(run(place, "one")) == weights(run(place, "two"))
     assert (place / "one.csv").read_bytes() == (place / "two.csv").read_bytes()

@@ -45,7 +45,7 @@ def tasks(tmp_path, monkeypatch) -> Path:
 
 
 def settings(own: Path | None, **changes) -> Harness:
-    given = {"models": [], "tasks": ["sayings"], "folder": own and str(own), "num_fewshot": None, "limit": None}
+    given = {"tasks": ["sayings"], "folder": own and str(own), "num_fewshot": None, "limit": None}
     return Harness(**given | {"prompt": "plain", "seed": 1} | changes)
 
 

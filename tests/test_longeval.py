@@ -44,7 +44,7 @@ def put(file, *rows):
 
 
 def settings(**changes) -> LongEval:
-    given = {"models": [], "tasks": ["lines", "topics"], "lengths": [1500, 2600], "samples": 2, "cases": []}
+    given = {"tasks": ["lines", "topics"], "lengths": [1500, 2600], "samples": 2, "cases": []}
     return LongEval(**given | {"prompt": "plain", "seed": 1} | changes)
 
 

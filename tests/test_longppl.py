@@ -18,7 +18,7 @@ torch.set_num_threads(1)  # matrices this small are slower on two
 
 
 def settings(**changes) -> LongPPL:
-    given = {"models": [], "evaluators": [], "length": 45, "short": 12, "stride": 5, "samples": 3}
+    given = {"length": 45, "short": 12, "stride": 5, "samples": 3}
     return LongPPL(**given | {"alpha": 0.4, "beta": -4.5, "seed": 2} | changes)
 
 

@@ -45,7 +45,6 @@ def put(file, *rows):
 
 def settings(*files, **changes) -> LongQA:
     given = {
-        "models": [],
         "cases": [str(f) for f in files],
         "held_out": False,
         "length": 900,

@@ -314,6 +314,13 @@ def test_a_training_that_can_not_fit_is_refused_before_any_stage_in_whatever_way
     assert dummy.executions(own)[0] == "fetch base"
 
 
+def test_parameters_that_are_wrong_for_a_late_stage_are_refused_before_any_stage(run_flow, own):
+    dummy.with_a_stage_of_the_library(own)
+    with pytest.raises(ValueError, match=r"^params: key 'gate\.rules' is missing"):
+        run_flow(anyway=True)
+    assert dummy.executions(own) == []
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_ends_its_stage_and_says_killed(own, environment, mlflow_uri, number, status):
     process = start(own, environment, "train.seconds=60")

@@ -48,7 +48,7 @@ def tiny() -> LlamaForCausalLM:
 
 
 def settings(**changes) -> Ruler:
-    given = {"models": [], "lengths": [2900, 2500], "tasks": list(ALL), "samples": 2, "threshold": 0.8}
+    given = {"lengths": [2900, 2500], "tasks": list(ALL), "samples": 2, "threshold": 0.8}
     given |= {"prompt": "plain", "seed": 1}
     return Ruler(**given | changes)
 

@@ -28,7 +28,7 @@ from longlora.stages import passkey as passkey_stage
 ROOT = Path(__file__).parent.parent
 MEASURES = ("perplexity", "longppl", "passkey", "unshared", "ruler", "longqa")
 LONGPPL = LongPPL(
-    models=[], evaluators=[], length=45, short=12, stride=5, samples=3, alpha=0.4, beta=-4.5, seed=2
+    length=45, short=12, stride=5, samples=3, alpha=0.4, beta=-4.5, seed=2
 )  # fmt: skip
 
 

@@ -22,8 +22,6 @@ BOOTSTRAPS = 100_000
 
 
 class Harness(Section):
-    models: list[str]
-    """Labels of the models that are asked; the stage's matrix in dvc.yaml is this list, and none leaves the harness out."""
     tasks: list[str]
     """Tasks or groups by the harness's own names."""
     folder: str | None
@@ -49,7 +47,7 @@ def measure(
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError("lm-evaluation-harness is not installed: pip install 'longlora-pipeline[eval]'")
     if not settings.tasks:
-        raise ValueError("harness.tasks names no task; name one, or leave harness.models empty")
+        raise ValueError("harness.tasks names no task; name one, or leave evaluate.harness empty")
     if settings.prompt == "chat" and not tokenizer.chat_template:
         raise ValueError("prompt = chat needs a tokenizer with a chat template, and this one has none: use plain")
     # Imported here, for it is an extra and takes ten seconds.

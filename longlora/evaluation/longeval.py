@@ -43,8 +43,6 @@ TALK = (
 
 
 class LongEval(Section):
-    models: list[str]
-    """Labels of the models that are asked; the stage's matrix in dvc.yaml is this list, and none leaves LongEval out."""
     tasks: list[Task]
     """Tasks of our own cases."""
     lengths: list[int]
@@ -208,7 +206,7 @@ def measure(
             or nothing is asked.
     """
     if not (settings.tasks or settings.cases):
-        raise ValueError("longeval names neither tasks nor cases; name some, or leave longeval.models empty")
+        raise ValueError("longeval names neither tasks nor cases; name some, or leave evaluate.longeval empty")
     published = {Path(file).stem: read_cases(Path(file)) for file in settings.cases}
     writer = Writer(tokenizer, prompt=settings.prompt)
     result: dict[str, Any] = {}

@@ -25,10 +25,6 @@ from longlora.section import Section
 
 
 class LongPPL(Section):
-    models: list[str]
-    """Labels of the models that are measured, and..."""
-    evaluators: list[str]
-    """... of the models that pick the key tokens, mostly one; no names leave LongPPL out."""
     length: int = Field(gt=0)
     """The long context, in tokens."""
     short: int = Field(gt=0)

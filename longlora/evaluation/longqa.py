@@ -29,8 +29,6 @@ from longlora.section import Section
 
 
 class LongQA(Section):
-    models: list[str]
-    """Labels of the models that are asked; the stage's matrix in dvc.yaml is this list, and none leaves LongQA out."""
     cases: list[str]
     """JSON lines files; all their cases are scored together."""
     held_out: bool
@@ -170,7 +168,7 @@ def measure(
     questions = [question for file in files(settings, held_out) for question in read_cases(file)]
     if not questions:
         raise ValueError(
-            "longqa.cases names no file, and the casebook of `pairs` has no held-out case: name one, or leave longqa.models empty"
+            "longqa.cases names no file, and the casebook of `pairs` has no held-out case: name one, or leave evaluate.longqa empty"
         )
     writer = Writer(tokenizer, settings=settings)
     prompts = [writer.write(question) for question in questions]

@@ -28,8 +28,6 @@ VOCABULARY = 24
 
 
 class Ruler(Section):
-    models: list[str]
-    """Labels of the models that are asked; the stage's matrix in dvc.yaml is this list, and none leaves RULER out."""
     lengths: list[int] = Field(min_length=1)
     """Prompts in tokens, the room for the answer included."""
     tasks: list[Task] = Field(min_length=1)

@@ -239,7 +239,6 @@ def arguments(
         max_steps=settings.steps,
         per_device_train_batch_size=settings.micro_batch_size,
         gradient_accumulation_steps=accumulation,
-        learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.lr_scheduler_type,
         warmup_steps=settings.warmup_steps,
         max_grad_norm=settings.max_grad_norm,

@@ -1,0 +1,51 @@
+"""Whether the parameters of a run are right, asked before anything is computed, of the library that would compute it.
+
+In a process of its own: a run's worktree has its own library, and what we import stays imported.
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.place import Place
+from tasks.workspace import Project, Snapshot, git
+
+
+def must_be_right(place: Place) -> None:
+    """Refuse a run that still computes something, if params.yaml is wrong for any of its stages.
+
+    Raises:
+        ValueError: all that is wrong, in one line.
+    """
+    if any(stage.status == "stale" for stage in place.stages):
+        ask(place.folder, [])
+
+
+def must_all_be_right(where: Project, states: Sequence[Snapshot]) -> None:
+    """The same for snapshots of the tree as it is, before any of them is a run.
+
+    Raises:
+        ValueError: all that is wrong with the first that is.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{state.key}.yaml" for state in states]
+        for file, state in zip(files, states, strict=True):
+            file.write_text(git("show", f"{state.commit}:params.yaml", cwd=where.tree) + "\n")
+        if files:
+            ask(where.tree, files)
+
+
+def ask(tree: Path, files: Sequence[Path]) -> None:
+    """Have the library of `tree` check the params `files`, or the tree's own. What its stages are it reads in dvc.yaml; a project
+    that has none of the library's is not asked about."""
+    if "-m longlora.stages." not in (tree / "dvc.yaml").read_text():
+        return
+    command = [sys.executable, "-m", "longlora.check", *map(str, files)]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+    said = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1].removeprefix("error: ")
+    if done.returncode == 2:
+        raise ValueError(said)
+    if done.returncode:  # its stages check their own
+        print(f"whether the parameters are right was not checked: {said}", flush=True)

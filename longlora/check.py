@@ -1,0 +1,212 @@
+"""params.yaml as a whole, before anything is computed: `python -m longlora.check [params.yaml]...` in a project's folder.
+
+Every section that a stage of dvc.yaml takes is made by its own class, and what one section needs of another is there. A stage
+checks its own sections too, but only as it begins, which for the last ones is after the training.
+"""
+
+import importlib
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+from pydantic import field_validator
+
+from longlora.section import Section, nearest, read_params, section_of
+from longlora.standin import stand_in
+
+MEASURES = {
+    "perplexity": "perplexity",
+    "sliding_perplexity": "perplexity",
+    "passkey": "passkey",
+    "ruler": "ruler",
+    "longeval_lines": "longeval",
+    "longeval_topics": "longeval",
+}
+"""First words of the metrics that are by length, and the section that says at which lengths."""
+
+OWN = ("base", "linear", "yarn", "extended")
+"""Labels of the models that every run makes."""
+
+
+class Evaluate(Section):
+    """Labels of the models that are asked, by stage. No stage takes it: the matrices of dvc.yaml are these lists, and a model more
+    does not make another measurement of the ones before."""
+
+    perplexity: list[str]
+    passkey: list[str]
+    keytokens: list[str]
+    """The models that pick LongPPL's tokens."""
+    longppl: list[str]
+    ruler: list[str]
+    longeval: list[str]
+    longqa: list[str]
+    harness: list[str]
+
+    @field_validator("*")
+    @classmethod
+    def named_once(cls, labels: list[str]) -> list[str]:
+        if len(set(labels)) < len(labels):
+            raise ValueError("a model stands twice")
+        return labels
+
+
+def sections_of(pipeline: str) -> dict[str, type[Section]]:
+    """The classes of all sections that `pipeline`, the text of a dvc.yaml, needs: those of the library's stages that it calls, and
+    `evaluate` for its matrices."""
+    stages = [
+        importlib.import_module(f"longlora.stages.{name}").stage
+        for name in sorted(set(re.findall(r"-m longlora\.stages\.(\w+)", pipeline)))
+    ]
+    arguments = [a for stage in stages for a in inspect.signature(stage, eval_str=True).parameters.values()]
+    own: dict[str, type[Section]] = {"evaluate": Evaluate} if "${evaluate." in pipeline else {}
+    return own | {a.name: a.annotation for a in arguments if a.annotation is not Path}
+
+
+def check(params: dict[str, Any], kinds: dict[str, type[Section]]) -> None:
+    """Raises ValueError, one line with all that is wrong, unless every section of `kinds` is in `params` and right, and they fit
+    together."""
+    sections, wrong = {}, []
+    for name, kind in kinds.items():
+        try:
+            sections[name] = section_of(kind, params, name)
+        except ValueError as error:
+            wrong.append(str(error).removeprefix("params: "))
+    if wrong := wrong or list(misfits(sections)):
+        raise ValueError("params: " + "; ".join(wrong))
+
+
+def misfits(sections: dict[str, Any]) -> Iterator[str]:
+    """What sections, each right by itself, ask of one another in vain. Where one of them is not there, nothing is asked."""
+    for rule in (training_data, second_training, models, questions, models_of_the_gate, lengths_of_the_gate):
+        if sections.keys() >= (needed := inspect.signature(rule).parameters).keys():
+            yield from rule(**{name: sections[name] for name in needed})
+
+
+def training_data(blocks: Any, pairs: Any, position: Any, fit: Any) -> Iterator[str]:
+    recall, context = blocks.recall, position.context
+    if recall.count and recall.reach > context:
+        yield f"blocks.recall.reach = {recall.reach} must be at most position.context = {context}"
+    if fit.recall_share and not recall.count:
+        yield f"fit.recall_share = {fit.recall_share} needs exercises, and blocks.recall.count is 0"
+    if fit.pairs_share and not (pairs.sources or pairs.casebook):
+        yield f"fit.pairs_share = {fit.pairs_share} needs pairs: name pairs.sources or a pairs.casebook, or set it to 0"
+    if fit.pairs_share + fit.recall_share > 1:
+        yield f"fit.pairs_share + fit.recall_share = {fit.pairs_share} + {fit.recall_share}: must be at most 1"
+    if fit.global_batch_size % fit.micro_batch_size:
+        yield f"fit.global_batch_size = {fit.global_batch_size} must be a multiple of micro_batch_size = {fit.micro_batch_size}"
+
+
+def second_training(attention: Any, retrain: Any) -> Iterator[str]:
+    if attention.pattern in retrain.patterns:
+        other = "s2" if attention.pattern == "full" else "full"
+        yield f"retrain.patterns names {attention.pattern}, which is attention.pattern already: name {other}, or none"
+
+
+def models(evaluate: Any, retrain: Any, rivals: Any) -> Iterator[str]:
+    for measure, labels in evaluate:
+        # Those of retrain and rivals are asked for perplexity and passkeys without being named here.
+        more = [] if measure in ("perplexity", "passkey") else [*retrain.patterns, *rivals.models]
+        for label in labels:
+            if label not in (known := [*OWN, *more]):
+                yield f"evaluate.{measure} names '{label}', and there is no such model{nearest(label, known)}"
+
+
+def questions(evaluate: Any, pairs: Any, longeval: Any, longqa: Any, harness: Any) -> Iterator[str]:
+    if evaluate.longeval and not ((longeval.tasks and longeval.lengths) or longeval.cases):
+        yield "longeval has neither tasks with lengths nor cases: name some, or leave evaluate.longeval empty"
+    if evaluate.longqa and not (longqa.cases or (longqa.held_out and pairs.casebook)):
+        yield (
+            "longqa.cases names no file, and there are no held-out cases (longqa.held_out and a pairs.casebook): name one, or "
+            "leave evaluate.longqa empty"
+        )
+    if evaluate.harness and not harness.tasks:
+        yield "harness.tasks names no task: name one, or leave evaluate.harness empty"
+    # With a launcher of its own, another environment may compute it.
+    if (
+        evaluate.harness
+        and not os.environ.get("LONGLORA_EVALUATION_LAUNCHER")
+        and PathFinder.find_spec("lm_eval") is None
+    ):
+        yield "evaluate.harness needs lm-evaluation-harness: pip install 'longlora-pipeline[eval]', or leave it empty"
+
+
+def models_of_the_gate(evaluate: Any, retrain: Any, rivals: Any, gate: Any) -> Iterator[str]:
+    told = set()
+    for rule in gate.rules:
+        for path in filter(None, (rule.metric, rule.times, rule.plus)):
+            measure, label, *_ = [*path.split("/"), ""]
+            stage = MEASURES.get(measure)
+            if stage is None or (stage, label) in told:
+                continue
+            told.add((stage, label))
+            asked = getattr(evaluate, stage)
+            more = [*retrain.patterns, *rivals.models] if stage in ("perplexity", "passkey") else []
+            if label not in [*asked, *more]:
+                yield f"evaluate.{stage} = {asked} lacks '{label}', which the gate's rule '{rule.name}' asks for: add it"
+
+
+def lengths_of_the_gate(
+    backbone: Any, position: Any, perplexity: Any, passkey: Any, ruler: Any, longeval: Any, gate: Any
+) -> Iterator[str]:
+    """Every length that a rule asks for is measured; the base's window only where its config is on this machine."""
+    measured = {
+        "perplexity": perplexity.lengths,
+        "passkey": passkey.lengths,
+        "ruler": ruler.lengths,
+        "longeval": longeval.lengths,
+    }
+    window, context = window_of(backbone), position.context
+    told = set()
+    for rule in gate.rules:
+        for path in filter(None, (rule.metric, rule.times, rule.plus)):
+            measure, *_, at = path.split("/")
+            lengths = measured.get(MEASURES.get(measure, ""), [])
+            key = f"{MEASURES.get(measure)}.lengths"
+            length = {"target": context, "long": context, "window": window, "short": window}.get(at)
+            if at.isdecimal():
+                length = int(at)
+            if not lengths or length is None or (key, at) in told:
+                continue
+            told.add((key, at))
+            here = f"{key} = {lengths}"
+            why = f"which the gate's rule '{rule.name}' asks for"
+            inside = at in ("window", "short")
+            if inside and min(lengths) > length:
+                yield f"{here} has none up to the base's window, {length}, {why}: add {length}"
+            elif not inside and length not in lengths:
+                said = str(length) if at.isdecimal() else f"position.context = {length}"
+                yield f"{here} lacks {said}, {why}: set {key}={sorted({*lengths, length})}"
+
+
+def window_of(backbone: Any) -> int | None:
+    """Tokens that the base of a folder reaches; None where that is not known without loading it."""
+    file = Path(backbone.name).expanduser() / "config.json"
+    if backbone.source != "folder" or not file.is_file():
+        return None
+    config = json.loads(file.read_text())
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    plain = rope.get("rope_type", rope.get("type", "default")) == "default"
+    return config.get("max_position_embeddings") if plain else None
+
+
+def main(files: list[str]) -> int:
+    """Check each of the params files; the first that is wrong ends it, with one line and status 2."""
+    stand_in()
+    kinds = sections_of(Path("dvc.yaml").read_text())
+    for file in files or ["params.yaml"]:
+        try:
+            check(read_params(Path(file)), kinds)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,165 @@
+"""params.yaml is checked as a whole before anything is computed: sections by their own classes, then one against another."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import dummy
+import pytest
+from omegaconf import OmegaConf
+
+from flows import parameters
+from flows.place import Place
+from longlora.check import check, sections_of
+from longlora.section import read_params
+from tasks.stages import Stage
+
+ROOT = Path(__file__).parent.parent
+KINDS = sections_of((ROOT / "dvc.yaml").read_text())
+
+
+def params(*overrides: str) -> dict:
+    merged = OmegaConf.merge(read_params(ROOT / "params.yaml"), OmegaConf.from_dotlist(list(overrides)))
+    return OmegaConf.to_container(merged)
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("LONGLORA_EVALUATION_LAUNCHER", raising=False)
+
+
+def test_the_sections_of_the_pipeline_are_those_of_params_yaml_and_right():
+    assert KINDS.keys() == params().keys()
+    check(params(), KINDS)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["passkey.samples=0"], ["passkey.samples = 0: Input should be greater than 0"]),
+        (["fit.lr_scheduler_type=cosin"], ["fit.lr_scheduler_type = 'cosin'"]),
+        (["perplexity.last=99999", "fit.steps=0"], ["perplexity: the shortest of lengths", "fit.steps = 0"]),
+        (["gate.rules=[{name: x, metric: integrity/whole}]"], ["rule 'x' needs one of at_most and at_least"]),
+        (
+            ["position.context=8192"],
+            [
+                "perplexity.lengths = [512, 1024, 2048, 4096] lacks position.context = 8192, which the gate's rule 'it reads",
+                "set perplexity.lengths=[512, 1024, 2048, 4096, 8192]",
+                "set passkey.lengths=[512, 1024, 2048, 4096, 8192]",
+            ],
+        ),
+        (
+            ["passkey.lengths=[1024,4096]"],
+            ["passkey.lengths = [1024, 4096] has none up to the base's window, 512,", "add 512"],
+        ),
+        (
+            ["gate.rules=[{name: x, metric: sliding_perplexity/extended/3072, at_most: 1}]"],
+            ["perplexity.lengths = [512, 1024, 2048, 4096] lacks 3072, which the gate's rule 'x' asks for"],
+        ),
+        (["blocks.recall.reach=5000"], ["blocks.recall.reach = 5000 must be at most position.context = 4096"]),
+        (["blocks.recall.count=0"], ["fit.recall_share = 0.6 needs exercises, and blocks.recall.count is 0"]),
+        (["fit.pairs_share=0.1"], ["fit.pairs_share = 0.1 needs pairs: name pairs.sources"]),
+        (["fit.recall_share=0.7", "fit.pairs_share=0.4"], ["fit.pairs_share + fit.recall_share = 0.4 + 0.7: must be"]),
+        (["fit.global_batch_size=3", "fit.micro_batch_size=2"], ["must be a multiple of micro_batch_size = 2"]),
+        (["retrain.patterns=[s2]"], ["retrain.patterns names s2, which is attention.pattern already: name full"]),
+        (["evaluate.longeval=[base]", "longeval.lengths=[]"], ["longeval has neither tasks with lengths nor cases"]),
+        (["evaluate.longqa=[base]", "longqa.held_out=true"], ["longqa.cases names no file"]),
+        (["evaluate.harness=[base]"], ["harness.tasks names no task"]),
+        (
+            ["evaluate.ruler=[extend]"],
+            ["evaluate.ruler names 'extend', and there is no such model; did you mean 'extended'?"],
+        ),
+        (["evaluate.longqa=[base,base]"], ["evaluate.longqa = ['base', 'base']: a model stands twice"]),
+        (
+            ["evaluate.perplexity=[base,linear,extended]"],
+            ["lacks 'yarn', which the gate's rule 'it reads long texts better"],
+        ),
+        (
+            ["gate.rules=[{name: x, metric: ruler/extended/target, at_least: 0.5}]"],
+            ["evaluate.ruler = [] lacks 'extended', which the gate's rule 'x' asks for: add it"],
+        ),
+    ],
+)
+def test_what_would_fail_or_be_refused_after_the_training_is_one_line_before(overrides, said):
+    with pytest.raises(ValueError, match="^params: ") as caught:
+        check(params(*overrides), KINDS)
+    assert "\n" not in str(caught.value)
+    for words in said:
+        assert words in str(caught.value)
+
+
+def test_a_harness_that_is_not_installed_is_said_unless_another_environment_may_have_it(monkeypatch):
+    asked = params("evaluate.harness=[base]", "harness.tasks=[x]")
+    monkeypatch.setattr("longlora.check.PathFinder.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install"):
+        check(asked, KINDS)
+    monkeypatch.setenv("LONGLORA_EVALUATION_LAUNCHER", "ssh node python")
+    check(asked, KINDS)
+
+
+def test_models_of_retrain_and_rivals_can_be_asked_and_are_for_perplexity_without_being_named():
+    rule = "gate.rules=[{name: x, metric: passkey/champion/target, at_least: 0.5}]"
+    check(params("rivals.models=[champion]", "retrain.patterns=[full]", "evaluate.ruler=[champion,full]", rule), KINDS)
+    with pytest.raises(ValueError, match="names 'champion'"):
+        check(params("rivals.models=[champion]", "evaluate.passkey=[base,yarn,extended,champion]"), KINDS)
+
+
+def test_a_window_that_is_not_known_here_is_not_asked_for():
+    check(params("backbone.source=hub", "passkey.lengths=[1024,4096]"), KINDS)
+
+
+def test_what_no_stage_takes_is_not_asked_about():
+    few = {name: kind for name, kind in KINDS.items() if name != "pairs"}
+    check(params("blocks.recall.reach=5000"), few)
+
+
+PROBE = """
+import sys
+from longlora.check import main
+status = main([])
+assert not {"torch", "transformers", "peft", "numpy"} & {n for n, m in sys.modules.items() if hasattr(m, "__file__")}
+sys.exit(status)
+"""
+
+
+def test_the_process_loads_no_torch_and_finds_what_classes_of_the_library_say(tmp_path):
+    def run(*overrides: str) -> "subprocess.CompletedProcess[str]":
+        for name in ("dvc.yaml", "tiny"):
+            (tmp_path / name).unlink(missing_ok=True)
+            (tmp_path / name).symlink_to(ROOT / name)
+        OmegaConf.save(params(*overrides), tmp_path / "params.yaml")
+        return subprocess.run([sys.executable, "-c", PROBE], cwd=tmp_path, capture_output=True, text=True)
+
+    fine, wrong = run(), run("position.method=yarm", "perplexity.bands=7")
+    assert (fine.returncode, fine.stderr) == (0, "")
+    assert wrong.returncode == 2
+    with pytest.raises(ValueError) as caught:
+        check(params("position.method=yarm", "perplexity.bands=7"), KINDS)
+    assert wrong.stderr == f"error: {caught.value}\n"
+
+
+def place(folder: Path, status: str) -> Place:
+    stage = Stage("gate", "", {}, (), (), (), status)
+    return Place(SimpleNamespace(), SimpleNamespace(), folder, SimpleNamespace(), [stage])
+
+
+def test_a_run_asks_only_if_it_computes_and_has_stages_of_the_library(own, capsys):
+    parameters.must_be_right(place(own, "stale"))
+    dummy.with_a_stage_of_the_library(own)
+    parameters.must_be_right(place(own, "unchanged"))
+    with pytest.raises(ValueError, match=r"^params: key 'gate\.rules' is missing; unknown key 'gate\.least'"):
+        parameters.must_be_right(place(own, "stale"))
+    (own / "longlora").mkdir()
+    (own / "longlora" / "__init__.py").touch()
+    parameters.must_be_right(place(own, "stale"))
+    assert "not checked" in capsys.readouterr().out
+
+
+def test_a_sweep_is_refused_before_any_run(own):
+    dummy.with_a_stage_of_the_library(own)
+    done = dummy.longlora(own, "sweep", "train.rank=1,2")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: params: key 'gate.rules' is missing")
+    assert not (own / ".longlora" / "worktrees").exists()
