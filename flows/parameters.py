@@ -42,6 +42,14 @@ def ask(tree: Path, files: Sequence[Path]) -> None:
     that has none of the library's is not asked about."""
     if "-m longlora.stages." not in (tree / "dvc.yaml").read_text():
         return
+    own = tree / "longlora"
+    if (
+        own.is_dir() and not (own / "check.py").is_file()
+    ):  # an installed library's rules would be asked of other parameters
+        print(
+            "whether the parameters are right was not checked: the library of this run is older than that", flush=True
+        )
+        return
     command = [sys.executable, "-m", "longlora.check", *map(str, files)]
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
     said = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1].removeprefix("error: ")

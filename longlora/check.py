@@ -171,9 +171,9 @@ def lengths_of_the_gate(
             length = {"target": context, "long": context, "window": window, "short": window}.get(at)
             if at.isdecimal():
                 length = int(at)
-            if not lengths or length is None or (key, at) in told:
+            if not lengths or length is None or (key, length) in told:
                 continue
-            told.add((key, at))
+            told.add((key, length))
             here = f"{key} = {lengths}"
             why = f"which the gate's rule '{rule.name}' asks for"
             inside = at in ("window", "short")

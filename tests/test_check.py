@@ -154,7 +154,10 @@ def test_a_run_asks_only_if_it_computes_and_has_stages_of_the_library(own, capsy
     (own / "longlora").mkdir()
     (own / "longlora" / "__init__.py").touch()
     parameters.must_be_right(place(own, "stale"))
-    assert "not checked" in capsys.readouterr().out
+    assert "not checked: the library of this run is older" in capsys.readouterr().out
+    (own / "longlora" / "check.py").write_text("raise RuntimeError('a defect')")
+    parameters.must_be_right(place(own, "stale"))
+    assert "not checked: RuntimeError: a defect" in capsys.readouterr().out
 
 
 def test_a_sweep_is_refused_before_any_run(own):
