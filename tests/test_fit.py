@@ -60,6 +60,15 @@ def test_a_run_that_was_cut_off_resumes_bit_for_bit(place, monkeypatch):
     assert not list((place / "checkpoints").rglob("checkpoint-*"))
 
 
+def test_a_run_that_was_cut_off_between_two_rows_has_the_same_history(place, monkeypatch):
+    changes = {"save_steps": 4, "logging_steps": 5}
+    run(place, "whole", steps=10, **changes)
+    cut_off(place, "resumed", monkeypatch, steps=10, **changes)
+    run(place, "resumed", steps=10, **changes)
+    assert [row["step"] for row in history(place / "whole.csv")] == [5, 10]
+    assert (place / "resumed.csv").read_bytes() == (place / "whole.csv").read_bytes()
+
+
 def test_a_run_that_was_cut_off_goes_on_with_the_same_noise(place, monkeypatch):
     changes = {
         "neftune_noise_alpha": 5.0,

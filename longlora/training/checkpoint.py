@@ -16,12 +16,14 @@ from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from io import TextIOWrapper
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import nested_gather
 
 from longlora.model.adapter import trained_parameters
 from longlora.parallel import zero
@@ -41,12 +43,14 @@ class ExactTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         root = Path(self.args.output_dir)
         partial = root / f"partial-{self.state.global_step}"
-        parameters, adam = self.whole_parameters(), self.whole_adam()  # every process may have to give its part
+        # Every process may have to give its part.
+        parameters, adam, unlogged = self.whole_parameters(), self.whole_adam(), self.unlogged()
         if self.args.should_save:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             save_file(parameters, partial / "parameters.safetensors")
             save_file(adam, partial / "optimizer.safetensors")
+            (partial / "unlogged.json").write_text(json.dumps(unlogged))
             self.state.save_to_json(str(partial / "trainer_state.json"))
             partial.rename(root / f"checkpoint-{self.state.global_step}")
             for old in sorted(root.glob("checkpoint-*"), key=checkpoint_step)[:-1]:
@@ -70,6 +74,21 @@ class ExactTrainer(Trainer):
         return {
             f"{name}/{kind}": t.detach().contiguous() for name, state in states.items() for kind, t in state.items()
         }
+
+    def unlogged(self) -> dict[str, Any]:
+        """The sum of losses since the last row of the history, of each process; every process must ask."""
+        losses = nested_gather(self._tr_loss, self.args.parallel_mode)
+        return {"since": self._globalstep_last_logged, "losses": losses.flatten().tolist()}
+
+    def _run_epoch(self, *, resume_from_checkpoint: str | None, **settings: Any) -> None:
+        if resume_from_checkpoint:  # the Trainer has begun a new sum just now
+            unlogged = json.loads((Path(resume_from_checkpoint) / "unlogged.json").read_text())
+            losses, rank = unlogged["losses"], self.args.process_index
+            # The history has the mean over the processes, however many there are now.
+            own = losses[rank] if len(losses) == self.args.world_size else fmean(losses)
+            self._tr_loss.fill_(own)
+            self._globalstep_last_logged = unlogged["since"]
+        super()._run_epoch(resume_from_checkpoint=resume_from_checkpoint, **settings)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
