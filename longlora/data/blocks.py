@@ -133,6 +133,9 @@ def tokenise(texts: Iterable[str], *, tokenizer: PreTrainedTokenizerFast, togeth
     """
     before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     after = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    # What a tokenizer.json says of its training is no part of a document's tokens.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     remaining = iter(texts)
     while batch := list(itertools.islice(remaining, together)):
         for encoded in tokenizer.backend_tokenizer.encode_batch_fast(batch, add_special_tokens=False):
