@@ -8,7 +8,19 @@ import torch
 from datasets import Dataset
 from specimens import tokenizer
 
-from longlora.data.blocks import Blocks, HeldOut, PackedBlocks, Recall, Texts, documents, prepare, read, split, write
+from longlora.data.blocks import (
+    Blocks,
+    HeldOut,
+    PackedBlocks,
+    Recall,
+    Texts,
+    documents,
+    prepare,
+    read,
+    split,
+    tokenise,
+    write,
+)
 from longlora.data.heldout import elsewhere
 
 BLOCKS = Blocks(
@@ -59,6 +71,30 @@ def test_markdown_is_text_where_there_is_no_other(texts, tmp_path):
         file.rename(file.with_suffix(".md"))
     other = read(texts)
     assert [list(other[c]) for c in ("name", "text")] == [list(rows[c]) for c in ("name", "text")]
+
+
+def test_files_of_one_name_in_several_folders_are_documents_of_their_own(tmp_path):
+    for book in "abcdef":
+        (tmp_path / "books" / book).mkdir(parents=True)
+        (tmp_path / "books" / book / "chapter1.txt").write_text(f"Chapter 1 of {book}. " * 9)
+    (tmp_path / "books/preface.txt").write_text("Preface.")
+    names = [*(f"{book}/chapter1" for book in "abcdef"), "preface"]
+    share = HeldOut(names=[], share=0.5, texts=None)
+    given = BLOCKS.model_copy(update={"name": str(tmp_path / "books"), "held_out": share})
+    assert list(read(given)["name"]) == names
+    counts = prepared(given, out=tmp_path / "tokens")
+    assert (counts["train"]["documents"], counts["heldout"]["documents"]) == (3, 4)
+    other = elsewhere(Texts(source="text", name=given.name, split=None, field="text"), tokenizer=tokenizer())
+    assert list(other) == [f"{given.name}: {name}" for name in names]
+
+
+def test_documents_are_whole_whatever_the_tokenizer_file_says_of_its_training():
+    words = tokenizer()
+    texts = ["First 1 text. " * 30, "Short."]
+    whole = [t.tolist() for t in tokenise(texts, tokenizer=words)]
+    words.backend_tokenizer.enable_truncation(16)
+    words.backend_tokenizer.enable_padding(length=16)
+    assert [t.tolist() for t in tokenise(texts, tokenizer=words)] == whole
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -55,7 +57,7 @@ class HeldOut(Section):
     """Documents that are never trained on."""
 
     names: list[str]
-    """By name: the file's stem, or the row number."""
+    """By name: the file's stem (its path below the folder, without the suffix, where several share a stem), or the row number."""
     share: float = Field(ge=0, lt=1)
     """If none is named: this share of all documents, drawn from the seed."""
     texts: Texts | None
@@ -88,8 +90,7 @@ def read(blocks: Blocks | Texts) -> "Dataset":
 
     if blocks.source in ("package", "text"):
         files = text_files(blocks)
-        rows = Dataset.from_dict({"name": [f.stem for f in files], "text": [f.read_text("utf-8") for f in files]})
-        return rows
+        return Dataset.from_dict({"name": names_of(files), "text": [f.read_text("utf-8") for f in files]})
     if blocks.source == "hub":
         rows = load_dataset(blocks.name, split=blocks.split or "train")
     else:
@@ -113,6 +114,13 @@ def text_files(blocks: Blocks | Texts) -> list[Path]:
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"blocks.name: package '{blocks.name}' is not installed; pip install {blocks.name}")
     return matching(Path(next(iter(spec.submodule_search_locations))), suffix="txt", other="md")
+
+
+def names_of(files: list[Path]) -> list[str]:
+    """Each file's stem; where several share it, the path below the folder that holds all files. No two are equal."""
+    shared = Counter(f.stem for f in files)
+    above = os.path.commonpath([f.parent for f in files])
+    return [f.stem if shared[f.stem] == 1 else f.relative_to(above).with_suffix("").as_posix() for f in files]
 
 
 def matching(place: Path, *, suffix: str, other: str | None = None) -> list[Path]:
