@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,21 @@ def test_a_changed_input_is_another_run(place):
     file = place / "tokens/recall.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     assert digest([place / "tokens"], sections=()) != before
+
+
+def test_other_code_is_another_run(tmp_path, monkeypatch):
+    before = digest([], sections=())
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "version", lambda package: "0.1")
+        assert digest([], sections=()) != before
+    shutil.copytree(ROOT / "longlora", tmp_path / "longlora")
+    monkeypatch.setattr(checkpoint, "LIBRARY", tmp_path / "longlora")
+    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "longlora/training/checkpoint.py"))
+    assert digest([], sections=()) == before
+    for name, other in (("report/page.py", False), ("training/loss.py", True)):
+        with (tmp_path / "longlora" / name).open("a") as file:
+            file.write("# changed\n")
+        assert (digest([], sections=()) != before) == other
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(place):

@@ -1,10 +1,12 @@
 """Checkpoints: whole or absent, without pickle, and found only by the run they belong to.
 
 They lie outside the stage's outputs, which DVC deletes before every attempt, in a folder named by a digest of all that
-determines the result: a retry resumes, a changed parameter never resumes from a foreign checkpoint. Tested: a run that was
-cut off anywhere ends with the bytes of one that was not. Two runs may want the same training at the same time: one waits.
+determines the result: a retry resumes, a changed parameter or line of code never resumes from a foreign checkpoint. Tested: a
+run that was cut off anywhere ends with the bytes of one that was not. Two runs may want the same training at the same time: one
+waits.
 """
 
+import ast
 import fcntl
 import hashlib
 import json
@@ -14,6 +16,7 @@ import signal
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
 from statistics import fmean
@@ -31,6 +34,8 @@ from longlora.parallel.ranks import any_of
 from longlora.section import Section
 
 ADAM = ("step", "exp_avg", "exp_avg_sq")
+LIBRARY = Path(__file__).parents[1]
+PACKAGES = ("torch", "transformers", "peft")
 LOOK = 1.0  # seconds between two looks at a lock
 
 
@@ -165,12 +170,23 @@ class Stop(TrainerCallback):
 
 
 def digest(inputs: list[Path], *, sections: tuple[Section, ...]) -> str:
-    """A name for all that determines the result: the sections and every byte of the inputs."""
-    total = hashlib.sha256(json.dumps([s.model_dump() for s in sections], sort_keys=True).encode())
-    for file in sorted(f for folder in inputs for f in folder.rglob("*") if f.is_file()):
+    """A name for all that determines the result: the sections, every byte of the inputs, and the code."""
+    said = [[s.model_dump() for s in sections], [f"{package} {version(package)}" for package in PACKAGES]]
+    total = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    files = sorted(f for folder in inputs for f in folder.rglob("*") if f.is_file())
+    for file in [*sorted(code_of(Path(__file__).with_name("fit.py"))), *files]:
         with file.open("rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()[:16]
+
+
+def code_of(file: Path) -> set[Path]:
+    """`file` and what it imports of this library, directly or not. Read from the files: which modules a process has loaded
+    besides differs from one that trains alone to one of several."""
+    froms = [n for n in ast.walk(ast.parse(file.read_bytes())) if isinstance(n, ast.ImportFrom) and n.module]
+    names = {name for n in froms for name in (n.module, *(f"{n.module}.{alias.name}" for alias in n.names))}
+    own = [LIBRARY.parent.joinpath(*n.split(".")).with_suffix(".py") for n in names if n.startswith(f"{LIBRARY.name}.")]
+    return {file}.union(*(code_of(other) for other in own if other.is_file()))
 
 
 def checkpoint_folder(name: str) -> Path:
