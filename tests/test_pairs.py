@@ -144,7 +144,7 @@ def test_some_of_a_source_is_drawn_from_the_seed(source):
     assert drawn(1) == drawn(1) != drawn(2)
 
 
-def test_the_stage_builds_on_training_documents_alone(tmp_path, monkeypatch):
+def test_the_stage_builds_on_training_documents_alone(tmp_path, capsys):
     from test_blocks import BLOCKS
 
     words = chatting()
@@ -153,7 +153,9 @@ def test_the_stage_builds_on_training_documents_alone(tmp_path, monkeypatch):
     for name in "abc":
         text = " ".join(f"Sentence {n} of document {name} says what Ada Lovelace saw." for n in range(100, 160))
         (tmp_path / f"texts/{name}.txt").write_text(text)
-    casebook = Casebook(lengths=[400], depths=[0.5], kinds=["following", "cloze"], samples=3, collections=0.0, seed=1)
+    casebook = Casebook(
+        lengths=[400], depths=[0.5], kinds=["following", "cloze", "heading"], samples=3, collections=0.0, seed=1
+    )
     stage(
         tmp_path / "base",
         tmp_path / "pairs",
@@ -167,4 +169,7 @@ def test_the_stage_builds_on_training_documents_alone(tmp_path, monkeypatch):
     assert len(texts) == 6 and all("of document b" not in t for t in texts)
     held_out = [json.loads(line) for line in (tmp_path / "pairs/cases.jsonl").read_text().splitlines()]
     assert len(held_out) == 6 and {*map(str, (c["sources"] for c in held_out))} == {"['b']"}
-    assert json.loads((tmp_path / "counts.json").read_text())["pairs"]["built"] == 6
+    counts = json.loads((tmp_path / "counts.json").read_text())["pairs"]
+    assert (counts["built"], counts["missing"]) == (6, 3)  # the texts have no headings
+    assert (counts["built_held_out"], counts["missing_held_out"]) == (6, 3)
+    assert "heldout: 3 questions that no excerpt allowed, heading at length 400, depth 0.5" in capsys.readouterr().out

@@ -26,7 +26,7 @@ Measure = Callable[[str], np.ndarray]
 TRIES = 24
 """Excerpts that are tried for a question of one kind."""
 FULL = 0.8
-"""Of the asked length, what an excerpt holds at least."""
+"""Of the asked length, what an excerpt of several documents holds at least."""
 
 
 class Casebook(Section):
@@ -135,6 +135,8 @@ def cell(
     for attempt in range(TRIES):
         dice = random.Random(f"{name} {attempt}")
         text, used = excerpt(sources, length=length, collections=settings.collections, measure=measure, dice=dice)
+        if not text:
+            continue
         whole = Excerpt(text, foreign=dice.choice(sources).fit)
         size = len(measure(text))
         for kind in list(waiting):
@@ -154,7 +156,7 @@ def case(whole: Excerpt, asked: Asked, *, kind: Kind, length: int, sources: list
 def excerpt(
     sources: Sequence[Source], *, length: int, collections: float, measure: Measure, dice: random.Random
 ) -> tuple[str, list[str]]:
-    """A text of at most `length` units, and the names of its documents."""
+    """A text of at most `length` units, '' if that is less than a sentence, and the names of its documents."""
     long_enough = [s for s in sources if len(s.ends) >= length]
     if long_enough and (len(sources) == 1 or dice.random() >= collections):
         return single(long_enough, length=length, dice=dice)
