@@ -28,8 +28,7 @@ def stage(base: Path, out: Path, counts: Path, blocks: Blocks, pairs: Pairs, pos
                 cases[side], missing[side] = built.cases, built.missing
                 if built.missing:
                     print(f"{side}: {len(built.missing)} questions that no excerpt allowed, {built.missing[0]} first")
-    chosen = choose(found, pairs)
-    chosen.train.extend(taught(cases.get("train", [])))
+    chosen = choose(found, pairs, built=taught(cases.get("train", [])))
     report = prepare(chosen, settings=pairs, tokenizer=tokenizer, context=position.context, out=out)
     write(cases.get("heldout", []), out / "cases.jsonl")
     counts.parent.mkdir(parents=True, exist_ok=True)
