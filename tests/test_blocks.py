@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from datasets.exceptions import DatasetNotFoundError
 from specimens import tokenizer
 
 from longlora.data.blocks import (
@@ -22,6 +23,8 @@ from longlora.data.blocks import (
     write,
 )
 from longlora.data.heldout import elsewhere
+from longlora.data.instructions import read_hub
+from longlora.section import raised_here
 
 BLOCKS = Blocks(
     source="text",
@@ -110,6 +113,39 @@ def test_what_is_not_there_is_named(tmp_path, change, words):
     change = {k: v.replace("{rows}", str(tmp_path / "rows.jsonl")) for k, v in change.items()}
     with pytest.raises(ValueError, match=words):
         read(BLOCKS.model_copy(update=change))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", b"caf\xe9", r"a\.txt is not UTF-8: byte 3 is 0xe9$"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"text": null}\n',
+            r"^blocks.field: row 1 of .* has a NoneType for 'text', not a text$",
+        ),
+        ("a.jsonl", b'{"text": 3}\n', r"^blocks.field: row 0 of .* has a int for 'text', not a text$"),
+        ("a.jsonl", b'{"text": "x"\n', r"^blocks.name: .* cannot be read as jsonl: .*in row 0$"),
+        ("a.parquet", b"PK", r"^blocks.name: .* cannot be read as parquet: "),
+    ],
+)
+def test_what_can_not_be_read_is_named_in_one_line(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    source = {"txt": "text"}.get(name[2:], name[2:])
+    with pytest.raises(ValueError, match=said) as error:
+        read(BLOCKS.model_copy(update={"source": source, "name": str(tmp_path)}))
+    assert raised_here(error.value) and "\n" not in str(error.value)
+
+
+def test_a_dataset_that_is_not_on_the_hub_is_named(monkeypatch):
+    def missing(name, split):
+        raise DatasetNotFoundError(f"Dataset '{name}' doesn't exist on the Hub or cannot be accessed.\nLog in.")
+
+    monkeypatch.setattr("datasets.load_dataset", missing)
+    with pytest.raises(ValueError, match=r"^dataset 'me/typo': Dataset 'me/typo' doesn't exist .* accessed\.$"):
+        read(BLOCKS.model_copy(update={"source": "hub", "name": "me/typo"}))
+    with pytest.raises(ValueError, match=r"^dataset 'me/typo'"):
+        read_hub("me/typo", split=None)
 
 
 def test_split_is_by_document_and_seeded():

@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerFast
 
-from longlora.section import Section
+from longlora.section import Section, Seed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -76,7 +76,7 @@ class Blocks(Section):
     license: str
     """Of the texts; carried into the model card."""
     held_out: HeldOut
-    seed: int
+    seed: Seed
     recall: Recall
 
 
@@ -84,27 +84,65 @@ def read(blocks: Blocks | Texts) -> "Dataset":
     """The documents, as rows of `name` and `text`, in a fixed order. (A bin source has no text: `longlora.data.heldout` reads it.)
 
     Raises:
-        ValueError: nothing is found, or a column is missing (the columns there are, are named).
+        ValueError: nothing is found or can be read, a column is missing (the columns there are, are named), or a row has no text.
     """
-    from datasets import Dataset, load_dataset  # a second, which those who read tokens alone need not spend
+    from datasets import Dataset  # a second, which those who read tokens alone need not spend
 
     if blocks.source in ("package", "text"):
         files = text_files(blocks)
-        return Dataset.from_dict({"name": names_of(files), "text": [f.read_text("utf-8") for f in files]})
-    if blocks.source == "hub":
-        rows = load_dataset(blocks.name, split=blocks.split or "train")
-    else:
-        files = sorted(str(f) for f in matching(Path(blocks.name), suffix=blocks.source))
-        rows = load_dataset("json" if blocks.source == "jsonl" else "parquet", data_files=files, split="train")
+        return Dataset.from_dict({"name": names_of(files), "text": [text_of(f) for f in files]})
+    rows = from_hub(blocks.name, split=blocks.split) if blocks.source == "hub" else from_table(blocks)
     if blocks.field not in rows.column_names:
         raise ValueError(
             f"blocks.field: no column '{blocks.field}' in {blocks.name}; there are {', '.join(rows.column_names)}"
         )
-    return rows.map(
-        lambda row, index: {"name": str(index), "text": row[blocks.field]},
-        with_indices=True,
-        remove_columns=rows.column_names,
-    )
+
+    def document(row: dict[str, Any], index: int) -> dict[str, str]:
+        text = row[blocks.field]
+        if not isinstance(text, str):
+            raise ValueError(
+                f"blocks.field: row {index} of {blocks.name} has a {type(text).__name__} for '{blocks.field}', not a text"
+            )
+        return {"name": str(index), "text": text}
+
+    return rows.map(document, with_indices=True, remove_columns=rows.column_names)
+
+
+def from_hub(name: str, *, split: str | None) -> "Dataset":
+    """A dataset of the hub; `split` None takes 'train'.
+
+    Raises:
+        ValueError: there is none of this name, or it is not open to whoever asks.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        return load_dataset(name, split=split or "train")
+    except DatasetNotFoundError as error:
+        raise ValueError(f"dataset '{name}': {str(error).splitlines()[0]}") from None
+
+
+def from_table(blocks: Blocks | Texts) -> "Dataset":
+    """The rows of JSONL or Parquet files."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+    from pyarrow import ArrowInvalid
+
+    files = sorted(str(f) for f in matching(Path(blocks.name), suffix=blocks.source))
+    kind = "json" if blocks.source == "jsonl" else "parquet"
+    try:
+        return load_dataset(kind, data_files=files, split="train")
+    except (DatasetGenerationError, ArrowInvalid) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"blocks.name: {blocks.name} cannot be read as {blocks.source}: {reason}") from None
+
+
+def text_of(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from None
 
 
 def text_files(blocks: Blocks | Texts) -> list[Path]:

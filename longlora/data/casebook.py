@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from longlora.data.questions import LONGEST, SHORTEST, Asked, Excerpt, Kind, ask, flat
 from longlora.data.reading import Document
 from longlora.data.sentences import sentences
-from longlora.section import Section
+from longlora.section import Section, Seed
 
 Measure = Callable[[str], np.ndarray]
 """Where each unit of length (a word, a token) of a text ends, in characters, ascending."""
@@ -39,7 +39,7 @@ class Casebook(Section):
     """Questions of each kind, at each length and depth."""
     collections: float = Field(ge=0, le=1)
     """Share of the excerpts that are put together from several documents."""
-    seed: int
+    seed: Seed
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from longlora.data.instructions import Bad, Dialogue, Records, Turn, read_hub, r
 from longlora.data.packing import Pair, write
 from longlora.data.prompt import continuation, opening
 from longlora.data.wording import asked
-from longlora.section import Section
+from longlora.section import Section, Seed
 
 REASONS = ("duplicate", "contamination", "split", "length")
 """For which a record that is not malformed is left out."""
@@ -53,7 +53,7 @@ class Pairs(Section):
     held_out: float = Field(ge=0, lt=1)
     """Share of the sources' documents that are not trained on: data/pairs/heldout.jsonl, for measures of your own."""
     contamination: Contamination
-    seed: int
+    seed: Seed
 
 
 class Chosen(NamedTuple):

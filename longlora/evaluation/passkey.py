@@ -21,7 +21,7 @@ from longlora.data.prompt import chat_turn, continuation, opening
 from longlora.evaluation.interval import binomial
 from longlora.model.load import batch_tokens, must_reach, shareable, spread
 from longlora.parallel.sharding import ours, say, whole
-from longlora.section import Section
+from longlora.section import Section, Seed
 
 HEAD = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
@@ -45,7 +45,7 @@ class Passkey(Section):
     digits: int = Field(gt=0)
     prompt: Literal["plain", "chat"]
     """plain: the authors' text, to be continued; chat: the same as a user's turn in the tokenizer's own template."""
-    seed: int
+    seed: Seed
 
     @field_validator("lengths", "depths")
     @classmethod

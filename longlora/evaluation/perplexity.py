@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from longlora.evaluation.interval import bootstrap
 from longlora.evaluation.windows import SCORED, Place, Window, nats, places, token_nats
 from longlora.parallel.sharding import rank, say
-from longlora.section import Section
+from longlora.section import Section, Seed
 
 
 class Sliding(Section):
@@ -40,7 +40,7 @@ class Perplexity(Section):
     """Tokens scored at the end of each window."""
     samples: int = Field(gt=0)
     """Places, drawn from all that have the longest window before them inside one document; their tokens never overlap."""
-    seed: int
+    seed: Seed
     sliding: Sliding | None
     """The second protocol; null leaves it out."""
     bands: int | None = Field(gt=0)

@@ -20,7 +20,7 @@ from longlora.evaluation.answer import answers
 from longlora.evaluation.interval import bootstrap
 from longlora.evaluation.ruler_tasks import Riddle, Task, common, frequent, needles, tracking
 from longlora.parallel.sharding import say
-from longlora.section import Section
+from longlora.section import Section, Seed
 
 FEWEST = {"common": 110, "frequent": 30}
 """Words of the shortest list: ten words ten times and some others; three words that stand out."""
@@ -41,7 +41,7 @@ class Ruler(Section):
     0.856, the score of Llama 2 7B at 4,096 tokens."""
     prompt: Literal["plain", "chat"]
     """plain: text to be continued; chat: a user's turn in the tokenizer's own template."""
-    seed: int
+    seed: Seed
 
 
 class Writer:

@@ -29,7 +29,7 @@ class Adapter(Section):
     alpha: float = Field(gt=0)
     """The update is B A x alpha / rank."""
     dropout: float = Field(ge=0, lt=1)
-    target_modules: list[str]
+    target_modules: list[str] = Field(min_length=1)
     """Names of the linear layers that get an adapter, as the model calls them (GPT-NeoX: query_key_value, dense)."""
     trainable: list[Literal["embeddings", "norms"]]
     """What is trained whole beside the low-rank matrices."""

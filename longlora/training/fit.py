@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from peft import PeftModel
@@ -35,7 +35,7 @@ from longlora.model.quantized import keep_for_training, nf4, place
 from longlora.parallel.ranks import Ranks, from_environment, must_agree
 from longlora.parallel.sequence_parallel import Shards, join, must_fit, parallel_attention
 from longlora.parallel.zero import Zero, meet_on_cpu, zero_from_environment
-from longlora.section import Section
+from longlora.section import Section, Seed
 from longlora.training.checkpoint import (
     Stop,
     alone,
@@ -50,6 +50,8 @@ from longlora.training.history import History, write_cost
 from longlora.training.loss import chunk_loss
 from longlora.training.tile import tile_mlp
 from longlora.training.trainer import LongTrainer, Switch
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Fit(Section):
@@ -70,7 +72,7 @@ class Fit(Section):
     """Hayou et al. 2024: learning rate of the B matrices over that of A; 1 is off."""
     lr_scheduler_type: Literal["constant_with_warmup", "linear", "cosine"]
     warmup_steps: int = Field(ge=0)
-    betas: tuple[float, float]
+    betas: tuple[Beta, Beta]
     weight_decay: float = Field(ge=0)
     max_grad_norm: float = Field(gt=0)
     dtype: Literal["float32", "bfloat16"]
@@ -84,7 +86,7 @@ class Fit(Section):
     """Tokens whose logits are in memory at once."""
     save_steps: int = Field(gt=0)
     logging_steps: int = Field(gt=0)
-    seed: int
+    seed: Seed
 
     def accumulation(self, replicas: int) -> int:
         """Micro-batches per optimiser step and replica.
