@@ -49,8 +49,11 @@ class Texts(Section):
     source: Literal["package", "text", "jsonl", "parquet", "hub", "bin"]
     """As in `blocks`, and bin: a flat file of uint16 tokens, as LongLoRA's authors publish PG19 and proof-pile."""
     name: str
+    """The package, file, folder or hub id."""
     split: str | None
+    """hub: which split; null is train."""
     field: str
+    """jsonl, parquet, hub: the column that holds the text."""
 
 
 class HeldOut(Section):
@@ -66,18 +69,21 @@ class HeldOut(Section):
 
 class Blocks(Section):
     source: Literal["package", "text", "jsonl", "parquet", "hub"]
-    """package: text files of an installed Python package; text: a folder of .txt files (without any, .md); jsonl, parquet: file,
-    folder or pattern; hub: a `datasets` hub id."""
+    """package: text files of an installed Python package; text: a folder of .txt files (without any, .md); jsonl, parquet: file or
+    folder; hub: a `datasets` hub id."""
     name: str
+    """The package, file, folder or hub id."""
     split: str | None
-    """hub: which split; otherwise null."""
+    """hub: which split; null is train."""
     field: str
     """jsonl, parquet, hub: the column that holds the text."""
     license: str
     """Of the texts; carried into the model card."""
     held_out: HeldOut
+    """Which documents are evaluated on."""
     seed: Seed
     recall: Recall
+    """Exercises that are written beside the texts (longlora/data/recall.py)."""
 
 
 def read(blocks: Blocks | Texts) -> "Dataset":

@@ -35,6 +35,7 @@ class Casebook(Section):
     depths: list[Annotated[float, Field(ge=0, le=1)]] = Field(min_length=1)
     """Where the first evidence stands: the share of the excerpt before it, 0 to 1."""
     kinds: list[Kind] = Field(min_length=1)
+    """Of the questions; longlora/data/questions.py describes each."""
     samples: int = Field(gt=0)
     """Questions of each kind, at each length and depth."""
     collections: float = Field(ge=0, le=1)

@@ -33,17 +33,20 @@ class PairSource(Section):
     kind: Literal["file", "hub"]
     """file: JSON, JSONL or Parquet, or a folder of them; hub: a `datasets` hub id."""
     name: str
+    """The file, folder or hub id."""
     split: str | None
     """hub: which split; null is train."""
     take: int | None = Field(gt=0)
     """So many records, drawn from the seed; null takes all. The authors mix 9,000 long with 3,000 short ones."""
     license: str
+    """Of the records."""
 
 
 class Pairs(Section):
     """Empty sources and no casebook: there are no pairs, and `fit.pairs_share` must be 0."""
 
     sources: list[PairSource]
+    """Where records are read."""
     casebook: Casebook | None
     """Questions by rule on the training documents of `blocks`, lengths in tokens; null writes none."""
     prompt: Literal["chat", "authors"]
@@ -53,6 +56,7 @@ class Pairs(Section):
     held_out: float = Field(ge=0, lt=1)
     """Share of the sources' documents that are not trained on: data/pairs/heldout.jsonl, for measures of your own."""
     contamination: Contamination
+    """Evaluation cases that no pair may hold."""
     seed: Seed
 
 

@@ -43,6 +43,7 @@ class Passkey(Section):
     samples: int = Field(gt=0)
     """Keys for each length and depth."""
     digits: int = Field(gt=0)
+    """Of a key."""
     prompt: Literal["plain", "chat"]
     """plain: the authors' text, to be continued; chat: the same as a user's turn in the tokenizer's own template."""
     seed: Seed

@@ -34,6 +34,7 @@ class Ruler(Section):
     lengths: list[int] = Field(min_length=1)
     """Prompts in tokens, the room for the answer included."""
     tasks: list[Task] = Field(min_length=1)
+    """Needles, tracking and word counts; longlora/evaluation/ruler_tasks.py describes each."""
     samples: int = Field(gt=0)
     """Prompts for each length and task."""
     threshold: float = Field(ge=0, le=1)

@@ -27,7 +27,9 @@ class Rule(Section):
     """Path in the scores, `perplexity/extended/target`. `target` is the context that was trained for, `window` the longest
     measured length inside the base's own."""
     at_most: float | None = None
+    """The highest value that passes."""
     at_least: float | None = None
+    """The lowest; a rule has one of the two."""
     times: str | None = None
     """A reference metric by which the bound is multiplied."""
     plus: str | None = None
