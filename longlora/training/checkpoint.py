@@ -83,17 +83,18 @@ class ExactTrainer(Trainer):
     def unlogged(self) -> dict[str, Any]:
         """The sum of losses since the last row of the history, of each process; every process must ask."""
         losses = nested_gather(self._tr_loss, self.args.parallel_mode)
+        assert isinstance(losses, torch.Tensor)
         return {"since": self._globalstep_last_logged, "losses": losses.flatten().tolist()}
 
-    def _run_epoch(self, *, resume_from_checkpoint: str | None, **settings: Any) -> None:
-        if resume_from_checkpoint:  # the Trainer has begun a new sum just now
-            unlogged = json.loads((Path(resume_from_checkpoint) / "unlogged.json").read_text())
+    def _run_epoch(self, *args: Any, **settings: Any) -> None:
+        if checkpoint := settings["resume_from_checkpoint"]:  # the Trainer has begun a new sum just now
+            unlogged = json.loads((Path(checkpoint) / "unlogged.json").read_text())
             losses, rank = unlogged["losses"], self.args.process_index
             # The history has the mean over the processes, however many there are now.
             own = losses[rank] if len(losses) == self.args.world_size else fmean(losses)
             self._tr_loss.fill_(own)
             self._globalstep_last_logged = unlogged["since"]
-        super()._run_epoch(resume_from_checkpoint=resume_from_checkpoint, **settings)
+        super()._run_epoch(*args, **settings)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
@@ -183,8 +184,12 @@ def digest(inputs: list[Path], *, sections: tuple[Section, ...]) -> str:
 def code_of(file: Path) -> set[Path]:
     """`file` and what it imports of this library, directly or not. Read from the files: which modules a process has loaded
     besides differs from one that trains alone to one of several."""
-    froms = [n for n in ast.walk(ast.parse(file.read_bytes())) if isinstance(n, ast.ImportFrom) and n.module]
-    names = {name for n in froms for name in (n.module, *(f"{n.module}.{alias.name}" for alias in n.names))}
+    names = {
+        name
+        for n in ast.walk(ast.parse(file.read_bytes()))
+        if isinstance(n, ast.ImportFrom) and n.module
+        for name in (n.module, *(f"{n.module}.{alias.name}" for alias in n.names))
+    }
     own = [LIBRARY.parent.joinpath(*n.split(".")).with_suffix(".py") for n in names if n.startswith(f"{LIBRARY.name}.")]
     return {file}.union(*(code_of(other) for other in own if other.is_file()))
 
