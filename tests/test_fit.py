@@ -38,6 +38,11 @@ def test_the_loss_falls_and_the_history_and_cost_are_written(place):
     assert json.loads((place / "tuned.json").read_text())["tuned"]["trainable_parameters"] > 300 * 36
 
 
+def test_the_saved_config_uses_a_cache_as_the_bases_does(place):
+    tuned = run(place, "tuned", steps=1)
+    assert json.loads((tuned / "config.json").read_text())["use_cache"] is True
+
+
 def test_the_same_run_gives_the_same_bytes_and_another_seed_others(place):
     assert weights(run(place, "one")) == weights(run(place, "two"))
     assert (place / "one.csv").read_bytes() == (place / "two.csv").read_bytes()
@@ -245,7 +250,7 @@ def test_a_killed_process_leaves_a_whole_checkpoint(place, signal_number):
     }
 
 
-def test_pairs_are_learnt_by_the_same_training_with_noise_if_asked_for(place):
+def test_pairs_are_learnt_by_the_same_training_with_noise_if_asked_for(place, capsys):
     pairs = place / "pairs"
     pairs.mkdir()
     asked = [np.concatenate([np.full(20 + i, 7), [40, 41, 1]]) for i in range(30)]
@@ -254,5 +259,7 @@ def test_pairs_are_learnt_by_the_same_training_with_noise_if_asked_for(place):
     run(place, "taught", steps=8, **both)
     losses = [row["loss"] for row in history(place / "taught.csv")]
     assert losses[-1] < losses[0] - 0.3
+    run(place, "untaught", steps=1, pairs=pairs)
+    assert "the pairs are not trained on: fit.pairs_share is 0" in capsys.readouterr().out
     run(place, "noisy", steps=1, neftune_noise_alpha=5.0, **both)
     assert history(place / "noisy.csv")[0]["loss"] != losses[0]

@@ -192,6 +192,9 @@ def train(
                 model = build(base, position=position, adapter=adapter, dtype=settings.dtype)
                 load_parameters(model, trained)
             out.parent.mkdir(parents=True, exist_ok=True)
+            config = causal_model(model).config
+            own = AutoConfig.from_pretrained(base, local_files_only=True).get_text_config()
+            config.use_cache = getattr(own, "use_cache", True)  # training went without
             save(model, out)
             recipe = {type(s).__name__.lower(): s.model_dump() for s in sections}
             (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
