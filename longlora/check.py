@@ -39,14 +39,21 @@ class Evaluate(Section):
     does not make another measurement of the ones before."""
 
     perplexity: list[str]
+    """Perplexity and its bands."""
     passkey: list[str]
+    """Passkeys."""
     keytokens: list[str]
     """The models that pick LongPPL's tokens."""
     longppl: list[str]
+    """LongPPL, over the tokens that the models of `keytokens` pick."""
     ruler: list[str]
+    """RULER's tasks."""
     longeval: list[str]
+    """LongEval's lines and topics."""
     longqa: list[str]
+    """Questions on long documents."""
     harness: list[str]
+    """Tasks of lm-evaluation-harness."""
 
     @field_validator("*")
     @classmethod

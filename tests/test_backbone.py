@@ -1,13 +1,16 @@
 """A base model by source, as one plain folder."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError
 from specimens import folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longlora.model.backbone import Backbone, fetch, find_gguf, sha256
+from longlora.section import raised_here
 
 
 def source(name: object, **changes: object) -> Backbone:
@@ -54,3 +57,13 @@ def test_the_one_gguf_file_of_an_installed_package_is_found(tmp_path, monkeypatc
     (package / "second.gguf").write_bytes(b"GGUF")
     with pytest.raises(ValueError, match="must hold one GGUF file, it holds 2"):
         find_gguf("some-model==1.2", scratch=tmp_path)
+
+
+@pytest.mark.parametrize("error", [RepositoryNotFoundError("401: gated.\nLog in.", response=Mock()), None])
+def test_a_model_that_is_not_on_the_hub_is_named(tmp_path, monkeypatch, error):
+    if error:
+        monkeypatch.setattr("longlora.model.backbone.snapshot_download", Mock(side_effect=error))
+    asked = Backbone(source="hub", name="me/ty/po", revision=None, license="MIT")
+    with pytest.raises(ValueError, match=r"^backbone.name: 'me/ty/po' on the hub: .*$") as told:
+        fetch(asked, out=tmp_path / "out")
+    assert raised_here(told.value) and "\n" not in str(told.value)

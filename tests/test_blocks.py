@@ -6,10 +6,25 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from datasets.exceptions import DatasetNotFoundError
 from specimens import tokenizer
 
-from longlora.data.blocks import Blocks, HeldOut, PackedBlocks, Recall, Texts, documents, prepare, read, split, write
+from longlora.data.blocks import (
+    Blocks,
+    HeldOut,
+    PackedBlocks,
+    Recall,
+    Texts,
+    documents,
+    prepare,
+    read,
+    split,
+    tokenise,
+    write,
+)
 from longlora.data.heldout import elsewhere
+from longlora.data.instructions import read_hub
+from longlora.section import raised_here
 
 BLOCKS = Blocks(
     source="text",
@@ -61,6 +76,30 @@ def test_markdown_is_text_where_there_is_no_other(texts, tmp_path):
     assert [list(other[c]) for c in ("name", "text")] == [list(rows[c]) for c in ("name", "text")]
 
 
+def test_files_of_one_name_in_several_folders_are_documents_of_their_own(tmp_path):
+    for book in "abcdef":
+        (tmp_path / "books" / book).mkdir(parents=True)
+        (tmp_path / "books" / book / "chapter1.txt").write_text(f"Chapter 1 of {book}. " * 9)
+    (tmp_path / "books/preface.txt").write_text("Preface.")
+    names = [*(f"{book}/chapter1" for book in "abcdef"), "preface"]
+    share = HeldOut(names=[], share=0.5, texts=None)
+    given = BLOCKS.model_copy(update={"name": str(tmp_path / "books"), "held_out": share})
+    assert list(read(given)["name"]) == names
+    counts = prepared(given, out=tmp_path / "tokens")
+    assert (counts["train"]["documents"], counts["heldout"]["documents"]) == (3, 4)
+    other = elsewhere(Texts(source="text", name=given.name, split=None, field="text"), tokenizer=tokenizer())
+    assert list(other) == [f"{given.name}: {name}" for name in names]
+
+
+def test_documents_are_whole_whatever_the_tokenizer_file_says_of_its_training():
+    words = tokenizer()
+    texts = ["First 1 text. " * 30, "Short."]
+    whole = [t.tolist() for t in tokenise(texts, tokenizer=words)]
+    words.backend_tokenizer.enable_truncation(16)
+    words.backend_tokenizer.enable_padding(length=16)
+    assert [t.tolist() for t in tokenise(texts, tokenizer=words)] == whole
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -74,6 +113,39 @@ def test_what_is_not_there_is_named(tmp_path, change, words):
     change = {k: v.replace("{rows}", str(tmp_path / "rows.jsonl")) for k, v in change.items()}
     with pytest.raises(ValueError, match=words):
         read(BLOCKS.model_copy(update=change))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", b"caf\xe9", r"a\.txt is not UTF-8: byte 3 is 0xe9$"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"text": null}\n',
+            r"^blocks.field: row 1 of .* has a NoneType for 'text', not a text$",
+        ),
+        ("a.jsonl", b'{"text": 3}\n', r"^blocks.field: row 0 of .* has a int for 'text', not a text$"),
+        ("a.jsonl", b'{"text": "x"\n', r"^blocks.name: .* cannot be read as jsonl: .*in row 0$"),
+        ("a.parquet", b"PK", r"^blocks.name: .* cannot be read as parquet: "),
+    ],
+)
+def test_what_can_not_be_read_is_named_in_one_line(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    source = {"txt": "text"}.get(name[2:], name[2:])
+    with pytest.raises(ValueError, match=said) as error:
+        read(BLOCKS.model_copy(update={"source": source, "name": str(tmp_path)}))
+    assert raised_here(error.value) and "\n" not in str(error.value)
+
+
+def test_a_dataset_that_is_not_on_the_hub_is_named(monkeypatch):
+    def missing(name, split):
+        raise DatasetNotFoundError(f"Dataset '{name}' doesn't exist on the Hub or cannot be accessed.\nLog in.")
+
+    monkeypatch.setattr("datasets.load_dataset", missing)
+    with pytest.raises(ValueError, match=r"^dataset 'me/typo': Dataset 'me/typo' doesn't exist .* accessed\.$"):
+        read(BLOCKS.model_copy(update={"source": "hub", "name": "me/typo"}))
+    with pytest.raises(ValueError, match=r"^dataset 'me/typo'"):
+        read_hub("me/typo", split=None)
 
 
 def test_split_is_by_document_and_seeded():

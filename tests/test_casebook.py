@@ -130,6 +130,12 @@ def test_what_is_absent_is_not_there(built):
         assert all(piece not in flat(c.document) for piece in sentence.split("___") if len(piece) > 60)
 
 
+def test_nothing_is_asked_about_no_text(sotu):
+    settings = SETTINGS.model_copy(update={"lengths": [20], "depths": [0.0], "kinds": ["absent"], "samples": 20})
+    found = build(sotu, settings, measure=words)
+    assert len(found.cases) == 20 and all(c.document for c in found.cases)
+
+
 def test_lengths_and_depths_are_kept_to(built):
     for number, c in enumerate(built.cases):
         wanted = SETTINGS.lengths[number // (len(KINDS) * 12)]

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from longlora.check import OWN, check, sections_of
-from longlora.section import Section, read_params, section_of
+from longlora.section import Section, read_params, section_of, sections_in
 from tasks.sources import hashed
 
 ROOT = Path(__file__).parent.parent
@@ -114,3 +114,22 @@ def test_every_recipe_is_valid_over_params_yaml(recipe):
     params = OmegaConf.to_container(merged, resolve=True)
     check(params, SECTIONS)
     assert params.keys() == SECTIONS.keys()
+
+
+def sections_of_stages() -> list[type[Section]]:
+    """Every section that a stage is given, and those inside them."""
+    waiting = [*SECTIONS.values()]
+    for kind in waiting:
+        waiting += [k for f in kind.model_fields.values() for k in sections_in(f.annotation) if k not in waiting]
+    return sorted(set(waiting), key=lambda kind: kind.__name__)
+
+
+@pytest.mark.parametrize("kind", sections_of_stages(), ids=lambda kind: kind.__name__)
+def test_every_key_says_what_it_means(kind):
+    assert [name for name, field in kind.model_fields.items() if not field.description] == []
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if r.stem not in ("shapes", "tiny-sft")], ids=lambda r: r.stem)
+def test_a_recipe_of_a_real_model_says_its_share_of_full_attention(recipe):
+    """The demo's is that of a model which must learn to retrieve in a hundred steps."""
+    assert "full_attention_last" in read_params(recipe).get("attention", {})

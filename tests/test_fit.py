@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,6 +43,11 @@ def test_the_rates_are_the_sections_and_no_other(place):
     assert {row["learning_rate"] for row in history(place / "tuned.csv")} == {3e-3}
 
 
+def test_the_saved_config_uses_a_cache_as_the_bases_does(place):
+    tuned = run(place, "tuned", steps=1)
+    assert json.loads((tuned / "config.json").read_text())["use_cache"] is True
+
+
 def test_the_same_run_gives_the_same_bytes_and_another_seed_others(place):
     assert weights(run(place, "one")) == weights(run(place, "two"))
     assert (place / "one.csv").read_bytes() == (place / "two.csv").read_bytes()
@@ -63,6 +69,15 @@ def test_a_run_that_was_cut_off_resumes_bit_for_bit(place, monkeypatch):
     assert weights(run(place, "resumed")) == wanted
     assert (place / "resumed.csv").read_bytes() == (place / "whole.csv").read_bytes()
     assert not list((place / "checkpoints").rglob("checkpoint-*"))
+
+
+def test_a_run_that_was_cut_off_between_two_rows_has_the_same_history(place, monkeypatch):
+    changes = {"save_steps": 4, "logging_steps": 5}
+    run(place, "whole", steps=10, **changes)
+    cut_off(place, "resumed", monkeypatch, steps=10, **changes)
+    run(place, "resumed", steps=10, **changes)
+    assert [row["step"] for row in history(place / "whole.csv")] == [5, 10]
+    assert (place / "resumed.csv").read_bytes() == (place / "whole.csv").read_bytes()
 
 
 def test_a_run_that_was_cut_off_goes_on_with_the_same_noise(place, monkeypatch):
@@ -128,6 +143,21 @@ def test_a_changed_input_is_another_run(place):
     file = place / "tokens/recall.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     assert digest([place / "tokens"], sections=()) != before
+
+
+def test_other_code_is_another_run(tmp_path, monkeypatch):
+    before = digest([], sections=())
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "version", lambda package: "0.1")
+        assert digest([], sections=()) != before
+    shutil.copytree(ROOT / "longlora", tmp_path / "longlora")
+    monkeypatch.setattr(checkpoint, "LIBRARY", tmp_path / "longlora")
+    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "longlora/training/checkpoint.py"))
+    assert digest([], sections=()) == before
+    for name, other in (("report/page.py", False), ("training/loss.py", True)):
+        with (tmp_path / "longlora" / name).open("a") as file:
+            file.write("# changed\n")
+        assert (digest([], sections=()) != before) == other
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(place):
@@ -225,7 +255,7 @@ def test_a_killed_process_leaves_a_whole_checkpoint(place, signal_number):
     }
 
 
-def test_pairs_are_learnt_by_the_same_training_with_noise_if_asked_for(place):
+def test_pairs_are_learnt_by_the_same_training_with_noise_if_asked_for(place, capsys):
     pairs = place / "pairs"
     pairs.mkdir()
     asked = [np.concatenate([np.full(20 + i, 7), [40, 41, 1]]) for i in range(30)]
@@ -234,5 +264,7 @@ def test_pairs_are_learnt_by_the_same_training_with_noise_if_asked_for(place):
     run(place, "taught", steps=8, **both)
     losses = [row["loss"] for row in history(place / "taught.csv")]
     assert losses[-1] < losses[0] - 0.3
+    run(place, "untaught", steps=1, pairs=pairs)
+    assert "the pairs are not trained on: fit.pairs_share is 0" in capsys.readouterr().out
     run(place, "noisy", steps=1, neftune_noise_alpha=5.0, **both)
     assert history(place / "noisy.csv")[0]["loss"] != losses[0]

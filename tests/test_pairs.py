@@ -2,17 +2,18 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from specimens import tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from longlora.data.casebook import Casebook
+from longlora.data.casebook import Case, Casebook
 from longlora.data.curation import Contamination
 from longlora.data.instructions import Turn, read_records
 from longlora.data.packing import read
-from longlora.data.pairs import Pairs, PairSource, choose, gather, prepare, tokenised
+from longlora.data.pairs import Pairs, PairSource, choose, gather, prepare, taught, tokenised
 from longlora.model.position import Position
 from longlora.stages.pairs import stage
 
@@ -126,6 +127,43 @@ def test_every_record_is_trained_on_held_out_or_named(source, tmp_path):
     assert [d.turns for d in again.dialogues] == [d.turns for d in chosen.held_out]
 
 
+def test_counts_are_of_records_and_lengths_of_what_is_trained_on(tmp_path, capsys):
+    rows = [
+        {"instruction": "What is it?", "output": "It is.", "system": "Be brief.", "history": []},
+        {"instruction": "", "output": ""},
+        {"instruction": "y " * 200, "output": "z", "system": "Be long."},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    source = PairSource(kind="file", name=str(tmp_path / "rows.jsonl"), split=None, take=None, license="none")
+    settings = SETTINGS.model_copy(update={"sources": [source], "faults": "leave_out"})
+    chosen = choose(gather(settings), settings)
+    counts = prepare(chosen, settings=settings, tokenizer=tokenizer(), context=64, out=tmp_path / "out")
+    assert counts["left_out"] == {"length": 1, "malformed": 1}
+    assert counts["read"] == 3 == counts["train"] + sum(counts["left_out"].values())
+    assert counts["tokens"]["count"] == 1 and counts["tokens"]["most"] <= 64
+    assert counts["keys_not_read"] == 2
+    assert "keys not read: history (1), system (2)" in capsys.readouterr().out
+
+
+def test_what_a_casebook_writes_is_checked_as_records_are(source, tmp_path):
+    case = Case("Ada saw it in May.", "Who saw it?", ["Ada"], [], "cloze", 0.0, 5, ["book1"])
+    other = replace(case, question="When did Ada see it, and who else was there?", answers=["in May, and nobody was"])
+    cases = tmp_path / "cases.jsonl"
+    cases.write_text(json.dumps({"instruction": other.question, "output": other.answers[0]}) + "\n")
+    checked = SETTINGS.contamination.model_copy(update={"cases": str(cases), "words": 3, "share": 0.9})
+    settings = SETTINGS.model_copy(
+        update={"sources": [source], "faults": "leave_out", "held_out": 0.5, "contamination": checked}
+    )
+    built = taught([case, case, other])
+    plain, chosen = choose(gather(settings), settings), choose(gather(settings), settings, built=built)
+    assert chosen.train == [*plain.train, built[0]]  # though its document may be held out among the records
+    assert chosen.held_out == plain.held_out
+    assert [(b.place, b.field) for b in chosen.left if b.place.startswith("case")] == [
+        ("case 2 (cloze)", "duplicate"),
+        ("case 3 (cloze)", "contamination"),
+    ]
+
+
 def test_faults_are_refused_with_the_first_of_them(source, tmp_path):
     settings = SETTINGS.model_copy(update={"sources": [source]})
     with pytest.raises(ValueError, match=r"43 records, 42 good, 1 bad; .* line 42, output: is empty"):
@@ -146,7 +184,7 @@ def test_some_of_a_source_is_drawn_from_the_seed(source):
     assert drawn(1) == drawn(1) != drawn(2)
 
 
-def test_the_stage_builds_on_training_documents_alone(tmp_path, monkeypatch):
+def test_the_stage_builds_on_training_documents_alone(tmp_path, capsys):
     from test_blocks import BLOCKS
 
     words = chatting()
@@ -155,7 +193,9 @@ def test_the_stage_builds_on_training_documents_alone(tmp_path, monkeypatch):
     for name in "abc":
         text = " ".join(f"Sentence {n} of document {name} says what Ada Lovelace saw." for n in range(100, 160))
         (tmp_path / f"texts/{name}.txt").write_text(text)
-    casebook = Casebook(lengths=[400], depths=[0.5], kinds=["following", "cloze"], samples=3, collections=0.0, seed=1)
+    casebook = Casebook(
+        lengths=[400], depths=[0.5], kinds=["following", "cloze", "heading"], samples=3, collections=0.0, seed=1
+    )
     stage(
         tmp_path / "base",
         tmp_path / "pairs",
@@ -169,4 +209,7 @@ def test_the_stage_builds_on_training_documents_alone(tmp_path, monkeypatch):
     assert len(texts) == 6 and all("of document b" not in t for t in texts)
     held_out = [json.loads(line) for line in (tmp_path / "pairs/cases.jsonl").read_text().splitlines()]
     assert len(held_out) == 6 and {*map(str, (c["sources"] for c in held_out))} == {"['b']"}
-    assert json.loads((tmp_path / "counts.json").read_text())["pairs"]["built"] == 6
+    counts = json.loads((tmp_path / "counts.json").read_text())["pairs"]
+    assert (counts["built"], counts["missing"]) == (6, 3)  # the texts have no headings
+    assert (counts["built_held_out"], counts["missing_held_out"]) == (6, 3)
+    assert "heldout: 3 questions that no excerpt allowed, heading at length 400, depth 0.5" in capsys.readouterr().out

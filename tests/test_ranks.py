@@ -160,6 +160,20 @@ def test_a_killed_run_resumes_bit_for_bit_and_with_another_number_of_processes(p
     nearly_equal(place / "alone", place / "whole")
 
 
+def test_a_run_that_was_killed_between_two_rows_has_the_same_history_on_any_number_of_processes(place):
+    changes = {"logging_steps": 3, **EACH}
+    together.run(2, train_here, place, "whole", changes)
+    together.ended(together.start(2, killed_at_five, place, "resumed", changes))
+    shutil.copytree(place / "checkpoints", place / "kept")
+    together.run(2, train_here, place, "resumed", changes)
+    assert [row["step"] for row in history(place / "whole.csv")] == [3, 6]
+    assert (place / "resumed.csv").read_bytes() == (place / "whole.csv").read_bytes()
+    shutil.rmtree(place / "checkpoints")
+    (place / "kept").rename(place / "checkpoints")
+    run(place, "alone", **changes)
+    nearly_equal(place / "alone", place / "whole")
+
+
 def test_a_signal_to_one_process_stops_all_after_the_same_step(place):
     processes = together.start(2, train_here, place, "tuned", {"steps": 400, **EACH})
     await_checkpoint(place)

@@ -115,3 +115,7 @@ def test_an_impossible_reach_is_refused(change, words):
 def test_texts_without_words_are_refused():
     with pytest.raises(ValueError, match="hold no words"):
         list(exercises(["1 2 3"], tokenizer=tokenizer(), length=190, reach=130, nearness=2, count=1, seed=3))
+
+
+def test_no_exercise_reads_no_text():
+    assert list(exercises([], tokenizer=tokenizer(), length=128, reach=128, nearness=1.0, count=0, seed=1)) == []

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 from pydantic import model_validator
 
+from longlora.evaluation.passkey import Passkey
+from longlora.model.adapter import Adapter
 from longlora.section import Section, call, read_params, section_of
+from longlora.training.fit import Fit
+
+ROOT = Path(__file__).parent.parent
 
 
 class Wheel(Section):
@@ -84,3 +89,23 @@ def test_a_users_mistake_ends_in_one_line_and_status_two(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: params: position.method = 'yarm'")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "change", "said"),
+    [
+        (Fit, "fit", {"betas": [0.9, 1.0]}, r"fit.betas.1 = 1.0: Input should be less than 1"),
+        (Fit, "fit", {"seed": -1}, r"fit.seed = -1: Input should be greater than or equal to 0"),
+        (Passkey, "passkey", {"seed": 2**32}, r"passkey.seed = 4294967296: Input should be less than"),
+        (
+            Adapter,
+            "adapter",
+            {"target_modules": []},
+            r"adapter.target_modules = \[\]: List should have at least 1 item",
+        ),
+    ],
+)
+def test_what_would_fail_later_on_is_out_of_range(kind, name, change, said):
+    params = read_params(ROOT / "params.yaml")
+    with pytest.raises(ValueError, match=said):
+        section_of(kind, {name: params[name] | change}, name)

@@ -11,6 +11,8 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +25,7 @@ from safetensors.numpy import save_file
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerFast
 
-from longlora.section import Section
+from longlora.section import Section, Seed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,15 +49,18 @@ class Texts(Section):
     source: Literal["package", "text", "jsonl", "parquet", "hub", "bin"]
     """As in `blocks`, and bin: a flat file of uint16 tokens, as LongLoRA's authors publish PG19 and proof-pile."""
     name: str
+    """The package, file, folder or hub id."""
     split: str | None
+    """hub: which split; null is train."""
     field: str
+    """jsonl, parquet, hub: the column that holds the text."""
 
 
 class HeldOut(Section):
     """Documents that are never trained on."""
 
     names: list[str]
-    """By name: the file's stem, or the row number."""
+    """By name: the file's stem (its path below the folder, without the suffix, where several share a stem), or the row number."""
     share: float = Field(ge=0, lt=1)
     """If none is named: this share of all documents, drawn from the seed."""
     texts: Texts | None
@@ -64,46 +69,86 @@ class HeldOut(Section):
 
 class Blocks(Section):
     source: Literal["package", "text", "jsonl", "parquet", "hub"]
-    """package: text files of an installed Python package; text: a folder of .txt files (without any, .md); jsonl, parquet: file,
-    folder or pattern; hub: a `datasets` hub id."""
+    """package: text files of an installed Python package; text: a folder of .txt files (without any, .md); jsonl, parquet: file or
+    folder; hub: a `datasets` hub id."""
     name: str
+    """The package, file, folder or hub id."""
     split: str | None
-    """hub: which split; otherwise null."""
+    """hub: which split; null is train."""
     field: str
     """jsonl, parquet, hub: the column that holds the text."""
     license: str
     """Of the texts; carried into the model card."""
     held_out: HeldOut
-    seed: int
+    """Which documents are evaluated on."""
+    seed: Seed
     recall: Recall
+    """Exercises that are written beside the texts (longlora/data/recall.py)."""
 
 
 def read(blocks: Blocks | Texts) -> "Dataset":
     """The documents, as rows of `name` and `text`, in a fixed order. (A bin source has no text: `longlora.data.heldout` reads it.)
 
     Raises:
-        ValueError: nothing is found, or a column is missing (the columns there are, are named).
+        ValueError: nothing is found or can be read, a column is missing (the columns there are, are named), or a row has no text.
     """
-    from datasets import Dataset, load_dataset  # a second, which those who read tokens alone need not spend
+    from datasets import Dataset  # a second, which those who read tokens alone need not spend
 
     if blocks.source in ("package", "text"):
         files = text_files(blocks)
-        rows = Dataset.from_dict({"name": [f.stem for f in files], "text": [f.read_text("utf-8") for f in files]})
-        return rows
-    if blocks.source == "hub":
-        rows = load_dataset(blocks.name, split=blocks.split or "train")
-    else:
-        files = sorted(str(f) for f in matching(Path(blocks.name), suffix=blocks.source))
-        rows = load_dataset("json" if blocks.source == "jsonl" else "parquet", data_files=files, split="train")
+        return Dataset.from_dict({"name": names_of(files), "text": [text_of(f) for f in files]})
+    rows = from_hub(blocks.name, split=blocks.split) if blocks.source == "hub" else from_table(blocks)
     if blocks.field not in rows.column_names:
         raise ValueError(
             f"blocks.field: no column '{blocks.field}' in {blocks.name}; there are {', '.join(rows.column_names)}"
         )
-    return rows.map(
-        lambda row, index: {"name": str(index), "text": row[blocks.field]},
-        with_indices=True,
-        remove_columns=rows.column_names,
-    )
+
+    def document(row: dict[str, Any], index: int) -> dict[str, str]:
+        text = row[blocks.field]
+        if not isinstance(text, str):
+            raise ValueError(
+                f"blocks.field: row {index} of {blocks.name} has a {type(text).__name__} for '{blocks.field}', not a text"
+            )
+        return {"name": str(index), "text": text}
+
+    return rows.map(document, with_indices=True, remove_columns=rows.column_names)
+
+
+def from_hub(name: str, *, split: str | None) -> "Dataset":
+    """A dataset of the hub; `split` None takes 'train'.
+
+    Raises:
+        ValueError: there is none of this name, or it is not open to whoever asks.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        return load_dataset(name, split=split or "train")
+    except DatasetNotFoundError as error:
+        raise ValueError(f"dataset '{name}': {str(error).splitlines()[0]}") from None
+
+
+def from_table(blocks: Blocks | Texts) -> "Dataset":
+    """The rows of JSONL or Parquet files."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+    from pyarrow import ArrowInvalid
+
+    files = sorted(str(f) for f in matching(Path(blocks.name), suffix=blocks.source))
+    kind = "json" if blocks.source == "jsonl" else "parquet"
+    try:
+        return load_dataset(kind, data_files=files, split="train")
+    except (DatasetGenerationError, ArrowInvalid) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"blocks.name: {blocks.name} cannot be read as {blocks.source}: {reason}") from None
+
+
+def text_of(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from None
 
 
 def text_files(blocks: Blocks | Texts) -> list[Path]:
@@ -113,6 +158,13 @@ def text_files(blocks: Blocks | Texts) -> list[Path]:
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"blocks.name: package '{blocks.name}' is not installed; pip install {blocks.name}")
     return matching(Path(next(iter(spec.submodule_search_locations))), suffix="txt", other="md")
+
+
+def names_of(files: list[Path]) -> list[str]:
+    """Each file's stem; where several share it, the path below the folder that holds all files. No two are equal."""
+    shared = Counter(f.stem for f in files)
+    above = os.path.commonpath([f.parent for f in files])
+    return [f.stem if shared[f.stem] == 1 else f.relative_to(above).with_suffix("").as_posix() for f in files]
 
 
 def matching(place: Path, *, suffix: str, other: str | None = None) -> list[Path]:
@@ -133,6 +185,9 @@ def tokenise(texts: Iterable[str], *, tokenizer: PreTrainedTokenizerFast, togeth
     """
     before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     after = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    # What a tokenizer.json says of its training is no part of a document's tokens.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     remaining = iter(texts)
     while batch := list(itertools.islice(remaining, together)):
         for encoded in tokenizer.backend_tokenizer.encode_batch_fast(batch, add_special_tokens=False):

@@ -19,14 +19,14 @@ from transformers import PreTrainedTokenizerBase
 from longlora.data.questions import LONGEST, SHORTEST, Asked, Excerpt, Kind, ask, flat
 from longlora.data.reading import Document
 from longlora.data.sentences import sentences
-from longlora.section import Section
+from longlora.section import Section, Seed
 
 Measure = Callable[[str], np.ndarray]
 """Where each unit of length (a word, a token) of a text ends, in characters, ascending."""
 TRIES = 24
 """Excerpts that are tried for a question of one kind."""
 FULL = 0.8
-"""Of the asked length, what an excerpt holds at least."""
+"""Of the asked length, what an excerpt of several documents holds at least."""
 
 
 class Casebook(Section):
@@ -35,11 +35,12 @@ class Casebook(Section):
     depths: list[Annotated[float, Field(ge=0, le=1)]] = Field(min_length=1)
     """Where the first evidence stands: the share of the excerpt before it, 0 to 1."""
     kinds: list[Kind] = Field(min_length=1)
+    """Of the questions; longlora/data/questions.py describes each."""
     samples: int = Field(gt=0)
     """Questions of each kind, at each length and depth."""
     collections: float = Field(ge=0, le=1)
     """Share of the excerpts that are put together from several documents."""
-    seed: int
+    seed: Seed
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,8 @@ def cell(
     for attempt in range(TRIES):
         dice = random.Random(f"{name} {attempt}")
         text, used = excerpt(sources, length=length, collections=settings.collections, measure=measure, dice=dice)
+        if not text:
+            continue
         whole = Excerpt(text, foreign=dice.choice(sources).fit)
         size = len(measure(text))
         for kind in list(waiting):
@@ -154,7 +157,7 @@ def case(whole: Excerpt, asked: Asked, *, kind: Kind, length: int, sources: list
 def excerpt(
     sources: Sequence[Source], *, length: int, collections: float, measure: Measure, dice: random.Random
 ) -> tuple[str, list[str]]:
-    """A text of at most `length` units, and the names of its documents."""
+    """A text of at most `length` units, '' if that is less than a sentence, and the names of its documents."""
     long_enough = [s for s in sources if len(s.ends) >= length]
     if long_enough and (len(sources) == 1 or dice.random() >= collections):
         return single(long_enough, length=length, dice=dice)

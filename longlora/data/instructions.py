@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pyarrow.parquet as parquet
-from datasets import load_dataset
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from longlora.data.blocks import from_hub
 from longlora.data.wording import asked
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
@@ -151,9 +151,13 @@ def read_records(place: Path) -> Records:
 
 
 def read_hub(name: str, *, split: str | None) -> Records:
-    """All records of a dataset on the hub; `split` None takes 'train'."""
+    """All records of a dataset on the hub; `split` None takes 'train'.
+
+    Raises:
+        ValueError: as `from_hub`.
+    """
     found = Records()
-    for number, row in enumerate(load_dataset(name, split=split or "train"), start=1):
+    for number, row in enumerate(from_hub(name, split=split), start=1):
         add(found, f"{name} row {number}", row)
     return found
 

@@ -121,6 +121,8 @@ def training_blocks(
     count = round(samples * pairs_share)
     texts = samples - count
     if not count:
+        if pairs is not None and read(pairs / "train.safetensors"):
+            print("the pairs are not trained on: fit.pairs_share is 0", flush=True)
         return PackedBlocks(tokens, length=length, samples=samples, recall_share=recall_share, seed=seed)
     if pairs is None:
         raise ValueError(f"fit.pairs_share = {pairs_share} needs pairs, and none were given")

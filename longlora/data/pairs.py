@@ -6,6 +6,7 @@ fine-tuning). A prompt has the tokens that it has when the model is asked; the a
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,8 +21,10 @@ from longlora.data.instructions import Bad, Dialogue, Records, Turn, read_hub, r
 from longlora.data.packing import Pair, write
 from longlora.data.prompt import continuation, opening
 from longlora.data.wording import asked
-from longlora.section import Section
+from longlora.section import Section, Seed
 
+REASONS = ("duplicate", "contamination", "split", "length")
+"""For which a record that is not malformed is left out."""
 SHOWN = 5
 """Faults that an error message names."""
 
@@ -30,17 +33,20 @@ class PairSource(Section):
     kind: Literal["file", "hub"]
     """file: JSON, JSONL or Parquet, or a folder of them; hub: a `datasets` hub id."""
     name: str
+    """The file, folder or hub id."""
     split: str | None
     """hub: which split; null is train."""
     take: int | None = Field(gt=0)
     """So many records, drawn from the seed; null takes all. The authors mix 9,000 long with 3,000 short ones."""
     license: str
+    """Of the records."""
 
 
 class Pairs(Section):
     """Empty sources and no casebook: there are no pairs, and `fit.pairs_share` must be 0."""
 
     sources: list[PairSource]
+    """Where records are read."""
     casebook: Casebook | None
     """Questions by rule on the training documents of `blocks`, lengths in tokens; null writes none."""
     prompt: Literal["chat", "authors"]
@@ -48,9 +54,10 @@ class Pairs(Section):
     faults: Literal["refuse", "leave_out"]
     """What becomes of a record that is malformed or too long for position.context; either way all of them are listed."""
     held_out: float = Field(ge=0, lt=1)
-    """Share of the sources' documents that are not trained on."""
+    """Share of the sources' documents that are not trained on: data/pairs/heldout.jsonl, for measures of your own."""
     contamination: Contamination
-    seed: int
+    """Evaluation cases that no pair may hold."""
+    seed: Seed
 
 
 class Chosen(NamedTuple):
@@ -59,6 +66,8 @@ class Chosen(NamedTuple):
     left: list[Bad]
     """What was left out, each with its reason."""
     read: int
+    unread: Counter[str]
+    """Keys of records that mean nothing here, with how often."""
 
 
 def gather(settings: Pairs) -> Records:
@@ -82,12 +91,14 @@ def gather(settings: Pairs) -> Records:
     return found
 
 
-def choose(found: Records, settings: Pairs) -> Chosen:
-    """Each once, none that holds an evaluation case, split by document."""
-    once, twins = unique(found.dialogues)
+def choose(found: Records, settings: Pairs, *, built: Sequence[Dialogue] = ()) -> Chosen:
+    """Each once, none that holds an evaluation case, split by document. `built`, of a casebook, are about training documents."""
+    once, twins = unique([*found.dialogues, *built])
     clean, contaminated = uncontaminated(once, settings.contamination)
-    split = apart(clean, share=settings.held_out, seed=settings.seed)
-    return Chosen(split.train, split.held_out, found.bad + twins + contaminated + split.left, found.read)
+    own = set(built)
+    split = apart([d for d in clean if d not in own], share=settings.held_out, seed=settings.seed)
+    train = split.train + [d for d in clean if d in own]
+    return Chosen(train, split.held_out, found.bad + twins + contaminated + split.left, found.read, found.unread)
 
 
 def taught(cases: Sequence[Case]) -> list[Dialogue]:
@@ -181,12 +192,12 @@ def prepare(
     lengths, answers = [], []
     for dialogue in chosen.train:
         pair = tokenised(dialogue.turns, tokenizer=tokenizer, prompt=settings.prompt)
-        lengths.append(len(pair.tokens))
         if len(pair.tokens) > context:
             reason = f"has {len(pair.tokens)} tokens, position.context = {context}"
             left.append(Bad(dialogue.place, "length", reason))
         else:
             fit.append(pair)
+            lengths.append(len(pair.tokens))
             answers.append(int(pair.answer.sum()))
     too_long = [b for b in left if b.field == "length"]
     if too_long and settings.faults == "refuse":
@@ -199,12 +210,15 @@ def prepare(
     write_left(left, out / "left_out.csv")
     sources = [{"source": s.kind, "name": s.name, "license": s.license} for s in settings.sources]
     (out / "provenance.json").write_text(json.dumps({"sources": sources}, indent=2) + "\n")
-    reasons = [b.field if b.field in ("duplicate", "contamination", "split", "length") else "malformed" for b in left]
+    if chosen.unread:
+        print(f"keys not read: {', '.join(f'{key} ({count})' for key, count in sorted(chosen.unread.items()))}")
+    records = {(b.place, b.field if b.field in REASONS else "malformed") for b in left}  # one may have several faults
     return {
         "read": chosen.read,
         "train": len(fit),
         "held_out": len(chosen.held_out),
-        "left_out": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        "left_out": dict(sorted(Counter(reason for _, reason in records).items())),
+        "keys_not_read": len(chosen.unread),
         "tokens": statistics(lengths),
         "answer_tokens": statistics(answers),
     }

@@ -74,6 +74,8 @@ def exercises(
         )
     if reach < SHORTEST:
         raise ValueError(f"blocks.recall.reach = {reach} has no room for a fact and its question; at least {SHORTEST}")
+    if not count:
+        return
     words = words_of(texts, length=length)
     dice = random.Random(seed)
     for _ in range(count):

@@ -13,7 +13,7 @@ from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.parallel.sharding import rank, say
-from longlora.section import Section, nearest
+from longlora.section import Section, Seed, nearest
 
 QUANTILE = 1.959964
 """Of the normal distribution: the harness gives standard errors, and 95 % lie within that many of them."""
@@ -32,7 +32,7 @@ class Harness(Section):
     """Questions of each task, at most; null asks all. Scores of a part are not for publication."""
     prompt: Literal["plain", "chat"]
     """chat: in the tokenizer's own template."""
-    seed: int
+    seed: Seed
 
 
 def measure(

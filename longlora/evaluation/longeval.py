@@ -24,7 +24,7 @@ from longlora.data.prompt import chat_turn, continuation, opening
 from longlora.evaluation.answer import answers
 from longlora.evaluation.interval import binomial
 from longlora.parallel.sharding import say
-from longlora.section import Section
+from longlora.section import Section, Seed
 
 Task = Literal["lines", "topics"]
 ROOM = {"lines": 24, "topics": 40}
@@ -53,7 +53,7 @@ class LongEval(Section):
     """Files of test cases as LongChat publishes them (`200_lines.jsonl`, `20_topics.jsonl`), beside our own."""
     prompt: Literal["plain", "chat"]
     """plain: text to be continued after a lead; chat: a user's turn in the tokenizer's own template."""
-    seed: int
+    seed: Seed
 
 
 class LinesCase(Case):

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from longlora.evaluation.interval import grouped
 from longlora.evaluation.windows import Place, Window, last_nats, places, token_nats
 from longlora.parallel.sharding import say
-from longlora.section import Section
+from longlora.section import Section, Seed
 
 
 class LongPPL(Section):
@@ -37,7 +37,7 @@ class LongPPL(Section):
     """Nats by which the long context must help; 2 in the paper."""
     beta: float
     """Log likelihood that is at least reached with it; -2 in the paper."""
-    seed: int
+    seed: Seed
 
     @model_validator(mode="after")
     def contexts_fit(self) -> Self:

@@ -25,7 +25,7 @@ from longlora.evaluation.answer import answers
 from longlora.evaluation.breakdown import PARTED, Marked, by_depth, by_length, overall
 from longlora.evaluation.cited import Truth, cite, occurrences
 from longlora.parallel.sharding import say
-from longlora.section import Section
+from longlora.section import Section, Seed
 
 
 class LongQA(Section):
@@ -40,7 +40,7 @@ class LongQA(Section):
     prompt: Literal["plain", "authors", "chat"]
     """plain: text to be continued, to the end of the line; authors: [INST]...[/INST], for models that were fine-tuned on pairs
     with it; chat: a user's turn in the tokenizer's own template."""
-    seed: int
+    seed: Seed
 
 
 class Question(Case):

@@ -21,7 +21,7 @@ from longlora.data.prompt import chat_turn, continuation, opening
 from longlora.evaluation.interval import binomial
 from longlora.model.load import batch_tokens, must_reach, shareable, spread
 from longlora.parallel.sharding import ours, say, whole
-from longlora.section import Section
+from longlora.section import Section, Seed
 
 HEAD = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
@@ -43,9 +43,10 @@ class Passkey(Section):
     samples: int = Field(gt=0)
     """Keys for each length and depth."""
     digits: int = Field(gt=0)
+    """Of a key."""
     prompt: Literal["plain", "chat"]
     """plain: the authors' text, to be continued; chat: the same as a user's turn in the tokenizer's own template."""
-    seed: int
+    seed: Seed
 
     @field_validator("lengths", "depths")
     @classmethod

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from longlora.evaluation.interval import grouped
 from longlora.evaluation.windows import SCORED, Place, Window, nats, places, token_nats
 from longlora.parallel.sharding import rank, say
-from longlora.section import Section
+from longlora.section import Section, Seed
 
 
 class Sliding(Section):
@@ -43,7 +43,7 @@ class Perplexity(Section):
     per_document: int | None = Field(gt=0)
     """Places of one document, at most; null: any number. What makes a text easy is the same at all its places, so an interval is
     narrow only over many documents."""
-    seed: int
+    seed: Seed
     sliding: Sliding | None
     """The second protocol; null leaves it out."""
     bands: int | None = Field(gt=0)

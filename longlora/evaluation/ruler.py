@@ -19,7 +19,7 @@ from longlora.evaluation.answer import answers
 from longlora.evaluation.interval import binomial
 from longlora.evaluation.ruler_tasks import Riddle, Task, common, frequent, needles, tracking
 from longlora.parallel.sharding import say
-from longlora.section import Section
+from longlora.section import Section, Seed
 
 FEWEST = {"common": 110, "frequent": 30}
 """Words of the shortest list: ten words ten times and some others; three words that stand out."""
@@ -31,6 +31,7 @@ class Ruler(Section):
     lengths: list[int] = Field(min_length=1)
     """Prompts in tokens, the room for the answer included."""
     tasks: list[Task] = Field(min_length=1)
+    """Needles, tracking and word counts; longlora/evaluation/ruler_tasks.py describes each."""
     samples: int = Field(gt=0)
     """Prompts for each length and task."""
     threshold: float = Field(ge=0, le=1)
@@ -38,7 +39,7 @@ class Ruler(Section):
     0.856, the score of Llama 2 7B at 4,096 tokens."""
     prompt: Literal["plain", "chat"]
     """plain: text to be continued; chat: a user's turn in the tokenizer's own template."""
-    seed: int
+    seed: Seed
 
 
 class Writer:

@@ -26,10 +26,12 @@ class Adapter(Section):
     quantized: Literal["nf4"] | None
     """The frozen linear layers while training. nf4: in four bits, QLoRA (longlora/model/quantized.py); null: as `fit.dtype`."""
     rank: int = Field(gt=0)
+    """Rows of A and columns of B, the low-rank matrices of each adapted layer."""
     alpha: float = Field(gt=0)
     """The update is B A x alpha / rank."""
     dropout: float = Field(ge=0, lt=1)
-    target_modules: list[str]
+    """Share of an adapter's inputs that are set to 0 while training."""
+    target_modules: list[str] = Field(min_length=1)
     """Names of the linear layers that get an adapter, as the model calls them (GPT-NeoX: query_key_value, dense)."""
     trainable: list[Literal["embeddings", "norms"]]
     """What is trained whole beside the low-rank matrices."""

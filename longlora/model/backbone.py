@@ -17,6 +17,7 @@ from typing import Literal
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from longlora.section import Section
@@ -69,7 +70,11 @@ def from_folder(backbone: Backbone, *, out: Path) -> None:
 
 def from_hub(backbone: Backbone, *, out: Path) -> None:
     patterns = [WEIGHTS, *PLAIN_FILES]
-    copy_model(Path(snapshot_download(backbone.name, revision=backbone.revision, allow_patterns=patterns)), out=out)
+    try:
+        folder = snapshot_download(backbone.name, revision=backbone.revision, allow_patterns=patterns)
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:  # gated ones among the first
+        raise ValueError(f"backbone.name: '{backbone.name}' on the hub: {str(error).strip().splitlines()[0]}") from None
+    copy_model(Path(folder), out=out)
 
 
 def copy_model(folder: Path, *, out: Path) -> None:

@@ -9,16 +9,20 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from longlora.model.position import extend
+from longlora.model.position import Method, extend, reach
 
 
-def rescale(base: Path, *, method: str, context: int, out: Path) -> None:
+def rescale(base: Path, *, method: Method, context: int, out: Path) -> None:
     """Write `base` under `method` to the new folder `out`, all weights as they are.
+
+    Where `base` reaches `context` tokens already, there is nothing to scale: the baseline is the base itself.
 
     Raises:
         ValueError: the method cannot extend this base to `context` tokens.
     """
-    config = extend(AutoConfig.from_pretrained(base, local_files_only=True), method=method, context=context)
+    own = AutoConfig.from_pretrained(base, local_files_only=True)
+    within = context <= reach(own.get_text_config())
+    config = extend(own, method="none" if within else method, context=context)
     out.mkdir(parents=True)
     for file in sorted(base.iterdir()):
         if file.suffix == ".safetensors":

@@ -35,7 +35,9 @@ class Rule(Section):
     inside the base's window, and of those beyond it and the target. `numbers/extended` is 1 where each score of the model is a
     number."""
     at_most: float | None = None
+    """The highest value that passes."""
     at_least: float | None = None
+    """The lowest; a rule has one of the two."""
     times: str | None = None
     """A reference metric by which the bound is multiplied; `short` or `long` in it is the metric's length."""
     plus: str | None = None

@@ -17,7 +17,7 @@ def stage(base: Path, tokens: Path, heldout: Path, counts: Path, blocks: Blocks,
     rows = read(blocks)
     train, _ = split(list(rows["name"]), held_out=blocks.held_out, seed=blocks.seed)
     drill = exercises(
-        [rows[i]["text"] for i in train],
+        [rows[i]["text"] for i in train] if blocks.recall.count else [],
         tokenizer=tokenizer,
         length=position.context,
         reach=blocks.recall.reach,

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from longlora.data.blocks import Blocks, read, split
-from longlora.data.casebook import build, tokens, write
+from longlora.data.casebook import Case, build, tokens, write
 from longlora.data.pairs import Pairs, choose, gather, prepare, taught
 from longlora.data.reading import Document
 from longlora.model.position import Position
@@ -16,20 +16,29 @@ from longlora.section import run
 def stage(base: Path, out: Path, counts: Path, blocks: Blocks, pairs: Pairs, position: Position) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     found = gather(pairs)
-    cases = {}
+    cases: dict[str, list[Case]] = {}
+    missing: dict[str, list[str]] = {}
     if pairs.casebook:
         rows = read(blocks)
         sides = split(list(rows["name"]), held_out=blocks.held_out, seed=blocks.seed)
         for side, members in zip(("train", "heldout"), sides, strict=True):
             documents = [Document(rows[i]["name"], rows[i]["text"]) for i in members]
             if documents:
-                cases[side] = build(documents, pairs.casebook, measure=tokens(tokenizer)).cases
-    chosen = choose(found, pairs)
-    chosen.train.extend(taught(cases.get("train", [])))
+                built = build(documents, pairs.casebook, measure=tokens(tokenizer))
+                cases[side], missing[side] = built.cases, built.missing
+                if built.missing:
+                    print(f"{side}: {len(built.missing)} questions that no excerpt allowed, {built.missing[0]} first")
+    chosen = choose(found, pairs, built=taught(cases.get("train", [])))
     report = prepare(chosen, settings=pairs, tokenizer=tokenizer, context=position.context, out=out)
     write(cases.get("heldout", []), out / "cases.jsonl")
     counts.parent.mkdir(parents=True, exist_ok=True)
-    counts.write_text(json.dumps({"pairs": report | {"built": len(cases.get("train", []))}}, indent=2) + "\n")
+    written = {
+        "built": len(cases.get("train", [])),
+        "missing": len(missing.get("train", [])),
+        "built_held_out": len(cases.get("heldout", [])),
+        "missing_held_out": len(missing.get("heldout", [])),
+    }
+    counts.write_text(json.dumps({"pairs": report | written}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Checkpoints: whole or absent, without pickle, and found only by the run they belong to.
 
 They lie outside the stage's outputs, which DVC deletes before every attempt, in a folder named by a digest of all that
-determines the result: a retry resumes, a changed parameter never resumes from a foreign checkpoint. Tested: a run that was
-cut off anywhere ends with the bytes of one that was not. Two runs may want the same training at the same time: one waits.
+determines the result: a retry resumes, a changed parameter or line of code never resumes from a foreign checkpoint. Tested: a
+run that was cut off anywhere ends with the bytes of one that was not. Two runs may want the same training at the same time: one
+waits.
 """
 
+import ast
 import fcntl
 import hashlib
 import json
@@ -14,14 +16,17 @@ import signal
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import nested_gather
 
 from longlora.model.adapter import trained_parameters
 from longlora.parallel import zero
@@ -29,6 +34,8 @@ from longlora.parallel.ranks import any_of
 from longlora.section import Section
 
 ADAM = ("step", "exp_avg", "exp_avg_sq")
+LIBRARY = Path(__file__).parents[1]
+PACKAGES = ("torch", "transformers", "peft")
 LOOK = 1.0  # seconds between two looks at a lock
 
 
@@ -41,12 +48,14 @@ class ExactTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         root = Path(self.args.output_dir)
         partial = root / f"partial-{self.state.global_step}"
-        parameters, adam = self.whole_parameters(), self.whole_adam()  # every process may have to give its part
+        # Every process may have to give its part.
+        parameters, adam, unlogged = self.whole_parameters(), self.whole_adam(), self.unlogged()
         if self.args.should_save:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             save_file(parameters, partial / "parameters.safetensors")
             save_file(adam, partial / "optimizer.safetensors")
+            (partial / "unlogged.json").write_text(json.dumps(unlogged))
             self.state.save_to_json(str(partial / "trainer_state.json"))
             partial.rename(root / f"checkpoint-{self.state.global_step}")
             for old in sorted(root.glob("checkpoint-*"), key=checkpoint_step)[:-1]:
@@ -70,6 +79,22 @@ class ExactTrainer(Trainer):
         return {
             f"{name}/{kind}": t.detach().contiguous() for name, state in states.items() for kind, t in state.items()
         }
+
+    def unlogged(self) -> dict[str, Any]:
+        """The sum of losses since the last row of the history, of each process; every process must ask."""
+        losses = nested_gather(self._tr_loss, self.args.parallel_mode)
+        assert isinstance(losses, torch.Tensor)
+        return {"since": self._globalstep_last_logged, "losses": losses.flatten().tolist()}
+
+    def _run_epoch(self, *args: Any, **settings: Any) -> None:
+        if checkpoint := settings["resume_from_checkpoint"]:  # the Trainer has begun a new sum just now
+            unlogged = json.loads((Path(checkpoint) / "unlogged.json").read_text())
+            losses, rank = unlogged["losses"], self.args.process_index
+            # The history has the mean over the processes, however many there are now.
+            own = losses[rank] if len(losses) == self.args.world_size else fmean(losses)
+            self._tr_loss.fill_(own)
+            self._globalstep_last_logged = unlogged["since"]
+        super()._run_epoch(*args, **settings)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
@@ -146,12 +171,27 @@ class Stop(TrainerCallback):
 
 
 def digest(inputs: list[Path], *, sections: tuple[Section, ...]) -> str:
-    """A name for all that determines the result: the sections and every byte of the inputs."""
-    total = hashlib.sha256(json.dumps([s.model_dump() for s in sections], sort_keys=True).encode())
-    for file in sorted(f for folder in inputs for f in folder.rglob("*") if f.is_file()):
+    """A name for all that determines the result: the sections, every byte of the inputs, and the code."""
+    said = [[s.model_dump() for s in sections], [f"{package} {version(package)}" for package in PACKAGES]]
+    total = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    files = sorted(f for folder in inputs for f in folder.rglob("*") if f.is_file())
+    for file in [*sorted(code_of(Path(__file__).with_name("fit.py"))), *files]:
         with file.open("rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()[:16]
+
+
+def code_of(file: Path) -> set[Path]:
+    """`file` and what it imports of this library, directly or not. Read from the files: which modules a process has loaded
+    besides differs from one that trains alone to one of several."""
+    names = {
+        name
+        for n in ast.walk(ast.parse(file.read_bytes()))
+        if isinstance(n, ast.ImportFrom) and n.module
+        for name in (n.module, *(f"{n.module}.{alias.name}" for alias in n.names))
+    }
+    own = [LIBRARY.parent.joinpath(*n.split(".")).with_suffix(".py") for n in names if n.startswith(f"{LIBRARY.name}.")]
+    return {file}.union(*(code_of(other) for other in own if other.is_file()))
 
 
 def checkpoint_folder(name: str) -> Path:

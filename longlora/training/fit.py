@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from peft import PeftModel
@@ -35,7 +35,7 @@ from longlora.model.quantized import keep_for_training, nf4, place
 from longlora.parallel.ranks import Ranks, from_environment, must_agree
 from longlora.parallel.sequence_parallel import Shards, join, must_fit, parallel_attention
 from longlora.parallel.zero import Zero, meet_on_cpu, zero_from_environment
-from longlora.section import Section
+from longlora.section import Section, Seed
 from longlora.training.checkpoint import (
     Stop,
     alone,
@@ -50,6 +50,8 @@ from longlora.training.history import History, write_cost
 from longlora.training.loss import chunk_loss
 from longlora.training.tile import tile_mlp
 from longlora.training.trainer import LongTrainer, Switch
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Fit(Section):
@@ -66,16 +68,23 @@ class Fit(Section):
     neftune_noise_alpha: float | None = Field(gt=0)
     """NEFTune (Jain et al. 2024, arXiv 2310.05914): noise on the embeddings, 5 to 15; null is off."""
     learning_rate: float = Field(gt=0)
+    """Of AdamW, at its highest: what `lr_scheduler_type` starts from after the warm-up."""
     loraplus_lr_ratio: float = Field(gt=0)
     """Hayou et al. 2024: learning rate of the B matrices over that of A; 1 is off."""
     lr_scheduler_type: Literal["constant_with_warmup", "linear", "cosine"]
+    """After the warm-up the rate stays, or falls to 0 at the last step, on a line or half a cosine."""
     warmup_steps: int = Field(ge=0)
-    betas: tuple[float, float]
+    """Steps in which the rate rises from 0, on a line."""
+    betas: tuple[Beta, Beta]
+    """AdamW's decay, per step, of the mean of gradients and of that of their squares."""
     weight_decay: float = Field(ge=0)
+    """AdamW's, times the learning rate: the share of each trained weight that a step takes away."""
     max_grad_norm: float = Field(gt=0)
+    """Gradients are scaled down to this norm over all trained weights."""
     dtype: Literal["float32", "bfloat16"]
     """Of the frozen weights and the arithmetic; trained weights are kept in float32."""
     gradient_checkpointing: bool
+    """Of a layer only the input is kept for the backward, the rest computed again: less memory, more time."""
     activation_offloading: bool
     """Under gradient checkpointing on a GPU: what is kept for the backward lies in the host's memory."""
     mlp_tile: int | None = Field(gt=0)
@@ -83,8 +92,10 @@ class Fit(Section):
     loss_chunk: int = Field(gt=0)
     """Tokens whose logits are in memory at once."""
     save_steps: int = Field(gt=0)
+    """Steps between two checkpoints."""
     logging_steps: int = Field(gt=0)
-    seed: int
+    """Steps of a row of the training history, whose loss is their mean."""
+    seed: Seed
 
     def accumulation(self, replicas: int) -> int:
         """Micro-batches per optimiser step and replica.
@@ -181,6 +192,9 @@ def train(
                 model = build(base, position=position, adapter=adapter, dtype=settings.dtype)
                 load_parameters(model, trained)
             out.parent.mkdir(parents=True, exist_ok=True)
+            config = causal_model(model).config
+            own = AutoConfig.from_pretrained(base, local_files_only=True).get_text_config()
+            config.use_cache = getattr(own, "use_cache", True)  # training went without
             save(model, out)
             recipe = {type(s).__name__.lower(): s.model_dump() for s in sections}
             (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
