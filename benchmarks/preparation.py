@@ -23,7 +23,7 @@ def measure(documents: int, *, patience: float) -> dict[str, Any]:
         license="",
         held_out=HeldOut(names=[], share=1 / documents, texts=None),
         seed=1,
-        recall=Recall(reach=4096, count=0, nearness=0.5),
+        recall=Recall(reach=4096, count=0, nearness=0.5, passkey=True),
     )
     rows = read(blocks).select(range(documents))
     texts = list(rows["text"])

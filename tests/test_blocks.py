@@ -34,7 +34,7 @@ BLOCKS = Blocks(
     license="public domain",
     held_out=HeldOut(names=["b"], share=0.0, texts=None),
     seed=3,
-    recall=Recall(reach=8, count=2, nearness=2),
+    recall=Recall(reach=8, count=2, nearness=2, passkey=True),
 )
 
 

@@ -6,7 +6,7 @@ import re
 import pytest
 from specimens import tokenizer
 
-from longlora.data.recall import BARE, FORMS, LABELS, PREAMBLE, exercise, exercises, new_facts
+from longlora.data.recall import BARE, FIRST_FORM, FORMS, LABELS, PREAMBLE, exercise, exercises, new_facts
 
 TEXTS = [
     "The committee met on the 14th of March and heard nine witnesses about harbours, lighthouses and mail. " * 30,
@@ -90,14 +90,14 @@ def test_no_two_facts_of_an_exercise_are_about_the_same_thing():
 
 def test_exercises_take_every_form_and_the_prompt_of_the_authors():
     whole = "".join(tokenizer().decode(drawn(seed).tokens) for seed in range(40))
-    for fact, question in FORMS:
+    for fact, question in (FIRST_FORM[True], *FORMS):
         for part in (fact, question):
             known = re.escape(part.strip()).replace(r"\{value\}", r"[\w ]+").replace(r"\{name\}", r"\w+")
             assert re.search(known.replace(r"\{label\}", "(" + "|".join(LABELS) + ")"), whole), part
     assert PREAMBLE in whole
     assert "There and back again. The grass is green." in whole
-    assert all("{name}" not in fact for fact, _ in FORMS[:BARE])
-    assert all("{name}" in fact for fact, _ in FORMS[BARE:])
+    assert all("{name}" not in fact for fact, _ in (*FIRST_FORM.values(), *FORMS[: BARE - 1]))
+    assert all("{name}" in fact for fact, _ in FORMS[BARE - 1 :])
 
 
 @pytest.mark.parametrize(
@@ -119,3 +119,18 @@ def test_texts_without_words_are_refused():
 
 def test_no_exercise_reads_no_text():
     assert list(exercises([], tokenizer=tokenizer(), length=128, reach=128, nearness=1.0, count=0, seed=1)) == []
+
+
+def test_exercises_without_the_pass_key_prompt_have_none_of_its_words():
+    def words(passkey: bool) -> str:
+        drills = exercises(
+            TEXTS, tokenizer=tokenizer(), length=700, reach=500, nearness=1, count=40, seed=5, passkey=passkey
+        )
+        return " ".join(tokenizer().decode(tokens) for tokens in drills).lower()
+
+    told = [
+        sentence.lower()
+        for sentence in ("pass key", "Remember it.", "hidden inside", "The grass is green", "What is the code?")
+    ]
+    assert [sentence for sentence in told if sentence not in words(True)] == []
+    assert [sentence for sentence in told if sentence in words(False)] == []

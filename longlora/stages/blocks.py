@@ -22,6 +22,7 @@ def stage(base: Path, tokens: Path, heldout: Path, counts: Path, blocks: Blocks,
         length=position.context,
         reach=blocks.recall.reach,
         nearness=blocks.recall.nearness,
+        passkey=blocks.recall.passkey,
         count=blocks.recall.count,
         seed=blocks.seed,
     )
