@@ -159,9 +159,10 @@ def test_held_out_cases_of_the_casebook_are_asked_where_that_is_said(tmp_path):
     )
 
 
-def test_a_base_model_answers_to_the_end_of_the_line():
+@pytest.mark.parametrize("prompt", ["authors", "chat"])
+def test_a_base_model_answers_to_the_end_of_the_line_and_one_that_was_taught_to_in_paragraphs(prompt):
     assert answer_of(" London\nQuestion: and", prompt="plain") == "London"
-    assert answer_of("\nLondon\nis it", prompt="chat") == "London\nis it"
+    assert answer_of("\nIt is London.\n\nHe says so.\n", prompt=prompt) == "It is London.\n\nHe says so."
     assert answer_of("", prompt="plain") == ""
 
 

@@ -223,8 +223,9 @@ def files(settings: LongQA, held_out: Path | None) -> list[Path]:
 
 
 def answer_of(text: str, *, prompt: str) -> str:
-    """What counts of the text: a base model goes on after its answer, with the next line."""
-    return text.strip() if prompt == "chat" else (text.strip().splitlines() or [""])[0]
+    """What counts of the text: one that is continued goes on after the answer, with the next line; a model that was taught to
+    answer ends by itself."""
+    return (text.strip().splitlines() or [""])[0] if prompt == "plain" else text.strip()
 
 
 def mark(questions: Sequence[Question], *, prompts: Sequence[Written], said: Sequence[str]) -> list[Marked]:
