@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -219,7 +220,8 @@ def test_an_answer_on_a_document_that_was_replaced_is_dropped(monkeypatch, raw, 
         visit.talk.clear.assert_called_once()  # what was asked about the other one can be clicked no more
         visit.send.set_enabled.assert_called_with(bool(shown))
 
-    asyncio.run(replaced())
+    with ThreadPoolExecutor(1) as pool:  # Playwright has a loop in this thread
+        pool.submit(asyncio.run, replaced()).result()
     assert shows == shown
 
 
