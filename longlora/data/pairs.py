@@ -6,7 +6,7 @@ fine-tuning). A prompt has the tokens that it has when the model is asked; the a
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +15,7 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from longlora.data.casebook import Case, Casebook
-from longlora.data.curation import Contamination, apart, statistics, uncontaminated, unique
+from longlora.data.curation import Contamination, about_held_out, apart, statistics, uncontaminated, unique
 from longlora.data.instructions import Bad, Dialogue, Records, Turn, read_hub, read_records
 from longlora.data.packing import Pair, write
 from longlora.data.prompt import continuation, opening
@@ -82,12 +82,13 @@ def gather(settings: Pairs) -> Records:
     return found
 
 
-def choose(found: Records, settings: Pairs) -> Chosen:
-    """Each once, none that holds an evaluation case, split by document."""
+def choose(found: Records, settings: Pairs, *, held_out: Iterable[str] = ()) -> Chosen:
+    """Each once, none that holds an evaluation case or a passage of the `held_out` texts, split by document."""
     once, twins = unique(found.dialogues)
-    clean, contaminated = uncontaminated(once, settings.contamination)
+    fresh, known = about_held_out(once, held_out, settings.contamination)
+    clean, contaminated = uncontaminated(fresh, settings.contamination)
     split = apart(clean, share=settings.held_out, seed=settings.seed)
-    return Chosen(split.train, split.held_out, found.bad + twins + contaminated + split.left, found.read)
+    return Chosen(split.train, split.held_out, found.bad + twins + known + contaminated + split.left, found.read)
 
 
 def taught(cases: Sequence[Case]) -> list[Dialogue]:

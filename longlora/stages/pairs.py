@@ -6,7 +6,8 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from longlora.data.blocks import Blocks, read, split
-from longlora.data.casebook import build, tokens, write
+from longlora.data.casebook import Case, build, tokens, write
+from longlora.data.heldout import elsewhere
 from longlora.data.pairs import Pairs, choose, gather, prepare, taught
 from longlora.data.reading import Document
 from longlora.model.position import Position
@@ -16,15 +17,20 @@ from longlora.section import run
 def stage(base: Path, out: Path, counts: Path, blocks: Blocks, pairs: Pairs, position: Position) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     found = gather(pairs)
-    cases = {}
-    if pairs.casebook:
-        rows = read(blocks)
+    cases: dict[str, list[Case]] = {}
+    held_out: list[str] = []
+    if pairs.casebook or pairs.sources:
+        rows, other = read(blocks), blocks.held_out.texts
         sides = split(list(rows["name"]), held_out=blocks.held_out, seed=blocks.seed)
+        held_out = [rows[i]["text"] for i in sides[1]]
+        if other:
+            apart = elsewhere(other, tokenizer=tokenizer).values()
+            held_out = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in apart]
         for side, members in zip(("train", "heldout"), sides, strict=True):
             documents = [Document(rows[i]["name"], rows[i]["text"]) for i in members]
-            if documents:
+            if documents and pairs.casebook:
                 cases[side] = build(documents, pairs.casebook, measure=tokens(tokenizer)).cases
-    chosen = choose(found, pairs)
+    chosen = choose(found, pairs, held_out=held_out)
     chosen.train.extend(taught(cases.get("train", [])))
     report = prepare(chosen, settings=pairs, tokenizer=tokenizer, context=position.context, out=out)
     write(cases.get("heldout", []), out / "cases.jsonl")
