@@ -70,7 +70,7 @@ def serve_page(folder: Path, *, name: str, port: int, max_new_tokens: int, promp
 
 
 class LeftError(Exception):
-    """Nobody is there any more to be answered: the tab was closed, or the server ends."""
+    """Nobody is there any more to be answered: the tab was closed, its document replaced, or the server ends."""
 
 
 class Visit:
@@ -135,42 +135,49 @@ class Visit:
         self.upload.reset()
         raw, file = await event.file.read(), Path(PurePath(event.file.name.replace("\\", "/")).name)
         encoding = "utf-8-sig" if self.encoding.value in ("", "utf-8") else str(self.encoding.value)
+        document = evidence = None
         try:
-            self.document = await run.io_bound(parsed, raw, file, encoding=encoding)
-            self.evidence = await run.io_bound(Evidence, self.document)
+            document = await run.io_bound(parsed, raw, file, encoding=encoding)
+            evidence = await run.io_bound(Evidence, document)
         except ValueError as error:
-            self.document = self.desk = None
-            self.able(False)
-            self.reader.clear()
             self.say("bad", str(error))
-            return
+        # At once: what is said and cited is always about the document that is shown.
+        self.document, self.evidence, self.desk = document, evidence, None
+        self.able(False)
         self.talk.clear()
-        self.show(0, 0)
-        await self.lay()
+        self.reader.clear()
+        if document:
+            self.show(0, 0)
+            await self.lay()
 
     async def lay(self) -> None:
         """The document on a new desk, in the chosen way; what does not go is said."""
         if self.document is None:
             return
-        host, text, way = self.host, self.document.text, self.way.value
-        self.desk = None
+        host, document, way = self.host, self.document, self.way.value
+        said, self.desk = "", None
         try:
-            self.desk = await run.io_bound(
+            desk = await run.io_bound(
                 Desk,
                 host.model,
                 tokenizer=host.tokenizer,
-                text=text,
+                text=document.text,
                 max_new_tokens=host.max_new_tokens,
                 too_long=way,
                 prompt=host.prompt,
             )
         except ValueError as error:
-            self.say("bad", str(error))
-        if self.desk:
-            whole = f"{self.document.name}: {self.desk.length:,} tokens, read whole"
-            notice = self.desk.notice()
+            desk, said = None, str(error)
+        if self.document is not document or self.way.value != way:  # meanwhile another was chosen, and has its own desk
+            return
+        self.desk = desk
+        if desk:
+            whole = f"{document.name}: {desk.length:,} tokens, read whole"
+            notice = desk.notice()
             self.say("warn" if notice else "good", notice or whole)
-        self.able(self.desk is not None)
+        else:
+            self.say("bad", said)
+        self.able(desk is not None)
 
     def show(self, start: int, end: int) -> None:
         """The document around characters [start, end), those marked and in view."""
@@ -200,7 +207,7 @@ class Visit:
         parts: list[str] = []
 
         def tell(words: str) -> None:
-            if self.client.is_deleted or app.is_stopping:
+            if self.client.is_deleted or app.is_stopping or self.evidence is not evidence:
                 raise LeftError
             parts.append(words)
 
@@ -223,8 +230,8 @@ class Visit:
             return
         finally:
             ticking.cancel()
-            self.able(True)
-        if answer is None or self.client.is_deleted:  # None: the server ends
+            self.able(self.desk is not None)
+        if answer is None or self.client.is_deleted or self.evidence is not evidence:  # None: the server ends
             return
         said.set_text(answer.text or "(it said nothing)")
         said.classes(replace="said")

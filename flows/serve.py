@@ -5,6 +5,7 @@ is lent to a model lies there, and the model's own folder stays as it is.
 """
 
 import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -15,6 +16,7 @@ from flows.ask import check, model_folder
 
 PROMPTS = ("chat", "authors", "plain")
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+TOKENIZER = "tokenizer_config.json"
 NEEDED = ("openai", "uvicorn", "fastapi")
 
 
@@ -66,7 +68,8 @@ def served_below(folder: Path) -> Path:
 
 
 def lay_out(folder: Path, served: Path, *, prompt: str | None) -> None:
-    """Links to the model's files in `served`, and the chat template that `prompt` asks for."""
+    """Links to the model's files in `served`, and the chat template that `prompt` asks for: an own one may also stand in the
+    tokenizer's configuration, which then is a copy without it."""
     from longlora.model.load import open_tokenizer
     from longlora.model.template import authors_template
 
@@ -83,5 +86,9 @@ def lay_out(folder: Path, served: Path, *, prompt: str | None) -> None:
     for file in folder.iterdir():
         if prompt in (None, "chat") or file.name not in TEMPLATES:
             (served / file.name).symlink_to(file)
+    if prompt == "plain":
+        configured = json.loads((folder / TOKENIZER).read_text())
+        (served / TOKENIZER).unlink()
+        (served / TOKENIZER).write_text(json.dumps(configured | {"chat_template": None}, indent=2) + "\n")
     if prompt == "authors":
         (served / TEMPLATES[0]).write_text(authors_template(tokenizer))

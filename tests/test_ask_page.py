@@ -1,5 +1,6 @@
 """The page as a person meets it, in headless Chromium: a document is sent, an answer comes, its evidence is shown in the text."""
 
+import asyncio
 import importlib.util
 import os
 import re
@@ -9,7 +10,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 from dummy import ENV
@@ -172,3 +177,54 @@ def test_a_mistake_is_named_before_the_model_is_opened(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs NiceGUI, an extra: pip install"):
         ask_page(**usual)
+
+
+@needs_nicegui
+@pytest.mark.parametrize("told", [True, False], ids=["amid it", "at its end"])
+@pytest.mark.parametrize(("raw", "shown"), [(b"Another one says so.", [(0, 0)]), (b"caf\xe9", [])])
+def test_an_answer_on_a_document_that_was_replaced_is_dropped(monkeypatch, raw, shown, told):
+    """Without a browser or a model, so that the document is replaced at a known moment."""
+    from flows import ask_page
+    from longlora.asking.asking import Answer
+    from longlora.data.sentences import Span
+
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def answer(question, *, say):
+        begun.set()
+        assert goes_on.wait(60)
+        if told:
+            say("Mr. Renn")
+        return Answer("Mr. Renn", Span(0, len(TEXT)), 0.0, 1, 9)
+
+    monkeypatch.setattr(ask_page, "ui", MagicMock(**{"context.client.is_deleted": False}))
+    monkeypatch.setattr(ask_page, "run", SimpleNamespace(io_bound=asyncio.to_thread))
+    monkeypatch.setattr(
+        ask_page, "Desk", lambda *a, **k: MagicMock(ask=answer, length=9, **{"notice.return_value": ""})
+    )
+    shows: list[tuple[int, int]] = []
+    monkeypatch.setattr(ask_page.Visit, "show", lambda visit, *span: shows.append(span))
+
+    async def replaced():
+        visit = ask_page.Visit(ask_page.Host("m", MagicMock(), MagicMock(), 12, None))
+        visit.encoding.value, visit.question.value, visit.send = "utf-8", QUESTIONS[0], MagicMock()
+        visit.talk = MagicMock()
+        await visit.take(sent(TEXT.encode()))
+        asking = asyncio.ensure_future(visit.ask())
+        await asyncio.to_thread(begun.wait, 60)
+        shows.clear()
+        visit.talk.clear.reset_mock()
+        await visit.take(sent(raw))
+        goes_on.set()
+        await asking
+        visit.talk.clear.assert_called_once()  # what was asked about the other one can be clicked no more
+        visit.send.set_enabled.assert_called_with(bool(shown))
+
+    with ThreadPoolExecutor(1) as pool:  # Playwright has a loop in this thread
+        pool.submit(asyncio.run, replaced()).result()
+    assert shows == shown
+
+
+def sent(raw: bytes) -> SimpleNamespace:
+    """A browser's event."""
+    return SimpleNamespace(file=SimpleNamespace(name="report.txt", read=partial(asyncio.sleep, 0, raw)))

@@ -18,6 +18,8 @@ from longlora.data.blocks import (
     documents,
     prepare,
     read,
+    refuse_twins,
+    runs,
     split,
     tokenise,
     write,
@@ -222,6 +224,27 @@ def test_a_held_out_document_that_is_trained_on_is_refused(texts, tmp_path):
     with pytest.raises(ValueError, match="1 of 1 held-out documents are also trained on, word for word, .*c first"):
         prepared(given, out=tmp_path / "tokens")
     assert not (tmp_path / "tokens").exists()
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_held_out_document_that_is_trained_on_is_refused_whatever_stands_around_it(tmp_path, marked):
+    words, letters = tokenizer(), np.random.default_rng(1).choice(list("abcdefghij "), 900)
+    own, others = "".join(letters[:400]), "".join(letters[400:])
+    trained = list(tokenise([f"{others[:200]}{own}\n", others[200:]], tokenizer=words))
+    (apart,) = tokenise([own], tokenizer=words)
+    held_out = {"new": np.arange(3, 90), "own": apart if marked else apart[1:-1]}
+    marks = [words.bos_token_id, words.eos_token_id]
+    with pytest.raises(ValueError, match=r"1 of 2 held-out .* own first \(100% of it\)"):
+        refuse_twins(trained, held_out, marks=marks)
+    refuse_twins([t[: len(t) // 2] for t in trained], held_out, marks=marks)  # less than half of it
+
+
+def test_runs_are_the_same_wherever_they_stand_and_else_differ():
+    tokens = np.random.default_rng(1).integers(2, 300, 200)
+    whole = runs(tokens, marks=[None, 1])
+    assert len(np.unique(whole)) == 200 - 50 + 1
+    assert np.array_equal(runs(np.concatenate([[1], tokens[30:90], [1]]), marks=[0, 1]), whole[30 : 30 + 11])
+    assert len(runs(tokens[:7], marks=[])) == len(runs(tokens[:0], marks=[])) == 1
 
 
 def test_empty_documents_to_evaluate_on_are_named(texts, tmp_path):

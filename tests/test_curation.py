@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from longlora.data.curation import Contamination, apart, statistics, uncontaminated, unique
+from longlora.data.curation import Contamination, about_held_out, apart, statistics, uncontaminated, unique
 from longlora.data.instructions import Dialogue, Turn
 
 WORDS = [f"w{i}" for i in range(400)]
@@ -56,6 +56,20 @@ def test_cases_that_are_not_whole_are_refused(cases, tmp_path):
     (tmp_path / "cases.jsonl").write_text('{"question": "x"}\n')
     with pytest.raises(ValueError, match="1 records, 0 good, 1 bad"):
         uncontaminated([dialogue("x")], cases)
+
+
+def test_what_holds_a_passage_of_a_held_out_text_is_left_out():
+    text = " ".join(WORDS[:200])
+    rows = [
+        dialogue("Read: " + " ".join(WORDS[50:90]), place="an excerpt"),
+        dialogue("Read: " + " ".join(WORDS[200:400] * 2 + WORDS[100:170]), place="a passage among others"),
+        dialogue("Read: " + " ".join(WORDS[200:400] + WORDS[100:130]), place="a quotation"),
+        dialogue("Read: " + " ".join(WORDS[300:340]), place="other words"),
+    ]
+    kept, left = about_held_out(rows, [text], NONE)
+    assert [d.place for d in kept] == ["a quotation", "other words"]
+    assert [(b.place, b.field) for b in left] == [(d.place, "contamination") for d in rows[:2]]
+    assert about_held_out(rows, [], NONE) == (rows, [])
 
 
 def test_no_document_is_on_both_sides_and_the_seed_decides():

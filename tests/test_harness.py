@@ -11,6 +11,7 @@ from test_ruler import TOKENIZER, tiny
 from longlora.evaluation.harness import Harness, measure, metrics
 from longlora.model.load import open_model, open_tokenizer
 from longlora.report.findings import figures
+from longlora.report.gate import Gate, Rule, judge, read
 from longlora.stages.harness import stage
 
 pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
@@ -133,3 +134,18 @@ def test_metrics_keep_their_filters_apart_and_an_unknown_error_gives_no_width():
         "f1": {"value": 0.5, "low": 0.5, "high": 0.5},
         "em strict": {"value": 0.25, "low": 0.054004, "high": 0.445996},
     }
+
+
+def test_a_metric_that_is_not_a_number_is_null_told_as_such_and_refused_by_the_gate(
+    tasks, tmp_path, monkeypatch, capsys
+):
+    nan = {"word_perplexity,none": math.inf, "acc,none": math.nan, "acc_stderr,none": math.nan, "em,none": 0.5}
+    monkeypatch.setattr("lm_eval.simple_evaluate", lambda **given: {"results": {"sayings": nan}})
+    stage(TINY, tmp_path / "harness/model.json", settings(tasks))
+    nothing = dict.fromkeys(("value", "low", "high"))
+    scores = json.loads((tmp_path / "harness/model.json").read_text())["harness"]["model"]["sayings"]
+    assert scores["acc"] == scores["word_perplexity"] == nothing and scores["em"]["value"] == 0.5
+    assert "sayings: word_perplexity NaN, acc NaN, em 0.5" in capsys.readouterr().out
+    rule = Rule(name="it knows", metric="harness/model/sayings/acc", at_least=0.0)
+    verdict = judge(Gate(rules=[rule]), scores=read(tmp_path / "harness"))
+    assert not verdict["passed"] and verdict["rules"][0]["reason"].endswith("is not a number")

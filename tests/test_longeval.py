@@ -3,13 +3,14 @@
 import json
 import random
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from test_ruler import TOKENIZER, tiny
 
 from longlora.evaluation import longeval
-from longlora.evaluation.answer import answers, read_kept
+from longlora.evaluation.answer import answers, keeping, read_kept
 from longlora.evaluation.longeval import (
     ROOM,
     LongEval,
@@ -21,6 +22,8 @@ from longlora.evaluation.longeval import (
     read_cases,
     right,
 )
+from longlora.model.load import open_model
+from longlora.model.rescale import rescale
 from longlora.stages.longeval import stage
 
 torch.set_num_threads(1)  # matrices this small are slower on two
@@ -184,3 +187,26 @@ def test_stage_writes_the_same_bytes_again_and_leaves_nothing_behind(tmp_path, m
     assert (tmp_path / "a/odd.json").read_bytes() == (tmp_path / "b/odd.json").read_bytes()
     assert json.loads((tmp_path / "a/odd.json").read_text())["longeval_lines"]["odd"]["2_lines"]["trials"] == 1
     assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_models_of_the_same_weights_and_measures_of_the_same_model_keep_their_answers_apart(tmp_path, monkeypatch):
+    monkeypatch.setenv("LONGLORA_CHECKPOINTS", str(tmp_path / "kept"))
+    tiny().save_pretrained(tmp_path / "base")
+    for method in ("linear", "yarn"):
+        rescale(tmp_path / "base", method=method, context=8192, out=tmp_path / method)
+    base = open_model(tmp_path / "base")
+    with pytest.raises(KeyError), keeping(tmp_path / "base", base, scores=Path("ruler.json")) as kept:
+        kept.mkdir(parents=True)
+        raise KeyError("a run that is cut off")
+    others = [
+        (tmp_path / "base", base.bfloat16(), "ruler"),
+        (tmp_path / "base", open_model(tmp_path / "base"), "longqa"),
+    ]
+    others += [(tmp_path / m, open_model(tmp_path / m), "ruler") for m in ("linear", "yarn")]
+    for folder, model, scores in others:
+        with keeping(folder, model, scores=Path(f"{scores}.json")) as other:
+            assert not other.exists()
+        assert kept.exists()
+    with keeping(tmp_path / "base", open_model(tmp_path / "base"), scores=Path("ruler.json")) as again:
+        assert again == kept and kept.exists()
+    assert not kept.exists()

@@ -64,6 +64,15 @@ def settings(*files, **changes) -> LongQA:
         ("Rome", "London", 0.0, 0.0),
         ("", "London", 0.0, 0.0),
         ("東京", "東京", 1.0, 1.0),
+        ("東京都。", "東京", 0.0, 2 * 2 / (3 + 2)),
+        ("2020年の東京", "2020 東京", 0.0, 2 * 3 / (5 + 3)),
+        ("กรุงเทพ", "กรุงเก่า", 0.0, 2 * 4 / (6 + 6)),  # ก รุ ง เ ท พ, ก รุ ง เ ก่ า
+        ("की", "का", 0.0, 0.0),
+        ("नमस्ते!", "नमस्ते", 1.0, 1.0),
+        ("cafe\u0301", "caf\u00e9", 1.0, 1.0),
+        ("«Ja», sagte er…", "ja sagte er", 1.0, 1.0),
+        ("5 €", "5", 0.0, 2 / 3),
+        ("$5_000", "5000", 1.0, 1.0),
     ],
 )
 def test_exact_match_and_f1_are_squads(said, wanted, matches, overlap):
@@ -150,9 +159,10 @@ def test_held_out_cases_of_the_casebook_are_asked_where_that_is_said(tmp_path):
     )
 
 
-def test_a_base_model_answers_to_the_end_of_the_line():
+@pytest.mark.parametrize("prompt", ["authors", "chat"])
+def test_a_base_model_answers_to_the_end_of_the_line_and_one_that_was_taught_to_in_paragraphs(prompt):
     assert answer_of(" London\nQuestion: and", prompt="plain") == "London"
-    assert answer_of("\nLondon\nis it", prompt="chat") == "London\nis it"
+    assert answer_of("\nIt is London.\n\nHe says so.\n", prompt=prompt) == "It is London.\n\nHe says so."
     assert answer_of("", prompt="plain") == ""
 
 

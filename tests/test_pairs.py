@@ -213,3 +213,26 @@ def test_the_stage_builds_on_training_documents_alone(tmp_path, capsys):
     assert (counts["built"], counts["missing"]) == (6, 3)  # the texts have no headings
     assert (counts["built_held_out"], counts["missing_held_out"]) == (6, 3)
     assert "heldout: 3 questions that no excerpt allowed, heading at length 400, depth 0.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_stage_leaves_out_what_a_source_says_about_held_out_texts(tmp_path, elsewhere):
+    from test_blocks import BLOCKS, evaluating
+
+    tokenizer().save_pretrained(tmp_path / "base")
+    (tmp_path / "texts").mkdir()
+    for name in "abc":
+        text = " ".join(f"Sentence {n} of document {name} says what Ada Lovelace saw {n * n}." for n in range(100, 160))
+        (tmp_path / f"texts/{name}.txt").write_text(text)
+        rows = {"document": text[900:1800], "question": "Who saw it?", "answers": ["Ada"], "sources": [name]}
+        with (tmp_path / "own.jsonl").open("a") as lines:
+            lines.write(json.dumps(rows) + "\n")
+    source = PairSource(kind="file", name=str(tmp_path / "own.jsonl"), split=None, take=None, license="none")
+    blocks = BLOCKS.model_copy(update={"name": str(tmp_path / "texts")})
+    if elsewhere:
+        blocks = evaluating(blocks, name=str(tmp_path / "texts/b.txt"))
+    position = Position(method="yarn", context=4096)
+    settings = SETTINGS.model_copy(update={"sources": [source]})
+    stage(tmp_path / "base", tmp_path / "pairs", tmp_path / "counts.json", blocks, settings, position)
+    counts = json.loads((tmp_path / "counts.json").read_text())["pairs"]
+    assert (counts["train"], counts["left_out"]) == (2, {"contamination": 1})

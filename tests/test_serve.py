@@ -1,7 +1,9 @@
 """An endpoint as a client meets it: transformers' server answers as `longlora ask` does; a lent template has training's tokens."""
 
 import importlib.util
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,6 +57,21 @@ def test_only_links_and_a_template_are_laid_out(tmp_path):
     words = open_tokenizer(tmp_path / "s")
     assert words.chat_template == authors_template(words)
     assert open_tokenizer(TINY).chat_template is None
+
+
+@pytest.mark.parametrize("prompt", ["plain", "authors"])
+def test_a_template_inside_the_tokenizers_configuration_is_replaced_too(tmp_path, prompt):
+    shutil.copytree(TINY, tmp_path / "model")
+    file = tmp_path / "model/tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": "its own"}))
+    before, plain = file.read_text(), open_tokenizer(TINY)
+    assert open_tokenizer(tmp_path / "model").chat_template == "its own"
+    lay_out(tmp_path / "model", tmp_path / "s", prompt=prompt)
+    served = open_tokenizer(tmp_path / "s")
+    assert served.chat_template == (authors_template(plain) if prompt == "authors" else None)
+    assert served("The House")["input_ids"] == plain("The House")["input_ids"]
+    lay_out(tmp_path / "model", tmp_path / "s", prompt=None)  # again, over a copy
+    assert open_tokenizer(tmp_path / "s").chat_template == "its own" and file.read_text() == before
 
 
 def test_what_is_served_lies_in_the_projects_state_folder_wherever_in_it_one_is(folder, tmp_path):

@@ -18,6 +18,9 @@ from pydantic import Field
 from longlora.data.instructions import Bad, Dialogue, read_records
 from longlora.section import Section
 
+PASSAGE = 50
+"""Runs of words that a record and a held-out document share only where one is taken from the other."""
+
 
 class Contamination(Section):
     cases: str | None
@@ -83,6 +86,23 @@ def uncontaminated(dialogues: Iterable[Dialogue], settings: Contamination) -> tu
         if worst is not None and common[worst] / sizes[worst] >= settings.share:
             share = common[worst] / sizes[worst]
             left.append(Bad(dialogue.place, "contamination", f"holds {share:.0%} of evaluation case {names[worst]}"))
+        else:
+            kept.append(dialogue)
+    return kept, left
+
+
+def about_held_out(
+    dialogues: Iterable[Dialogue], texts: Iterable[str], settings: Contamination
+) -> tuple[list[Dialogue], list[Bad]]:
+    """Those that hold nothing of held-out `texts`, and which were left out: `PASSAGE` of their runs of words stand there, or the
+    share of them in `settings`."""
+    held_out = {hash(run) for text in texts for run in runs(text, settings.words)}
+    kept, left = [], []
+    for dialogue in dialogues:
+        own = runs("\n".join(t.content for t in dialogue.turns), settings.words)
+        shared = sum(hash(run) in held_out for run in own)
+        if shared and shared >= min(PASSAGE, settings.share * len(own)):
+            left.append(Bad(dialogue.place, "contamination", f"{shared / len(own):.0%} of it is held out by blocks"))
         else:
             kept.append(dialogue)
     return kept, left

@@ -7,7 +7,7 @@ fine-tuning). A prompt has the tokens that it has when the model is asked; the a
 import csv
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +16,7 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from longlora.data.casebook import Case, Casebook
-from longlora.data.curation import Contamination, apart, statistics, uncontaminated, unique
+from longlora.data.curation import Contamination, about_held_out, apart, statistics, uncontaminated, unique
 from longlora.data.instructions import Bad, Dialogue, Records, Turn, read_hub, read_records
 from longlora.data.packing import Pair, write
 from longlora.data.prompt import continuation, opening
@@ -91,14 +91,17 @@ def gather(settings: Pairs) -> Records:
     return found
 
 
-def choose(found: Records, settings: Pairs, *, built: Sequence[Dialogue] = ()) -> Chosen:
-    """Each once, none that holds an evaluation case, split by document. `built`, of a casebook, are about training documents."""
+def choose(found: Records, settings: Pairs, *, built: Sequence[Dialogue] = (), held_out: Iterable[str] = ()) -> Chosen:
+    """Each once, none that holds an evaluation case or a passage of the `held_out` texts, split by document. `built`, of a
+    casebook, are about training documents."""
     once, twins = unique([*found.dialogues, *built])
-    clean, contaminated = uncontaminated(once, settings.contamination)
+    fresh, known = about_held_out(once, held_out, settings.contamination)
+    clean, contaminated = uncontaminated(fresh, settings.contamination)
     own = set(built)
     split = apart([d for d in clean if d not in own], share=settings.held_out, seed=settings.seed)
     train = split.train + [d for d in clean if d in own]
-    return Chosen(train, split.held_out, found.bad + twins + contaminated + split.left, found.read, found.unread)
+    left = found.bad + twins + known + contaminated + split.left
+    return Chosen(train, split.held_out, left, found.read, found.unread)
 
 
 def taught(cases: Sequence[Case]) -> list[Dialogue]:

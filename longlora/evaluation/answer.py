@@ -1,8 +1,8 @@
 """What a model writes when it is asked: the greedy continuation of prompts, in batches of one length.
 
 Long answers take hours on real models. With a folder to keep them in, answers that were given are not asked for again: a run
-that was cut off goes on where it was. The folder belongs to the weights and the file in it to the prompts, so no other run
-finds them.
+that was cut off goes on where it was. The folder belongs to the model, weights and configuration, and to the scores that it is
+asked for, and the file in it to the prompts, so nobody else finds or removes them.
 
 Letters: P prompts, A tokens of an answer with its length before it.
 """
@@ -10,6 +10,9 @@ Letters: P prompts, A tokens of an answer with its length before it.
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +23,21 @@ from longlora.model.load import batch_tokens, must_reach
 from longlora.model.seal import WEIGHTS, sha256
 from longlora.parallel.sharding import ours, rank, whole
 
+ANSWERING = (WEIGHTS, "config.json", "generation_config.json")
+"""What of a model's folder decides its answers: rotary scaling is in the config alone, end marks in the last."""
 
-def kept_folder(model: Path) -> Path:
-    """Where the answers of the model in the folder `model` are kept, whatever its name."""
-    identity = hashlib.sha256("".join(sha256(f) for f in sorted(model.glob(WEIGHTS))).encode()).hexdigest()[:16]
-    return Path(os.environ.get("LONGLORA_CHECKPOINTS", ".longlora/checkpoints")) / f"answers-{identity}"
+
+@contextmanager
+def keeping(folder: Path, model: PreTrainedModel, *, scores: Path) -> Generator[Path, None, None]:
+    """Where the answers of `model`, opened from `folder`, are kept until the file `scores` is written, and no longer. What ends in
+    an error leaves them to the next try."""
+    files = sorted(file for pattern in ANSWERING for file in folder.glob(pattern))
+    identity = [*map(sha256, files), str(model.dtype), model.device.type, str(scores)]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    kept = Path(os.environ.get("LONGLORA_CHECKPOINTS", ".longlora/checkpoints")) / f"answers-{digest}"
+    yield kept
+    if rank() == 0:
+        shutil.rmtree(kept, ignore_errors=True)
 
 
 @torch.inference_mode()

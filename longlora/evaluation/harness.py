@@ -6,6 +6,7 @@ Among several processes each answers its share (longlora/evaluation/harness_shar
 """
 
 import importlib.util
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,7 +85,8 @@ def measure(
     assert found is not None  # it is None where LOCAL_RANK is not 0
     scores = {str(task): metrics(row) for task, row in dict(found)["results"].items()}
     for task, row in scores.items():
-        say(f"{task}: " + ", ".join(f"{name} {figure['value']:.4g}" for name, figure in row.items()))
+        told = {name: "NaN" if figure["value"] is None else f"{figure['value']:.4g}" for name, figure in row.items()}
+        say(f"{task}: " + ", ".join(f"{name} {value}" for name, value in told.items()))
     return {"harness": {label: {"prompt": settings.prompt, **scores}}}
 
 
@@ -94,8 +96,9 @@ def hint(task: str, known: list[str]) -> str:
     return said if said.startswith("; did you mean") else ""
 
 
-def metrics(row: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """The metrics of a task, `metric` or `metric filter`, with the ends of their 95 % intervals (no width without an error)."""
+def metrics(row: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """The metrics of a task, `metric` or `metric filter`, with the ends of their 95 % intervals (no width without an error); null
+    where one is not finite (JSON has no NaN)."""
     found = {}
     for key, value in row.items():
         metric, comma, kind = key.partition(",")
@@ -104,5 +107,7 @@ def metrics(row: dict[str, Any]) -> dict[str, dict[str, float]]:
         error = row.get(f"{metric}_stderr,{kind}")
         reach = QUANTILE * error if isinstance(error, int | float) else 0.0
         ends = {"value": value, "low": value - reach, "high": value + reach}
-        found[metric if kind == "none" else f"{metric} {kind}"] = {n: round(float(v), 6) for n, v in ends.items()}
+        found[metric if kind == "none" else f"{metric} {kind}"] = {
+            n: round(float(v), 6) if math.isfinite(v) else None for n, v in ends.items()
+        }
     return found

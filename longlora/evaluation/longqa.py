@@ -1,13 +1,16 @@
 """Questions on long documents, scored against given answers: exact match, F1 over words, ROUGE-L.
 
 Cases are JSON lines of `document`, `question` and `answers` (one or more that are right; the best counts). Exact match and F1
-are SQuAD's (Rajpurkar et al. 2016): lower case, without punctuation and English articles. ROUGE-L is the F measure of the
-longest common subsequence (Lin 2004), of the library rouge-score, over the same words, so that texts in other scripts count.
+are SQuAD's (Rajpurkar et al. 2016): lower case, without punctuation and English articles; for other scripts MLQA's (Lewis et al.
+2020): punctuation is what Unicode says, and where a script puts no spaces between words, each character counts as one. ROUGE-L
+is the F measure of the longest common subsequence (Lin 2004), of the library rouge-score, over the same words.
 Where a case also has `evidence`, the passages that show the answer, it is scored whether the answer points to one of them
 (longlora/evaluation/cited.py).
 """
 
 import re
+import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,6 +76,14 @@ def read_cases(file: Path) -> list[Question]:
     return found
 
 
+UNSPACED = re.compile(
+    "[\u0e00-\u109f\u1780-\u17ff"  # Thai, Lao, Tibetan, Burmese; Khmer
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # kana
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"  # Chinese characters
+)
+"""Characters of scripts that put no spaces between words."""
+
+
 class Words(Tokenizer):
     """Our words, for rouge-score."""
 
@@ -84,8 +95,23 @@ ROUGE = RougeScorer(["rougeL"], tokenizer=Words())
 
 
 def words(text: str) -> list[str]:
-    """Lower case words, without punctuation and English articles."""
-    return [w for w in re.sub(r"[^\w\s]", "", text.lower()).split() if w not in ("a", "an", "the")]
+    """Lower case words in NFC, without punctuation (ASCII's signs, as in SQuAD, and Unicode's category P) and English articles. In
+    scripts without spaces a character, with the marks that belong to it, is a word."""
+    signs = unicodedata.normalize("NFC", text).lower()
+    bare = "".join(c for c in signs if c not in string.punctuation and unicodedata.category(c)[0] != "P")
+    return [piece for word in bare.split() if word not in ("a", "an", "the") for piece in pieces(word)]
+
+
+def pieces(word: str) -> list[str]:
+    """The word, or the characters of its unspaced scripts each and what stands between them."""
+    found: list[str] = []
+    for character in word:
+        mark = unicodedata.category(character)[0] == "M"
+        if not found or (not mark and (UNSPACED.match(character) or UNSPACED.match(found[-1]))):
+            found.append(character)
+        else:
+            found[-1] += character
+    return found
 
 
 def exact(given: str, wanted: str) -> float:
@@ -197,8 +223,9 @@ def files(settings: LongQA, held_out: Path | None) -> list[Path]:
 
 
 def answer_of(text: str, *, prompt: str) -> str:
-    """What counts of the text: a base model goes on after its answer, with the next line."""
-    return text.strip() if prompt == "chat" else (text.strip().splitlines() or [""])[0]
+    """What counts of the text: one that is continued goes on after the answer, with the next line; a model that was taught to
+    answer ends by itself."""
+    return (text.strip().splitlines() or [""])[0] if prompt == "plain" else text.strip()
 
 
 def mark(questions: Sequence[Question], *, prompts: Sequence[Written], said: Sequence[str]) -> list[Marked]:
