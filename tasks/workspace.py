@@ -63,14 +63,13 @@ class Addition:
 
 
 def git(*arguments: str, cwd: Path, stdin: str | None = None, env: dict[str, str] | None = None) -> str:
-    """Run git and return what it prints.
+    """Run git, without the user's hooks (they are for the user's commits and checkouts), and return what it prints.
 
     Raises:
         ValueError: git ended with an error; its own last line.
     """
-    done = subprocess.run(
-        ["git", *arguments], cwd=cwd, input=stdin, env={**os.environ, **(env or {})}, capture_output=True, text=True
-    )
+    command = ["git", "-c", f"core.hooksPath={os.devnull}", *arguments]
+    done = subprocess.run(command, cwd=cwd, input=stdin, env={**os.environ, **(env or {})}, capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[-1]
         raise ValueError(f"git {arguments[0]}: {said.removeprefix('fatal: ')}")

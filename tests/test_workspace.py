@@ -155,3 +155,22 @@ def test_the_recorded_lock_is_where_a_new_worktree_starts(folder):
     dummy.git(folder, "worktree", "remove", "--force", str(first))
     assert (worktree(where, state) / "dvc.lock").read_text() == "schema: '2.0'\n"
     assert os.path.exists(folder / ".git")
+
+
+@pytest.mark.parametrize("hook", ["post-checkout", "pre-push"])
+def test_the_user_s_hooks_have_no_part_in_a_run(folder, tmp_path, monkeypatch, hook):
+    from tasks.storage import publish, record
+
+    script = folder / ".git" / "hooks" / hook
+    dummy.write(script, "#!/bin/sh\nexit 1\n")  # as git-lfs's where git-lfs is missing
+    script.chmod(0o755)
+    dummy.git(tmp_path, "init", "--quiet", "--bare", "bare.git")
+    monkeypatch.setenv("LONGLORA_GIT_REMOTE", str(tmp_path / "bare.git"))
+    where = project(folder)
+    state = snapshot(where)
+    made = worktree(where, state)
+    assert worktree(where, state) == made
+    dummy.write(made / "dvc.lock", "schema: '2.0'\n")
+    commit = record(where, state, made)
+    publish(where, state.key)
+    assert dummy.git(tmp_path / "bare.git", "rev-parse", f"refs/longlora/runs/{state.key}") == commit
