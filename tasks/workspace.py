@@ -161,7 +161,7 @@ def stage_file(tree: Path, name: str, text: str, index: dict[str, str]) -> None:
 
 def commit_tree(tree: Path, content: str, parent: str, message: str) -> str:
     """A commit whose id depends on nothing but its content and parent."""
-    date = git("show", "--no-patch", "--format=%cI", parent, cwd=tree)
+    date = git("show", "--no-patch", "--no-show-signature", "--format=%cI", parent, cwd=tree)
     fixed = {**IDENTITY, "GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
     return git("commit-tree", content, "-p", parent, "-m", f"longlora: {message}", cwd=tree, env=fixed)
 

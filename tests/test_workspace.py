@@ -1,6 +1,7 @@
 """Snapshots, worktrees and locks, on real git."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,3 +175,17 @@ def test_the_user_s_hooks_have_no_part_in_a_run(folder, tmp_path, monkeypatch, h
     commit = record(where, state, made)
     publish(where, state.key)
     assert dummy.git(tmp_path / "bare.git", "rev-parse", f"refs/longlora/runs/{state.key}") == commit
+
+
+@pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="signs with ssh-keygen")
+def test_a_signed_commit_whose_signature_git_shows_is_a_start_as_any(folder, tmp_path):
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "key")], check=True)
+    for name, value in {
+        "gpg.format": "ssh",
+        "user.signingKey": str(tmp_path / "key"),
+        "log.showSignature": "true",
+    }.items():
+        dummy.git(folder, "config", name, value)
+    dummy.git(folder, "commit", "--quiet", "--allow-empty", "--gpg-sign", "--message", "signed")
+    state = snapshot(project(folder), overrides=["train.rank=9"])
+    assert dummy.git(folder, "rev-parse", f"{state.commit}^") == state.head
