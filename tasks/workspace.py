@@ -69,7 +69,9 @@ def git(*arguments: str, cwd: Path, stdin: str | None = None, env: dict[str, str
         ValueError: git ended with an error; its own last line.
     """
     command = ["git", "-c", f"core.hooksPath={os.devnull}", *arguments]
-    done = subprocess.run(command, cwd=cwd, input=stdin, env={**os.environ, **(env or {})}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=cwd, input=stdin, env={**os.environ, **(env or {})}, capture_output=True, text=True
+    )
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[-1]
         raise ValueError(f"git {arguments[0]}: {said.removeprefix('fatal: ')}")
@@ -88,13 +90,23 @@ def project(folder: Path) -> Project:
         raise ValueError(
             f"{folder} is not in a git repository: clone the project with git, or run `git init`"
         ) from None
-    root = Path(git("rev-parse", "--path-format=absolute", "--git-common-dir", cwd=tree)).parent
     for needed in ("dvc.yaml", "params.yaml", ".dvc"):
         if not (tree / needed).exists():
             raise ValueError(f"{tree} has no {needed}: it must stand at the top of the git repository")
     if not git("rev-list", "--all", "--max-count=1", cwd=tree):
         raise ValueError(f"{tree} has no commit yet: a run is recorded on top of one")
-    return Project(tree=tree, root=root)
+    return Project(tree=tree, root=main_checkout(tree))
+
+
+def main_checkout(tree: Path) -> Path:
+    """The main checkout of `tree`'s repository; `tree` itself where git knows none: a bare repository has none, and to the linked
+    worktrees of a submodule or of one made with --separate-git-dir git does not tell it."""
+    ours, shared = git("rev-parse", "--path-format=absolute", "--git-dir", "--git-common-dir", cwd=tree).splitlines()
+    if ours == shared:
+        return tree
+    first, second = git("worktree", "list", "--porcelain", cwd=tree).splitlines()[:2]
+    main = Path(first.removeprefix("worktree "))
+    return main if (main / ".git").exists() and second != "bare" else tree
 
 
 def snapshot(

@@ -189,3 +189,21 @@ def test_a_signed_commit_whose_signature_git_shows_is_a_start_as_any(folder, tmp
     dummy.git(folder, "commit", "--quiet", "--allow-empty", "--gpg-sign", "--message", "signed")
     state = snapshot(project(folder), overrides=["train.rank=9"])
     assert dummy.git(folder, "rev-parse", f"{state.commit}^") == state.head
+
+
+def test_the_root_is_the_main_checkout_or_the_tree_itself(folder, template, tmp_path):
+    def run(*arguments: str) -> None:
+        dummy.git(tmp_path, "-c", "protocol.file.allow=always", *arguments)
+
+    run("init", "--quiet", "above")
+    run("-C", "above", "submodule", "--quiet", "add", str(template), "below")
+    run("-C", "above/below", "worktree", "add", "--quiet", "--detach", str(tmp_path / "of_submodule"))
+    run("clone", "--quiet", "--separate-git-dir", str(tmp_path / "apart.git"), str(template), "apart")
+    run("clone", "--quiet", "--bare", str(template), "bare/.git")
+    run("-C", "bare/.git", "worktree", "add", "--quiet", "--detach", str(tmp_path / "of_bare"))
+    run("-C", "dummy", "worktree", "add", "--quiet", "--detach", str(tmp_path / "of_dummy"))
+    names = {name: name for name in ("above/below", "of_submodule", "apart", "of_bare")} | {"of_dummy": "dummy"}
+    for tree, root in names.items():
+        where = project(tmp_path / tree)
+        assert (where.tree, where.root) == (tmp_path / tree, tmp_path / root)
+        assert worktree(where, snapshot(where)).is_relative_to(tmp_path / root / ".longlora")
