@@ -66,15 +66,16 @@ def git(*arguments: str, cwd: Path, stdin: str | None = None, env: dict[str, str
     """Run git, without the user's hooks (they are for the user's commits and checkouts), and return what it prints.
 
     Raises:
-        ValueError: git ended with an error; its own last line.
+        ValueError: git ended with an error; from its `fatal:` on, else its last line.
     """
     command = ["git", "-c", f"core.hooksPath={os.devnull}", *arguments]
     done = subprocess.run(
         command, cwd=cwd, input=stdin, env={**os.environ, **(env or {})}, capture_output=True, text=True
     )
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[-1]
-        raise ValueError(f"git {arguments[0]}: {said.removeprefix('fatal: ')}")
+        said = done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}"
+        fatal = " ".join(said.partition("fatal: ")[2].replace("fatal: ", "").split())
+        raise ValueError(f"git {arguments[0]}: {fatal or said.splitlines()[-1]}")
     return done.stdout.strip("\n")
 
 
@@ -82,11 +83,14 @@ def project(folder: Path) -> Project:
     """The project that `folder` is in.
 
     Raises:
-        ValueError: not in a git repository, or one without commit, dvc.yaml, params.yaml or .dvc at its top.
+        ValueError: not in a git repository, or one that git does not open, or without commit, dvc.yaml, params.yaml or .dvc at
+            its top.
     """
     try:
         tree = Path(git("rev-parse", "--show-toplevel", cwd=folder))
-    except ValueError:
+    except ValueError as error:
+        if "not a git repository" not in str(error):
+            raise
         raise ValueError(
             f"{folder} is not in a git repository: clone the project with git, or run `git init`"
         ) from None

@@ -207,3 +207,13 @@ def test_the_root_is_the_main_checkout_or_the_tree_itself(folder, template, tmp_
         where = project(tmp_path / tree)
         assert (where.tree, where.root) == (tmp_path / tree, tmp_path / root)
         assert worktree(where, snapshot(where)).is_relative_to(tmp_path / root / ".longlora")
+
+
+def test_a_repository_that_git_does_not_trust_is_said_with_git_s_remedy(folder, monkeypatch):
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own, for its tests
+    with pytest.raises(
+        ValueError, match=f"^git rev-parse: detected dubious ownership in repository at '{folder}'"
+    ) as said:
+        project(folder)
+    assert f"git config --global --add safe.directory {folder}" in str(said.value)
+    assert "\n" not in str(said.value)
