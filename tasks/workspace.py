@@ -86,6 +86,7 @@ def project(folder: Path) -> Project:
         ValueError: not in a git repository, or one that git does not open, or without commit, dvc.yaml, params.yaml or .dvc at
             its top.
     """
+    forget_callers_repository(folder)
     try:
         tree = Path(git("rev-parse", "--show-toplevel", cwd=folder))
     except ValueError as error:
@@ -100,6 +101,13 @@ def project(folder: Path) -> Project:
     if not git("rev-list", "--all", "--max-count=1", cwd=tree):
         raise ValueError(f"{tree} has no commit yet: a run is recorded on top of one")
     return Project(tree=tree, root=main_checkout(tree))
+
+
+def forget_callers_repository(folder: Path) -> None:
+    """Drop what git told a hook that started us: its GIT_DIR and GIT_INDEX_FILE would hold for any folder, and in stages."""
+    for name in git("rev-parse", "--local-env-vars", cwd=folder).split():
+        if not name.startswith("GIT_CONFIG"):  # settings are the user's, and for whatever repository
+            os.environ.pop(name, None)
 
 
 def main_checkout(tree: Path) -> Path:

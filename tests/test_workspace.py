@@ -209,6 +209,21 @@ def test_the_root_is_the_main_checkout_or_the_tree_itself(folder, template, tmp_
         assert worktree(where, snapshot(where)).is_relative_to(tmp_path / root / ".longlora")
 
 
+def test_a_hook_s_own_repository_is_not_taken_for_the_folder_s(folder, template, monkeypatch):
+    for name, value in {
+        "GIT_DIR": template / ".git",
+        "GIT_INDEX_FILE": template / ".git" / "index",
+        "GIT_PREFIX": "x",
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "0")
+    where = project(folder)
+    assert (where.tree, where.root) == (folder, folder)
+    assert snapshot(where, overrides=["train.rank=9"]).head == dummy.git(folder, "rev-parse", "HEAD")
+    assert not {"GIT_DIR", "GIT_INDEX_FILE", "GIT_PREFIX"} & os.environ.keys()  # nor by DVC and the stages
+    assert "GIT_CONFIG_COUNT" in os.environ
+
+
 def test_a_repository_that_git_does_not_trust_is_said_with_git_s_remedy(folder, monkeypatch):
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own, for its tests
     with pytest.raises(
