@@ -272,9 +272,9 @@ def worktree(where: Project, state: Snapshot) -> Path:
         return folder
     if folder.exists():  # half made
         shutil.rmtree(folder)
-    git("worktree", "prune", cwd=where.root)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    git("worktree", "add", "--force", "--detach", str(folder), state.commit, cwd=where.root)
+    # twice: git may know a folder that is gone, and a git that was killed here left it locked
+    git("worktree", "add", "--force", "--force", "--detach", str(folder), state.commit, cwd=where.root)
     record = git("for-each-ref", "--format=%(objectname)", record_ref(state.key), cwd=where.root)
     if record:
         git("checkout", record, "--", "dvc.lock", cwd=folder)

@@ -232,3 +232,21 @@ def test_a_repository_that_git_does_not_trust_is_said_with_git_s_remedy(folder, 
         project(folder)
     assert f"git config --global --add safe.directory {folder}" in str(said.value)
     assert "\n" not in str(said.value)
+
+
+def test_a_worktree_on_a_drive_that_is_away_is_kept_and_one_that_was_cut_off_is_made_anew(folder, tmp_path):
+    from tasks.leftovers import Leftover, remove
+
+    dummy.git(folder, "worktree", "add", "--quiet", "--detach", str(tmp_path / "drive"))
+    (tmp_path / "drive").rename(tmp_path / "away")
+    where = project(folder)
+    state = snapshot(where)
+    made = worktree(where, state)
+    entry = folder / ".git" / "worktrees" / state.key
+    (entry / "locked").write_text("initializing")  # as a killed git leaves it
+    shutil.rmtree(made)
+    assert worktree(where, state) == made
+    remove(where, [Leftover("worktree", (made,), 1, "old")])
+    assert not made.exists() and not entry.exists()
+    (tmp_path / "away").rename(tmp_path / "drive")
+    assert dummy.git(tmp_path / "drive", "rev-parse", "HEAD") == state.head
