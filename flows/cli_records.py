@@ -64,15 +64,15 @@ def gc(
 ) -> None:
     """What may go, with sizes: folders of old runs, checkpoints, cached data that nothing kept needs."""
     where = here()
-    from flows.listing import show_leftovers
+    from flows import listing
     from tasks import leftovers, registry, tracking, workspace
 
     with workspace.hold(where, "gc"):
         found = leftovers.leftovers(where, keep=keep, versions=registry.commits(tracking.connect()))
-        show_leftovers(found, where)
+        listing.show_leftovers(found, where)
         if yes:
             leftovers.remove(where, found)
         for path in leftovers.being_read(where):
-            print(f"left, for a process reads from it: {path.relative_to(where.root)}")
+            print(f"left, for a process reads from it: {listing.shown(path, where)}")
     if found:
         print("deleted" if yes else "nothing was deleted: `longlora gc --yes` deletes it")

@@ -34,7 +34,8 @@ class Project:
 
     @property
     def state(self) -> Path:
-        return self.root / ".longlora"
+        """Real paths, should it be a link to another drive: git and DVC have to agree on where a file is."""
+        return (self.root / ".longlora").resolve()
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,9 @@ def read(folder: Path) -> None:
     """
     for each in (folder.resolve(), *folder.resolve().parents):
         state = each.parent.parent
-        if state.name == ".longlora" and each.parent.name in ("worktrees", "asked") and os.access(state, os.W_OK):
+        # what `.longlora` links to may have any name; servers.use_environment has made prefect/ there
+        ours = state.name == ".longlora" or (state / "prefect").is_dir()
+        if ours and each.parent.name in ("worktrees", "asked") and os.access(state, os.W_OK):
             (state / "locks").mkdir(exist_ok=True)
             file = os.open(state / "locks" / readers(each.name), os.O_CREAT, 0o666)  # the kernel closes it, at the end
             os.set_inheritable(file, True)

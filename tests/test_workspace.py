@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import dummy
 import pytest
@@ -250,3 +251,28 @@ def test_a_worktree_on_a_drive_that_is_away_is_kept_and_one_that_was_cut_off_is_
     assert not made.exists() and not entry.exists()
     (tmp_path / "away").rename(tmp_path / "drive")
     assert dummy.git(tmp_path / "drive", "rev-parse", "HEAD") == state.head
+
+
+def test_a_state_folder_that_is_a_link_is_no_new_content_and_what_is_read_there_is_known(folder, tmp_path):
+    from tasks.leftovers import being_read, named_on_disk
+    from tasks.stages import Pipeline
+
+    shutil.copy(Path(__file__).parent.parent / ".gitignore", folder)
+    dummy.commit(folder)
+    (tmp_path / "drive" / "prefect").mkdir(parents=True)
+    for name in (".longlora", "data", "models"):
+        (folder / name).symlink_to(tmp_path / "drive")
+    where = project(folder)
+    state = snapshot(where)
+    assert not state.dirty
+    made = worktree(where, state)
+    Pipeline(made, environment={}).close()  # DVC took its files for ignored ones
+    digest = "0" * 32
+    dummy.write(made / "dvc.lock", f"md5: {digest}\n")
+    assert (named_on_disk(where, set()), named_on_disk(where, {state.key})) == (set(), {digest})
+    code = f"import sys; from pathlib import Path; from tasks.workspace import read; read(Path({str(made)!r})); print(); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as reader:
+        assert reader.stdout.readline() == "\n"
+        assert list(being_read(where)) == [made]
+        reader.stdin.close()
