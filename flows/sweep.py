@@ -53,7 +53,7 @@ def sweep(where: Project, axes: list[str], *, recipe: str | None, overrides: lis
     """
     found = points(where, axes, recipe=recipe, overrides=overrides)
     name = name_of(found)
-    model = records.model_at(where, "HEAD")
+    model = records.model_at(where)
     client = tracking.connect()
     results = []
     with servers.prefect_api(where) as ready:

@@ -173,6 +173,17 @@ def versions(client, name: str, number: int) -> list[str]:
     return [str(client.create_model_version(name, f"dvc://{name}/m?rev={i}&repo=r").version) for i in range(number)]
 
 
+def test_the_model_s_name_is_that_of_the_checkout_as_it_is_as_a_run_s_is(folder):
+    from tasks.records import model_at
+
+    dummy.git(folder, "worktree", "add", "--quiet", "--detach", "../linked")
+    linked = folder.parent / "linked"
+    (linked / "dvc.yaml").write_text((linked / "dvc.yaml").read_text().replace("\n  dummy:\n", "\n  renamed:\n"))
+    for tree, name in ((folder, "dummy"), (linked, "renamed")):
+        where = project(tree)
+        assert (model_at(where).name, model_at(where, "HEAD").name) == (name, "dummy")
+
+
 def test_every_move_is_recorded_and_rollback_walks_back(client, tmp_path):
     from tasks import registry
 
