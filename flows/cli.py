@@ -89,7 +89,7 @@ def runs() -> None:
     from flows.listing import show_runs
     from tasks import records, tracking
 
-    show_runs(tracking.connect(), where, records.model_at(where, "HEAD"))
+    show_runs(tracking.connect(), where, records.model_at(where))
 
 
 @app.command()

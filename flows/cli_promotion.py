@@ -73,5 +73,5 @@ def history() -> None:
     from flows.listing import show_history
     from tasks import records, registry, tracking
 
-    name = records.model_at(where, "HEAD").name
+    name = records.model_at(where).name
     show_history(name, registry.moves(tracking.connect(), name))

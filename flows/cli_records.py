@@ -64,17 +64,17 @@ def gc(
 ) -> None:
     """What may go, with sizes: folders of old runs, checkpoints, cached data that nothing kept needs."""
     where = here()
-    from flows.listing import show_leftovers
+    from flows import listing
     from tasks import leftovers, registry, storage, tracking, workspace
 
     with workspace.hold(where, "gc"):
         versions = registry.commits(tracking.connect(), storage.addresses(where))
         found = leftovers.leftovers(where, keep=keep, versions=versions)
-        show_leftovers(found, where)
+        listing.show_leftovers(found, where)
         if yes:
             leftovers.remove(where, found)
         for path in leftovers.being_read(where):
-            print(f"left, for a process reads from it: {path.relative_to(where.root)}")
+            print(f"left, for a process reads from it: {listing.shown(path, where)}")
         if cache := leftovers.shared_cache(where):
             print(f"left, for other projects may share it: {cache} (DVC's cache.dir, outside of this project)")
     if found:

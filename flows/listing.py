@@ -1,6 +1,7 @@
 """Tables of what MLflow knows: runs to compare, and the moves of the champion."""
 
 from datetime import datetime
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -72,11 +73,16 @@ def show_runs(client: MlflowClient, where: Project, model: Artifact) -> None:
     console().print(table if found else "no runs yet: `longlora run`")
 
 
+def shown(path: Path, where: Project) -> Path:
+    """`path` as seen from the project, unless it lies elsewhere."""
+    return path.relative_to(where.root) if path.is_relative_to(where.root) else path
+
+
 def show_leftovers(found: list[Leftover], where: Project) -> None:
     table = Table("size", "what", "where", "why", box=None, pad_edge=False)
     table.columns[0].justify = "right"
     for each in found:
-        paths = [path.relative_to(where.root) if path.is_relative_to(where.root) else path for path in each.paths]
+        paths = [shown(path, where) for path in each.paths]
         home = paths[0] if len(paths) == 1 else paths[0].parent.parent
         table.add_row(f"{each.size / 1e6:,.3f} MB", each.kind, Text(str(home)), each.why)
     console().print(table if found else "nothing may go")

@@ -112,14 +112,23 @@ def run_snapshot(
                 place.pipeline.warm()  # it imports DVC while the parameters are looked at
                 must_be_right(place)
                 run_place(place)
-        if seen:
-            seen.remember()
         if promote:
             # MLflow is imported by now, and not before the first stage runs
             from flows.promote import promote as promote_flow
+            from tasks.promotion import RefusalError
 
-            print(promote_flow(state.key), flush=True)
+            try:
+                print(promote_flow(state.key), flush=True)
+            except RefusalError:  # an answer; whatever else ends a promotion, the next look tries it again
+                remember(seen)
+                raise
+        remember(seen)
         return state.key
+
+
+def remember(seen: Watched | None) -> None:
+    if seen:
+        seen.remember()
 
 
 def begin(where: workspace.Project, state: workspace.Snapshot) -> Place:

@@ -55,7 +55,7 @@ def sweep(where: Project, axes: list[str], *, recipe: str | None, overrides: lis
     found = points(where, axes, recipe=recipe, overrides=overrides)
     must_all_be_right(where, [point.state for point in found if not storage.noted(where, point.state.key)])
     name = name_of(found)
-    model = records.model_at(where, "HEAD")
+    model = records.model_at(where)
     client = tracking.connect()
     results = []
     with servers.prefect_api(where) as ready:

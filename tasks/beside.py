@@ -38,7 +38,7 @@ def addition(client: MlflowClient, where: Project, wanted: str) -> Addition:
     Raises:
         ValueError: there is no such model, its record is gone, or dvc.yaml has no place for it.
     """
-    model = records.model_at(where, "HEAD")
+    model = records.model_at(where)
     place = beside_of(model)
     if place is None:
         raise ValueError(

@@ -95,12 +95,14 @@ def wait_for(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
     """Wait until `url` answers.
 
     Raises:
-        ValueError: the server ended, or was not ready in time; its last line.
+        ValueError: the server ended (its last line), or was not ready in time.
     """
     deadline = time.monotonic() + STARTUP
     while not answers(url):
-        if server.poll() is not None or time.monotonic() > deadline:
+        if server.poll() is not None:
             raise ValueError(f"the server for {url} did not start: {last_line(log)} (all of it: {log})")
+        if time.monotonic() > deadline:
+            raise ValueError(f"the server for {url} was not ready in {STARTUP:g} s (what it said: {log})")
         time.sleep(0.1)
 
 

@@ -149,17 +149,21 @@ def named_in_git(where: Project, kept: set[str], versions: set[str]) -> set[str]
 
 def named_on_disk(where: Project, kept: set[str]) -> set[str]:
     """The same in every checkout of the repository; of runs only in the kept ones' folders."""
-    lines = git("worktree", "list", "--porcelain", cwd=where.root).splitlines()
-    trees = [Path(line.removeprefix("worktree ")) for line in lines if line.startswith("worktree ")]
     ours = where.state / "worktrees"
     found: set[str] = set()
-    for tree in trees:
+    for tree in checkouts(where):
         if tree.is_dir() and (not tree.is_relative_to(ours) or tree.name in kept):
             wanted = ("--cached", "--others", "--exclude-standard", "--", "*dvc.lock", "*.dvc")
             for name in {*git("ls-files", "-z", *wanted, cwd=tree).split("\0"), "dvc.lock"}:
                 if (tree / name).is_file():
                     found |= set(HASH.findall((tree / name).read_text()))
     return found
+
+
+def checkouts(where: Project) -> list[Path]:
+    """The folders of all worktrees that git knows, also of those on a drive that is not there now."""
+    lines = git("worktree", "list", "--porcelain", cwd=where.root).splitlines()
+    return [Path(line.removeprefix("worktree ")) for line in lines if line.startswith("worktree ")]
 
 
 def with_contents(cache: Path, hashes: set[str]) -> set[str]:
@@ -174,6 +178,7 @@ def with_contents(cache: Path, hashes: set[str]) -> set[str]:
 
 def remove(where: Project, found: list[Leftover]) -> None:
     """Delete what `leftovers` found; a run that has begun meanwhile keeps its folder, and so does who reads from one."""
+    known = checkouts(where)
     for each in found:
         for path in each.paths:
             if each.kind == "cache":
@@ -182,4 +187,7 @@ def remove(where: Project, found: list[Leftover]) -> None:
                 with hold(where, path.name), unread(where, path.name) as free:
                     if free:
                         shutil.rmtree(path)
-    git("worktree", "prune", cwd=where.root)
+                        if (
+                            path.resolve() in known
+                        ):  # its entry alone: `prune` forgets those on a drive that is away, too
+                            git("worktree", "remove", "--force", "--force", str(path), cwd=where.root)

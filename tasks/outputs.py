@@ -32,8 +32,8 @@ class Compared:
         return self.recorded == self.found
 
 
-def artifacts_at(repo: Path, rev: str) -> list[Artifact]:
-    """`artifacts:` of dvc.yaml at commit `rev`."""
+def artifacts_at(repo: Path, rev: str | None) -> list[Artifact]:
+    """`artifacts:` of dvc.yaml at commit `rev`; without it, as the file is."""
     with Repo(str(repo), rev=rev) as past:
         return artifacts_in(past)
 

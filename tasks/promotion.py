@@ -160,7 +160,7 @@ def rollback(client: MlflowClient, where: Project, why: str) -> str:
     Raises:
         ValueError: there was none before, it is the present one, or it was deleted.
     """
-    name = records.model_at(where, "HEAD").name
+    name = records.model_at(where).name
     with hold(where, lock_name(name)):
         _, now = registry.present(
             client, name, person(where)

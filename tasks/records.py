@@ -42,7 +42,7 @@ def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
         ValueError: there is none, or more than one.
     """
     if wanted in (CHAMPION, CANDIDATE):
-        name = model_at(where, "HEAD").name
+        name = model_at(where).name
         version = registry.holder(client, name, wanted)
         if not version:
             raise ValueError(f"{name} has no {wanted} yet: `longlora promote`, or name a run")
@@ -63,7 +63,7 @@ def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
 
 def matching(client: MlflowClient, where: Project, wanted: str | None) -> list[Run]:
     """The runs whose key or MLflow id begins with `wanted`; without it, the last finished one of ours: it has a key."""
-    experiment = tracking.experiment_id(client, where, model_at(where, "HEAD").name)
+    experiment = tracking.experiment_id(client, where, model_at(where).name)
     if wanted is None:
         ours = f"attributes.status = 'FINISHED' AND tags.`{tracking.KEY}` LIKE '%'"
         return list(client.search_runs([experiment], ours, order_by=["attributes.end_time DESC"], max_results=1))
@@ -72,13 +72,13 @@ def matching(client: MlflowClient, where: Project, wanted: str | None) -> list[R
     return [run for run, both in names if any(name.startswith(wanted) for name in both)]
 
 
-def model_at(where: Project, rev: str) -> Artifact:
-    """The model of dvc.yaml at commit `rev`.
+def model_at(where: Project, rev: str | None = None) -> Artifact:
+    """The model of dvc.yaml at commit `rev`; without it, in the checkout that was asked about, as it is: runs take its name there.
 
     Raises:
         ValueError: it names none.
     """
-    models = [artifact for artifact in artifacts_at(where.root, rev) if artifact.type == "model"]
+    models = [artifact for artifact in artifacts_at(where.tree, rev) if artifact.type == "model"]
     if not models:
         raise ValueError("dvc.yaml has no `artifacts:` of `type: model`, so there is no name to register a model under")
     return models[0]
@@ -90,7 +90,7 @@ def address_of(client: MlflowClient, where: Project, wanted: str) -> str:
     Raises:
         ValueError: there is none, or more than one; the run is not finished.
     """
-    name = model_at(where, "HEAD").name
+    name = model_at(where).name
     version = registry.holder(client, name, wanted)
     if version:
         return str(version.source)

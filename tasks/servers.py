@@ -19,10 +19,11 @@ from urllib.parse import urlsplit
 from tasks.access import MLFLOW, PREFECT, Access, mlflow_server, must_be_asked, prefect_server
 from tasks.daemon import Kept, answers, last_line, start, stop, wait_for
 from tasks.listening import LOCAL, LOOPBACK, Host, listening, must_be_free
-from tasks.workspace import Project
+from tasks.workspace import Project, hold, is_held
 
 HOST = LOOPBACK
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}  # of the addresses that name a server
+UP = "up"  # the lock of who runs a project's servers
 POOL = "local"  # the work pool of prefect.yaml
 
 
@@ -112,7 +113,8 @@ def found_prefect(where: Project) -> str | None:
         must_be_reachable("PREFECT_API_URL")
         return os.environ["PREFECT_API_URL"]
     announced = where.state / "prefect.url"
-    url = announced.read_text().strip() if announced.exists() else ""
+    # one that was killed could not take its word back, and another project's server may be there by now
+    url = announced.read_text().strip() if is_held(where, UP) and announced.exists() else ""
     if not url or not answers(f"{url}/health"):
         return None
     PREFECT.must_admit(url)
@@ -200,7 +202,8 @@ def up(
     not started.
 
     Raises:
-        ValueError: no such host, other machines would be let in unasked, unsound credentials, a port is taken, or a server ended.
+        ValueError: no such host, other machines would be let in unasked, unsound credentials, a port is taken, the servers are up
+            already, or one ended.
     """
     at = listening(host)
     own = [
@@ -214,6 +217,21 @@ def up(
         if each in own:
             must_be_free(at, port, option)
             each.must_be_sound()
+    if is_held(where, UP):
+        raise ValueError(f"`longlora up` runs already for {where.root}: end that one first")
+    with hold(where, UP):
+        run_servers(where, own, at, prefect_port=prefect_port, mlflow_port=mlflow_port, ready=ready)
+
+
+def run_servers(
+    where: Project,
+    own: list[Access],
+    at: Host,
+    *,
+    prefect_port: int,
+    mlflow_port: int,
+    ready: Callable[[Host, list[Up]], None],
+) -> None:
     without_proxy(at.near.strip("[]"))
     announced = where.state / "prefect.url"
     ours: list[Up] = []

@@ -35,7 +35,8 @@ class Project:
 
     @property
     def state(self) -> Path:
-        return self.root / ".longlora"
+        """Real paths, should it be a link to another drive: git and DVC have to agree on where a file is."""
+        return (self.root / ".longlora").resolve()
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,19 @@ class Addition:
 
 
 def git(*arguments: str, cwd: Path, stdin: str | None = None, env: dict[str, str] | None = None) -> str:
-    """Run git and return what it prints.
+    """Run git, without the user's hooks (they are for the user's commits and checkouts), and return what it prints.
 
     Raises:
-        ValueError: git ended with an error; its own last line.
+        ValueError: git ended with an error; from its `fatal:` on, else its last line.
     """
+    command = ["git", "-c", f"core.hooksPath={os.devnull}", *arguments]
     done = subprocess.run(
-        ["git", *arguments], cwd=cwd, input=stdin, env={**os.environ, **(env or {})}, capture_output=True, text=True
+        command, cwd=cwd, input=stdin, env={**os.environ, **(env or {})}, capture_output=True, text=True
     )
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[-1]
-        raise ValueError(f"git {arguments[0]}: {said.removeprefix('fatal: ')}")
+        said = done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}"
+        fatal = " ".join(said.partition("fatal: ")[2].replace("fatal: ", "").split())
+        raise ValueError(f"git {arguments[0]}: {fatal or said.splitlines()[-1]}")
     return done.stdout.strip("\n")
 
 
@@ -82,21 +85,42 @@ def project(folder: Path) -> Project:
     """The project that `folder` is in.
 
     Raises:
-        ValueError: not in a git repository, or one without commit, dvc.yaml, params.yaml or .dvc at its top.
+        ValueError: not in a git repository, or one that git does not open, or without commit, dvc.yaml, params.yaml or .dvc at
+            its top.
     """
+    forget_callers_repository(folder)
     try:
         tree = Path(git("rev-parse", "--show-toplevel", cwd=folder))
-    except ValueError:
+    except ValueError as error:
+        if "not a git repository" not in str(error):
+            raise
         raise ValueError(
             f"{folder} is not in a git repository: clone the project with git, or run `git init`"
         ) from None
-    root = Path(git("rev-parse", "--path-format=absolute", "--git-common-dir", cwd=tree)).parent
     for needed in ("dvc.yaml", "params.yaml", ".dvc"):
         if not (tree / needed).exists():
             raise ValueError(f"{tree} has no {needed}: it must stand at the top of the git repository")
     if not git("rev-list", "--all", "--max-count=1", cwd=tree):
         raise ValueError(f"{tree} has no commit yet: a run is recorded on top of one")
-    return Project(tree=tree, root=root)
+    return Project(tree=tree, root=main_checkout(tree))
+
+
+def forget_callers_repository(folder: Path) -> None:
+    """Drop what git told a hook that started us: its GIT_DIR and GIT_INDEX_FILE would hold for any folder, and in stages."""
+    for name in git("rev-parse", "--local-env-vars", cwd=folder).split():
+        if not name.startswith("GIT_CONFIG"):  # settings are the user's, and for whatever repository
+            os.environ.pop(name, None)
+
+
+def main_checkout(tree: Path) -> Path:
+    """The main checkout of `tree`'s repository; `tree` itself where git knows none: a bare repository has none, and to the linked
+    worktrees of a submodule or of one made with --separate-git-dir git does not tell it."""
+    ours, shared = git("rev-parse", "--path-format=absolute", "--git-dir", "--git-common-dir", cwd=tree).splitlines()
+    if ours == shared:
+        return tree
+    first, second = git("worktree", "list", "--porcelain", cwd=tree).splitlines()[:2]
+    main = Path(first.removeprefix("worktree "))
+    return main if (main / ".git").exists() and second != "bare" else tree
 
 
 def snapshot(
@@ -166,7 +190,7 @@ def stage_file(tree: Path, name: str, text: str, index: dict[str, str]) -> None:
 
 def commit_tree(tree: Path, content: str, parent: str, message: str) -> str:
     """A commit whose id depends on nothing but its content and parent."""
-    date = git("show", "--no-patch", "--format=%cI", parent, cwd=tree)
+    date = git("show", "--no-patch", "--no-show-signature", "--format=%cI", parent, cwd=tree)
     fixed = {**IDENTITY, "GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
     return git("commit-tree", content, "-p", parent, "-m", f"longlora: {message}", cwd=tree, env=fixed)
 
@@ -208,7 +232,9 @@ def read(folder: Path) -> None:
     """
     for each in (folder.resolve(), *folder.resolve().parents):
         state = each.parent.parent
-        if state.name == ".longlora" and each.parent.name in ("worktrees", "asked") and os.access(state, os.W_OK):
+        # what `.longlora` links to may have any name; servers.use_environment has made prefect/ there
+        ours = state.name == ".longlora" or (state / "prefect").is_dir()
+        if ours and each.parent.name in ("worktrees", "asked") and os.access(state, os.W_OK):
             (state / "locks").mkdir(exist_ok=True)
             file = os.open(state / "locks" / readers(each.name), os.O_CREAT, 0o666)  # the kernel closes it, at the end
             os.set_inheritable(file, True)
@@ -253,9 +279,9 @@ def worktree(where: Project, state: Snapshot) -> Path:
         return folder
     if folder.exists():  # half made
         shutil.rmtree(folder)
-    git("worktree", "prune", cwd=where.root)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    git("worktree", "add", "--force", "--detach", str(folder), state.commit, cwd=where.root)
+    # twice: git may know a folder that is gone, and a git that was killed here left it locked
+    git("worktree", "add", "--force", "--force", "--detach", str(folder), state.commit, cwd=where.root)
     record = git("for-each-ref", "--format=%(objectname)", record_ref(state.key), cwd=where.root)
     if record:
         git("checkout", record, "--", "dvc.lock", cwd=folder)

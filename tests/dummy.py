@@ -141,7 +141,7 @@ FILES = {
     "dvc.yaml": DVC.lstrip(),
     "params.yaml": PARAMS.lstrip(),
     "recipes/big.yaml": "train: {rank: 16}\n",
-    ".gitignore": "/.longlora/\n/models/\n/metrics/\n/reports/\n/rivals/[a-z0-9]*/\n__pycache__/\n",
+    ".gitignore": "/.longlora\n/models\n/metrics\n/reports\n/rivals/[a-z0-9]*/\n__pycache__/\n",
     ".dvcignore": "",
     ".dvc/config": "[core]\n    analytics = false\n    remote = local\n['remote \"local\"']\n    url = ../.longlora/remote\n",
     ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",

@@ -264,6 +264,31 @@ def test_a_server_of_ours_that_lets_anybody_in_or_us_out_is_not_kept(clean, stub
         PREFECT.must_guard(stub.url)
 
 
+@pytest.mark.parametrize("stub", [200], indirect=True)
+def test_an_announced_server_counts_while_up_runs_and_a_second_up_leaves_it(clean, stub, tmp_path):
+    where, announced = Project(tmp_path, tmp_path), tmp_path / ".longlora" / "prefect.url"
+    dummy.write(announced, stub.url)
+    assert servers.found_prefect(where) is None  # `up` was killed; another project's may answer there
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as up:
+        assert up.stdout.readline() == "held\n"
+        assert servers.found_prefect(where) == stub.url
+        with pytest.raises(ValueError, match=f"^`longlora up` runs already for {tmp_path}: end that one first$"):
+            bring_up(tmp_path, clean, "127.0.0.1")
+        up.kill()
+    assert announced.exists()
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from tasks.servers import UP
+from tasks.workspace import Project, hold
+with hold(Project(Path(sys.argv[1]), Path(sys.argv[1])), UP):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
 # --- real servers
 
 

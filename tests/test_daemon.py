@@ -58,6 +58,28 @@ def test_a_killed_server_comes_back_at_its_address_and_none_is_left_behind(tmp_p
     assert not server.lost
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("print('a tip', flush=True); input()", "was not ready in 0.5 s (what it said: "),
+        ("print('no such port', flush=True)", "did not start: no such port (all of it: "),
+    ],
+)
+def test_a_server_that_does_not_answer_is_told_from_one_that_ended(tmp_path, monkeypatch, code, said):
+    from tasks import daemon
+    from tasks.servers import free_port
+
+    monkeypatch.setattr(daemon, "STARTUP", 0.5 if "input" in code else 60.0)
+    log, url = tmp_path / "log", f"http://127.0.0.1:{free_port()}/"
+    server = daemon.start([sys.executable, "-c", code], log)
+    try:
+        with pytest.raises(ValueError, match=f"^the server for {url} ") as caught:
+            daemon.wait_for(url, server, log)
+    finally:
+        daemon.stop(server)
+    assert said in str(caught.value)
+
+
 def prefects(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     """The Prefect server that a run has started for itself, its supervisor apart."""
     found = []

@@ -187,6 +187,17 @@ def test_the_commits_of_versions_are_those_of_this_project_on_a_server_that_othe
     assert registry.commits(client, addresses(project(folder))) == {"a", "b"}
 
 
+def test_the_model_s_name_is_that_of_the_checkout_as_it_is_as_a_run_s_is(folder):
+    from tasks.records import model_at
+
+    dummy.git(folder, "worktree", "add", "--quiet", "--detach", "../linked")
+    linked = folder.parent / "linked"
+    (linked / "dvc.yaml").write_text((linked / "dvc.yaml").read_text().replace("\n  dummy:\n", "\n  renamed:\n"))
+    for tree, name in ((folder, "dummy"), (linked, "renamed")):
+        where = project(tree)
+        assert (model_at(where).name, model_at(where, "HEAD").name) == (name, "dummy")
+
+
 def test_every_move_is_recorded_and_rollback_walks_back(client, tmp_path):
     from tasks import registry
 

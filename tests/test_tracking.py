@@ -204,12 +204,14 @@ def test_a_deleted_experiment_is_said_with_what_brings_it_back(opened, mlflow_ur
 
 
 def test_a_run_whose_process_is_gone_does_not_stay_running(opened, folder):
-    from tasks.tracking import bury
-    from tasks.workspace import hold, project
+    from tasks.tracking import HOME, bury
+    from tasks.workspace import hold, home, project
 
-    tracker, where = opened(), project(folder)
+    tracker, where = opened(), project(folder.rename(folder.with_name("o'brien's")))
+    tracker.client.set_tag(tracker.run_id, HOME, home(where))
     experiment = tracker.client.get_run(tracker.run_id).info.experiment_id
     key = tracker.client.get_run(tracker.run_id).data.tags["longlora.key"]
+    tracker.client.create_run(experiment)  # a notebook's, under way
     elsewhere = tracker.client.create_run(experiment, tags={"longlora.key": key, "longlora.home": "another:/machine"})
     status = lambda run_id: tracker.client.get_run(run_id).info.status  # noqa: E731
     with hold(where, key):

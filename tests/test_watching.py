@@ -47,6 +47,24 @@ def test_a_watched_place_runs_once_for_each_state_of_its_data(run_flow, own, dat
     assert dummy.executions(own).count("train base") == 4
 
 
+def test_a_run_whose_promotion_broke_off_is_tried_again_and_one_that_was_refused_is_not(
+    run_flow, own, data, monkeypatch
+):
+    from flows import promote
+    from tasks.promotion import RefusalError
+
+    for error, executed in ((ConnectionError, 1), (RefusalError, 1)):
+
+        def broken(key: str, error: type[Exception] = error) -> str:
+            raise error("no")
+
+        monkeypatch.setattr(promote, "promote", broken)
+        with pytest.raises(error):
+            run_flow(watch=str(data), promote=True)
+        assert dummy.executions(own).count("train base") == executed
+    assert run_flow(watch=str(data), promote=True, return_state=True).name == "Unchanged"
+
+
 def test_what_changes_under_a_run_is_not_taken_for_what_it_ran_on(own, data):
     from tasks.watching import watched
     from tasks.workspace import project

@@ -1,10 +1,12 @@
 """Snapshots, worktrees and locks, on real git."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import dummy
 import pytest
@@ -221,3 +223,122 @@ def test_an_address_is_kept_without_secrets_and_yet_leads_there(address, kept):
     from tasks.storage import without_credentials
 
     assert without_credentials(address) == kept
+
+
+@pytest.mark.parametrize("hook", ["post-checkout", "pre-push"])
+def test_the_user_s_hooks_have_no_part_in_a_run(folder, tmp_path, monkeypatch, hook):
+    from tasks.storage import publish, record
+
+    script = folder / ".git" / "hooks" / hook
+    dummy.write(script, "#!/bin/sh\nexit 1\n")  # as git-lfs's where git-lfs is missing
+    script.chmod(0o755)
+    dummy.git(tmp_path, "init", "--quiet", "--bare", "bare.git")
+    monkeypatch.setenv("LONGLORA_GIT_REMOTE", str(tmp_path / "bare.git"))
+    where = project(folder)
+    state = snapshot(where)
+    made = worktree(where, state)
+    assert worktree(where, state) == made
+    dummy.write(made / "dvc.lock", "schema: '2.0'\n")
+    commit = record(where, state, made)
+    publish(where, state.key)
+    assert dummy.git(tmp_path / "bare.git", "rev-parse", f"refs/longlora/runs/{state.key}") == commit
+
+
+@pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="signs with ssh-keygen")
+def test_a_signed_commit_whose_signature_git_shows_is_a_start_as_any(folder, tmp_path):
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "key")], check=True)
+    for name, value in {
+        "gpg.format": "ssh",
+        "user.signingKey": str(tmp_path / "key"),
+        "log.showSignature": "true",
+    }.items():
+        dummy.git(folder, "config", name, value)
+    dummy.git(folder, "commit", "--quiet", "--allow-empty", "--gpg-sign", "--message", "signed")
+    state = snapshot(project(folder), overrides=["train.rank=9"])
+    assert dummy.git(folder, "rev-parse", f"{state.commit}^") == state.head
+
+
+def test_the_root_is_the_main_checkout_or_the_tree_itself(folder, template, tmp_path):
+    def run(*arguments: str) -> None:
+        dummy.git(tmp_path, "-c", "protocol.file.allow=always", *arguments)
+
+    run("init", "--quiet", "above")
+    run("-C", "above", "submodule", "--quiet", "add", str(template), "below")
+    run("-C", "above/below", "worktree", "add", "--quiet", "--detach", str(tmp_path / "of_submodule"))
+    run("clone", "--quiet", "--separate-git-dir", str(tmp_path / "apart.git"), str(template), "apart")
+    run("clone", "--quiet", "--bare", str(template), "bare/.git")
+    run("-C", "bare/.git", "worktree", "add", "--quiet", "--detach", str(tmp_path / "of_bare"))
+    run("-C", "dummy", "worktree", "add", "--quiet", "--detach", str(tmp_path / "of_dummy"))
+    names = {name: name for name in ("above/below", "of_submodule", "apart", "of_bare")} | {"of_dummy": "dummy"}
+    for tree, root in names.items():
+        where = project(tmp_path / tree)
+        assert (where.tree, where.root) == (tmp_path / tree, tmp_path / root)
+        assert worktree(where, snapshot(where)).is_relative_to(tmp_path / root / ".longlora")
+
+
+def test_a_hook_s_own_repository_is_not_taken_for_the_folder_s(folder, template, monkeypatch):
+    for name, value in {
+        "GIT_DIR": template / ".git",
+        "GIT_INDEX_FILE": template / ".git" / "index",
+        "GIT_PREFIX": "x",
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "0")
+    where = project(folder)
+    assert (where.tree, where.root) == (folder, folder)
+    assert snapshot(where, overrides=["train.rank=9"]).head == dummy.git(folder, "rev-parse", "HEAD")
+    assert not {"GIT_DIR", "GIT_INDEX_FILE", "GIT_PREFIX"} & os.environ.keys()  # nor by DVC and the stages
+    assert "GIT_CONFIG_COUNT" in os.environ
+
+
+def test_a_repository_that_git_does_not_trust_is_said_with_git_s_remedy(folder, monkeypatch):
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own, for its tests
+    with pytest.raises(
+        ValueError, match=f"^git rev-parse: detected dubious ownership in repository at '{folder}'"
+    ) as said:
+        project(folder)
+    assert f"git config --global --add safe.directory {folder}" in str(said.value)
+    assert "\n" not in str(said.value)
+
+
+def test_a_worktree_on_a_drive_that_is_away_is_kept_and_one_that_was_cut_off_is_made_anew(folder, tmp_path):
+    from tasks.leftovers import Leftover, remove
+
+    dummy.git(folder, "worktree", "add", "--quiet", "--detach", str(tmp_path / "drive"))
+    (tmp_path / "drive").rename(tmp_path / "away")
+    where = project(folder)
+    state = snapshot(where)
+    made = worktree(where, state)
+    entry = folder / ".git" / "worktrees" / state.key
+    (entry / "locked").write_text("initializing")  # as a killed git leaves it
+    shutil.rmtree(made)
+    assert worktree(where, state) == made
+    remove(where, [Leftover("worktree", (made,), 1, "old")])
+    assert not made.exists() and not entry.exists()
+    (tmp_path / "away").rename(tmp_path / "drive")
+    assert dummy.git(tmp_path / "drive", "rev-parse", "HEAD") == state.head
+
+
+def test_a_state_folder_that_is_a_link_is_no_new_content_and_what_is_read_there_is_known(folder, tmp_path):
+    from tasks.leftovers import being_read, named_on_disk
+    from tasks.stages import Pipeline
+
+    shutil.copy(Path(__file__).parent.parent / ".gitignore", folder)
+    dummy.commit(folder)
+    (tmp_path / "drive" / "prefect").mkdir(parents=True)
+    for name in (".longlora", "data", "models"):
+        (folder / name).symlink_to(tmp_path / "drive")
+    where = project(folder)
+    state = snapshot(where)
+    assert not state.dirty
+    made = worktree(where, state)
+    Pipeline(made, environment={}).close()  # DVC took its files for ignored ones
+    digest = "0" * 32
+    dummy.write(made / "dvc.lock", f"md5: {digest}\n")
+    assert (named_on_disk(where, set()), named_on_disk(where, {state.key})) == (set(), {digest})
+    code = f"import sys; from pathlib import Path; from tasks.workspace import read; read(Path({str(made)!r})); print(); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as reader:
+        assert reader.stdout.readline() == "\n"
+        assert list(being_read(where)) == [made]
+        reader.stdin.close()
