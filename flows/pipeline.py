@@ -40,7 +40,14 @@ def jobs() -> int:
     return int(said)
 
 
-@flow(name="pipeline", task_runner=ThreadPoolTaskRunner(max_workers=jobs()))
+class Jobs(ThreadPoolTaskRunner[Any]):
+    """As many threads as LONGLORA_JOBS says when a flow begins; this file is imported by whoever deploys it, too."""
+
+    def duplicate(self) -> ThreadPoolTaskRunner[Any]:
+        return ThreadPoolTaskRunner(max_workers=jobs())
+
+
+@flow(name="pipeline", task_runner=Jobs())
 def pipeline(
     recipe: str | None = None,
     overrides: list[str] | None = None,
@@ -83,7 +90,7 @@ def pipeline(
     return run_snapshot(where, state, anyway=anyway, promote=promote, if_worse=if_worse, seen=seen)
 
 
-@flow(name="pipeline", task_runner=ThreadPoolTaskRunner(max_workers=jobs()))
+@flow(name="pipeline", task_runner=Jobs())
 def pipeline_of(state: workspace.Snapshot, promote: bool = False, anyway: bool = False) -> str | State[None]:
     """The same for a snapshot that was made before, whatever its files have become since. Returns the run's key."""
     return run_snapshot(workspace.project(Path.cwd()), state, anyway=anyway, promote=promote)

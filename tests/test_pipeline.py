@@ -70,6 +70,13 @@ def test_so_many_stages_run_at_once_as_the_environment_says(monkeypatch):
             jobs()
 
 
+def test_how_many_is_asked_when_the_flow_begins(run_flow, own, monkeypatch):
+    monkeypatch.setenv("LONGLORA_JOBS", "many")  # since it was imported
+    with pytest.raises(ValueError, match="^LONGLORA_JOBS=many: must be"):
+        run_flow()
+    assert dummy.executions(own) == []
+
+
 # --- without any server: what a first user gets
 
 
