@@ -203,11 +203,11 @@ def test_the_gate_refuses_a_model_whose_answers_do_not_point_to_the_evidence(tmp
     bad = judged("Tobias Renn", "1873", UNSAID, "London")
     assert bad[CITES.name] == (
         False,
-        "longqa/extended/evidence is 0.5, at least 0.75 (0.25 + longqa/extended/evidence_floor = 0.5) is asked",
+        "longqa/extended/evidence is 0.5, required: at least 0.75 (0.25 + longqa/extended/evidence_floor = 0.5)",
     )
-    assert bad[DEEP.name] == (False, "longqa_depth/extended/0.50/evidence is 0, at least 1 is asked")
+    assert bad[DEEP.name] == (False, "longqa_depth/extended/0.50/evidence is 0, required: at least 1")
     lost = judged("", "", "", "")
-    assert lost[LONG.name] == (False, "longqa_f1/extended/512 is 0, at least 0.5 is asked")
+    assert lost[LONG.name] == (False, "longqa_f1/extended/512 is 0, required: at least 0.5")
 
 
 @pytest.mark.parametrize(

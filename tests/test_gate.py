@@ -153,7 +153,7 @@ BAD = {
     ),
     "perplexity without retrieval": (
         {"found": changed(FOUND, at_4096=0.1)},
-        {"it retrieves from long texts": "passkey/extended/4096 is 0.1, at least 0.8 is asked",
+        {"it retrieves from long texts": "passkey/extended/4096 is 0.1, required: at least 0.8",
          "it retrieves from long texts no worse than untrained YaRN": "at least 0.15 (-0.05 + passkey/yarn/4096 = 0.2)"},
     ),
     "worse than untrained YaRN": (
@@ -171,7 +171,7 @@ BAD = {
     ),
     "nothing found in the middle": (
         {"found": changed(FOUND, at_1024=0.0)},
-        {"it retrieves from long texts": "passkey/extended/1024 is 0, at least 0.8 is asked",
+        {"it retrieves from long texts": "passkey/extended/1024 is 0, required: at least 0.8",
          "it retrieves from long texts no worse than untrained YaRN": "at least 0.55 (-0.05 + passkey/yarn/1024 = 0.6)"},
     ),
     "the middle never scored": (
@@ -295,11 +295,11 @@ def test_short_and_long_ask_every_length_inside_and_beyond_the_bases_window(tmp_
     passed, reason = verdict_of(folder, metric="passkey/base/short", at_least=0.3, times="passkey/extended/short")
     assert passed
     assert reason == (
-        "passkey/base/512 is 1, at least 0.3 (0.3 x passkey/extended/512 = 1) is asked; "
-        "passkey/base/1024 is 0.3, at least 0.2925 (0.3 x passkey/extended/1024 = 0.975) is asked"
+        "passkey/base/512 is 1, required: at least 0.3 (0.3 x passkey/extended/512 = 1); "
+        "passkey/base/1024 is 0.3, required: at least 0.2925 (0.3 x passkey/extended/1024 = 0.975)"
     )
     assert verdict_of(folder, metric="passkey/base/short", at_least=0.5) == (
-        False, "passkey/base/1024 is 0.3, at least 0.5 is asked",
+        False, "passkey/base/1024 is 0.3, required: at least 0.5",
     )  # fmt: skip
     assert verdict_of(folder, metric="passkey/yarn/long", at_least=0)[1].startswith("passkey/yarn/4096 is 0.2")
     facts = FACTS | {"window": {"value": 511, "reason": "of the base"}}

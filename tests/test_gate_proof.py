@@ -268,7 +268,7 @@ def test_good_perplexity_without_retrieval(bench):
     edit(model, behead)
     refused = bench.judged(model)
     assert refused.keys() == {FINDS_SHORT, FINDS_LONG, FINDS_AS_YARN}
-    assert f"passkey/extended/{TARGET} is" in refused[FINDS_LONG] and "at least 0.8 is asked" in refused[FINDS_LONG]
+    assert f"passkey/extended/{TARGET} is" in refused[FINDS_LONG] and "required: at least 0.8" in refused[FINDS_LONG]
 
 
 def test_worse_than_untrained_yarn(bench):

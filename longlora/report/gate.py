@@ -273,7 +273,7 @@ def apply(rule: Rule, *, scores: Scores) -> tuple[bool, str]:
         meaning = f"{limit:.4g} ({bound:g} {'x' if rule.times else '+'} {reference.label} = {against:.4g})"
     passed = value <= limit if upper else value >= limit
     end = f" (with its interval {value:.4g})" if rule.with_interval else ""
-    reason = f"{metric.label} is {metric.value:.4g}{end}, at {'most' if upper else 'least'} {meaning} is asked"
+    reason = f"{metric.label} is {metric.value:.4g}{end}, required: at {'most' if upper else 'least'} {meaning}"
     return passed, f"{metric.reason} ({reason})" if metric.reason else reason
 
 
@@ -301,5 +301,5 @@ def by_ratio(rule: Rule, *, metric: Score, reference: Score, ends: tuple[float, 
     assert bound is not None
     return (high <= bound if upper else low >= bound), (
         f"{metric.label} is {metric.value:.4g}, {metric.value / reference.value:.4g} ({low:.4g} to {high:.4g}) x "
-        f"{reference.label} = {reference.value:.4g}, at {'most' if upper else 'least'} {bound:g} x is asked"
+        f"{reference.label} = {reference.value:.4g}, required: at {'most' if upper else 'least'} {bound:g} x"
     )
