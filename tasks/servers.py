@@ -97,10 +97,12 @@ def prefect_api(where: Project) -> Iterator[Callable[[], None]]:
     try:
         yield server.ready
     finally:
-        if not server.lost:
-            flush()
-        del os.environ["PREFECT_API_URL"]
-        server.close()
+        try:
+            if not server.lost:
+                flush()
+        finally:  # a second Ctrl-C, or a signal that came late
+            del os.environ["PREFECT_API_URL"]
+            server.close()
 
 
 def found_prefect(where: Project) -> str | None:

@@ -80,6 +80,22 @@ def test_a_server_that_does_not_answer_is_told_from_one_that_ended(tmp_path, mon
     assert said in str(caught.value)
 
 
+def test_a_run_that_is_interrupted_at_its_very_end_still_waits_for_its_server_to_end(folder, monkeypatch):
+    from tasks import servers
+    from tasks.workspace import project
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(servers, "flush", interrupted)
+    monkeypatch.setattr(servers, "prefect_command", lambda port, **_: [sys.executable, "-c", ANSWERS, str(port)])
+    where = project(folder)
+    where.state.mkdir()
+    with pytest.raises(KeyboardInterrupt), servers.prefect_api(where):
+        children = psutil.Process().children(recursive=True)
+    assert children and not any(child.is_running() for child in children)
+
+
 def prefects(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     """The Prefect server that a run has started for itself, its supervisor apart."""
     found = []

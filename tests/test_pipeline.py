@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import dummy
+import psutil
 import pytest
 from test_supervise import alive, wait_until_gone
 
@@ -340,6 +341,20 @@ def test_an_interrupted_run_ends_its_stage_and_says_killed(own, environment, mlf
     assert not alive(work)
     (run,) = mlflow_runs(mlflow_uri, work.name)
     assert run.info.status == "KILLED"
+
+
+@pytest.mark.parametrize("wait", [0, 1])
+def test_a_run_that_is_interrupted_while_its_own_server_starts_ends_it_too(own, mlflow_uri, wait):
+    process = start(own, {"MLFLOW_TRACKING_URI": mlflow_uri})
+    read_until(process, "report  ")  # the last stage that is shown
+    time.sleep(wait)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert any("prefect" in child.cmdline() for child in children)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, "")
+    assert psutil.wait_procs(children, timeout=5)[1] == []
+    assert dummy.executions(own) == []
 
 
 def test_the_same_run_started_twice_is_computed_once(own, environment):
