@@ -91,8 +91,9 @@ def test_a_run_that_is_interrupted_at_its_very_end_still_waits_for_its_server_to
     monkeypatch.setattr(servers, "prefect_command", lambda port, **_: [sys.executable, "-c", ANSWERS, str(port)])
     where = project(folder)
     where.state.mkdir()
+    others = psutil.Process().children(recursive=True)
     with pytest.raises(KeyboardInterrupt), servers.prefect_api(where):
-        children = psutil.Process().children(recursive=True)
+        children = [each for each in psutil.Process().children(recursive=True) if each not in others]
     assert children and not any(child.is_running() for child in children)
 
 

@@ -240,7 +240,7 @@ def test_the_user_s_hooks_have_no_part_in_a_run(folder, tmp_path, monkeypatch, h
     assert worktree(where, state) == made
     dummy.write(made / "dvc.lock", "schema: '2.0'\n")
     commit = record(where, state, made)
-    publish(where, state.key)
+    publish(where, state.key, commit)
     assert dummy.git(tmp_path / "bare.git", "rev-parse", f"refs/longlora/runs/{state.key}") == commit
 
 

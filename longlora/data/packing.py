@@ -121,7 +121,7 @@ def training_blocks(
     count = round(samples * pairs_share)
     texts = samples - count
     if not count:
-        if pairs is not None and read(pairs / "train.safetensors"):
+        if pairs is not None and (file := pairs / "train.safetensors").exists() and read(file):
             print("the pairs are not trained on: fit.pairs_share is 0", flush=True)
         return PackedBlocks(tokens, length=length, samples=samples, recall_share=recall_share, seed=seed)
     if pairs is None:
