@@ -10,7 +10,10 @@ from transformers import AutoTokenizer
 
 from benchmarks.fresh import ROOT
 from benchmarks.turns import Cases, Sizes, take_turns
-from longlora.data.blocks import Blocks, HeldOut, Recall, prepare, read
+from longlora.data.blocks import Blocks, prepare
+from longlora.data.heldout import HeldOut
+from longlora.data.recall import Recall
+from longlora.data.texts import read
 
 
 def measure(documents: int, *, patience: float) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from experiments import answers, patterns
 from longlora.attention.shifted import Attention, group_size
-from longlora.data.blocks import documents
+from longlora.data.tokens import documents
 from longlora.evaluation.passkey import Passkey
 from longlora.evaluation.passkey import measure as find_keys
 from longlora.evaluation.perplexity import Perplexity

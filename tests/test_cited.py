@@ -16,7 +16,8 @@ from longlora.data.wording import UNSAID
 from longlora.evaluation import longqa
 from longlora.evaluation.cited import Truth, cite
 from longlora.evaluation.longqa import measure, read_cases
-from longlora.report.gate import Gate, Rule, judge, read
+from longlora.report.gate import Gate, Rule, judge
+from longlora.report.scores import read
 
 TEXT = """# Harbour
 

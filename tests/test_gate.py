@@ -13,7 +13,8 @@ import yaml
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
-from longlora.report.gate import Gate, Rule, judge, read
+from longlora.report.gate import Gate, Rule, judge
+from longlora.report.scores import read
 from longlora.report.written import written
 from longlora.section import read_params, section_of
 from longlora.stages.gate import stage

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F  # noqa: N812
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
-from longlora.data.blocks import text_files, tokenise
+from longlora.data.texts import text_files
+from longlora.data.tokens import tokenise
 from longlora.evaluation import passkey, perplexity
 from longlora.evaluation.passkey import Passkey
 from longlora.evaluation.perplexity import Perplexity
@@ -28,7 +29,8 @@ from longlora.model.merge import merge
 from longlora.model.position import Position, extend
 from longlora.model.rescale import rescale
 from longlora.model.seal import seal
-from longlora.report.gate import Gate, judge, read
+from longlora.report.gate import Gate, judge
+from longlora.report.scores import read
 from longlora.section import read_params, section_of
 
 torch.set_num_threads(1)  # matrices this small are slower on two

@@ -11,7 +11,8 @@ from test_ruler import TOKENIZER, tiny
 from longlora.evaluation.harness import Harness, measure, metrics
 from longlora.model.load import open_model, open_tokenizer
 from longlora.report.findings import figures
-from longlora.report.gate import Gate, Rule, judge, read
+from longlora.report.gate import Gate, Rule, judge
+from longlora.report.scores import read
 from longlora.stages.harness import stage
 
 pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from longlora.model.integrity import logits, measure
 from longlora.model.position import Position, extend
 from longlora.model.seal import seal
-from longlora.report.gate import Gate, judge, read
+from longlora.report.gate import Gate, judge
+from longlora.report.scores import read
 from longlora.section import read_params, section_of
 from longlora.stages.integrity import stage
 

@@ -6,8 +6,8 @@ import torch
 from specimens import ATTENTION, llama
 
 from longlora.attention.shifted import enable
-from longlora.data.blocks import write as write_documents
 from longlora.data.packing import Pair, PairBlocks, block, pack, read, training_blocks, write
+from longlora.data.tokens import write as write_documents
 
 
 def pair(first: int, size: int, answers: int) -> Pair:

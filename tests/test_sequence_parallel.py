@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from longlora.attention import shifted
 from longlora.attention.segments import Segments, parts
 from longlora.attention.shifted import enable, shifted_sparse_attention
-from longlora.data.blocks import PackedBlocks
+from longlora.data.text_blocks import TextBlocks
 from longlora.parallel import sequence_parallel
 from longlora.parallel.ranks import Ranks
 from longlora.parallel.sequence_parallel import Shards, Together, join, must_fit, parallel_attention, some_parts
@@ -103,7 +103,7 @@ def test_some_heads_make_the_parts_that_all_heads_make():
         assert moved == wanted
 
 
-class Tokens(PackedBlocks):
+class Tokens(TextBlocks):
     """Some blocks without files: random tokens, documents at odd places."""
 
     def __init__(self) -> None:

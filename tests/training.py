@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from specimens import ADAPTER, ATTENTION, FIT, POSITION, folder
 
-from longlora.data.blocks import write
+from longlora.data.tokens import write
 from longlora.training.fit import LongTrainer, train
 
 

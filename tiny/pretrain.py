@@ -29,8 +29,9 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from longlora.data.blocks import Blocks, read
+from longlora.data.blocks import Blocks
 from longlora.data.recall import FILLER, PREAMBLE, exercises
+from longlora.data.texts import read
 
 STEPS, SEED = 4500, 0
 HELD_OUT = {

@@ -1,25 +1,67 @@
-"""Documents to evaluate on that come from a source of their own, flat token files among them.
-
-Flat token files: little-endian uint16 token ids, end to end, without a header, as nanoGPT, landmark attention and LongLoRA's
-authors write them (`np.memmap(file, dtype=np.uint16)`).
-
-Such a file does not say whose tokens it holds, so what can be checked is checked: whole numbers, and ids that the tokenizer has.
-Documents are cut where the tokenizer's begin or end mark stands; a file without marks is one document.
-"""
+"""Which documents are evaluated on, and never trained on: some of the training source's, or another source's."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
 from transformers import PreTrainedTokenizerFast
 
-from longlora.data.blocks import Texts, read, tokenise
+from longlora.data.flat import flat_documents
+from longlora.data.texts import Texts, read
+from longlora.data.tokens import tokenise
+from longlora.section import Section
 
 
-def elsewhere(texts: Texts, *, tokenizer: PreTrainedTokenizerFast) -> dict[str, np.ndarray]:
+class OtherTexts(Texts):
+    """Documents of a source of their own."""
+
+    source: Literal["package", "text", "jsonl", "parquet", "hub", "bin"]  # type: ignore[reportIncompatibleVariableOverride]  # frozen
+    """As in `blocks`, and bin: a flat file of uint16 tokens, as LongLoRA's authors publish PG19 and proof-pile."""
+
+
+class HeldOut(Section):
+    """Documents that are never trained on."""
+
+    names: list[str]
+    """By name: the file's stem (its path below the folder, without the suffix, where several share a stem), or the row number."""
+    share: float = Field(ge=0, lt=1)
+    """If none is named: this share of all documents, drawn from the seed."""
+    texts: OtherTexts | None
+    """Documents of another source to evaluate on; then all of the training source is trained on."""
+
+
+def split(names: list[str], *, held_out: HeldOut, seed: int) -> tuple[list[int], list[int]]:
+    """Row numbers for training and held-out; where other texts are evaluated on, all rows are for training.
+
+    Raises:
+        ValueError: a held-out name is not there, or one side would be empty.
+    """
+    if held_out.texts:
+        return list(range(len(names))), []
+    if held_out.names:
+        unknown = sorted(set(held_out.names) - set(names))
+        if unknown:
+            raise ValueError(
+                f"blocks.held_out.names: no document named {', '.join(unknown)}; there are {len(names)}, e.g. {names[0]}"
+            )
+        apart = [i for i, name in enumerate(names) if name in set(held_out.names)]
+    else:
+        order = np.random.default_rng(seed).permutation(len(names))
+        apart = sorted(order[: round(held_out.share * len(names))].tolist())
+    rest = sorted(set(range(len(names))) - set(apart))
+    if not rest or not apart:
+        raise ValueError(
+            f"blocks.held_out leaves {len(rest)} documents to train on and {len(apart)} to evaluate; both need one"
+        )
+    return rest, apart
+
+
+def elsewhere(texts: OtherTexts, *, tokenizer: PreTrainedTokenizerFast) -> dict[str, np.ndarray]:
     """The tokens of documents that come from a source of their own, by name.
 
     Raises:
-        ValueError: as `read`, or `longlora.flat_documents`; a text is empty.
+        ValueError: as `read`, or `flat_documents`; a text is empty.
     """
     if texts.source == "bin":
         return flat_documents(Path(texts.name), tokenizer=tokenizer)
@@ -29,34 +71,3 @@ def elsewhere(texts: Texts, *, tokenizer: PreTrainedTokenizerFast) -> dict[str, 
         raise ValueError(f"blocks.held_out.texts: {len(empty)} of {len(rows)} documents are empty, {empty[0]} first")
     tokens = tokenise(rows["text"], tokenizer=tokenizer)
     return {f"{texts.name}: {name}": t for name, t in zip(rows["name"], tokens, strict=True)}
-
-
-def flat_documents(file: Path, *, tokenizer: PreTrainedTokenizerFast) -> dict[str, np.ndarray]:
-    """The documents of a flat file by name (the file's stem and a number), as views of the mapped file.
-
-    Raises:
-        ValueError: no file, an empty one, half a token, or an id that the tokenizer does not have.
-    """
-    if not file.is_file():
-        raise ValueError(f"no token file at {file} (seen from {Path.cwd()})")
-    size = file.stat().st_size
-    if size == 0 or size % 2:
-        raise ValueError(f"{file} has {size} bytes; a file of uint16 tokens has an even number of them, at least 2")
-    tokens = np.memmap(file, dtype="<u2", mode="r")
-    largest = int(tokens.max())
-    if largest >= len(tokenizer):
-        raise ValueError(
-            f"{file} holds token {largest}, at place {int(tokens.argmax())}, and the tokenizer has {len(tokenizer)} "
-            "(ids 0 and up): these are the tokens of another tokenizer"
-        )
-    edges = borders(tokens, begin=tokenizer.bos_token_id, end=tokenizer.eos_token_id)
-    parts = [tokens[a:b] for a, b in zip(edges, edges[1:], strict=False)]
-    return {f"{file.stem}-{number}": part for number, part in enumerate(parts)}
-
-
-def borders(tokens: np.ndarray, *, begin: int | None, end: int | None) -> list[int]:
-    """Where documents start, and where the last one ends: before each begin mark; without one, behind each end mark."""
-    starts = np.flatnonzero(tokens == begin) if begin is not None else np.empty(0, np.int64)
-    if not len(starts) and end is not None:
-        starts = np.flatnonzero(tokens == end) + 1
-    return sorted({0, *starts.tolist(), len(tokens)})

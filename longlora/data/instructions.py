@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import pyarrow.parquet as parquet
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from longlora.data.blocks import from_hub
+from longlora.data.texts import from_hub
 from longlora.data.wording import asked
 
 SUFFIXES = (".json", ".jsonl", ".parquet")

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from longlora.data.blocks import IGNORED, PackedBlocks, drawn
+from longlora.data.text_blocks import IGNORED, TextBlocks, drawn
 
 Sample = dict[str, torch.Tensor]
 
@@ -31,7 +31,7 @@ class Pair(NamedTuple):
 
 
 def write(pairs: Iterable[Pair], file: Path, *, vocabulary: int) -> None:
-    """Pairs end to end, as blocks.py writes documents: `tokens`, `offsets`, and `answers`, 1 where a token is learnt."""
+    """Pairs end to end, as tokens.py writes documents: `tokens`, `offsets`, and `answers`, 1 where a token is learnt."""
     kind = np.uint16 if vocabulary <= 2**16 else np.int32
     rows = list(pairs)
     offsets = np.concatenate([[0], np.cumsum([len(p.tokens) for p in rows])]).astype(np.int64)
@@ -111,7 +111,7 @@ def training_blocks(
 ) -> Dataset[Sample]:
     """`samples` blocks, of which `pairs_share` are packed pairs and `recall_share` recall exercises; the rest is running text.
 
-    Which comes when is drawn once from the seed. Without pairs, the blocks are those of `PackedBlocks`.
+    Which comes when is drawn once from the seed. Without pairs, the blocks are those of `TextBlocks`.
 
     Raises:
         ValueError: the shares are more than all, or something that is to be trained on is not there.
@@ -123,13 +123,13 @@ def training_blocks(
     if not count:
         if pairs is not None and (file := pairs / "train.safetensors").exists() and read(file):
             print("the pairs are not trained on: fit.pairs_share is 0", flush=True)
-        return PackedBlocks(tokens, length=length, samples=samples, recall_share=recall_share, seed=seed)
+        return TextBlocks(tokens, length=length, samples=samples, recall_share=recall_share, seed=seed)
     if pairs is None:
         raise ValueError(f"fit.pairs_share = {pairs_share} needs pairs, and none were given")
     packed = PairBlocks(pairs / "train.safetensors", length=length, samples=count, seed=seed)
     if not texts:
         return packed
-    running = PackedBlocks(
+    running = TextBlocks(
         tokens, length=length, samples=texts, recall_share=min(1.0, recall_share * samples / texts), seed=seed
     )
     is_pair = np.random.default_rng(seed).permutation(np.arange(samples) < count)

@@ -16,7 +16,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from pydantic import Field
 from transformers import PreTrainedTokenizerBase
+
+from longlora.section import Section
 
 PREAMBLE = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
@@ -51,6 +54,18 @@ FORMS = (
 )
 BARE = 2  # that many forms, the first one included, have no {name}
 SHORTEST = 64  # tokens that hold a fact and its question
+
+
+class Recall(Section):
+    reach: int = Field(gt=0)
+    """Tokens between a fact and its question, at most. Beyond a group only the steps in full attention at the end see the fact."""
+    count: int = Field(ge=0)
+    """How many different exercises are written."""
+    nearness: float = Field(gt=0)
+    """A question comes at reach x u ** nearness, u uniform in [0, 1): at 2 half of them within a quarter of the reach, at 0.5
+    half of them beyond 0.7 of it."""
+    passkey: bool
+    """Whether the pass-key prompt's own words are among the exercises; if so, passkey retrieval is no question in new words."""
 
 
 class Exercise(NamedTuple):

@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from longlora.attention.kernels import BackendName, attend, choose
 from longlora.attention.segments import Part, Segments, Shift, one_document, remembered, segment
 from longlora.attention.shifted import check, in_autocast, shifted_sparse_attention
-from longlora.data.blocks import IGNORED
+from longlora.data.text_blocks import IGNORED
 from longlora.parallel.ranks import Ranks
 from longlora.parallel.ulysses import full_attention
 

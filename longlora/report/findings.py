@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longlora.report.gate import read
+from longlora.report.scores import read
 
 NAMES = {
     "base": "base",

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from longlora.data.blocks import Blocks, prepare, read, split
-from longlora.data.heldout import elsewhere
+from longlora.data.blocks import Blocks, prepare
+from longlora.data.heldout import elsewhere, split
 from longlora.data.recall import exercises
+from longlora.data.texts import read
 from longlora.model.position import Position
 from longlora.section import run
 

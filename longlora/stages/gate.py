@@ -5,7 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from longlora.report.gate import Gate, judge, read
+from longlora.report.gate import Gate, judge
+from longlora.report.scores import read
 from longlora.report.written import refuse_others, written
 from longlora.section import read_params, run
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from longlora.data.blocks import documents
+from longlora.data.tokens import documents
 from longlora.evaluation.longppl import LongPPL, key_tokens
 from longlora.model.load import open_model
 from longlora.parallel.sharding import write

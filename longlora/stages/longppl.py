@@ -3,7 +3,7 @@ the evaluator's."""
 
 from pathlib import Path
 
-from longlora.data.blocks import documents
+from longlora.data.tokens import documents
 from longlora.evaluation.longppl import LongPPL, measure, read_keys
 from longlora.model.load import open_model
 from longlora.parallel.sharding import write

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from longlora.data.blocks import Blocks, read, split
+from longlora.data.blocks import Blocks
 from longlora.data.casebook import Case, build, tokens, write
-from longlora.data.heldout import elsewhere
+from longlora.data.heldout import elsewhere, split
 from longlora.data.pairs import Pairs, choose, gather, prepare, taught
 from longlora.data.reading import Document
+from longlora.data.texts import read
 from longlora.model.position import Position
 from longlora.section import run
 

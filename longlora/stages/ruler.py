@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from longlora.data.blocks import documents
+from longlora.data.tokens import documents
 from longlora.evaluation.answer import keeping
 from longlora.evaluation.ruler import Ruler, measure
 from longlora.model.load import open_model, open_tokenizer

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from specimens import tokenizer
 
-from longlora.data.heldout import flat_documents
+from longlora.data.flat import flat_documents
 
 WORDS = tokenizer()  # begin 0, end 1, 300 ids
 

@@ -1,0 +1,117 @@
+"""Documents as rows of a name and a text: from an installed package, a folder of text files, a table, or the hub."""
+
+import importlib.util
+import os
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from longlora.section import Section
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class Texts(Section):
+    """Where documents come from."""
+
+    source: Literal["package", "text", "jsonl", "parquet", "hub"]
+    """package: text files of an installed Python package; text: a folder of .txt files (without any, .md); jsonl, parquet: file or
+    folder; hub: a `datasets` hub id."""
+    name: str
+    """The package, file, folder or hub id."""
+    split: str | None
+    """hub: which split; null is train."""
+    field: str
+    """jsonl, parquet, hub: the column that holds the text."""
+
+
+def read(texts: Texts) -> "Dataset":
+    """The documents, as rows of `name` and `text`, in a fixed order. (A bin source has no text: flat.py reads it.)
+
+    Raises:
+        ValueError: nothing is found or can be read, a column is missing (the columns there are, are named), or a row has no text.
+    """
+    from datasets import Dataset  # a second, which those who read tokens alone need not spend
+
+    if texts.source in ("package", "text"):
+        files = text_files(texts)
+        return Dataset.from_dict({"name": names_of(files), "text": [text_of(f) for f in files]})
+    rows = from_hub(texts.name, split=texts.split) if texts.source == "hub" else from_table(texts)
+    if texts.field not in rows.column_names:
+        raise ValueError(
+            f"blocks.field: no column '{texts.field}' in {texts.name}; there are {', '.join(rows.column_names)}"
+        )
+
+    def document(row: dict[str, Any], index: int) -> dict[str, str]:
+        text = row[texts.field]
+        if not isinstance(text, str):
+            raise ValueError(
+                f"blocks.field: row {index} of {texts.name} has a {type(text).__name__} for '{texts.field}', not a text"
+            )
+        return {"name": str(index), "text": text}
+
+    return rows.map(document, with_indices=True, remove_columns=rows.column_names)
+
+
+def from_hub(name: str, *, split: str | None) -> "Dataset":
+    """A dataset of the hub; `split` None takes 'train'.
+
+    Raises:
+        ValueError: there is none of this name, or it is not open to whoever asks.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        return load_dataset(name, split=split or "train")
+    except DatasetNotFoundError as error:
+        raise ValueError(f"dataset '{name}': {str(error).splitlines()[0]}") from None
+
+
+def from_table(texts: Texts) -> "Dataset":
+    """The rows of JSONL or Parquet files."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+    from pyarrow import ArrowInvalid
+
+    files = sorted(str(f) for f in matching(Path(texts.name), suffix=texts.source))
+    kind = "json" if texts.source == "jsonl" else "parquet"
+    try:
+        return load_dataset(kind, data_files=files, split="train")
+    except (DatasetGenerationError, ArrowInvalid) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"blocks.name: {texts.name} cannot be read as {texts.source}: {reason}") from None
+
+
+def text_of(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from None
+
+
+def text_files(texts: Texts) -> list[Path]:
+    if texts.source == "text":
+        return matching(Path(texts.name), suffix="txt", other="md")
+    spec = importlib.util.find_spec(texts.name)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"blocks.name: package '{texts.name}' is not installed; pip install {texts.name}")
+    return matching(Path(next(iter(spec.submodule_search_locations))), suffix="txt", other="md")
+
+
+def names_of(files: list[Path]) -> list[str]:
+    """Each file's stem; where several share it, the path below the folder that holds all files. No two are equal."""
+    shared = Counter(f.stem for f in files)
+    above = os.path.commonpath([f.parent for f in files])
+    return [f.stem if shared[f.stem] == 1 else f.relative_to(above).with_suffix("").as_posix() for f in files]
+
+
+def matching(place: Path, *, suffix: str, other: str | None = None) -> list[Path]:
+    """`place` itself, or all files below it with the suffix (without any: with the `other`), sorted by path."""
+    files = sorted(place.rglob(f"*.{suffix}")) if place.is_dir() else [place] if place.is_file() else []
+    if not files and other:
+        files = sorted(place.rglob(f"*.{other}"))
+    if not files:
+        raise ValueError(f"blocks.name: no .{suffix} file at {place} (seen from {Path.cwd()})")
+    return files

@@ -1,0 +1,164 @@
+"""The scores of a run: every JSON and CSV below a folder, and how a rule names one of them.
+
+What is missing or not a number is an error here, never skipped.
+"""
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+FACTS = ("integrity", "licence")
+"""What is scored of the run, and not of one model after another."""
+SHORT, LONG = "short", "long"
+EACH = (SHORT, LONG)
+"""Names that stand for several lengths."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric with the ends of its interval (NaN where there is none); `label` is its path, names resolved."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    reason: str
+
+
+class UnscoredError(Exception):
+    """A metric is missing or not a number. The text says which."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All scores of a folder: nested numbers, and per metric path and length the nats of each place."""
+
+    tree: dict[str, Any]
+    parts: dict[str, dict[tuple[str, str], tuple[float, float]]]
+
+    def find(self, path: str) -> Score:
+        """The metric at `path`.
+
+        Raises:
+            UnscoredError: it is missing (the nearest there is, is named) or not a number.
+        """
+        node: Any = self.tree
+        names: list[str] = []
+        for name in path.split("/"):
+            name = self.resolved(name, node, path=path)
+            if not isinstance(node, dict) or name not in node:
+                known = [k for k, v in node.items() if isinstance(v, dict)] if isinstance(node, dict) else []
+                close = get_close_matches(name, known, n=1) or known
+                raise UnscoredError(
+                    f"{'/'.join([*names, name])} was not scored; there are {', '.join(close) or 'no scores'}"
+                )
+            node = node[name]
+            names.append(name)
+        label = "/".join(names)
+        figures = node if isinstance(node, dict) else {"value": node}
+        value, low, high = (number(figures.get(end)) for end in ("value", "low", "high"))
+        if not math.isfinite(value):
+            raise UnscoredError(f"{label} is not a number")
+        return Score(label, value, low, high, str(figures.get("reason", "")))
+
+    def resolved(self, name: str, node: Any, *, path: str) -> str:
+        """`name`, or the length that `target` and `window` stand for among the lengths measured at `node`."""
+        if name not in ("target", "window") or path.startswith("integrity/"):
+            return name
+        length = int(self.find(f"integrity/{name}").value)
+        if name == "target":
+            return str(length)
+        inside = [int(k) for k in node if k.isdigit() and int(k) <= length]
+        if not inside:
+            raise UnscoredError(f"{path}: no length up to the base's window, {length}, was scored")
+        return str(max(inside))
+
+    def lengths(self, which: str, *, before: list[str]) -> list[int]:
+        """The lengths that `which` of EACH stands for behind the names `before`.
+
+        Raises:
+            UnscoredError: there is none.
+        """
+        nodes: list[Any] = [self.tree]
+        for depth, name in enumerate(before):  # the second name is the model's: any will do
+            nodes = [
+                below
+                for node in nodes
+                if isinstance(node, dict)
+                for key, below in node.items()
+                if depth == 1 or key == name
+            ]
+        scored = {int(name) for node in nodes if isinstance(node, dict) for name in node if name.isdigit()}
+        window = int(self.find("integrity/window").value)
+        if which == LONG:
+            return sorted({n for n in scored if n > window} | {int(self.find("integrity/target").value)})
+        if not (inside := sorted(n for n in scored if n <= window)):
+            raise UnscoredError(f"{'/'.join(before)}: no length up to the base's window, {window}, was scored")
+        return inside
+
+
+def number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def read(folder: Path) -> Scores:
+    """Every JSON and CSV below `folder`.
+
+    Raises:
+        ValueError: there is none, one is not JSON, or two hold the same score.
+    """
+    files = sorted(folder.rglob("*.json"))
+    if not files:
+        raise ValueError(f"no scores below {folder}")
+    tree: dict[str, Any] = {}
+    for file in files:
+        try:
+            join(tree, json.loads(file.read_text()), file=file)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}: line {error.lineno}: {error.msg}") from None
+    parts: dict[str, dict[tuple[str, str], tuple[float, float]]] = {}
+    for file in sorted(folder.rglob("*.csv")):
+        label = "/".join(file.relative_to(folder).with_suffix("").parts)
+        with file.open(newline="") as stream:
+            for row in csv.DictReader(stream):
+                places = parts.setdefault(f"{label}/{row['length']}", {})
+                places[row["document"], row["end"]] = float(row["tokens"]), float(row["nats"])
+    return Scores(tree | {"numbers": numbers(tree)}, parts)
+
+
+def numbers(tree: dict[str, Any]) -> dict[str, Any]:
+    """Per model a fact, whether each of its scores is a number: the rules may not ask for all of them."""
+    measures = {name: scored for name, scored in tree.items() if name not in FACTS and isinstance(scored, dict)}
+    facts = {}
+    for label in sorted({label for scored in measures.values() for label in scored}):
+        bad = [gap for name, scored in measures.items() for gap in gaps(scored.get(label), path=f"{name}/{label}")]
+        told = f"{len(bad)} scores are not numbers, {bad[0]} first" if bad else "every score is a number"
+        facts[label] = {"value": int(not bad), "reason": told}
+    return facts
+
+
+def gaps(node: Any, *, path: str) -> list[str]:
+    """The scores at and below `node` that are not numbers."""
+    if not isinstance(node, dict):
+        return []
+    own = [path] if "value" in node and not math.isfinite(number(node["value"])) else []
+    return own + [gap for name, below in node.items() for gap in gaps(below, path=f"{path}/{name}")]
+
+
+def join(tree: dict[str, Any], more: dict[str, Any], *, file: Path, path: str = "") -> None:
+    """Put `more`, of `file`, into `tree`, level by level.
+
+    Raises:
+        ValueError: `tree` has one of its scores already.
+    """
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            join(tree[key], value, file=file, path=f"{path}{key}/")
+        elif key in tree:
+            raise ValueError(f"{file} says {path}{key}, as another file of scores does: one of them must go")
+        else:
+            tree[key] = value

