@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.fresh import ROOT
 from benchmarks.turns import Cases, Sizes, take_turns
 
-LONGLORA = [sys.executable, "-c", "from flows.cli import main; main()"]
+LONGLORA = [sys.executable, "-m", "flows.cli.main"]
 
 
 def measure(*, patience: float) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import pytest
 from dummy import ENV
 from test_asking import LONG, QUESTIONS, TEXT, TINY, desk
 
-from flows.ask import page as ask_page
+from flows.cli.ask import page as ask_page
 from longlora.model.load import open_model, open_tokenizer
 from tasks.servers import answers, free_port
 
@@ -37,7 +37,7 @@ ANSWERED = ".answer:has(.said:not(.waiting))"
 def url(tmp_path_factory) -> Iterator[str]:
     """The page's server on the demo's base model; it ends when it is told to, with nothing left in its folder."""
     folder, port = tmp_path_factory.mktemp("served"), free_port()
-    command = [sys.executable, "-c", "from flows.cli import main; main()", "page", "--model", str(TINY)]
+    command = [sys.executable, "-m", "flows.cli.main", "page", "--model", str(TINY)]
     with (folder.parent / "page.log").open("w") as log:
         server = subprocess.Popen(
             [*command, "--port", str(port), "--max-new-tokens", "12"],
@@ -184,7 +184,7 @@ def test_a_mistake_is_named_before_the_model_is_opened(monkeypatch):
 @pytest.mark.parametrize(("raw", "shown"), [(b"Another one says so.", [(0, 0)]), (b"caf\xe9", [])])
 def test_an_answer_on_a_document_that_was_replaced_is_dropped(monkeypatch, raw, shown, told):
     """Without a browser or a model, so that the document is replaced at a known moment."""
-    from flows import ask_page
+    from flows.cli import ask_page
     from longlora.asking.asking import Answer
     from longlora.data.sentences import Span
 

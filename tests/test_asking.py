@@ -10,7 +10,7 @@ import torch
 from dummy import ENV
 from test_pairs import CHATML
 
-from flows.ask import ask
+from flows.cli.ask import ask
 from longlora.asking.asking import Desk, windows
 from longlora.data.instructions import Turn
 from longlora.data.pairs import tokenised
@@ -128,7 +128,7 @@ def test_impossible_questions_are_refused(model, words):
 
 
 def longlora(folder, *arguments, typed=""):
-    command = [sys.executable, "-c", "from flows.cli import main; main()", "ask", "--model", str(TINY), *arguments]
+    command = [sys.executable, "-m", "flows.cli.main", "ask", "--model", str(TINY), *arguments]
     return subprocess.run(
         command, cwd=folder, env={**os.environ, **ENV}, input=typed, capture_output=True, text=True, timeout=120
     )

@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from flows.longqa import write_by_model
+from flows.cli.longqa import write_by_model
 from longlora.data.author import ATTEMPTS, Endpoint, Plan, write_questions
 from longlora.data.casebook import write
 from longlora.data.reading import Document

@@ -202,7 +202,7 @@ def test_a_kind_that_a_text_does_not_allow_is_not_asked():
     ],
 )
 def test_a_setting_out_of_its_range_is_named_as_the_command_calls_it(tmp_path, words, said):
-    from flows.cli import app
+    from flows.cli.main import app
 
     with pytest.raises(ValueError, match=f"^{said}$"):
         app(["longqa", "build", "README.md", str(tmp_path / "qa.jsonl"), *words], standalone_mode=False)
@@ -210,7 +210,7 @@ def test_a_setting_out_of_its_range_is_named_as_the_command_calls_it(tmp_path, w
 
 def test_the_command_writes_three_thousand_pairs_from_the_default_corpus(tmp_path):
     root = Path(__file__).parent.parent
-    command = [sys.executable, "-c", "from flows.cli import main; main()", "longqa", "build", "sotu"]
+    command = [sys.executable, "-m", "flows.cli.main", "longqa", "build", "sotu"]
     few = ["--length", "400", "--length", "600", "--samples", "40"]
     done = subprocess.run(
         [*command, str(tmp_path / "qa.jsonl"), *few],

@@ -10,7 +10,7 @@ import dummy
 import pytest
 import typer
 
-from flows.cli import app, plain_errors
+from flows.cli.main import app, plain_errors
 from tasks.workspace import project
 
 HEAVY = {"torch", "transformers", "prefect", "mlflow", "dvc", "pandas", "numpy", "omegaconf"}
@@ -19,7 +19,7 @@ HEAVY = {"torch", "transformers", "prefect", "mlflow", "dvc", "pandas", "numpy",
 def test_help_loads_nothing_heavy_and_is_quick():
     code = (
         "import sys; sys.argv = ['longlora', '--help']\n"
-        "from flows.cli import main\n"
+        "from flows.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "print('LOADED', *sys.modules)"
@@ -121,7 +121,7 @@ from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 import dummy
 import flows.pipeline
-from flows.cli import run
+from flows.cli.main import run
 from tasks import servers
 from tasks.workspace import project, snapshot
 
@@ -223,7 +223,7 @@ def test_doctor_names_what_is_there_and_what_is_not(folder):
 
 
 def test_doctor_shows_addresses_without_their_credentials(folder, monkeypatch):
-    from flows import doctor
+    from flows.cli import doctor
 
     (folder / ".dvc" / "config.local").write_text(
         "['remote \"local\"']\n    url = https://ada:SECRET@dvc.example/runs\n"

@@ -218,7 +218,7 @@ def test_gc_deletes_nothing_of_a_run_at_work_nor_what_a_branch_names(copy):
 READER = """
 import os, sys
 from pathlib import Path
-from flows.ask import fetched, model_folder
+from flows.cli.ask import fetched, model_folder
 model_folder(sys.argv[1])
 fetched("dvc://tiny/model?rev=4567", home=Path(".longlora/asked"))
 print("reading", flush=True)

@@ -13,7 +13,7 @@ from gguf import GGUFReader
 from specimens import folder, tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from flows.cli import main
+from flows.cli.main import main
 from longlora.model.gguf import write
 from longlora.model.position import extend
 

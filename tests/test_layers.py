@@ -38,11 +38,16 @@ def test_a_package_of_the_library_imports_only_what_stands_before_it(package):
         assert set(re.findall(r"^\s*from longlora\.(\w+)", file.read_text(), re.M)) <= before, file
 
 
+def test_no_flow_imports_the_command_line():
+    for file in (ROOT / "flows").glob("*.py"):
+        assert "flows.cli" not in file.read_text(), file
+
+
 def test_every_package_is_in_the_order():
     assert {folder.parent.name for folder in (ROOT / "longlora").glob("*/__init__.py")} == {*ORDER}
 
 
-@pytest.mark.parametrize("package", ["longlora", *(f"longlora/{name}" for name in ORDER), "tasks", "flows"])
+@pytest.mark.parametrize("package", ["longlora", *(f"longlora/{name}" for name in ORDER), "tasks", "flows", "flows/cli"])
 def test_package_inits_are_empty(package):
     assert (ROOT / package / "__init__.py").read_text() == ""
 

@@ -316,7 +316,7 @@ def test_a_run_is_chosen_by_a_beginning_and_must_be_finished(empty, shop):
 
 
 def test_a_finished_run_of_a_notebook_is_not_the_last_of_ours(empty, shop):
-    from flows.reproduce import find
+    from flows.cli.reproduce import find
     from tasks import promotion, records
 
     _, client, where = empty

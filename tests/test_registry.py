@@ -259,7 +259,7 @@ def test_twenty_at_once_leave_one_champion_and_an_unbroken_record(client, tmp_pa
 
 
 def test_a_model_whose_data_is_gone_is_said_in_one_line(recorded, client, run, tmp_path, monkeypatch):
-    from flows.ask import model_folder
+    from flows.cli.ask import model_folder
     from tasks import registry
 
     folder, commit, ref = recorded
@@ -281,7 +281,7 @@ def test_a_model_whose_data_is_gone_is_said_in_one_line(recorded, client, run, t
 
 
 def test_the_model_to_ask_is_brought_from_its_record_once(recorded, client, monkeypatch):
-    from flows.ask import model_folder
+    from flows.cli.ask import model_folder
     from tasks import registry, tracking
 
     folder, commit, ref = recorded
@@ -309,7 +309,7 @@ def test_the_model_to_ask_is_brought_from_its_record_once(recorded, client, monk
 def test_processes_that_bring_the_same_model_do_not_disturb_each_other_and_leave_nothing_half(tmp_path, monkeypatch):
     import mlflow.artifacts
 
-    from flows.ask import fetched
+    from flows.cli.ask import fetched
 
     uri, home = "dvc://tiny/model?rev=0123&repo=r", tmp_path / "asked"
     begun: list[Path] = []

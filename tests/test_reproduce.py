@@ -82,7 +82,7 @@ def test_rerun_computes_every_stage_again_and_finds_the_same_or_says_what_differ
 def test_rerun_brings_the_model_that_was_measured_beside(folder):
     from dvc.repo import Repo
 
-    from flows.reproduce import compute_again
+    from flows.cli.reproduce import compute_again
 
     dummy.write(folder / "rivals" / "old" / "weights", "bbb")
     with Repo(str(folder)) as repo:

@@ -13,7 +13,7 @@ import pytest
 from dummy import ENV
 from test_asking import QUESTIONS, TEXT, TINY, desk
 
-from flows.serve import lay_out, serve, served_below
+from flows.cli.serve import lay_out, serve, served_below
 from longlora.data.instructions import Turn
 from longlora.data.pairs import tokenised
 from longlora.data.wording import asked
@@ -99,7 +99,7 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def url(tmp_path_factory) -> Iterator[str]:
     folder, port = tmp_path_factory.mktemp("serving"), free_port()
-    command = [sys.executable, "-c", "from flows.cli import main; main()", "serve", "--model", str(TINY)]
+    command = [sys.executable, "-m", "flows.cli.main", "serve", "--model", str(TINY)]
     log = folder / "log"
     with log.open("w") as out:
         server = subprocess.Popen(

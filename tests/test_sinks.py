@@ -179,7 +179,7 @@ def test_a_dialogue_goes_on_far_beyond_the_context():
 
 
 def test_the_command_says_once_when_the_beginning_is_forgotten(tmp_path):
-    command = [sys.executable, "-c", "from flows.cli import main; main()", "chat", "--model", str(TINY)]
+    command = [sys.executable, "-m", "flows.cli.main", "chat", "--model", str(TINY)]
     done = subprocess.run(
         [*command, "--window", "64", "--max-new-tokens", "8"],
         cwd=tmp_path,

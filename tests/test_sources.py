@@ -28,7 +28,7 @@ def reading(folder: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_edited_documents_are_another_run_and_train_anew_and_a_clone_without_them_has_the_run(reading, tmp_path):
-    from flows.reproduce import Sought, bring_back
+    from flows.cli.reproduce import Sought, bring_back
 
     first = byhand.run(reading)
     assert byhand.run(reading) == first

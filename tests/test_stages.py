@@ -186,7 +186,7 @@ def test_a_stage_gets_its_own_code_and_none_of_our_keys(folder, monkeypatch):
 
 
 def test_checkpoints_lie_where_the_user_says_but_not_those_of_a_rerun(folder, tmp_path, monkeypatch):
-    from flows.reproduce import compute_again
+    from flows.cli.reproduce import compute_again
 
     dummy.write(folder / "dvc.yaml", "stages:\n  fetch:\n    cmd: python -m dummy.stage fetch base\n    outs: [base]\n")
     dummy.commit(folder)

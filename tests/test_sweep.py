@@ -20,13 +20,13 @@ from tasks.workspace import project
     ],
 )
 def test_values_are_parted_by_commas_outside_of_brackets_and_quotes(axis, values):
-    from flows.sweep import axis_values
+    from flows.cli.sweep import axis_values
 
     assert axis_values(axis) == values
 
 
 def test_the_points_are_the_product_with_the_keys_that_single_runs_have(folder):
-    from flows.sweep import name_of, points
+    from flows.cli.sweep import name_of, points
     from tasks.workspace import snapshot
 
     where = project(folder)
@@ -64,7 +64,7 @@ def test_a_run_that_dvc_or_mlflow_ends_is_a_failed_run_and_not_the_end_of_the_sw
     from dvc.exceptions import DvcException
     from mlflow.exceptions import MlflowException
 
-    from flows import sweep
+    from flows.cli import sweep
 
     where = project(folder)
     monkeypatch.setattr(sweep, "open_place", lambda where, state: None)
@@ -118,7 +118,7 @@ def test_a_sweep_runs_all_though_one_fails_and_ends_as_one_table(folder: Path, p
 @pytest.mark.slow
 @pytest.mark.usefixtures("run_flow")
 def test_every_run_is_of_the_files_as_they_were_when_the_sweep_began(own, mlflow_uri, monkeypatch):
-    from flows import sweep
+    from flows.cli import sweep
 
     attempt, before = sweep.attempt, {}
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.terminal import console
+from flows.cli.terminal import console
 from tasks import records, tracking
 from tasks.outputs import curves_at
 from tasks.workspace import Project

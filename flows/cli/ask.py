@@ -72,7 +72,7 @@ def page(model: str, *, port: int, prompt: str | None, max_new_tokens: int) -> N
 
     must_be_free(LOCAL, port, "--port")
     folder = model_folder(model)
-    from flows.ask_page import serve_page
+    from flows.cli.ask_page import serve_page
 
     serve_page(folder, name=model, port=port, max_new_tokens=max_new_tokens, prompt=prompt)
 

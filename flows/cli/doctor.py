@@ -13,7 +13,7 @@ import psutil
 from packaging.specifiers import SpecifierSet
 from rich.table import Table
 
-from flows.terminal import console
+from flows.cli.terminal import console
 from tasks.config import remote_of
 from tasks.servers import found_prefect, is_local_tracking, must_be_reachable
 from tasks.storage import without_credentials

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli_options import Run, here
+from flows.cli.options import Run, here
 
 if TYPE_CHECKING:
     from tasks.workspace import Project
@@ -70,7 +70,7 @@ def rollback(why: Why = "") -> None:
 def history() -> None:
     """Every move of the champion: from, to, when, who, why."""
     where = here()
-    from flows.listing import show_history
+    from flows.cli.listing import show_history
     from tasks import records, registry, tracking
 
     name = records.model_at(where).name

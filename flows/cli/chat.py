@@ -3,7 +3,7 @@
 import sys
 from typing import Any, get_args
 
-from flows.ask import check, model_folder, typed
+from flows.cli.ask import check, model_folder, typed
 
 
 def chat(model: str, *, window: int | None, prompt: str | None, max_new_tokens: int) -> None:

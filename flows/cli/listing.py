@@ -8,7 +8,7 @@ from mlflow.entities import Run
 from rich.table import Column, Table
 from rich.text import Text
 
-from flows.terminal import console
+from flows.cli.terminal import console
 from tasks import promotion, registry, tracking
 from tasks.declared import Artifact
 from tasks.leftovers import Leftover

@@ -20,4 +20,4 @@ def start() -> None:
         return
     if not shutil.which(words[0]):
         raise ValueError(f"{EVALUATION}: no program {words[0]}")
-    os.execvp(words[0], [*words, "-m", "flows.cli", *sys.argv[1:]])
+    os.execvp(words[0], [*words, "-m", "flows.cli.main", *sys.argv[1:]])

@@ -4,8 +4,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from flows.ask import check
-from flows.cli_options import here
+from flows.cli.ask import check
+from flows.cli.options import here
 
 
 def export(target: Path, *, model: str, gguf: bool, dtype: str | None) -> str:

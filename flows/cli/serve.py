@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from flows.ask import check, model_folder
+from flows.cli.ask import check, model_folder
 
 PROMPTS = ("chat", "authors", "plain")
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")

@@ -15,8 +15,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from flows.ask import check
-from flows.ask_style import STYLE
+from flows.cli.ask import check
+from flows.cli.ask_style import STYLE
 from longlora.asking.asking import Answer, Desk, Prompt, TooLong
 from longlora.data.reading import LARGEST, SUFFIXES, Document, parsed
 from longlora.evaluation.evidence import Evidence, Passage

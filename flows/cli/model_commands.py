@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli_options import MaxNewTokens, Model, Overrides, Prompt, Recipe, must_take
+from flows.cli.options import MaxNewTokens, Model, Overrides, Prompt, Recipe, must_take
 
 app = typer.Typer()
 longqa = typer.Typer(help="Questions on long documents.", no_args_is_help=True)
@@ -65,10 +65,10 @@ def evaluate(
         raise ValueError("nothing to measure: name --lm-eval TASKS, or --cases FILE")
     if out is not None:
         must_take("--out", out)
-    from flows import launcher
+    from flows.cli import launcher
 
     launcher.start()
-    from flows.evaluate import evaluate as measured
+    from flows.cli.evaluate import evaluate as measured
     from longlora.parallel.sharding import say, together, write
 
     tasks = lm_eval.split(",") if lm_eval else []
@@ -92,7 +92,7 @@ def ask(
     encoding: Annotated[str, typer.Option(help="Of a text file.")] = "utf-8",
 ) -> None:
     """Ask a model about a document: the answer as it comes, and where in the document it is from."""
-    from flows.ask import ask as ask_model
+    from flows.cli.ask import ask as ask_model
 
     ask_model(
         model,
@@ -116,7 +116,7 @@ def chat(
     max_new_tokens: MaxNewTokens = 128,
 ) -> None:
     """Talk with a model, for as long as you like: attention sinks, bounded memory."""
-    from flows.chat import chat as chat_with
+    from flows.cli.chat import chat as chat_with
 
     chat_with(model, window=window, prompt=prompt, max_new_tokens=max_new_tokens)
 
@@ -129,7 +129,7 @@ def page(
     max_new_tokens: MaxNewTokens = 128,
 ) -> None:
     """Ask a model about documents on a web page, on this machine only, until interrupted."""
-    from flows.ask import page as ask_page
+    from flows.cli.ask import page as ask_page
 
     ask_page(model, port=port, prompt=prompt, max_new_tokens=max_new_tokens)
 
@@ -144,7 +144,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a model over HTTP, OpenAI-compatible, on this machine only, until interrupted."""
-    from flows.serve import serve as serve_model
+    from flows.cli.serve import serve as serve_model
 
     serve_model(model, port=port, prompt=prompt)
 
@@ -165,7 +165,7 @@ def longqa_build(
     encoding: Annotated[str, typer.Option(help="Of text files.")] = "utf-8",
 ) -> None:
     """Write questions on long excerpts of your documents, with answers and evidence, by rule."""
-    from flows.longqa import build
+    from flows.cli.longqa import build
 
     settings = {"lengths": length, "depths": depth, "kinds": kind}
     for line in build(
@@ -195,7 +195,7 @@ def longqa_write(
     encoding: Annotated[str, typer.Option(help="Of text files.")] = "utf-8",
 ) -> None:
     """Have a model write questions on your documents; what it cannot show in the text is left out."""
-    from flows.longqa import write_by_model
+    from flows.cli.longqa import write_by_model
 
     plan = {"excerpts": excerpts, "length": length, "questions": questions, "budget": budget, "seed": seed}
     for line in write_by_model(docs, out=out, url=url, model=model, plan=plan, encoding=encoding):

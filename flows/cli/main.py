@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from flows import cli_models, cli_promotion, cli_records
-from flows.cli_options import Anyway, Beside, Overrides, Promote, Recipe, here
+from flows.cli import model_commands, promotion_commands, run_commands
+from flows.cli.options import Anyway, Beside, Overrides, Promote, Recipe, here
 
 UsageError = typer.BadParameter.__bases__[0]  # typer's own click has no public name for it
 
@@ -35,7 +35,7 @@ def run(
     """Bring every stage up to date, in a folder of its own, and record the run."""
     where = here()
     from flows.place import brought, is_recorded, open_place
-    from flows.terminal import show_plan, show_report
+    from flows.cli.terminal import show_plan, show_report
     from tasks import approval, servers, storage, workspace
 
     state = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=brought(where, beside))
@@ -63,7 +63,7 @@ def run(
             pipeline_of(state, promote=promote, anyway=anyway)
     show_report(place)
     if promote and done:
-        cli_promotion.promote_run(where, state.key)
+        promotion_commands.promote_run(where, state.key)
 
 
 @app.command()
@@ -74,7 +74,7 @@ def sweep(
 ) -> None:
     """Run every combination of these values, one after the other, and show the results as one table."""
     where = here()
-    from flows.sweep import sweep as sweep_runs
+    from flows.cli.sweep import sweep as sweep_runs
 
     results = sweep_runs(where, axes, recipe=recipe, overrides=overrides or [])
     failed = sum(bool(result.failure) for result in results)
@@ -86,7 +86,7 @@ def sweep(
 def runs() -> None:
     """The runs, to compare."""
     where = here()
-    from flows.listing import show_runs
+    from flows.cli.listing import show_runs
     from tasks import records, tracking
 
     show_runs(tracking.connect(), where, records.model_at(where))
@@ -150,9 +150,9 @@ def up(
     servers.up(where, host=host, prefect_port=prefect_port, mlflow_port=mlflow_port, ready=ready)
 
 
-app.add_typer(cli_promotion.app)
-app.add_typer(cli_records.app)
-app.add_typer(cli_models.app)
+app.add_typer(promotion_commands.app)
+app.add_typer(run_commands.app)
+app.add_typer(model_commands.app)
 app.command("ui", help="The same as `up`.")(up)
 
 
@@ -171,7 +171,7 @@ def worker() -> None:
 def doctor() -> None:
     """What this machine has and lacks. Ends with status 1 if something is lacking."""
     where = here()
-    from flows.doctor import examine, show
+    from flows.cli.doctor import examine, show
 
     findings = list(examine(where))
     show(findings)

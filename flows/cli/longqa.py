@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flows.cli_options import must_take
+from flows.cli.options import must_take
 from longlora.data.author import Endpoint, Plan, write_questions
 from longlora.data.casebook import Casebook, tokens, words, write
 from longlora.data.casebook import build as build_cases

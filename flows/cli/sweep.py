@@ -15,10 +15,10 @@ from mlflow.exceptions import MlflowException
 from rich.table import Column, Table
 from rich.text import Text
 
-from flows.listing import verdict_word
+from flows.cli.listing import verdict_word
 from flows.parameters import must_all_be_right
 from flows.place import is_recorded, open_place
-from flows.terminal import console
+from flows.cli.terminal import console
 from tasks import promotion, records, servers, storage, tracking
 from tasks.declared import Artifact
 from tasks.stages import InterruptedStageError, StageError

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli_options import Run, here
+from flows.cli.options import Run, here
 
 app = typer.Typer()
 
@@ -20,7 +20,7 @@ def compare(
 ) -> None:
     """Two runs side by side: parameters and data that differ, metrics by length."""
     where = here()
-    from flows.compare import compare as compare_runs
+    from flows.cli.compare import compare as compare_runs
 
     compare_runs(where, one, other, html=html)
 
@@ -35,7 +35,7 @@ def reproduce(
 ) -> None:
     """Bring a recorded run back, here or on another clone, and show hash by hash that it is the same."""
     where = here()
-    from flows.reproduce import reproduce as reproduce_run
+    from flows.cli.reproduce import reproduce as reproduce_run
 
     reproduce_run(where, run, remote=remote, rerun=rerun)
 
@@ -52,7 +52,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a model, checked by hash: a plain folder of merged safetensors and card, or one GGUF file."""
-    from flows.export import export as export_model
+    from flows.cli.export import export as export_model
 
     print(export_model(target, model=model, gguf=gguf, dtype=dtype))
 
@@ -64,7 +64,7 @@ def gc(
 ) -> None:
     """What may go, with sizes: folders of old runs, checkpoints, cached data that nothing kept needs."""
     where = here()
-    from flows import listing
+    from flows.cli import listing
     from tasks import leftovers, registry, storage, tracking, workspace
 
     with workspace.hold(where, "gc"):
