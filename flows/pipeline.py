@@ -25,6 +25,7 @@ from flows.plan import must_fit
 from flows.recording import Recording
 from tasks import hooks, servers, storage, supervise, workspace
 from tasks.stages import InterruptedStageError, ParameterError, Stage
+from tasks.tags import GIT, RECORD, REF, REMOTE, VERDICT
 from tasks.watching import Watched, watched
 
 
@@ -246,10 +247,12 @@ def record(place: Place, recording: Recording) -> str:
     recording.summary(
         text,
         place.picture(),
-        record=commit,
-        ref=storage.kept_ref(commit),
-        remote=storage.without_credentials(remote),
-        git=address,
-        verdict=place.verdict(),
+        {
+            RECORD: commit,
+            REF: storage.kept_ref(commit),
+            REMOTE: storage.without_credentials(remote),
+            GIT: address,
+            VERDICT: place.verdict(),
+        },
     )
     return commit

@@ -22,6 +22,7 @@ from pydantic import Field
 
 from tasks import promotion, records, tracking
 from tasks.approval import Approval, patience, waiting
+from tasks.tags import KEY
 from tasks.workspace import Project, hold, person, project
 
 LOOK = 2  # seconds between two looks for an answer
@@ -55,14 +56,14 @@ def promote(run: str | None = None, approval: bool = False) -> str:
     seconds = patience(model, asked=approval)
     if seconds is None or promotion.nothing_to_do(client, where, chosen):
         return promotion.promote(client, where, chosen)
-    with hold(where, waiting(chosen.data.tags[tracking.KEY])):  # nobody is asked twice at once
+    with hold(where, waiting(chosen.data.tags[KEY])):  # nobody is asked twice at once
         said = promotion.nothing_to_do(client, where, chosen)
         return said or promotion.promote(client, where, chosen, approval=ask(client, where, chosen, seconds))
 
 
 def ask(client: MlflowClient, where: Project, run: Run, seconds: float) -> Approval:
     """Pause this flow until a person answers, or for `seconds`."""
-    key = run.data.tags[tracking.KEY]
+    key = run.data.tags[KEY]
     question = promotion.propose(client, where, run)
     with get_client(sync_client=True) as prefect:
         prefect.update_flow_run(flow_run.get_id(), name=waiting(key))
@@ -88,7 +89,7 @@ def approve(where: Project, client: MlflowClient, wanted: str, *, approve: bool,
         raise ValueError("--why is empty: the reason is kept in the history")
     run = records.chosen(client, where, wanted)
     records.must_be_ours(run)
-    key = run.data.tags[tracking.KEY]
+    key = run.data.tags[KEY]
     paused = asking(key)
     try:
         resume_flow_run(paused.id, run_input={"approve": approve, "who": person(where), "why": why})

@@ -44,10 +44,10 @@ class Recording:
         """Send all that a finished stage has to show."""
         self._send(lambda tracker: tracker.stage(name, outs))
 
-    def summary(self, text: str, picture: str, **tags: str) -> None:
-        """Send the run's description with its main picture, and tags (as longlora.*)."""
+    def summary(self, text: str, picture: str, tags: dict[str, str]) -> None:
+        """Send the run's description with its main picture, and tags."""
         self._send(lambda tracker: tracker.describe(text, picture))
-        self._send(lambda tracker: tracker.tag(**tags))
+        self._send(lambda tracker: tracker.tag(tags))
 
     def _send(self, send: "Callable[[Tracker], None]") -> None:
         def work() -> None:

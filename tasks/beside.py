@@ -12,10 +12,11 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tasks import records, tracking
+from tasks import records
 from tasks.declared import Artifact
 from tasks.outputs import read
 from tasks.registry import CANDIDATE, CHAMPION
+from tasks.tags import KEY, RECORD
 from tasks.workspace import Addition, Project
 
 
@@ -56,7 +57,7 @@ def addition(client: MlflowClient, where: Project, wanted: str) -> Addition:
 
 def label_by_key(run: Run) -> str:
     """A key may be all digits, which YAML and metrics would take for a number."""
-    return f"run-{run.data.tags[tracking.KEY]}"
+    return f"run-{run.data.tags[KEY]}"
 
 
 def model_of(where: Project, run: Run) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def label_of(where: Project, run: Run, other: Run) -> str | None:
     wanted = model_of(where, other)["md5"]
     for label in (CHAMPION, CANDIDATE, label_by_key(other)):
         try:
-            text = read(where.root, run.data.tags["longlora.record"], place.file(label))
+            text = read(where.root, run.data.tags[RECORD], place.file(label))
         except ValueError:
             continue
         if yaml.safe_load(text)["outs"][0]["md5"] == wanted:

@@ -13,11 +13,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from tasks import beside, hooks, records, registry, tracking
+from tasks import beside, hooks, records, registry
 from tasks.approval import Approval
 from tasks.declared import Artifact
 from tasks.outputs import read
 from tasks.registry import CANDIDATE, CHAMPION, STAGING
+from tasks.tags import KEY, RECORD, VERDICT
 from tasks.workspace import Project, hold, person
 
 
@@ -120,7 +121,7 @@ def candidate(client: MlflowClient, where: Project, run: Run) -> Candidate:
     return Candidate(
         name=model.name,
         version=str(version.version),
-        key=run.data.tags[tracking.KEY],
+        key=run.data.tags[KEY],
         run=run.info.run_id,
         champion=str(champion.version) if champion else None,
         against=against,
@@ -177,7 +178,7 @@ def rollback(client: MlflowClient, where: Project, why: str) -> str:
         run = version.run_id or ""
         made = registry.move(client, name, before, how="rollback", who=person(where), why=why, run=run)
     said = f"{name} version {before} is champion again"
-    hooks.tell("rolled back", said, model=name, key=version.tags.get(tracking.KEY, ""), **asdict(made))
+    hooks.tell("rolled back", said, model=name, key=version.tags.get(KEY, ""), **asdict(made))
     return said
 
 
@@ -283,7 +284,7 @@ def verdict_of(where: Project, run: Run) -> dict[str, Any]:
     Raises:
         ValueError: the run is not recorded, or has no verdict.
     """
-    rev, path = run.data.tags.get("longlora.record"), run.data.tags.get("longlora.verdict")
+    rev, path = run.data.tags.get(RECORD), run.data.tags.get(VERDICT)
     if not rev or not path:
         raise ValueError(f"run {run.info.run_name} has no recorded verdict: only a finished run can be promoted")
     verdict = json.loads(read(where.root, rev, path))

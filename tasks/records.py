@@ -16,6 +16,7 @@ from tasks.artifacts import DvcArtifactRepository
 from tasks.declared import Artifact
 from tasks.outputs import artifacts_at
 from tasks.registry import CANDIDATE, CHAMPION, STAGING
+from tasks.tags import GIT, KEY, RECORD, REF
 from tasks.workspace import Project
 
 
@@ -57,7 +58,7 @@ def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
             f"no run '{wanted}': `longlora runs` lists them" if wanted else "no finished run yet: `longlora run`"
         )
     raise ValueError(
-        f"'{wanted}' could be {', '.join(r.data.tags.get('longlora.key', r.info.run_id) for r in runs[:5])}"
+        f"'{wanted}' could be {', '.join(r.data.tags.get(KEY, r.info.run_id) for r in runs[:5])}"
     )
 
 
@@ -65,10 +66,10 @@ def matching(client: MlflowClient, where: Project, wanted: str | None) -> list[R
     """The runs whose key or MLflow id begins with `wanted`; without it, the last finished one of ours: it has a key."""
     experiment = tracking.experiment_id(client, where, model_at(where).name)
     if wanted is None:
-        ours = f"attributes.status = 'FINISHED' AND tags.`{tracking.KEY}` LIKE '%'"
+        ours = f"attributes.status = 'FINISHED' AND tags.`{KEY}` LIKE '%'"
         return list(client.search_runs([experiment], ours, order_by=["attributes.end_time DESC"], max_results=1))
     runs = client.search_runs([experiment], order_by=["attributes.end_time DESC"], max_results=1000)
-    names = [(run, (run.info.run_id, run.data.tags.get(tracking.KEY, ""))) for run in runs]
+    names = [(run, (run.info.run_id, run.data.tags.get(KEY, ""))) for run in runs]
     return [run for run, both in names if any(name.startswith(wanted) for name in both)]
 
 
@@ -102,19 +103,19 @@ def address_of(client: MlflowClient, where: Project, wanted: str) -> str:
 def source_and_model(where: Project, run: Run) -> tuple[str, Artifact]:
     """The address of `run`'s model, and what its own dvc.yaml says of it."""
     tags = run.data.tags
-    record = tags.get("longlora.record", "")
+    record = tags.get(RECORD, "")
     must_be_ours(run)
     if run.info.status != "FINISHED" or not record:
-        key, status = tags[tracking.KEY], run.info.status.lower()
+        key, status = tags[KEY], run.info.status.lower()
         raise ValueError(f"run {key} is {status}, and only a finished one can be promoted")
     model = model_at(where, record)
-    repo, ref = tags.get("longlora.git") or str(where.root), tags["longlora.ref"]
+    repo, ref = tags.get(GIT) or str(where.root), tags[REF]
     return registry.source_of(model.name, path=model.path, rev=record, repo=repo, ref=ref), model
 
 
 def must_be_ours(run: Run) -> None:
     """Check that `run` has a key: anyone may log runs of their own in the experiment."""
-    if tracking.KEY not in run.data.tags:
+    if KEY not in run.data.tags:
         raise ValueError(f"run {run.info.run_id} was not made by `longlora run`, so there is no record of it")
 
 
@@ -125,7 +126,7 @@ def outputs_of(where: Project, run: Run) -> dict[str, dict[str, Any]]:
         ValueError: the run is not finished, or its record is not reachable.
     """
     source, _ = source_and_model(where, run)
-    with data_of(f"run {run.data.tags[tracking.KEY]}"):
+    with data_of(f"run {run.data.tags[KEY]}"):
         lock = yaml.safe_load(DvcArtifactRepository(source).files.read_text("dvc.lock"))
     outs = [out for stage in lock["stages"].values() for out in stage.get("outs", [])]
     return {out["path"]: {key: value for key, value in out.items() if key != "path"} for out in outs}

@@ -15,6 +15,8 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from tasks.tags import KEY, RECIPE, RECORD
+
 CHAMPION, CANDIDATE = "champion", "candidate"
 STAGING = "staging"  # passed the rules, and waits for a person's approval
 MOVE = "longlora.move."
@@ -50,7 +52,7 @@ def register(client: MlflowClient, name: str, *, source: str, run: Run, desc: st
     for version in client.search_model_versions(f"name = '{name}'"):
         if version.source == source:
             return version
-    tags = {key: run.data.tags.get(key, "") for key in ("longlora.key", "longlora.recipe", "longlora.record")}
+    tags = {key: run.data.tags.get(key, "") for key in (KEY, RECIPE, RECORD)}
     return client.create_model_version(name, source, run_id=run.info.run_id, tags=tags, description=run.info.run_name)
 
 

@@ -28,11 +28,9 @@ from mlflow.exceptions import MlflowException
 from tasks.servers import is_served, must_be_reachable
 from tasks.stages import Out
 from tasks.storage import without_credentials
+from tasks.tags import DIRTY, HOME, KEY, OVERRIDES, RECIPE, SNAPSHOT, SWEEPS
 from tasks.workspace import Project, Snapshot, gpus, home, is_held, person
 
-KEY = "longlora.key"
-HOME = "longlora.home"
-SWEEPS = "longlora.sweeps"  # the sweeps a run is part of, by name, a space between
 BATCH = 1000  # metrics in one request: MLflow's own limit
 LONGEST_PARAM = 6000  # characters: MLflow's own limit
 PICTURES = {".png", ".svg", ".jpg", ".html", ".md", ".json"}
@@ -171,9 +169,8 @@ class Tracker:
             text += f"\n\n![{Path(picture).stem}]({address})\n\n[{picture}]({address})\n"
         self.client.set_tag(self.run_id, "mlflow.note.content", text)
 
-    def tag(self, **tags: str) -> None:
-        """Set `tags` as longlora.*."""
-        self.client.log_batch(self.run_id, tags=[RunTag(f"longlora.{key}", value) for key, value in tags.items()])
+    def tag(self, tags: dict[str, str]) -> None:
+        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def finish(self, status: str) -> None:
         """End the run, with what it ran from and what it made."""
@@ -275,10 +272,10 @@ def origin(where: Project, state: Snapshot) -> dict[str, str]:
     return {
         KEY: state.key,
         HOME: home(where),
-        "longlora.recipe": state.recipe or "",
-        "longlora.overrides": " ".join(state.overrides),
-        "longlora.dirty": str(state.dirty).lower(),
-        "longlora.snapshot": state.commit,
+        RECIPE: state.recipe or "",
+        OVERRIDES: " ".join(state.overrides),
+        DIRTY: str(state.dirty).lower(),
+        SNAPSHOT: state.commit,
         "mlflow.source.name": where.root.name,
         "mlflow.source.git.commit": state.head,
         "mlflow.source.git.branch": state.branch,

@@ -5,6 +5,7 @@ from pathlib import Path
 from tasks.config import link
 from tasks.stages import Pipeline
 from tasks.storage import Finished, kept_ref, note, record
+from tasks.tags import RECORD, REF, VERDICT
 from tasks.workspace import project, snapshot, worktree
 
 
@@ -28,7 +29,7 @@ def run(folder: Path, *overrides: str, remote: str = "", tracked: str = "") -> s
         tracker = tracking.Tracker(tracking.connect(), where, state, experiment=tracked, folder=work)
         for stage in pipeline.plan():
             tracker.stage(stage.name, pipeline.outs(stage))
-        tracker.tag(record=commit, ref=kept_ref(commit), verdict="metrics/verdict.json")
+        tracker.tag({RECORD: commit, REF: kept_ref(commit), VERDICT: "metrics/verdict.json"})
         tracker.finish("FINISHED")
         run_id = tracker.run_id
     note(where, state.key, Finished(commit, run_id, ""))

@@ -13,6 +13,7 @@ import pytest
 from tasks import servers
 from tasks.stages import Out
 from tasks.storage import kept_ref, record
+from tasks.tags import RECORD, REF, VERDICT
 from tasks.workspace import Project, project, snapshot, worktree
 
 
@@ -71,7 +72,7 @@ def shop(template, tmp_path_factory, mlflow_server):
         tracker.stage("fetch", [Out("models/base", "out", md5="a1.dir", size=1)])
         if name != "unfinished":
             commit = record(where, state, work)
-            tracker.tag(record=commit, ref=kept_ref(commit), verdict="verdict.json")
+            tracker.tag({RECORD: commit, REF: kept_ref(commit), VERDICT: "verdict.json"})
             tracker.finish("FINISHED")
         keys[name] = state.key
     yield folder, keys
@@ -182,7 +183,7 @@ def test_of_a_run_resumed_on_other_data_the_record_says_what_it_was_measured_on(
         tracker = tracking.Tracker(client, where, state, experiment="dummy", folder=work)
         tracker.stage("fetch", [Out("models/base", "out", md5=data, size=1)])
         commit = record(where, state, work)
-        tracker.tag(record=commit, ref=kept_ref(commit))
+        tracker.tag({RECORD: commit, REF: kept_ref(commit)})
         tracker.finish("FINISHED")
         assert records.digests_of(where, client.get_run(tracker.run_id)) == {"models/base": data}
     good = records.chosen(client, where, shop[1]["good"]).info.run_id

@@ -8,6 +8,7 @@ import dummy
 import pytest
 
 from tasks.stages import Out
+from tasks.tags import RECORD
 from tasks.workspace import project, snapshot, worktree
 
 
@@ -163,7 +164,7 @@ def test_a_finished_stage_shows_metrics_pictures_and_hashes(opened):
     tracker.stage("score", outs)
     opened().stage("score", outs)  # resumed: nothing doubles
     tracker.describe("# hello", "")
-    tracker.tag(record="abc")
+    tracker.tag({RECORD: "abc"})
     tracker.finish("FINISHED")
 
     run = tracker.client.get_run(tracker.run_id)

@@ -16,13 +16,14 @@ from rich.text import Text
 from flows.cli.terminal import console
 from tasks import records, tracking
 from tasks.outputs import curves_at
+from tasks.tags import DIRTY, KEY, OVERRIDES, RECIPE
 from tasks.workspace import Project
 
 FACTS = {
-    "recipe": "longlora.recipe",
-    "set": "longlora.overrides",
+    "recipe": RECIPE,
+    "set": OVERRIDES,
     "commit": "mlflow.source.git.commit",
-    "dirty": "longlora.dirty",
+    "dirty": DIRTY,
     "by": "mlflow.user",
     "CPUs": "hardware.cpus",
     "GPUs": "hardware.gpus",
@@ -74,7 +75,7 @@ def compare(where: Project, one: str, other: str, *, html: Path | None) -> None:
 def side(client: MlflowClient, where: Project, run: Run) -> Side:
     history = {key: client.get_metric_history(run.info.run_id, key) for key in run.data.metrics}
     metrics = {key: {point.step: point.value for point in points} for key, points in history.items()}
-    return Side(run.data.tags.get(tracking.KEY, run.info.run_id)[:12], run, metrics, records.digests_of(where, run))
+    return Side(run.data.tags.get(KEY, run.info.run_id)[:12], run, metrics, records.digests_of(where, run))
 
 
 def table(title: str, sides: list[Side], *names: str, more: str = "") -> Table:

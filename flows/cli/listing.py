@@ -13,6 +13,7 @@ from tasks import promotion, registry, tracking
 from tasks.declared import Artifact
 from tasks.leftovers import Leftover
 from tasks.registry import Move
+from tasks.tags import DIRTY, KEY, OVERRIDES, RECIPE
 from tasks.workspace import Project
 
 
@@ -59,13 +60,13 @@ def show_runs(client: MlflowClient, where: Project, model: Artifact) -> None:
         started = datetime.fromtimestamp(run.info.start_time / 1000).strftime("%Y-%m-%d %H:%M")
         values = list(promotion.values_of(client, run.info.run_id, better).items()) if better else []
         value = [f"{values[-1][1]:.4g} at {values[-1][0]}" if values else ""] if better else []
-        dirty = " (dirty)" if tags.get("longlora.dirty") == "true" else ""
+        dirty = " (dirty)" if tags.get(DIRTY) == "true" else ""
         table.add_row(
-            tags.get(tracking.KEY, run.info.run_id) + dirty,
+            tags.get(KEY, run.info.run_id) + dirty,
             started,
             run.info.status.lower(),
-            tags.get("longlora.recipe", ""),
-            tags.get("longlora.overrides", ""),
+            tags.get(RECIPE, ""),
+            tags.get(OVERRIDES, ""),
             verdict_word(run),
             *value,
             titles.get(run.info.run_id, ""),

@@ -17,6 +17,7 @@ from tasks.config import link
 from tasks.outputs import Compared, compared
 from tasks.servers import is_local_tracking
 from tasks.stages import Pipeline
+from tasks.tags import GIT, KEY, REMOTE
 from tasks.workspace import Project, git, hold, record_ref, worktree
 
 
@@ -67,8 +68,8 @@ def find(where: Project, wanted: str | None) -> Sought:
             chosen = records.chosen(client, where, wanted)
             records.must_be_ours(chosen)
             tags = chosen.data.tags
-            wanted, data = tags[tracking.KEY], tags.get("longlora.remote", "")
-            published = tags.get("longlora.git", "")
+            wanted, data = tags[KEY], tags.get(REMOTE, "")
+            published = tags.get(GIT, "")
     if wanted is None:
         raise ValueError("no finished run yet: `longlora run`, or give the key of a run of another clone")
     origin = ["origin"] if "origin" in git("remote", cwd=where.root).split() else []

@@ -22,6 +22,7 @@ from flows.cli.terminal import console
 from tasks import promotion, records, servers, storage, tracking
 from tasks.declared import Artifact
 from tasks.stages import InterruptedStageError, StageError
+from tasks.tags import SWEEPS
 from tasks.workspace import Project, Snapshot, hold, snapshot
 
 
@@ -162,4 +163,4 @@ def show(results: list[Result], better: promotion.Better | None, name: str) -> N
         table.add_row(*map(Text, words))
     console().print()
     console().print(table)
-    console().print(f"in MLflow: tags.`{tracking.SWEEPS}` LIKE '%{name}%'", highlight=False, soft_wrap=True)
+    console().print(f"in MLflow: tags.`{SWEEPS}` LIKE '%{name}%'", highlight=False, soft_wrap=True)
