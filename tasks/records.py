@@ -57,9 +57,7 @@ def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
         raise ValueError(
             f"no run '{wanted}': `longlora runs` lists them" if wanted else "no finished run yet: `longlora run`"
         )
-    raise ValueError(
-        f"'{wanted}' could be {', '.join(r.data.tags.get(KEY, r.info.run_id) for r in runs[:5])}"
-    )
+    raise ValueError(f"'{wanted}' could be {', '.join(r.data.tags.get(KEY, r.info.run_id) for r in runs[:5])}")
 
 
 def matching(client: MlflowClient, where: Project, wanted: str | None) -> list[Run]:

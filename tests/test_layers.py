@@ -47,7 +47,9 @@ def test_every_package_is_in_the_order():
     assert {folder.parent.name for folder in (ROOT / "longlora").glob("*/__init__.py")} == {*ORDER}
 
 
-@pytest.mark.parametrize("package", ["longlora", *(f"longlora/{name}" for name in ORDER), "tasks", "flows", "flows/cli"])
+@pytest.mark.parametrize(
+    "package", ["longlora", *(f"longlora/{name}" for name in ORDER), "tasks", "flows", "flows/cli"]
+)
 def test_package_inits_are_empty(package):
     assert (ROOT / package / "__init__.py").read_text() == ""
 

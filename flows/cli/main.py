@@ -34,8 +34,8 @@ def run(
 ) -> None:
     """Bring every stage up to date, in a folder of its own, and record the run."""
     where = here()
-    from flows.place import brought, is_recorded, open_place
     from flows.cli.terminal import show_plan, show_report
+    from flows.place import brought, is_recorded, open_place
     from tasks import approval, servers, storage, workspace
 
     state = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=brought(where, beside))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from flows.place import checkpoint_home, stage_settings
 from flows.cli.terminal import console
+from flows.place import checkpoint_home, stage_settings
 from tasks import storage, supervise
 from tasks.config import link
 from tasks.outputs import Compared, compared

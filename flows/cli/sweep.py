@@ -16,9 +16,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from flows.cli.listing import verdict_word
+from flows.cli.terminal import console
 from flows.parameters import must_all_be_right
 from flows.place import is_recorded, open_place
-from flows.cli.terminal import console
 from tasks import promotion, records, servers, storage, tracking
 from tasks.declared import Artifact
 from tasks.stages import InterruptedStageError, StageError
