@@ -23,7 +23,7 @@ from flows.parameters import must_be_right
 from flows.place import Place, brought, open_place
 from flows.plan import must_fit
 from flows.recording import Recording
-from tasks import hooks, servers, storage, supervise, workspace
+from tasks import hooks, locks, servers, storage, supervise, workspace
 from tasks.stages import InterruptedStageError, ParameterError, Stage
 from tasks.tags import GIT, RECORD, REF, REMOTE, VERDICT
 from tasks.watching import Watched, watched
@@ -106,8 +106,8 @@ def run_snapshot(
     if_worse: float | None = None,
     seen: Watched | None = None,
 ) -> str | State[None]:
-    with workspace.hold(where, flow_lock(flow_run.get_id())):  # to its end: a promotion is part of it
-        with workspace.hold(where, state.key):
+    with locks.hold(where, flow_lock(flow_run.get_id())):  # to its end: a promotion is part of it
+        with locks.hold(where, state.key):
             place = begin(where, state)
             if if_worse is not None:
                 from flows.decay import still_good  # it imports MLflow
@@ -188,7 +188,7 @@ def name_run(where: workspace.Project, name: str) -> None:
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])),
         )
         for other in client.read_flow_runs(flow_run_filter=running):
-            if not workspace.is_held(where, flow_lock(other.id)):
+            if not locks.is_held(where, flow_lock(other.id)):
                 client.set_flow_run_state(other.id, Crashed(message="its process ended without a word"), force=True)
         client.update_flow_run(flow_run.get_id(), name=name, tags=[*flow_run.get_tags(), home])
 

@@ -3,24 +3,20 @@
 The numbers are longlora.planning's; here they meet params.yaml, and the machine.
 """
 
-import argparse
 import json
 import os
-import shlex
-import shutil
-import subprocess
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
-import psutil
 from huggingface_hub import try_to_load_from_cache
 from omegaconf import OmegaConf
 
 from flows.place import Place
 from longlora.planning.cost import Shape, Workload
-from longlora.planning.hardware import ALONE_GB, GB, Hardware
+from longlora.planning.hardware import ALONE_GB, Hardware
 from longlora.planning.plan import Estimate, estimate, shape_named, workload_from_params
+from tasks.machine import gpu_memory_gb, host_memory_gb, launched
 from tasks.overlay import SHAPES, merged, read_text, recipe_file
 from tasks.workspace import Project
 
@@ -133,58 +129,6 @@ def this_machine(*, activation_offloading: bool) -> Hardware:
         on_cpu=True,
         runtime_gb=PROCESS_GB,
     )
-
-
-def launched(launcher: str, *, gpus: int) -> int:
-    """Processes that the launcher starts here; 1 without one.
-
-    Raises:
-        LookupError: it may start them on other machines.
-    """
-    words = shlex.split(launcher)
-    if not words or (Path(words[0]).name.startswith("python") and len(words) == 1):
-        return 1
-    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    options.add_argument("--nnodes", default="1")
-    options.add_argument("--nproc-per-node", "--nproc_per_node", default="1")
-    known, _ = options.parse_known_args(words)
-    if Path(words[0]).name != "torchrun" or known.nnodes not in ("1", "1:1"):
-        raise LookupError(f"`{launcher}` may compute on other machines (`longlora plan` says what it would take there)")
-    if known.nproc_per_node.isdecimal():
-        return max(1, int(known.nproc_per_node))
-    return max(1, gpus)
-
-
-def gpu_memory_gb() -> list[float]:
-    """GB of each GPU that a process sees, by nvidia-smi and CUDA_VISIBLE_DEVICES; empty without one.
-
-    Raises:
-        LookupError: CUDA_VISIBLE_DEVICES names what nvidia-smi does not list, such as a part of a GPU.
-    """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not shutil.which("nvidia-smi") or visible in ("", "-1"):
-        return []
-    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=30)
-    listed = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
-    cards = [(index, uuid, float(mib) / 1024) for index, uuid, mib in listed if mib.isdecimal()]
-    if visible is None:
-        return [memory for _, _, memory in cards]
-    seen = []
-    for word in (each.strip() for each in visible.split(",")):
-        named = [memory for index, uuid, memory in cards if word == index or (word and uuid.startswith(word))]
-        if len(named) != 1:
-            raise LookupError(f"CUDA_VISIBLE_DEVICES={visible}: nvidia-smi lists no one GPU '{word}'")
-        seen += named
-    return seen
-
-
-def host_memory_gb() -> float:
-    """GB of this machine, or of the container around, if that allows less."""
-    allowed = Path("/sys/fs/cgroup/memory.max")
-    limit = allowed.read_text().strip() if allowed.exists() else "max"
-    memory = psutil.virtual_memory().total
-    return min(memory, int(limit) if limit.isdecimal() else memory) / GB
 
 
 def shape_of(tree: Path, backbone: dict[str, Any], *, fetched: Path | None = None) -> Shape:

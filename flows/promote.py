@@ -22,8 +22,9 @@ from pydantic import Field
 
 from tasks import promotion, records, tracking
 from tasks.approval import Approval, patience, waiting
+from tasks.locks import hold
 from tasks.tags import KEY
-from tasks.workspace import Project, hold, person, project
+from tasks.workspace import Project, person, project
 
 LOOK = 2  # seconds between two looks for an answer
 FOLLOW = 60.0  # seconds for the flow that was answered to do it

@@ -16,7 +16,8 @@ from typing import Literal
 
 from tasks import storage
 from tasks.config import cache_of, remote_of
-from tasks.workspace import RUNS, Project, git, hold, is_held, record_ref, unread
+from tasks.locks import hold, is_held, unpinned
+from tasks.workspace import RUNS, Project, git, record_ref
 
 HASH = re.compile(r"md5: ([0-9a-f]{32}(?:\.dir)?)\b")
 YOUNG = 3600.0  # seconds: what was written since may belong to a run that has not said so yet
@@ -81,7 +82,7 @@ def being_read(where: Project) -> Iterator[Path]:
     """Folders of runs, and models brought to be asked, that a process of this machine reads from: `longlora serve` and the like."""
     for home in ("worktrees", "asked"):
         for path in sorted((where.state / home).glob("*")):
-            with unread(where, path.name) as free:
+            with unpinned(where, path.name) as free:
                 if not free:
                     yield path
 
@@ -184,7 +185,7 @@ def remove(where: Project, found: list[Leftover]) -> None:
             if each.kind == "cache":
                 path.unlink(missing_ok=True)
             elif not is_held(where, path.name):
-                with hold(where, path.name), unread(where, path.name) as free:
+                with hold(where, path.name), unpinned(where, path.name) as free:
                     if free:
                         shutil.rmtree(path)
                         if (

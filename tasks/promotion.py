@@ -16,10 +16,11 @@ from mlflow.entities.model_registry import ModelVersion
 from tasks import beside, hooks, records, registry
 from tasks.approval import Approval
 from tasks.declared import Artifact
+from tasks.locks import hold
 from tasks.outputs import read
 from tasks.registry import CANDIDATE, CHAMPION, STAGING
 from tasks.tags import KEY, RECORD, VERDICT
-from tasks.workspace import Project, hold, person
+from tasks.workspace import Project, person
 
 
 class RefusalError(Exception):

@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 from tasks.access import MLFLOW, PREFECT, Access, mlflow_server, must_be_asked, prefect_server
 from tasks.daemon import Kept, answers, last_line, start, stop, wait_for
 from tasks.listening import LOCAL, LOOPBACK, Host, listening, must_be_free
-from tasks.workspace import Project, hold, is_held
+from tasks.locks import hold, is_held
+from tasks.workspace import Project
 
 HOST = LOOPBACK
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}  # of the addresses that name a server

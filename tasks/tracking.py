@@ -25,11 +25,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
+from tasks.locks import is_held
+from tasks.machine import gpu_names
 from tasks.servers import is_served, must_be_reachable
 from tasks.stages import Out
 from tasks.storage import without_credentials
 from tasks.tags import DIRTY, HOME, KEY, OVERRIDES, RECIPE, SNAPSHOT, SWEEPS
-from tasks.workspace import Project, Snapshot, gpus, home, is_held, person
+from tasks.workspace import Project, Snapshot, home, person
 
 BATCH = 1000  # metrics in one request: MLflow's own limit
 LONGEST_PARAM = 6000  # characters: MLflow's own limit
@@ -295,7 +297,7 @@ def environment() -> dict[str, str]:
     return tags | {
         "hardware.cpus": str(os.cpu_count()),
         "hardware.memory": f"{memory:.0f} GiB",
-        "hardware.gpus": gpus(),
+        "hardware.gpus": gpu_names(),
     }
 
 

@@ -5,14 +5,12 @@ stored as a git object, and checked out under .longlora/worktrees. The key of a 
 same numbers are the same run, which is how a run is resumed.
 """
 
-import fcntl
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -195,78 +193,13 @@ def commit_tree(tree: Path, content: str, parent: str, message: str) -> str:
     return git("commit-tree", content, "-p", parent, "-m", f"longlora: {message}", cwd=tree, env=fixed)
 
 
-@contextmanager
-def hold(where: Project, key: str) -> Iterator[None]:
-    """Be the only one who works on run `key`; says so if that takes waiting.
-
-    The kernel frees the lock when its holder dies, however it dies.
-    """
-    folder = where.state / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{key}.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting: another process works on {key}", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def is_held(where: Project, key: str) -> bool:
-    """Whether a process of this machine works on run `key` now."""
-    path = where.state / "locks" / f"{key}.lock"
-    if not path.exists():
-        return False
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
-def read(folder: Path) -> None:
-    """Have gc leave what `folder` lies in, a run's worktree or a model brought to be asked, until this process ends.
-
-    A program that this process becomes (exec) counts as it. What is not ours to write to, we do not delete either.
-    """
-    for each in (folder.resolve(), *folder.resolve().parents):
-        state = each.parent.parent
-        # what `.longlora` links to may have any name; servers.use_environment has made prefect/ there
-        ours = state.name == ".longlora" or (state / "prefect").is_dir()
-        if ours and each.parent.name in ("worktrees", "asked") and os.access(state, os.W_OK):
-            (state / "locks").mkdir(exist_ok=True)
-            file = os.open(state / "locks" / readers(each.name), os.O_CREAT, 0o666)  # the kernel closes it, at the end
-            os.set_inheritable(file, True)
-            fcntl.flock(file, fcntl.LOCK_SH)
-
-
-@contextmanager
-def unread(where: Project, name: str) -> Iterator[bool]:
-    """Whether no process is to `read` the worktree or model `name`; if so, none begins to meanwhile."""
-    folder = where.state / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / readers(name)).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
-def readers(name: str) -> str:
-    """The file that those who read worktree or model `name` lock; not the run's lock: a model is served while its run goes on."""
-    return f"{name}.readers.lock"
-
-
 def home(where: Project) -> str:
     """This machine and folder: whose locks tell whether a run that began here is still at work."""
     return f"{platform.node()}:{where.root}"
 
 
 def worktree(where: Project, state: Snapshot) -> Path:
-    """The folder of run `state.key`, made or found again, its tracked files exactly the snapshot's. Call it under `hold`.
+    """The folder of run `state.key`, made or found again, its tracked files exactly the snapshot's. Call it under `locks.hold`.
 
     dvc.lock is left as an earlier attempt wrote it. Without one, it is the recorded run's if there is such a record, else HEAD's.
     """
@@ -301,12 +234,3 @@ def person(where: Project) -> str:
         return git("config", "user.name", cwd=where.tree)
     except ValueError:
         return os.environ.get("USER", "unknown")
-
-
-def gpus() -> str:
-    """The GPUs' names by nvidia-smi; 'none' without it."""
-    if not shutil.which("nvidia-smi"):
-        return "none"
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=30)
-    return ", ".join(done.stdout.split("\n")[:-1]) or "none"

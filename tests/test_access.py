@@ -282,7 +282,8 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from tasks.servers import UP
-from tasks.workspace import Project, hold
+from tasks.locks import hold
+from tasks.workspace import Project
 with hold(Project(Path(sys.argv[1]), Path(sys.argv[1])), UP):
     print("held", flush=True)
     time.sleep(60)

@@ -189,7 +189,7 @@ def test_gc_finds_what_is_tracked_under_a_name_beyond_ascii(folder):
 
 def test_gc_deletes_nothing_of_a_run_at_work_nor_what_a_branch_names(copy):
     from tasks import leftovers
-    from tasks.workspace import hold
+    from tasks.locks import hold
 
     folder, (_, old, _) = copy
     where = project(folder)

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from flows import plan
 from flows.place import Place
+from tasks.machine import launched
 from tasks.stages import Stage
 
 ROOT = Path(__file__).parent.parent
@@ -166,7 +167,7 @@ def test_a_hub_model_in_the_cache_is_read_there(tmp_path, monkeypatch):
     ],
 )
 def test_processes_are_those_the_launcher_starts(launcher, gpus, processes):
-    assert plan.launched(launcher, gpus=gpus) == processes
+    assert launched(launcher, gpus=gpus) == processes
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,8 @@ def test_a_run_that_is_being_promoted_is_not_taken_for_a_dead_one(run_flow, own,
     from prefect.states import Running
 
     from flows.pipeline import name_run
-    from tasks.workspace import home, is_held, project
+    from tasks.locks import is_held
+    from tasks.workspace import home, project
 
     key, where, states = key_of(own), project(own), []
 

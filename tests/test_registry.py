@@ -10,9 +10,10 @@ import dummy
 import pytest
 
 from tasks.config import link
+from tasks.locks import hold
 from tasks.stages import Pipeline
 from tasks.storage import record
-from tasks.workspace import hold, project, record_ref, snapshot, worktree
+from tasks.workspace import project, record_ref, snapshot, worktree
 
 MODEL = """
 stages:

@@ -244,7 +244,7 @@ def test_a_worktree_uses_the_users_remote_and_keys(folder):
 
 
 def test_a_project_may_lie_below_a_name_that_is_not_ascii(tmp_path):
-    from tasks.workspace import hold
+    from tasks.locks import hold
 
     where = project(dummy.make(tmp_path / "Jörg's own" / "проект"))
     state = snapshot(where)

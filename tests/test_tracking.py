@@ -205,8 +205,9 @@ def test_a_deleted_experiment_is_said_with_what_brings_it_back(opened, mlflow_ur
 
 
 def test_a_run_whose_process_is_gone_does_not_stay_running(opened, folder):
+    from tasks.locks import hold
     from tasks.tracking import HOME, bury
-    from tasks.workspace import hold, home, project
+    from tasks.workspace import home, project
 
     tracker, where = opened(), project(folder.rename(folder.with_name("o'brien's")))
     tracker.client.set_tag(tracker.run_id, HOME, home(where))

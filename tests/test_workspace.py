@@ -12,7 +12,8 @@ import dummy
 import pytest
 
 from tasks import workspace
-from tasks.workspace import hold, project, record_ref, snapshot, worktree
+from tasks.locks import hold
+from tasks.workspace import project, record_ref, snapshot, worktree
 
 
 def test_a_clean_checkout_is_its_own_snapshot(folder):
@@ -118,7 +119,8 @@ def test_a_half_made_worktree_is_made_anew(folder):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from tasks.workspace import hold, project
+from tasks.locks import hold
+from tasks.workspace import project
 with hold(project(Path(sys.argv[1])), "key"):
     print("held", flush=True)
     time.sleep(60)
@@ -336,7 +338,9 @@ def test_a_state_folder_that_is_a_link_is_no_new_content_and_what_is_read_there_
     digest = "0" * 32
     dummy.write(made / "dvc.lock", f"md5: {digest}\n")
     assert (named_on_disk(where, set()), named_on_disk(where, {state.key})) == (set(), {digest})
-    code = f"import sys; from pathlib import Path; from tasks.workspace import read; read(Path({str(made)!r})); print(); input()"
+    code = (
+        f"import sys; from pathlib import Path; from tasks.locks import pin; pin(Path({str(made)!r})); print(); input()"
+    )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as reader:
         assert reader.stdout.readline() == "\n"

@@ -100,9 +100,9 @@ def model_folder(name: str) -> Path:
     Raises:
         ValueError: there is no such folder, alias or run.
     """
-    from tasks import workspace
+    from tasks import locks, workspace
 
-    workspace.read(Path(name))
+    locks.pin(Path(name))
     if Path(name).is_dir():
         return Path(name)
     if "/" in name or name.startswith("."):
@@ -123,10 +123,10 @@ def fetched(source: str, *, home: Path) -> Path:
 
     from mlflow.artifacts import download_artifacts
 
-    from tasks.workspace import read
+    from tasks.locks import pin
 
     place = home / parse_qs(urlsplit(source).query)["rev"][0][:16]
-    read(place)
+    pin(place)
     if not place.exists():
         home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home, prefix=f"{place.name}-", suffix=".partial") as scratch:

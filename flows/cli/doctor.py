@@ -15,9 +15,10 @@ from rich.table import Table
 
 from flows.cli.terminal import console
 from tasks.config import remote_of
+from tasks.machine import gpu_names
 from tasks.servers import found_prefect, is_local_tracking, must_be_reachable
 from tasks.storage import without_credentials
-from tasks.workspace import Project, git, gpus, person
+from tasks.workspace import Project, git, person
 
 # what these must be, and what happens otherwise
 BOUNDS = {
@@ -82,7 +83,7 @@ def packages() -> Iterator[Finding]:
 
 
 def machine(where: Project) -> Iterator[Finding]:
-    found = gpus()
+    found = gpu_names()
     yield Finding("GPUs", "note" if found == "none" else "ok", found)
     memory = psutil.virtual_memory()
     yield Finding(

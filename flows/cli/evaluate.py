@@ -5,7 +5,7 @@ from typing import Any
 
 from longlora.evaluation import harness, longeval
 from longlora.model.load import open_model, open_tokenizer
-from tasks.workspace import read
+from tasks.locks import pin
 
 
 def evaluate(
@@ -16,7 +16,7 @@ def evaluate(
     Raises:
         ValueError: no model there, an unknown task, a malformed case, or no chat template.
     """
-    read(folder)
+    pin(folder)
     model, tokenizer = open_model(folder), open_tokenizer(folder)
     prompt, label = ("chat" if chat else "plain"), folder.resolve().name
     scores: dict[str, Any] = {}

@@ -36,7 +36,7 @@ def run(
     where = here()
     from flows.cli.terminal import show_plan, show_report
     from flows.place import brought, is_recorded, open_place
-    from tasks import approval, servers, storage, workspace
+    from tasks import approval, locks, servers, storage, workspace
 
     state = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=brought(where, beside))
     with ExitStack() as open_until_the_end:
@@ -44,7 +44,7 @@ def run(
         def prefect_api() -> Callable[[], None]:
             return open_until_the_end.enter_context(servers.prefect_api(where))
 
-        with workspace.hold(where, state.key):
+        with locks.hold(where, state.key):
             # a server of our own needs some seconds: it starts while we look at the stages, if there is surely something to do,
             # and no need of a server with a page
             ready = None if promote or storage.noted(where, state.key) else prefect_api()

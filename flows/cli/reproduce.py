@@ -14,11 +14,12 @@ from flows.cli.terminal import console
 from flows.place import checkpoint_home, stage_settings
 from tasks import storage, supervise
 from tasks.config import link
+from tasks.locks import hold
 from tasks.outputs import Compared, compared
 from tasks.servers import is_local_tracking
 from tasks.stages import Pipeline
 from tasks.tags import GIT, KEY, REMOTE
-from tasks.workspace import Project, git, hold, record_ref, worktree
+from tasks.workspace import Project, git, record_ref, worktree
 
 
 @dataclass(frozen=True)

@@ -65,9 +65,9 @@ def gc(
     """What may go, with sizes: folders of old runs, checkpoints, cached data that nothing kept needs."""
     where = here()
     from flows.cli import listing
-    from tasks import leftovers, registry, storage, tracking, workspace
+    from tasks import leftovers, locks, registry, storage, tracking
 
-    with workspace.hold(where, "gc"):
+    with locks.hold(where, "gc"):
         versions = registry.commits(tracking.connect(), storage.addresses(where))
         found = leftovers.leftovers(where, keep=keep, versions=versions)
         listing.show_leftovers(found, where)

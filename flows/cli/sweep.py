@@ -21,9 +21,10 @@ from flows.parameters import must_all_be_right
 from flows.place import is_recorded, open_place
 from tasks import promotion, records, servers, storage, tracking
 from tasks.declared import Artifact
+from tasks.locks import hold
 from tasks.stages import InterruptedStageError, StageError
 from tasks.tags import SWEEPS
-from tasks.workspace import Project, Snapshot, hold, snapshot
+from tasks.workspace import Project, Snapshot, snapshot
 
 
 @dataclass(frozen=True)

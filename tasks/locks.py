@@ -1,0 +1,74 @@
+"""Locks of this machine, below the state folder: who works on a run, and who reads from what gc might delete.
+
+The kernel frees a lock when its holder dies, however it dies.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tasks.workspace import Project
+
+
+@contextmanager
+def hold(where: Project, key: str) -> Iterator[None]:
+    """Be the only one who works on run `key`; says so if that takes waiting."""
+    folder = where.state / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{key}.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting: another process works on {key}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def is_held(where: Project, key: str) -> bool:
+    """Whether a process of this machine works on run `key` now."""
+    path = where.state / "locks" / f"{key}.lock"
+    if not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def pin(folder: Path) -> None:
+    """Have gc leave what `folder` lies in, a run's worktree or a model brought to be asked, until this process ends.
+
+    A program that this process becomes (exec) counts as it. What is not ours to write to, we do not delete either.
+    """
+    for each in (folder.resolve(), *folder.resolve().parents):
+        state = each.parent.parent
+        # what `.longlora` links to may have any name; servers.use_environment has made prefect/ there
+        ours = state.name == ".longlora" or (state / "prefect").is_dir()
+        if ours and each.parent.name in ("worktrees", "asked") and os.access(state, os.W_OK):
+            (state / "locks").mkdir(exist_ok=True)
+            file = os.open(state / "locks" / readers(each.name), os.O_CREAT, 0o666)  # the kernel closes it, at the end
+            os.set_inheritable(file, True)
+            fcntl.flock(file, fcntl.LOCK_SH)
+
+
+@contextmanager
+def unpinned(where: Project, name: str) -> Iterator[bool]:
+    """Whether no process has a `pin` on the worktree or model `name`; if so, none sets one meanwhile."""
+    folder = where.state / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / readers(name)).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def readers(name: str) -> str:
+    """The file that those who `pin` worktree or model `name` lock; not the run's lock: a model is served while its run goes on."""
+    return f"{name}.readers.lock"
