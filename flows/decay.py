@@ -6,6 +6,7 @@ are run, and a run that follows finds them done.
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from prefect import get_run_logger, task
@@ -37,10 +38,10 @@ def still_good(place: Place, *, by: float) -> str:
         said = comparison(now, before, better=own, by=by)
     except BaseException:
         supervise.stop_all()  # a stage still runs if this thread was interrupted
-        place.pipeline.close()
+        place.dvc.close()
         raise
     if said:
-        place.pipeline.close()
+        place.dvc.close()
     return said
 
 
@@ -65,13 +66,7 @@ def measure(place: Place, stages: list[Stage]) -> Path:
     """Bring these stages up to date; the last one's metric file."""
     log = get_run_logger()
     for stage in stages:
-
-        def hear(line: str, name: str = stage.name) -> None:
-            log.info("%s | %s", name, line)
-            print(f"{name} | {line}", flush=True)
-
-        if place.pipeline.settle(stage.name) == "stale":
-            place.pipeline.reproduce(stage.name, on_line=hear, on_tick=lambda: None)
+        place.dvc.bring_up_to_date(stage.name, log=partial(log.info, "%s | %s", stage.name))
     (path,) = (out.path for out in stages[-1].outs if out.kind == "metric")
     return place.folder / path
 

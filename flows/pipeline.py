@@ -6,6 +6,7 @@ resumed, and what was done is not done twice. A lock of the flow run itself, hel
 
 import os
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,8 @@ def run_snapshot(
                     return Completed(name="StillGood", message=said)
             if not anyway:
                 must_fit(place)
-            with closing(place.pipeline):
-                place.pipeline.warm()  # it imports DVC while the parameters are looked at
+            with closing(place.dvc):
+                place.dvc.warm()  # it imports DVC while the parameters are looked at
                 must_be_right(place)
                 run_place(place)
         if promote:
@@ -152,7 +153,7 @@ def run_place(place: Place) -> None:
     recording = Recording(place)
     status = "FAILED"
     try:
-        reproduce_all(place, recording)
+        run_stages(place, recording)
         commit = record(place, recording)
         run_id = recording.wait()
         status = "FINISHED"
@@ -166,7 +167,7 @@ def run_place(place: Place) -> None:
         status = "KILLED"
         raise
     finally:
-        place.pipeline.close()
+        place.dvc.close()
         supervise.stop_all()  # a stage still runs if this thread was interrupted
         recording.finish(status)
     storage.note(
@@ -193,7 +194,7 @@ def name_run(where: workspace.Project, name: str) -> None:
         client.update_flow_run(flow_run.get_id(), name=name, tags=[*flow_run.get_tags(), home])
 
 
-def reproduce_all(place: Place, recording: Recording) -> None:
+def run_stages(place: Place, recording: Recording) -> None:
     """Every stage as a task, each after its upstream; what does not depend on a failed stage still runs.
 
     Raises:
@@ -203,7 +204,7 @@ def reproduce_all(place: Place, recording: Recording) -> None:
     for stage in place.stages:
         options = {"name": stage.name, "task_run_name": stage.name, "description": stage.desc, **stage.meta}
         upstream = [futures[name] for name in stage.upstream]
-        futures[stage.name] = reproduce.with_options(**options).submit(place, stage, recording, wait_for=upstream)
+        futures[stage.name] = run_stage.with_options(**options).submit(place, stage, recording, wait_for=upstream)
     states = {name: future.wait() or future.state for name, future in futures.items()}
     for state in states.values():
         if state.is_failed() or state.is_crashed():
@@ -216,18 +217,13 @@ def worth_another_try(task: Any, run: TaskRun, state: State) -> bool:
 
 
 @task(cache_policy=NO_CACHE, retry_condition_fn=worth_another_try)
-def reproduce(place: Place, stage: Stage, recording: Recording) -> State[None]:
+def run_stage(place: Place, stage: Stage, recording: Recording) -> State[None]:
     """Bring one stage up to date, its output in this task's log, its results in MLflow."""
-    log = get_run_logger()
-
-    def hear(line: str) -> None:
-        log.info("%s", line)
-        print(f"{stage.name} | {line}", flush=True)
-
-    status = stage.status if stage.status != "stale" else place.pipeline.settle(stage.name)
+    log, status = partial(get_run_logger().info, "%s"), stage.status
     if status == "stale":
-        place.pipeline.reproduce(stage.name, on_line=hear, on_tick=lambda: recording.follow(list(stage.outs)))
-    recording.stage(stage.name, place.pipeline.outs(stage))
+        follow = partial(recording.follow, list(stage.outs))
+        status = place.dvc.bring_up_to_date(stage.name, log=log, on_tick=follow)
+    recording.stage(stage.name, place.dvc.outs(stage))
     if status == "stale":
         return Completed(message=stage.desc)
     print(f"{stage.name} | {status}", flush=True)
@@ -239,7 +235,7 @@ def record(place: Place, recording: Recording) -> str:
     """Keep the run: its commit under its own ref, its data on the remote, both named in MLflow. Returns the commit."""
     where, state = place.where, place.state
     commit = storage.record(where, state, place.folder)
-    remote = place.pipeline.push()
+    remote = place.dvc.push()
     address = storage.publish(where, state.key, commit)
     text = place.summary()
     if text:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tasks import storage
 from tasks.config import link
 from tasks.declared import Artifact
-from tasks.stages import Pipeline, Stage
+from tasks.stages import DvcRepo, Stage
 from tasks.workspace import Addition, Project, Snapshot, worktree
 
 
@@ -18,7 +18,7 @@ class Place:
     where: Project
     state: Snapshot
     folder: Path
-    pipeline: Pipeline
+    dvc: DvcRepo
     stages: list[Stage]
     """As they were when the place was opened."""
 
@@ -30,7 +30,7 @@ class Place:
 
     def artifact(self, kind: str) -> Artifact | None:
         """The first of dvc.yaml's `artifacts:` of this type."""
-        return next((artifact for artifact in self.pipeline.artifacts if artifact.type == kind), None)
+        return next((artifact for artifact in self.dvc.artifacts if artifact.type == kind), None)
 
     def verdict(self) -> str:
         """The path of the gate's verdict: the metric called verdict.json; '' without one."""
@@ -81,8 +81,8 @@ def open_place(where: Project, state: Snapshot) -> Place:
     """The place of run `state.key`, made or found again, what was computed before restored. Call it under the lock of its key."""
     folder = worktree(where, state)
     link(folder, to=where.tree, cache_home=where.root)
-    pipeline = Pipeline(folder, environment=stage_settings(checkpoint_home(where)))
-    return Place(where, state, folder, pipeline, pipeline.plan())
+    dvc = DvcRepo(folder, environment=stage_settings(checkpoint_home(where)))
+    return Place(where, state, folder, dvc, dvc.plan())
 
 
 def is_recorded(place: Place) -> bool:

@@ -57,7 +57,7 @@ class Stage:
     sources: tuple[str, ...]
     """The `.dvc` files of data that it reads."""
     outs: tuple[Out, ...]
-    """Without hashes where it is stale: `Pipeline.outs` has them when it is done."""
+    """Without hashes where it is stale: `DvcRepo.outs` has them when it is done."""
     status: Status
     """`restored`: computed before, by another run; its outputs came from the cache or the remote."""
 
@@ -74,7 +74,7 @@ class InterruptedStageError(StageError):
     """The run was told to end."""
 
 
-class Pipeline:
+class DvcRepo:
     """dvc.yaml of one worktree. Its calls may come from several threads."""
 
     def __init__(self, folder: Path, *, environment: Mapping[str, str], afresh: bool = False) -> None:
@@ -82,6 +82,7 @@ class Pipeline:
         logging.getLogger("dvc").setLevel(logging.ERROR)
         logging.getLogger("dvc_data").setLevel(logging.ERROR)
         self.folder = folder
+        self._afresh = afresh
         self._environment = {**stage_environment(), **environment}
         self._lock = threading.RLock()
         self._command = [sys.executable, "-P", "-m", "tasks.single", *([AFRESH] if afresh else [])]
@@ -242,8 +243,27 @@ class Pipeline:
         with self._engine():
             return artifacts_in(self._repo)
 
-    def reproduce(self, name: str, *, on_line: Callable[[str], None], on_tick: Callable[[], None]) -> None:
-        """Bring one stage up to date, as a supervised process, its output given to `on_line`.
+    def bring_up_to_date(
+        self, name: str, *, log: Callable[[str], None] = lambda line: None, on_tick: Callable[[], None] = lambda: None
+    ) -> Status:
+        """Run one stage, unless it is up to date or its outputs are known; each line of its output is printed behind its name,
+        and given to `log`. Returns what the stage was.
+
+        Raises:
+            StageError: as `run_stage`.
+        """
+
+        def hear(line: str) -> None:
+            log(line)
+            print(f"{name} | {line}", flush=True)
+
+        status = "stale" if self._afresh else self.settle(name)
+        if status == "stale":
+            self.run_stage(name, on_line=hear, on_tick=on_tick)
+        return status
+
+    def run_stage(self, name: str, *, on_line: Callable[[str], None], on_tick: Callable[[], None]) -> None:
+        """Run one stage, as a supervised process, its output given to `on_line`.
 
         Raises:
             StageError: it ended with an error; `ParameterError` if it refused its parameters, `InterruptedStageError` if

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tasks.config import link
-from tasks.stages import Pipeline
+from tasks.stages import DvcRepo
 from tasks.storage import Finished, kept_ref, note, record
 from tasks.tags import RECORD, REF, VERDICT
 from tasks.workspace import project, snapshot, worktree
@@ -15,20 +15,19 @@ def run(folder: Path, *overrides: str, remote: str = "", tracked: str = "") -> s
     state = snapshot(where, overrides=list(overrides))
     work = worktree(where, state)
     link(work, to=where.tree, cache_home=where.root, remote=remote)
-    pipeline = Pipeline(work, environment={"LONGLORA_CHECKPOINTS": str(where.state / "checkpoints")})
-    for stage in pipeline.plan():
-        if stage.status == "stale" and pipeline.settle(stage.name) == "stale":
-            pipeline.reproduce(stage.name, on_line=print, on_tick=lambda: None)
-    pipeline.close()
-    pipeline.push()
+    dvc = DvcRepo(work, environment={"LONGLORA_CHECKPOINTS": str(where.state / "checkpoints")})
+    for stage in dvc.plan():
+        dvc.bring_up_to_date(stage.name)
+    dvc.close()
+    dvc.push()
     commit = record(where, state, work)
     run_id = ""
     if tracked:
         from tasks import tracking
 
         tracker = tracking.Tracker(tracking.connect(), where, state, experiment=tracked, folder=work)
-        for stage in pipeline.plan():
-            tracker.stage(stage.name, pipeline.outs(stage))
+        for stage in dvc.plan():
+            tracker.stage(stage.name, dvc.outs(stage))
         tracker.tag({RECORD: commit, REF: kept_ref(commit), VERDICT: "metrics/verdict.json"})
         tracker.finish("FINISHED")
         run_id = tracker.run_id

@@ -11,7 +11,7 @@ import pytest
 
 from tasks.config import link
 from tasks.locks import hold
-from tasks.stages import Pipeline
+from tasks.stages import DvcRepo
 from tasks.storage import record
 from tasks.workspace import project, record_ref, snapshot, worktree
 
@@ -62,10 +62,10 @@ def recorded(tmp_path_factory) -> tuple[Path, str, str]:
     state = snapshot(where)
     work = worktree(where, state)
     link(work, to=where.tree, cache_home=where.root)
-    pipeline = Pipeline(work, environment={})
-    pipeline.reproduce("copy", on_line=print, on_tick=lambda: None)
-    pipeline.close()
-    pipeline.push()
+    dvc = DvcRepo(work, environment={})
+    dvc.run_stage("copy", on_line=print, on_tick=lambda: None)
+    dvc.close()
+    dvc.push()
     return folder, record(where, state, work), record_ref(state.key)
 
 

@@ -40,8 +40,8 @@ def test_edited_documents_are_another_run_and_train_anew_and_a_clone_without_the
     assert snapshot(project(reading)).key == first
     shutil.rmtree(tmp_path / "documents")
     for key in (first, second):
-        pipeline = bring_back(project(reading), Sought(key, ""), None)
-        assert {stage.status for stage in pipeline.plan()} == {"unchanged"}
+        dvc = bring_back(project(reading), Sought(key, ""), None)
+        assert {stage.status for stage in dvc.plan()} == {"unchanged"}
 
 
 def test_a_snapshot_has_the_hashes_and_is_the_checkout_itself_where_these_are_committed(reading, tmp_path):

@@ -25,15 +25,15 @@ def place_of(folder: Path, *overrides: str) -> Place:
 
 
 def run_all(place: Place, said: list[str] | None = None) -> None:
-    for stage in place.pipeline.plan():
-        if stage.status == "stale" and place.pipeline.settle(stage.name) == "stale":
+    for stage in place.dvc.plan():
+        if stage.status == "stale" and place.dvc.settle(stage.name) == "stale":
             hear = said.append if said is not None else print
-            place.pipeline.reproduce(stage.name, on_line=hear, on_tick=lambda: None)
-    place.pipeline.close()
+            place.dvc.run_stage(stage.name, on_line=hear, on_tick=lambda: None)
+    place.dvc.close()
 
 
 def statuses(place: Place) -> dict[str, str]:
-    return {stage.name: stage.status for stage in place.pipeline.plan()}
+    return {stage.name: stage.status for stage in place.dvc.plan()}
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_files_that_are_gone_or_spoilt_come_back_from_the_cache(ran):
 
 def test_another_clone_pulls_what_the_record_says(ran, folder):
     place = place_of(ran)
-    assert place.pipeline.push() == str(ran / ".longlora" / "remote")
+    assert place.dvc.push() == str(ran / ".longlora" / "remote")
     record(place.where, place.state, place.folder)
     shutil.copytree(ran / ".longlora" / "remote", folder / ".longlora" / "remote")
     dummy.git(folder, "fetch", "--quiet", str(ran), "+refs/longlora/*:refs/longlora/*")
@@ -135,7 +135,7 @@ def test_a_stages_last_error_is_the_error(folder):
     place = place_of(folder, "train.fail=true")
     with pytest.raises(ParameterError, match=r"^stage 'train': train.fail is set$"):
         run_all(place)
-    place.pipeline.close()
+    place.dvc.close()
     assert statuses(place) == dict.fromkeys(NAMES, "stale") | {"fetch": "unchanged"}
 
 
@@ -156,12 +156,12 @@ def test_a_told_end_ends_the_stage_and_starts_no_other_whatever_becomes_of_the_e
         if line == "train starts":
             supervise.interrupt()  # as a signal handler does, its exception lost
 
-    place.pipeline.reproduce("fetch", on_line=hear, on_tick=lambda: None)
+    place.dvc.run_stage("fetch", on_line=hear, on_tick=lambda: None)
     for _ in range(2):
         with pytest.raises(InterruptedStageError, match=r"^stage 'train': interrupted$"):
-            place.pipeline.reproduce("train", on_line=hear, on_tick=lambda: None)
+            place.dvc.run_stage("train", on_line=hear, on_tick=lambda: None)
     assert dummy.executions(folder) == ["fetch base", "train base"]
-    place.pipeline.close()
+    place.dvc.close()
 
 
 def test_torchrun_waits_for_its_workers_as_long_as_we_wait_for_it(monkeypatch):
@@ -203,7 +203,7 @@ def test_checkpoints_lie_where_the_user_says_but_not_those_of_a_rerun(folder, tm
 
 def test_outputs_say_kind_hash_size_and_plot_axes(ran):
     place = place_of(ran)
-    outs = {out.path: out for stage in place.stages for out in place.pipeline.outs(stage)}
+    outs = {out.path: out for stage in place.stages for out in place.dvc.outs(stage)}
     assert {path: out.kind for path, out in outs.items()} == {
         "models/base": "out",
         "models/tuned": "out",
@@ -250,9 +250,9 @@ def test_a_project_may_lie_below_a_name_that_is_not_ascii(tmp_path):
     state = snapshot(where)
     with hold(where, state.key):
         place = open_place(where, state)
-        place.pipeline.reproduce("fetch", on_line=print, on_tick=lambda: None)
-        place.pipeline.close()
-        assert place.pipeline.push() == str(where.root / ".longlora" / "remote")
+        place.dvc.run_stage("fetch", on_line=print, on_tick=lambda: None)
+        place.dvc.close()
+        assert place.dvc.push() == str(where.root / ".longlora" / "remote")
     assert list((where.root / ".longlora" / "remote").rglob("*.dir"))
     assert list((where.root / ".dvc" / "cache").rglob("*.dir"))
     assert not (place.folder / ".dvc" / "cache").exists()

@@ -225,14 +225,14 @@ def test_a_run_whose_process_is_gone_does_not_stay_running(opened, folder):
 
 def test_a_run_is_recorded_only_while_mlflow_has_it_as_finished(opened, folder, mlflow_uri, tmp_path, monkeypatch):
     from flows.place import Place, is_recorded
-    from tasks.stages import Pipeline
+    from tasks.stages import DvcRepo
     from tasks.storage import Finished, note, record
 
     first, where = opened(), project(folder)
     state = snapshot(where, recipe="big", overrides=["train.steps=4"])
     dummy.write(first.folder / "dvc.lock", "schema: '2.0'\n")
     note(where, state.key, Finished(record(where, state, first.folder), first.run_id, mlflow_uri))
-    place = Place(where, state, first.folder, Pipeline(first.folder, environment={}), stages=[])
+    place = Place(where, state, first.folder, DvcRepo(first.folder, environment={}), stages=[])
     assert not is_recorded(place)  # it is RUNNING: an attempt that was killed
     first.finish("FINISHED")
     assert is_recorded(place)

@@ -323,7 +323,7 @@ def test_a_worktree_on_a_drive_that_is_away_is_kept_and_one_that_was_cut_off_is_
 
 def test_a_state_folder_that_is_a_link_is_no_new_content_and_what_is_read_there_is_known(folder, tmp_path):
     from tasks.leftovers import being_read, named_on_disk
-    from tasks.stages import Pipeline
+    from tasks.stages import DvcRepo
 
     shutil.copy(Path(__file__).parent.parent / ".gitignore", folder)
     dummy.commit(folder)
@@ -334,7 +334,7 @@ def test_a_state_folder_that_is_a_link_is_no_new_content_and_what_is_read_there_
     state = snapshot(where)
     assert not state.dirty
     made = worktree(where, state)
-    Pipeline(made, environment={}).close()  # DVC took its files for ignored ones
+    DvcRepo(made, environment={}).close()  # DVC took its files for ignored ones
     digest = "0" * 32
     dummy.write(made / "dvc.lock", f"md5: {digest}\n")
     assert (named_on_disk(where, set()), named_on_disk(where, {state.key})) == (set(), {digest})

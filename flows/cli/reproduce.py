@@ -17,7 +17,7 @@ from tasks.config import link
 from tasks.locks import hold
 from tasks.outputs import Compared, compared
 from tasks.servers import is_local_tracking
-from tasks.stages import Pipeline
+from tasks.stages import DvcRepo
 from tasks.tags import GIT, KEY, REMOTE
 from tasks.workspace import Project, git, record_ref, worktree
 
@@ -45,9 +45,9 @@ def reproduce(where: Project, wanted: str | None, *, remote: str | None, rerun: 
     sought = find(where, wanted)
     key = sought.key
     with hold(where, key):
-        pipeline = bring_back(where, sought, remote)
-        folder, record = pipeline.folder, git("rev-parse", record_ref(key), cwd=where.root)
-        varying = {out.path for stage in pipeline.plan() for out in stage.outs if out.varies}
+        dvc = bring_back(where, sought, remote)
+        folder, record = dvc.folder, git("rev-parse", record_ref(key), cwd=where.root)
+        varying = {out.path for stage in dvc.plan() for out in stage.outs if out.varies}
         if not rerun:
             judge(compared(where.root, record, folder, varying=set()), f"run {key} is back in {folder}")
             return
@@ -78,7 +78,7 @@ def find(where: Project, wanted: str | None) -> Sought:
     return Sought(storage.bring_record(where, wanted, list(dict.fromkeys(filter(None, addresses)))), data)
 
 
-def bring_back(where: Project, sought: Sought, remote: str | None) -> Pipeline:
+def bring_back(where: Project, sought: Sought, remote: str | None) -> DvcRepo:
     """The run's worktree, every output of its dvc.lock in it. Call it under the lock of its key."""
     state = storage.recorded_snapshot(where, sought.key)
     folder = worktree(where, state)
@@ -87,10 +87,10 @@ def bring_back(where: Project, sought: Sought, remote: str | None) -> Pipeline:
     addresses = list(dict.fromkeys([remote] if remote else ["", sought.data]))  # '': this clone's own
     for address in addresses:
         link(folder, to=where.tree, cache_home=where.root, remote=address)
-        pipeline = Pipeline(folder, environment=stage_settings(checkpoint_home(where)))
-        missing = pipeline.bring()
+        dvc = DvcRepo(folder, environment=stage_settings(checkpoint_home(where)))
+        missing = dvc.bring()
         if not missing:
-            return pipeline
+            return dvc
     asked = " nor ".join(storage.without_credentials(address) or "the DVC remote" for address in addresses)
     raise ValueError(
         f"run {sought.key}: neither the cache nor {asked} has {missing}: "
@@ -104,15 +104,13 @@ def compute_again(where: Project, key: str, again: str) -> Path:
     supervise.sweep(folder)
     link(folder, to=where.tree, cache_home=where.root)
     with tempfile.TemporaryDirectory(dir=where.state) as checkpoints:
-        pipeline = Pipeline(folder, environment=stage_settings(Path(checkpoints)), afresh=True)
+        dvc = DvcRepo(folder, environment=stage_settings(Path(checkpoints)), afresh=True)
         try:
-            pipeline.bring_sources()  # and nothing more: what stages make is not taken from the cache
-            for name in pipeline.names():
-                pipeline.reproduce(
-                    name, on_line=lambda line, name=name: print(f"{name} | {line}"), on_tick=lambda: None
-                )
+            dvc.bring_sources()  # and nothing more: what stages make is not taken from the cache
+            for name in dvc.names():
+                dvc.bring_up_to_date(name)
         finally:
-            pipeline.close()
+            dvc.close()
     return folder
 
 
