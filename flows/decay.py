@@ -13,7 +13,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.place import Place
-from tasks import promotion, records, registry, supervise, tracking
+from tasks import promotion, registry, runs, supervise, tracking
 from tasks.promotion import Better
 from tasks.stages import Stage
 
@@ -25,7 +25,7 @@ def still_good(place: Place, *, by: float) -> str:
         ValueError: there is no champion, or no stage that measures it.
         StageError: a stage ended with an error.
     """
-    client, model = tracking.connect(), records.model_at(place.where, place.state.commit)
+    client, model = tracking.connect(), runs.model_at(place.where, place.state.commit)
     champion, better = registry.holder(client, model.name, registry.CHAMPION), promotion.better_of(model)
     if not champion or not better:
         raise ValueError(f"{model.name} has no champion, or dvc.yaml no `meta.better`: nothing to be worse than")

@@ -20,10 +20,10 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Crashed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.mlflow_writer import MlflowWriter
 from flows.parameters import must_be_right
 from flows.place import Place, brought, open_place
 from flows.plan import must_fit
-from flows.recording import Recording
 from tasks import hooks, locks, servers, storage, supervise, workspace
 from tasks.stages import InterruptedStageError, ParameterError, Stage
 from tasks.tags import GIT, RECORD, REF, REMOTE, VERDICT
@@ -150,12 +150,12 @@ def begin(where: workspace.Project, state: workspace.Snapshot) -> Place:
 
 def run_place(place: Place) -> None:
     """Run and record; whatever happens, no process is left, and MLflow knows how it ended."""
-    recording = Recording(place)
+    writer = MlflowWriter(place)
     status = "FAILED"
     try:
-        run_stages(place, recording)
-        commit = record(place, recording)
-        run_id = recording.wait()
+        run_stages(place, writer)
+        commit = record(place, writer)
+        run_id = writer.wait()
         status = "FINISHED"
     except InterruptedStageError:
         status = "KILLED"
@@ -169,9 +169,9 @@ def run_place(place: Place) -> None:
     finally:
         place.dvc.close()
         supervise.stop_all()  # a stage still runs if this thread was interrupted
-        recording.finish(status)
+        writer.finish(status)
     storage.note(
-        place.where, place.state.key, storage.Finished(commit, run_id, storage.without_credentials(recording.uri))
+        place.where, place.state.key, storage.Finished(commit, run_id, storage.without_credentials(writer.uri))
     )
 
 
@@ -194,7 +194,7 @@ def name_run(where: workspace.Project, name: str) -> None:
         client.update_flow_run(flow_run.get_id(), name=name, tags=[*flow_run.get_tags(), home])
 
 
-def run_stages(place: Place, recording: Recording) -> None:
+def run_stages(place: Place, writer: MlflowWriter) -> None:
     """Every stage as a task, each after its upstream; what does not depend on a failed stage still runs.
 
     Raises:
@@ -204,7 +204,7 @@ def run_stages(place: Place, recording: Recording) -> None:
     for stage in place.stages:
         options = {"name": stage.name, "task_run_name": stage.name, "description": stage.desc, **stage.meta}
         upstream = [futures[name] for name in stage.upstream]
-        futures[stage.name] = run_stage.with_options(**options).submit(place, stage, recording, wait_for=upstream)
+        futures[stage.name] = run_stage.with_options(**options).submit(place, stage, writer, wait_for=upstream)
     states = {name: future.wait() or future.state for name, future in futures.items()}
     for state in states.values():
         if state.is_failed() or state.is_crashed():
@@ -217,13 +217,13 @@ def worth_another_try(task: Any, run: TaskRun, state: State) -> bool:
 
 
 @task(cache_policy=NO_CACHE, retry_condition_fn=worth_another_try)
-def run_stage(place: Place, stage: Stage, recording: Recording) -> State[None]:
+def run_stage(place: Place, stage: Stage, writer: MlflowWriter) -> State[None]:
     """Bring one stage up to date, its output in this task's log, its results in MLflow."""
     log, status = partial(get_run_logger().info, "%s"), stage.status
     if status == "stale":
-        follow = partial(recording.follow, list(stage.outs))
+        follow = partial(writer.follow, list(stage.outs))
         status = place.dvc.bring_up_to_date(stage.name, log=log, on_tick=follow)
-    recording.stage(stage.name, place.dvc.outs(stage))
+    writer.stage(stage.name, place.dvc.outs(stage))
     if status == "stale":
         return Completed(message=stage.desc)
     print(f"{stage.name} | {status}", flush=True)
@@ -231,7 +231,7 @@ def run_stage(place: Place, stage: Stage, recording: Recording) -> State[None]:
 
 
 @task(task_run_name="record", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5)
-def record(place: Place, recording: Recording) -> str:
+def record(place: Place, writer: MlflowWriter) -> str:
     """Keep the run: its commit under its own ref, its data on the remote, both named in MLflow. Returns the commit."""
     where, state = place.where, place.state
     commit = storage.record(where, state, place.folder)
@@ -240,7 +240,7 @@ def record(place: Place, recording: Recording) -> str:
     text = place.summary()
     if text:
         create_markdown_artifact(text, key=f"run-{state.key}", description=f"Run {state.key}")
-    recording.summary(
+    writer.summary(
         text,
         place.picture(),
         {

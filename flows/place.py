@@ -85,8 +85,8 @@ def open_place(where: Project, state: Snapshot) -> Place:
     return Place(where, state, folder, dvc, dvc.plan())
 
 
-def is_recorded(place: Place) -> bool:
-    """Whether there is nothing to do: no stage is stale, and what they made is recorded, in this MLflow too.
+def is_finished(place: Place) -> bool:
+    """Whether there is nothing to do: no stage is stale, and what they made is recorded, and finished in this MLflow.
 
     Raises:
         ValueError: nobody answers there.

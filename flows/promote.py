@@ -20,7 +20,7 @@ from prefect.input import RunInput
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from tasks import promotion, records, tracking
+from tasks import promotion, runs, tracking
 from tasks.approval import Approval, patience, waiting
 from tasks.locks import hold
 from tasks.tags import KEY
@@ -52,8 +52,8 @@ def promote(run: str | None = None, approval: bool = False) -> str:
         ValueError: there is no such run, or it is not finished.
     """
     where, client = project(Path.cwd()), tracking.connect()
-    chosen = records.chosen(client, where, run)
-    _, model = records.source_and_model(where, chosen)
+    chosen = runs.chosen(client, where, run)
+    _, model = runs.source_and_model(where, chosen)
     seconds = patience(model, asked=approval)
     if seconds is None or promotion.nothing_to_do(client, where, chosen):
         return promotion.promote(client, where, chosen)
@@ -88,8 +88,8 @@ def approve(where: Project, client: MlflowClient, wanted: str, *, approve: bool,
     """
     if not why.strip():
         raise ValueError("--why is empty: the reason is kept in the history")
-    run = records.chosen(client, where, wanted)
-    records.must_be_ours(run)
+    run = runs.chosen(client, where, wanted)
+    runs.must_be_ours(run)
     key = run.data.tags[KEY]
     paused = asking(key)
     try:

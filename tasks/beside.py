@@ -12,7 +12,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tasks import records
+from tasks import runs
 from tasks.declared import Artifact
 from tasks.outputs import read
 from tasks.registry import CANDIDATE, CHAMPION
@@ -39,14 +39,14 @@ def addition(client: MlflowClient, where: Project, wanted: str) -> Addition:
     Raises:
         ValueError: there is no such model, its record is gone, or dvc.yaml has no place for it.
     """
-    model = records.model_at(where)
+    model = runs.model_at(where)
     place = beside_of(model)
     if place is None:
         raise ValueError(
             f"--beside {wanted}: dvc.yaml does not say where, by artifacts: {model.name}: meta: beside: {{list: ..., folder: ...}}"
         )
-    run = records.chosen(client, where, wanted)
-    records.must_be_ours(run)
+    run = runs.chosen(client, where, wanted)
+    runs.must_be_ours(run)
     label = wanted if wanted in (CHAMPION, CANDIDATE) else label_by_key(run)
     entry = {**model_of(where, run), "path": label}
     return Addition(
@@ -62,13 +62,13 @@ def label_by_key(run: Run) -> str:
 
 def model_of(where: Project, run: Run) -> dict[str, Any]:
     """What the dvc.lock of `run` says of its model: hash, size, number of files."""
-    _, model = records.source_and_model(where, run)
-    return records.outputs_of(where, run)[model.path]
+    _, model = runs.source_and_model(where, run)
+    return runs.outputs_of(where, run)[model.path]
 
 
 def label_of(where: Project, run: Run, other: Run) -> str | None:
     """Under which label `run` measured the model of run `other`, the very weights; None if it did not."""
-    _, model = records.source_and_model(where, run)
+    _, model = runs.source_and_model(where, run)
     place = beside_of(model)
     if place is None:
         return None

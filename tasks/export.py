@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from mlflow import MlflowClient
 
-from tasks import records
+from tasks import runs
 from tasks.artifacts import DvcArtifactRepository
 from tasks.declared import artifacts_in
 from tasks.outputs import hash_of
@@ -30,9 +30,9 @@ def export(client: MlflowClient, where: Project, target: Path, *, model: str) ->
     said, target = target, target.resolve()  # a link to a folder stays one
     if target == Path.cwd():
         raise ValueError(f"{said} is the current folder, which cannot be replaced: name a folder in it")
-    source = records.address_of(client, where, model)
+    source = runs.address_of(client, where, model)
     repository = DvcArtifactRepository(source)
-    with records.data_of(model):
+    with runs.data_of(model):
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:

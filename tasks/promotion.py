@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from tasks import beside, hooks, records, registry
+from tasks import beside, hooks, registry, runs
 from tasks.approval import Approval
 from tasks.declared import Artifact
 from tasks.locks import hold
@@ -71,7 +71,7 @@ def promote(client: MlflowClient, where: Project, run: Run, *, approval: Approva
         RefusalError: it stays candidate.
         ValueError: the run is not finished.
     """
-    with hold(where, lock_name(records.source_and_model(where, run)[1].name)):
+    with hold(where, lock_name(runs.source_and_model(where, run)[1].name)):
         found = candidate(client, where, run)
         if found.champion == found.version:
             return already(found.name, found.version)
@@ -98,7 +98,7 @@ def propose(client: MlflowClient, where: Project, run: Run) -> str:
         RefusalError: the rules are against it, so nobody need be asked.
         ValueError: the run is not finished.
     """
-    with hold(where, lock_name(records.source_and_model(where, run)[1].name)):
+    with hold(where, lock_name(runs.source_and_model(where, run)[1].name)):
         found = candidate(client, where, run)
         if not found.against:
             client.set_registered_model_alias(found.name, STAGING, found.version)
@@ -110,7 +110,7 @@ def propose(client: MlflowClient, where: Project, run: Run) -> str:
 
 def candidate(client: MlflowClient, where: Project, run: Run) -> Candidate:
     """Register `run`'s model as candidate, if it is not champion already. Call it under the registry's lock."""
-    source, model = records.source_and_model(where, run)
+    source, model = runs.source_and_model(where, run)
     champion = registry.holder(client, model.name, CHAMPION)
     version = registry.register(client, model.name, source=source, run=run, desc=model.desc, labels=model.labels)
     against, favour, better = [], "the verdict passed", better_of(model)
@@ -147,7 +147,7 @@ def refuse(found: Candidate, against: list[str]) -> NoReturn:
 
 def nothing_to_do(client: MlflowClient, where: Project, run: Run) -> str:
     """What to say if `run`'s model is the champion already, else ''."""
-    source, model = records.source_and_model(where, run)
+    source, model = runs.source_and_model(where, run)
     champion = registry.holder(client, model.name, CHAMPION)
     return already(model.name, str(champion.version)) if champion and champion.source == source else ""
 
@@ -162,7 +162,7 @@ def rollback(client: MlflowClient, where: Project, why: str) -> str:
     Raises:
         ValueError: there was none before, it is the present one, or it was deleted.
     """
-    name = records.model_at(where).name
+    name = runs.model_at(where).name
     with hold(where, lock_name(name)):
         _, now = registry.present(
             client, name, person(where)
@@ -212,7 +212,7 @@ def measured_beside(client: MlflowClient, where: Project, run: Run, theirs: str,
     label = beside.label_of(where, run, client.get_run(theirs))
     if label is None:
         return None
-    model = records.source_and_model(where, run)[1]
+    model = runs.source_and_model(where, run)[1]
     return replace(better, metric=better.of(label, instead=Path(model.path).name))
 
 
@@ -264,7 +264,7 @@ def differing(client: MlflowClient, where: Project, ours: str, theirs: str, bett
     """What both must have been measured on, and were not: the path of the data, or a parameter; '' if nothing differs."""
     one, other = (client.get_run(run_id) for run_id in (ours, theirs))
     if better.data:
-        found, wanted = (records.digests_of(where, run).get(better.data) for run in (one, other))
+        found, wanted = (runs.digests_of(where, run).get(better.data) for run in (one, other))
         if found != wanted:
             return better.data
     if better.params:

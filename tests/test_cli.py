@@ -188,7 +188,7 @@ def test_a_result_that_can_not_be_written_is_said_before_the_work(tmp_path, monk
 def test_what_mlflow_and_dvc_refuse_is_one_line_that_names_them(folder):
     from mlflow.exceptions import MlflowException
 
-    from tasks.records import model_at
+    from tasks.runs import model_at
 
     with pytest.raises(SystemExit, match=r"^error: MLflow: the database is \(its schema\) old$"), plain_errors():
         raise MlflowException("the database is\n  (its schema) old")

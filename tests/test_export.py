@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def lab(template, tmp_path_factory):
     """A project with three runs, its own registry: one champion, one nothing, one the newest; and their keys."""
-    from tasks import promotion, records, tracking
+    from tasks import promotion, runs, tracking
 
     home = tmp_path_factory.mktemp("lab")
     dummy.git(home, "clone", "--quiet", str(template), "dummy")
@@ -28,7 +28,7 @@ def lab(template, tmp_path_factory):
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/.longlora/mlflow.db")
         keys = [byhand.run(folder, f"train.rank={rank}", tracked="dummy") for rank in (4, 5, 7)]
         client, where = tracking.connect(), project(folder)
-        promotion.promote(client, where, records.chosen(client, where, keys[0]))
+        promotion.promote(client, where, runs.chosen(client, where, keys[0]))
     return folder, keys
 
 

@@ -38,7 +38,7 @@ def test_a_run_is_pushed_and_another_clone_pulls_it(s3, folder, tmp_path, mlflow
     import boto3
     from mlflow.artifacts import download_artifacts
 
-    from tasks import records, tracking
+    from tasks import runs, tracking
     from tasks.workspace import project
 
     remote = f"['remote \"s3\"']\n    url = s3://runs/data\n    endpointurl = {s3}\n"
@@ -52,7 +52,7 @@ def test_a_run_is_pushed_and_another_clone_pulls_it(s3, folder, tmp_path, mlflow
     key = byhand.run(folder, "train.rank=6", tracked="objects")
     names = [each["Key"] for each in boto3.client("s3", endpoint_url=s3).list_objects_v2(Bucket="runs")["Contents"]]
     assert any(name.startswith("data/files/md5/") for name in names)
-    run = records.chosen(client, project(folder), key)
+    run = runs.chosen(client, project(folder), key)
     verdict = download_artifacts(
         artifact_uri=f"{run.info.artifact_uri}/metrics/verdict.json", dst_path=str(tmp_path / "got")
     )

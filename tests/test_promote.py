@@ -84,7 +84,7 @@ def empty(shop):
     """The shop, its registry empty; a function that promotes, the client, and the project."""
     from mlflow.exceptions import MlflowException
 
-    from tasks import promotion, records, tracking
+    from tasks import promotion, runs, tracking
 
     folder, keys = shop
     client, where = tracking.connect(), project(folder)
@@ -92,7 +92,7 @@ def empty(shop):
         client.delete_registered_model("dummy")
     except MlflowException as error:
         assert error.error_code == "RESOURCE_DOES_NOT_EXIST"
-    promote = lambda name: promotion.promote(client, where, records.chosen(client, where, keys[name]))  # noqa: E731
+    promote = lambda name: promotion.promote(client, where, runs.chosen(client, where, keys[name]))  # noqa: E731
     return promote, client, where
 
 
@@ -158,11 +158,11 @@ def test_the_same_run_twice_is_one_version_and_one_move(empty):
 
 
 def test_what_is_equal_is_not_better(empty, shop):
-    from tasks import promotion, records, registry
+    from tasks import promotion, registry, runs
     from tasks.promotion import Better
 
     _, client, where = empty
-    run = records.chosen(client, where, shop[1]["good"])
+    run = runs.chosen(client, where, shop[1]["good"])
     version = registry.register(client, "dummy", source="dvc://dummy/p?rev=r&repo=q", run=run, desc="", labels=[])
     (reason,) = promotion.objections(client, where, run, version, Better("score/tuned", "higher"))
     assert reason == "better: score/tuned at 4 is 2, and must be higher than 2 of champion version 1"
@@ -171,7 +171,7 @@ def test_what_is_equal_is_not_better(empty, shop):
 
 
 def test_of_a_run_resumed_on_other_data_the_record_says_what_it_was_measured_on(empty, shop):
-    from tasks import promotion, records, tracking
+    from tasks import promotion, runs, tracking
 
     _, client, where = empty
     dummy.write(where.root / "verdict.json", "{}")
@@ -185,8 +185,8 @@ def test_of_a_run_resumed_on_other_data_the_record_says_what_it_was_measured_on(
         commit = record(where, state, work)
         tracker.tag({RECORD: commit, REF: kept_ref(commit)})
         tracker.finish("FINISHED")
-        assert records.digests_of(where, client.get_run(tracker.run_id)) == {"models/base": data}
-    good = records.chosen(client, where, shop[1]["good"]).info.run_id
+        assert runs.digests_of(where, client.get_run(tracker.run_id)) == {"models/base": data}
+    good = runs.chosen(client, where, shop[1]["good"]).info.run_id
     better = promotion.Better("ppl", "lower", data="models/base")
     assert promotion.differing(client, where, tracker.run_id, good, better) == "models/base"
     assert promotion.differing(client, where, tracker.run_id, tracker.run_id, better) == ""
@@ -196,40 +196,40 @@ def test_of_a_run_resumed_on_other_data_the_record_says_what_it_was_measured_on(
 def test_models_are_compared_at_the_longest_length_that_both_have(empty, shop):
     from mlflow.entities import Metric, Param
 
-    from tasks import promotion, records
+    from tasks import promotion, runs
     from tasks.promotion import Better
 
     _, client, where = empty
-    home = records.chosen(client, where, shop[1]["good"]).info.experiment_id
-    runs = []
+    home = runs.chosen(client, where, shop[1]["good"]).info.experiment_id
+    made = []
     for scores in ({512: 3.0, 1024: 5.0, 4096: 9.0}, {512: 2.0, 1024: 6.0}, {8192: 1.0}):
-        runs.append(client.create_run(home, tags={"mlflow.runName": "made by hand"}).info.run_id)
-        client.log_batch(runs[-1], metrics=[Metric("ppl", value, 0, step) for step, value in scores.items()])
-    assert promotion.comparison(client, where, runs[0], runs[1], "3", Better("ppl", "lower")) == []
-    assert promotion.comparison(client, where, runs[1], runs[0], "3", Better("ppl", "lower", step=512)) == []
-    (reason,) = promotion.comparison(client, where, runs[1], runs[0], "3", Better("ppl", "lower"))
+        made.append(client.create_run(home, tags={"mlflow.runName": "made by hand"}).info.run_id)
+        client.log_batch(made[-1], metrics=[Metric("ppl", value, 0, step) for step, value in scores.items()])
+    assert promotion.comparison(client, where, made[0], made[1], "3", Better("ppl", "lower")) == []
+    assert promotion.comparison(client, where, made[1], made[0], "3", Better("ppl", "lower", step=512)) == []
+    (reason,) = promotion.comparison(client, where, made[1], made[0], "3", Better("ppl", "lower"))
     assert reason == "better: ppl at 1024 is 6, and must be lower than 5 of champion version 3"
-    for run, seed in zip(runs, (1, 1, 7), strict=True):
+    for run, seed in zip(made, (1, 1, 7), strict=True):
         client.log_batch(run, params=[Param("perplexity.seed", str(seed)), Param("fit.seed", str(run))])
     at_places = Better("ppl", "lower", params="perplexity")
-    assert promotion.comparison(client, where, runs[0], runs[1], "3", at_places) == []
-    (reason,) = promotion.comparison(client, where, runs[2], runs[1], "3", at_places)
+    assert promotion.comparison(client, where, made[0], made[1], "3", at_places) == []
+    (reason,) = promotion.comparison(client, where, made[2], made[1], "3", at_places)
     assert reason.startswith("better: perplexity.seed = 7 is not what champion version 3 was measured on")
-    (reason,) = promotion.comparison(client, where, runs[2], runs[1], "3", Better("ppl", "lower"))
+    (reason,) = promotion.comparison(client, where, made[2], made[1], "3", Better("ppl", "lower"))
     assert reason == "better: ppl of this run is at 8192, and the champion's 512, 1024: nothing to compare"
-    good = records.chosen(client, where, shop[1]["good"]).info.run_id
-    (reason,) = promotion.comparison(client, where, good, runs[0], "3", Better("ppl", "lower", data="models/base"))
+    good = runs.chosen(client, where, shop[1]["good"]).info.run_id
+    (reason,) = promotion.comparison(client, where, good, made[0], "3", Better("ppl", "lower", data="models/base"))
     assert reason == (
         "better: models/base is not what champion version 3 was measured on, so they cannot be compared; "
         "`longlora run --beside champion` measures both"
     )
-    for run in runs:
+    for run in made:
         client.delete_run(run)
 
 
 @pytest.mark.parametrize("run_id", [None, "0" * 32])
 def test_a_champion_without_a_run_is_named_and_so_is_the_way_out(empty, run_id):
-    from tasks import records
+    from tasks import runs
     from tasks.promotion import RefusalError
 
     promote, client, where = empty
@@ -241,7 +241,7 @@ def test_a_champion_without_a_run_is_named_and_so_is_the_way_out(empty, run_id):
     ):
         promote("good")
     with pytest.raises(ValueError, match="^dummy version 1 has no run in MLflow"):
-        records.chosen(client, where, "champion")
+        runs.chosen(client, where, "champion")
     client.delete_registered_model_alias("dummy", "champion")
     assert promote("good") == "dummy version 2 is champion: the verdict passed"
 
@@ -263,12 +263,12 @@ def test_rollback_returns_to_the_one_before_and_says_so(empty):
 
 
 def test_rollback_counts_a_move_made_by_hand_and_never_goes_where_it_is(empty, shop):
-    from tasks import promotion, records, registry
+    from tasks import promotion, registry, runs
 
     promote, client, where = empty
     promote("good")
     promote("better")
-    run = records.chosen(client, where, shop[1]["good"])
+    run = runs.chosen(client, where, shop[1]["good"])
     client.create_model_version("dummy", "dvc://dummy/p?rev=r&repo=q", run_id=run.info.run_id)
     client.set_registered_model_alias("dummy", "champion", "3")  # by hand
     assert promotion.rollback(client, where, "") == "dummy version 2 is champion again"
@@ -300,34 +300,34 @@ def test_a_rollback_to_a_deleted_version_is_one_line_and_moves_nothing(empty):
 
 
 def test_a_run_is_chosen_by_a_beginning_and_must_be_finished(empty, shop):
-    from tasks import promotion, records
+    from tasks import promotion, runs
 
     _, client, where = empty
     key = shop[1]["better"]
-    assert records.chosen(client, where, key[:5]).data.tags["longlora.key"] == key
-    assert records.chosen(client, where, None).data.tags["longlora.key"] == shop[1]["refused"]  # the last that finished
+    assert runs.chosen(client, where, key[:5]).data.tags["longlora.key"] == key
+    assert runs.chosen(client, where, None).data.tags["longlora.key"] == shop[1]["refused"]  # the last that finished
     with pytest.raises(ValueError, match="no run 'zzz'"):
-        records.chosen(client, where, "zzz")
+        runs.chosen(client, where, "zzz")
     with pytest.raises(ValueError, match="could be"):
-        records.chosen(client, where, "")
-    unfinished = records.chosen(client, where, shop[1]["unfinished"])
+        runs.chosen(client, where, "")
+    unfinished = runs.chosen(client, where, shop[1]["unfinished"])
     client.update_run(unfinished.info.run_id, status="RUNNING")  # another test's run may have found its process gone
     with pytest.raises(ValueError, match="is running, and only a finished one can be promoted"):
-        promotion.promote(client, where, records.chosen(client, where, shop[1]["unfinished"]))
+        promotion.promote(client, where, runs.chosen(client, where, shop[1]["unfinished"]))
 
 
 def test_a_finished_run_of_a_notebook_is_not_the_last_of_ours(empty, shop):
     from flows.cli.reproduce import find
-    from tasks import promotion, records
+    from tasks import promotion, runs
 
     _, client, where = empty
-    ours = records.chosen(client, where, None)
+    ours = runs.chosen(client, where, None)
     notebook = client.create_run(ours.info.experiment_id)
     client.set_terminated(notebook.info.run_id, "FINISHED")
-    assert records.chosen(client, where, None).info.run_id == ours.info.run_id
+    assert runs.chosen(client, where, None).info.run_id == ours.info.run_id
     assert find(where, None).key == shop[1]["refused"]
     for act in (
-        lambda: promotion.promote(client, where, records.chosen(client, where, notebook.info.run_id)),
+        lambda: promotion.promote(client, where, runs.chosen(client, where, notebook.info.run_id)),
         lambda: find(where, notebook.info.run_id),
     ):
         with pytest.raises(
@@ -340,7 +340,7 @@ def test_a_finished_run_of_a_notebook_is_not_the_last_of_ours(empty, shop):
 TWENTY = """
 import os, sys
 from pathlib import Path
-from tasks import promotion, records, tracking
+from tasks import promotion, runs, tracking
 from tasks.workspace import project
 folder, *keys = sys.argv[1:]
 children = []
@@ -351,7 +351,7 @@ for number in range(20):
         continue
     client, where = tracking.connect(), project(Path(folder))
     try:
-        promotion.promote(client, where, records.chosen(client, where, keys[number % len(keys)]))
+        promotion.promote(client, where, runs.chosen(client, where, keys[number % len(keys)]))
     except promotion.RefusalError:
         os._exit(3)
     except BaseException as error:
@@ -448,15 +448,15 @@ def test_a_hook_that_fails_is_said_without_its_secrets_and_the_move_stands(empty
 
 
 def test_a_run_is_chosen_by_the_alias_of_its_model(empty, shop):
-    from tasks import records
+    from tasks import runs
     from tasks.promotion import RefusalError
 
     promote, client, where = empty
     with pytest.raises(ValueError, match="dummy has no champion yet"):
-        records.chosen(client, where, "champion")
+        runs.chosen(client, where, "champion")
     promote("good")
     with pytest.raises(RefusalError):
         promote("refused")
-    found = {alias: records.chosen(client, where, alias) for alias in ("champion", "candidate")}
+    found = {alias: runs.chosen(client, where, alias) for alias in ("champion", "candidate")}
     keys = {alias: run.data.tags["longlora.key"] for alias, run in found.items()}
     assert keys == {"champion": shop[1]["good"], "candidate": shop[1]["refused"]}

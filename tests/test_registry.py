@@ -189,7 +189,7 @@ def test_the_commits_of_versions_are_those_of_this_project_on_a_server_that_othe
 
 
 def test_the_model_s_name_is_that_of_the_checkout_as_it_is_as_a_run_s_is(folder):
-    from tasks.records import model_at
+    from tasks.runs import model_at
 
     dummy.git(folder, "worktree", "add", "--quiet", "--detach", "../linked")
     linked = folder.parent / "linked"

@@ -68,7 +68,7 @@ def test_a_run_that_dvc_or_mlflow_ends_is_a_failed_run_and_not_the_end_of_the_sw
 
     where = project(folder)
     monkeypatch.setattr(sweep, "open_place", lambda where, state: None)
-    monkeypatch.setattr(sweep, "is_recorded", lambda place: False)
+    monkeypatch.setattr(sweep, "is_finished", lambda place: False)
     for point, error in zip(
         sweep.points(where, ["train.rank=5,6"], recipe=None, overrides=[]),
         [DvcException("no such\nremote"), MlflowException("busy")],

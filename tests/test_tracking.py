@@ -223,8 +223,8 @@ def test_a_run_whose_process_is_gone_does_not_stay_running(opened, folder):
     assert (status(tracker.run_id), status(elsewhere.info.run_id)) == ("KILLED", "RUNNING")
 
 
-def test_a_run_is_recorded_only_while_mlflow_has_it_as_finished(opened, folder, mlflow_uri, tmp_path, monkeypatch):
-    from flows.place import Place, is_recorded
+def test_a_run_is_finished_only_while_mlflow_has_it_as_finished(opened, folder, mlflow_uri, tmp_path, monkeypatch):
+    from flows.place import Place, is_finished
     from tasks.stages import DvcRepo
     from tasks.storage import Finished, note, record
 
@@ -233,21 +233,21 @@ def test_a_run_is_recorded_only_while_mlflow_has_it_as_finished(opened, folder, 
     dummy.write(first.folder / "dvc.lock", "schema: '2.0'\n")
     note(where, state.key, Finished(record(where, state, first.folder), first.run_id, mlflow_uri))
     place = Place(where, state, first.folder, DvcRepo(first.folder, environment={}), stages=[])
-    assert not is_recorded(place)  # it is RUNNING: an attempt that was killed
+    assert not is_finished(place)  # it is RUNNING: an attempt that was killed
     first.finish("FINISHED")
-    assert is_recorded(place)
+    assert is_finished(place)
     first.client.delete_run(first.run_id)
-    assert not is_recorded(place)
+    assert not is_finished(place)
     note(where, state.key, Finished(record(where, state, first.folder), "0" * 32, mlflow_uri))
-    assert not is_recorded(place)  # another database at the same address
+    assert not is_finished(place)  # another database at the same address
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/elsewhere.db")
-        assert not is_recorded(place)
+        assert not is_finished(place)
         assert not (tmp_path / "elsewhere.db").exists()
 
 
 def test_after_one_failure_nothing_is_sent_but_how_the_run_ended(monkeypatch):
-    from flows import recording
+    from flows import mlflow_writer
 
     calls = []
 
@@ -263,8 +263,8 @@ def test_after_one_failure_nothing_is_sent_but_how_the_run_ended(monkeypatch):
             calls.append(status)
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite://")
-    monkeypatch.setattr(recording, "open_tracker", lambda place: Gone())
-    sending = recording.Recording(None)
+    monkeypatch.setattr(mlflow_writer, "open_tracker", lambda place: Gone())
+    sending = mlflow_writer.MlflowWriter(None)
     for name in ("one", "another"):
         sending.stage(name, [])
     sending.follow([])

@@ -107,12 +107,12 @@ def model_folder(name: str) -> Path:
         return Path(name)
     if "/" in name or name.startswith("."):
         raise ValueError(f"no model at {name} (seen from {Path.cwd()})")
-    from tasks import records, servers, tracking
+    from tasks import runs, servers, tracking
 
     where = workspace.project(Path.cwd())
     servers.use_environment(where)
-    source = records.address_of(tracking.connect(), where, name)
-    with records.data_of(name):
+    source = runs.address_of(tracking.connect(), where, name)
+    with runs.data_of(name):
         return fetched(source, home=where.state / "asked")
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.cli.terminal import console
-from tasks import records, tracking
+from tasks import runs, tracking
 from tasks.outputs import curves_at
 from tasks.tags import DIRTY, KEY, OVERRIDES, RECIPE
 from tasks.workspace import Project
@@ -54,7 +54,7 @@ def compare(where: Project, one: str, other: str, *, html: Path | None) -> None:
     if html and (html.suffix != ".html" or not html.absolute().parent.is_dir() or html.is_dir()):
         raise ValueError(f"--html {html}: must be a file that ends in .html, in a folder that is there")
     client = tracking.connect()
-    sides = [side(client, where, records.chosen(client, where, wanted)) for wanted in (one, other)]
+    sides = [side(client, where, runs.chosen(client, where, wanted)) for wanted in (one, other)]
     curves = curves_at(where.root, "HEAD")
     tables = [
         facts(sides),
@@ -75,7 +75,7 @@ def compare(where: Project, one: str, other: str, *, html: Path | None) -> None:
 def side(client: MlflowClient, where: Project, run: Run) -> Side:
     history = {key: client.get_metric_history(run.info.run_id, key) for key in run.data.metrics}
     metrics = {key: {point.step: point.value for point in points} for key, points in history.items()}
-    return Side(run.data.tags.get(KEY, run.info.run_id)[:12], run, metrics, records.digests_of(where, run))
+    return Side(run.data.tags.get(KEY, run.info.run_id)[:12], run, metrics, runs.digests_of(where, run))
 
 
 def table(title: str, sides: list[Side], *names: str, more: str = "") -> Table:

@@ -35,7 +35,7 @@ def run(
     """Bring every stage up to date, in a folder of its own, and record the run."""
     where = here()
     from flows.cli.terminal import show_plan, show_report
-    from flows.place import brought, is_recorded, open_place
+    from flows.place import brought, is_finished, open_place
     from tasks import approval, locks, servers, storage, workspace
 
     state = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=brought(where, beside))
@@ -52,7 +52,7 @@ def run(
             show_plan(place.stages)
             if promote and (model := place.artifact("model")) and approval.patience(model):
                 servers.running_prefect(where)  # where a person can answer: said now, not at the end
-            done = is_recorded(place)
+            done = is_finished(place)
         if done:
             print("every stage is unchanged, and the run is recorded")
         else:
@@ -87,9 +87,9 @@ def runs() -> None:
     """The runs, to compare."""
     where = here()
     from flows.cli.listing import show_runs
-    from tasks import records, tracking
+    from tasks import runs, tracking
 
-    show_runs(tracking.connect(), where, records.model_at(where))
+    show_runs(tracking.connect(), where, runs.model_at(where))
 
 
 @app.command()

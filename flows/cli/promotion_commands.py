@@ -24,14 +24,14 @@ def promote(
 
 
 def promote_run(where: "Project", wanted: str | None, *, approval: bool = False) -> None:
-    from tasks import promotion, records, servers, tracking
+    from tasks import promotion, runs, servers, tracking
     from tasks.approval import patience
 
     client = tracking.connect()
-    run = records.chosen(client, where, wanted)
+    run = runs.chosen(client, where, wanted)
     said = promotion.nothing_to_do(client, where, run)
     if not said:
-        if patience(records.source_and_model(where, run)[1], asked=approval):
+        if patience(runs.source_and_model(where, run)[1], asked=approval):
             servers.running_prefect(where)  # one of our own would have no page, and no address to answer at
         with servers.prefect_api(where) as ready:
             from flows.promote import promote as promote_flow
@@ -71,7 +71,7 @@ def history() -> None:
     """Every move of the champion: from, to, when, who, why."""
     where = here()
     from flows.cli.listing import show_history
-    from tasks import records, registry, tracking
+    from tasks import registry, runs, tracking
 
-    name = records.model_at(where).name
+    name = runs.model_at(where).name
     show_history(name, registry.moves(tracking.connect(), name))

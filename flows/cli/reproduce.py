@@ -61,13 +61,13 @@ def find(where: Project, wanted: str | None) -> Sought:
     """Which run is meant, its record in this clone."""
     data, published = "", ""
     if not is_local_tracking(where) or (where.state / "mlflow.db").exists():
-        from tasks import records, tracking
+        from tasks import runs, tracking
 
         client = tracking.connect()
-        runs = records.matching(client, where, wanted)
-        if len(runs) == 1 or wanted is None:
-            chosen = records.chosen(client, where, wanted)
-            records.must_be_ours(chosen)
+        found = runs.matching(client, where, wanted)
+        if len(found) == 1 or wanted is None:
+            chosen = runs.chosen(client, where, wanted)
+            runs.must_be_ours(chosen)
             tags = chosen.data.tags
             wanted, data = tags[KEY], tags.get(REMOTE, "")
             published = tags.get(GIT, "")

@@ -18,8 +18,8 @@ from rich.text import Text
 from flows.cli.listing import verdict_word
 from flows.cli.terminal import console
 from flows.parameters import must_all_be_right
-from flows.place import is_recorded, open_place
-from tasks import promotion, records, servers, storage, tracking
+from flows.place import is_finished, open_place
+from tasks import promotion, runs, servers, storage, tracking
 from tasks.declared import Artifact
 from tasks.locks import hold
 from tasks.stages import InterruptedStageError, StageError
@@ -57,7 +57,7 @@ def sweep(where: Project, axes: list[str], *, recipe: str | None, overrides: lis
     found = points(where, axes, recipe=recipe, overrides=overrides)
     must_all_be_right(where, [point.state for point in found if not storage.noted(where, point.state.key)])
     name = name_of(found)
-    model = records.model_at(where)
+    model = runs.model_at(where)
     client = tracking.connect()
     results = []
     with servers.prefect_api(where) as ready:
@@ -121,7 +121,7 @@ def attempt(where: Project, point: Point, run: Callable[[Snapshot], object]) -> 
     """Run `point` if it is not recorded yet; why it failed, or ''."""
     try:
         with hold(where, point.state.key):
-            done = is_recorded(open_place(where, point.state))
+            done = is_finished(open_place(where, point.state))
         if done:
             print("every stage is unchanged, and the run is recorded", flush=True)
         else:

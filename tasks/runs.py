@@ -1,4 +1,4 @@
-"""Recorded runs: which one is meant, and its model."""
+"""Runs in MLflow: which one is meant, and its model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

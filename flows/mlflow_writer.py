@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 EVERY = 5.0  # seconds between two looks at a curve
 
 
-class Recording:
+class MlflowWriter:
     """What goes to MLflow, in the order of the calls. A failure to send is raised by `wait`, and nothing is sent after it but how
     the run ended: where MLflow is gone, its client tries each time for minutes."""
 
