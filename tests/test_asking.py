@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from dummy import ENV
 from test_pairs import CHATML
 
+from flows.cli import options
 from flows.cli.ask import ask
-from longlora.asking.asking import Desk, windows
+from flows.cli.main import app
+from longlora.asking.asking import Desk, Prompt, TooLong, windows
 from longlora.data.instructions import Turn
 from longlora.data.pairs import tokenised
 from longlora.data.wording import asked
+from longlora.model.gguf import Dtype
 from longlora.model.load import open_model, open_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -151,8 +155,6 @@ def test_the_command_answers_and_cites_and_takes_further_questions(tmp_path, mod
         ("a.txt", b" \n", {}, "a.txt holds no text"),
         ("a.txt", b"caf\xe9", {}, "a.txt is not utf-8: byte 3 is 0xe9; name its encoding, such as latin-1"),
         ("a.txt", LONG.encode(), {}, r"the document has \d+ tokens"),
-        ("a.txt", b"x", {"too_long": "cut"}, "--too-long cut: one of refuse, truncate, windows"),
-        ("a.txt", b"x", {"prompt": "chatty"}, "--prompt chatty: one of chat, authors, plain"),
         ("a.txt", b"x", {"model": "./nowhere"}, "no model at ./nowhere"),
     ],
 )
@@ -162,6 +164,26 @@ def test_a_mistake_is_named(tmp_path, name, raw, change, said):
     usual = {"model": str(TINY), "too_long": "refuse", "prompt": None, "max_new_tokens": 8, "encoding": "utf-8"}
     with pytest.raises(ValueError, match=said):
         ask(document=tmp_path / name, question="Who?", **usual | change)
+
+
+def test_the_command_lines_choices_are_the_librarys():
+    assert (options.PromptName, options.TooLong, options.Dtype) == (Prompt, TooLong, Dtype)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["ask", "--document", "a.txt", "--too-long", "cut"], "'cut' is not one of 'refuse', 'truncate', 'windows'"),
+        (["ask", "--document", "a.txt", "--max-new-tokens", "0"], "0 is not in the range x>=1"),
+        (["ask", "--document", "a.txt", "--prompt", "chatty"], "'chatty' is not one of 'chat', 'authors', 'plain'"),
+        (["chat", "--prompt", "chatty"], "'chatty' is not one of"),
+        (["page", "--prompt", "chatty"], "'chatty' is not one of"),
+        (["serve", "--prompt", "chatty"], "'chatty' is not one of"),
+    ],
+)
+def test_a_choice_that_is_none_is_named_before_anything_is_opened(command, said):
+    with pytest.raises(typer.BadParameter, match=said):
+        app(command, standalone_mode=False)
 
 
 def test_a_mistake_on_the_command_line_is_one_line_and_quick(tmp_path):

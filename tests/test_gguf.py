@@ -246,7 +246,8 @@ def test_the_command_writes_a_folders_model_and_names_mistakes(tmp_path, monkeyp
     assert f"a.gguf: 0.1 MB, made from {tmp_path}/model" in capsys.readouterr().out
     assert ggml.read(tmp_path / "a.gguf")[0]["general.file_type"] == 1
     assert "a.gguf is there already" in run("a.gguf", "--gguf", *model)
-    assert "--dtype q4: one of f32, f16, bf16" in run("b.gguf", "--gguf", "--dtype", "q4", *model)
+    assert run("b.gguf", "--gguf", "--dtype", "q4", *model) == "2"
+    assert "'q4' is not one of 'f32', 'f16', 'bf16'" in capsys.readouterr().err
     assert "--dtype is of a GGUF file: say --gguf too" in run("b.gguf", "--dtype", "f16", *model)
     assert "there is no folder" in run("none/b.gguf", "--gguf", *model)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.gguf", "model"]

@@ -1,11 +1,11 @@
-"""A document, a model found by name, and questions: the library's desk, told what the command line says."""
+"""`longlora ask`: answer questions about a document."""
 
 import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
 
+from flows.cli.options import PromptName, TooLong
 from longlora.data.reading import read_document
 
 
@@ -14,36 +14,35 @@ def ask(
     *,
     document: Path,
     question: str | None,
-    too_long: str,
-    prompt: str | None,
+    too_long: TooLong,
+    prompt: PromptName | None,
     max_new_tokens: int,
     encoding: str,
 ) -> None:
     """Answer `question`, or every line that is typed, on the terminal.
 
     Raises:
-        ValueError: the model, the document or a choice is wrong; the document is too long and that is refused.
+        ValueError: the model or the document is wrong; the document is too long and that is refused.
     """
     text = read_document(document, encoding="utf-8-sig" if encoding == "utf-8" else encoding)
     folder = model_folder(model)
     # Seconds of imports, which a wrong name or a document that cannot be read need not wait for.
     from transformers.utils import logging
 
-    from longlora.asking.asking import Desk, Prompt, TooLong
+    from longlora.asking.asking import Desk
     from longlora.evaluation.evidence import Evidence
     from longlora.model.load import open_model, open_tokenizer
 
-    check("too-long", too_long, get_args(TooLong))
-    if prompt is not None:
-        check("prompt", prompt, get_args(Prompt))
     logging.disable_progress_bar()
-    settings: Any = {
-        "too_long": too_long,
-        "prompt": prompt,
-        "max_new_tokens": max_new_tokens,
-        "question": question or "",
-    }
-    desk = Desk(open_model(folder), tokenizer=open_tokenizer(folder), text=text.text, **settings)
+    desk = Desk(
+        open_model(folder),
+        tokenizer=open_tokenizer(folder),
+        text=text.text,
+        too_long=too_long,
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
+        question=question or "",
+    )
     if notice := desk.notice():
         print(f"note: {notice}", file=sys.stderr)
     evidence = Evidence(text)
@@ -60,11 +59,11 @@ def ask(
             print(f"  read in lines {first}-{last}, the surest of {answer.windows} windows")
 
 
-def page(model: str, *, port: int, prompt: str | None, max_new_tokens: int) -> None:
+def page(model: str, *, port: int, prompt: PromptName | None, max_new_tokens: int) -> None:
     """The same on a web page.
 
     Raises:
-        ValueError: the model or a choice is wrong, the port is taken, or NiceGUI is not installed.
+        ValueError: the model is wrong, the port is taken, or NiceGUI is not installed.
     """
     if importlib.util.find_spec("nicegui") is None:
         raise ValueError("the page needs NiceGUI, an extra: pip install -c constraints.txt -e '.[page]'")
@@ -75,11 +74,6 @@ def page(model: str, *, port: int, prompt: str | None, max_new_tokens: int) -> N
     from flows.cli.ask_page import serve_page
 
     serve_page(folder, name=model, port=port, max_new_tokens=max_new_tokens, prompt=prompt)
-
-
-def check(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"--{name} {value}: one of {', '.join(known)}")
 
 
 def typed() -> Iterator[str]:

@@ -7,7 +7,6 @@ import asyncio
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path, PurePath
-from typing import Any, get_args
 
 from nicegui import app, run, ui
 from nicegui.events import UploadEventArguments
@@ -15,7 +14,6 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from flows.cli.ask import check
 from flows.cli.ask_style import STYLE
 from longlora.asking.asking import Answer, Desk, Prompt, TooLong
 from longlora.data.reading import LARGEST, SUFFIXES, Document, parsed
@@ -42,17 +40,14 @@ class Host:
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-def serve_page(folder: Path, *, name: str, port: int, max_new_tokens: int, prompt: str | None) -> None:
+def serve_page(folder: Path, *, name: str, port: int, max_new_tokens: int, prompt: Prompt | None) -> None:
     """Serve the page for the model of `folder` until interrupted.
 
     Raises:
-        ValueError: there is no model or tokenizer; there is no such prompt.
+        ValueError: there is no model or tokenizer.
     """
-    if prompt is not None:
-        check("prompt", prompt, get_args(Prompt))
     logging.disable_progress_bar()
-    chosen: Any = prompt
-    host = Host(name, open_model(folder), open_tokenizer(folder), max_new_tokens, chosen)
+    host = Host(name, open_model(folder), open_tokenizer(folder), max_new_tokens, prompt)
     # A page elsewhere whose name is made to point here has another Host, and is turned away.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     app.on_startup(lambda: print(f"ask at http://{HOST}:{port} (Ctrl-C ends it)", flush=True))

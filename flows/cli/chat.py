@@ -1,31 +1,28 @@
 """A dialogue on the terminal that may outgrow the model's context."""
 
 import sys
-from typing import Any, get_args
 
-from flows.cli.ask import check, model_folder, typed
+from flows.cli.ask import model_folder, typed
+from flows.cli.options import PromptName
 
 
-def chat(model: str, *, window: int | None, prompt: str | None, max_new_tokens: int) -> None:
+def chat(model: str, *, window: int | None, prompt: PromptName | None, max_new_tokens: int) -> None:
     """Answer every line that is typed.
 
     Raises:
-        ValueError: the model or a choice is wrong.
+        ValueError: the model or the window is wrong.
     """
     folder = model_folder(model)
     from transformers.utils import logging
 
-    from longlora.asking.asking import Prompt
     from longlora.asking.sinks import Dialogue
     from longlora.model.load import open_model, open_tokenizer
 
-    if prompt is not None:
-        check("prompt", prompt, get_args(Prompt))
     logging.disable_progress_bar()
     opened = open_model(folder)
     size = window or int(opened.config.get_text_config().max_position_embeddings)
-    settings: Any = {"size": size, "max_new_tokens": max_new_tokens, "prompt": prompt}
-    dialogue = Dialogue(opened, tokenizer=open_tokenizer(folder), **settings)
+    tokenizer = open_tokenizer(folder)
+    dialogue = Dialogue(opened, tokenizer=tokenizer, size=size, max_new_tokens=max_new_tokens, prompt=prompt)
     told = False
     for line in typed():
         dialogue.say(line, tell=lambda words: print(words, end="", flush=True))

@@ -2,17 +2,15 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from flows.cli.ask import check
-from flows.cli.options import here
+from flows.cli.options import Dtype, here
 
 
-def export(target: Path, *, model: str, gguf: bool, dtype: str | None) -> str:
+def export(target: Path, *, model: str, gguf: bool, dtype: Dtype | None) -> str:
     """Write `model` to `target`. Returns what was done.
 
     Raises:
-        ValueError: a choice is wrong, `target` is taken, there is no such model, its data is damaged, or llama.cpp would read
+        ValueError: a dtype without `gguf`, `target` is taken, there is no such model, its data is damaged, or llama.cpp would read
             the model otherwise than transformers.
     """
     if dtype is not None and not gguf:
@@ -31,7 +29,7 @@ def recorded(target: Path, *, model: str) -> str:
     return export_model(client, where, target, model=model)
 
 
-def as_gguf(target: Path, *, model: str, dtype: Any) -> str:
+def as_gguf(target: Path, *, model: str, dtype: Dtype | None) -> str:
     """The GGUF file of a model's folder, or of one that is brought beside it for as long."""
     place = target.absolute().parent
     if target.exists():
@@ -44,9 +42,7 @@ def as_gguf(target: Path, *, model: str, dtype: Any) -> str:
             folder = Path(scratch) / "model"
             recorded(folder, model=model)
             said = f"{model}, equal to its record by hash"
-        from longlora.model.gguf import KINDS, write  # seconds of imports, which a wrong name need not wait for
+        from longlora.model.gguf import write  # seconds of imports, which a wrong name need not wait for
 
-        if dtype is not None:
-            check("dtype", dtype, tuple(KINDS))
         write(folder, out=target, dtype=dtype)
     return f"{target}: {target.stat().st_size / 1e6:,.1f} MB, made from {said}"

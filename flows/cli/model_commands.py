@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import MaxNewTokens, Model, Overrides, Prompt, Recipe, must_take
+from flows.cli.options import MaxNewTokens, Model, Overrides, Prompt, PromptName, Recipe, TooLong, must_take
 
 app = typer.Typer()
 longqa = typer.Typer(help="Questions on long documents.", no_args_is_help=True)
@@ -84,9 +84,7 @@ def ask(
     document: Annotated[Path, typer.Option("--document", "-d", help="Text, Markdown, HTML, EPUB or PDF.")],
     question: Annotated[str | None, typer.Argument(help="Without one, every line that is typed is a question.")] = None,
     model: Model = "champion",
-    too_long: Annotated[
-        str, typer.Option(help="What becomes of a document beyond the context: refuse, truncate or windows.")
-    ] = "refuse",
+    too_long: Annotated[TooLong, typer.Option(help="What becomes of a document beyond the context.")] = "refuse",
     prompt: Prompt = None,
     max_new_tokens: MaxNewTokens = 128,
     encoding: Annotated[str, typer.Option(help="Of a text file.")] = "utf-8",
@@ -139,7 +137,7 @@ def serve(
     model: Model = "champion",
     port: Annotated[int, typer.Option(help="Of the endpoint, on 127.0.0.1.")] = 8000,
     prompt: Annotated[
-        str | None,
+        PromptName | None,
         typer.Option(help="chat: the tokenizer's template; authors: LongLoRA's INST prompt; plain: completions alone."),
     ] = None,
 ) -> None:

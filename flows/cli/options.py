@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -23,10 +23,11 @@ Beside = Annotated[
 ]
 Promote = Annotated[bool, typer.Option("--promote", help="Promote the model afterwards, if it deserves it.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="A model's folder, champion, staging, candidate, or a run.")]
-Prompt = Annotated[
-    str | None, typer.Option(help="chat, authors or plain; by default the tokenizer's chat template, if it has one.")
-]
-MaxNewTokens = Annotated[int, typer.Option(help="Tokens that an answer may take.")]
+PromptName = Literal["chat", "authors", "plain"]  # these three are the library's, which takes seconds to import
+TooLong = Literal["refuse", "truncate", "windows"]
+Dtype = Literal["f32", "f16", "bf16"]
+Prompt = Annotated[PromptName | None, typer.Option(help="By default the tokenizer's chat template, if it has one.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens that an answer may take.")]
 Anyway = Annotated[
     bool, typer.Option("--anyway", help="Also where the training would not fit into this machine's memory.")
 ]

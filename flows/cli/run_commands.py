@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import Run, here
+from flows.cli.options import Dtype, Run, here
 
 app = typer.Typer()
 
@@ -47,9 +47,7 @@ def export(
         str, typer.Option(help="champion, staging, candidate, or a run; with --gguf, also a model's folder.")
     ] = "champion",
     gguf: Annotated[bool, typer.Option("--gguf", help="One GGUF file, for llama.cpp; Llama models only.")] = False,
-    dtype: Annotated[
-        str | None, typer.Option(help="Of a GGUF file's matrices: f32, f16 or bf16; default: as they are.")
-    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Of a GGUF file's matrices; default: as they are.")] = None,
 ) -> None:
     """Write a model, checked by hash: a plain folder of merged safetensors and card, or one GGUF file."""
     from flows.cli.export import export as export_model

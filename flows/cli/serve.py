@@ -12,23 +12,21 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from flows.cli.ask import check, model_folder
+from flows.cli.ask import model_folder
+from flows.cli.options import PromptName
 
-PROMPTS = ("chat", "authors", "plain")
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 TOKENIZER = "tokenizer_config.json"
 NEEDED = ("openai", "uvicorn", "fastapi")
 
 
-def serve(model: str, *, port: int, prompt: str | None) -> NoReturn:
+def serve(model: str, *, port: int, prompt: PromptName | None) -> NoReturn:
     """Become the server of `model`, until interrupted.
 
     Raises:
-        ValueError: the model or a choice is wrong, the port is taken, a package is missing; the model has no chat template
+        ValueError: the model is wrong, the port is taken, a package is missing; the model has no chat template
             and no prompt was named.
     """
-    if prompt is not None:
-        check("prompt", prompt, PROMPTS)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"serving needs {', '.join(missing)}: pip install -c constraints.txt -e '.[serve]'")
@@ -67,7 +65,7 @@ def served_below(folder: Path) -> Path:
         return folder / ".longlora" / "served"
 
 
-def lay_out(folder: Path, served: Path, *, prompt: str | None) -> None:
+def lay_out(folder: Path, served: Path, *, prompt: PromptName | None) -> None:
     """Links to the model's files in `served`, and the chat template that `prompt` asks for: an own one may also stand in the
     tokenizer's configuration, which then is a copy without it."""
     from longlora.model.load import open_tokenizer
