@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from tasks import runs
 from tasks.artifacts import DvcArtifactRepository
 from tasks.declared import artifacts_in
-from tasks.outputs import hash_of
+from tasks.hashes import hash_of
 from tasks.workspace import Project
 
 CARDS = ("README.md", "summary.md")  # in the report, the first that is there

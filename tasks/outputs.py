@@ -1,7 +1,5 @@
 """What a commit says of outputs, and what the files themselves say."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +9,8 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from tasks.declared import Artifact, artifacts_in
+from tasks.hashes import hash_of
 from tasks.workspace import git
-
-CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -64,25 +61,3 @@ def compared(root: Path, commit: str, folder: Path, *, varying: set[str]) -> lis
         for stage, entry in lock["stages"].items()
         for out in entry.get("outs", [])
     ]
-
-
-def hash_of(path: Path) -> str:
-    """The hash that DVC would give `path`, read from its bytes and not from DVC's memory; '' if it is not there.
-
-    A file's is its md5; a folder's is the md5 of its sorted list of (md5, name), with `.dir` behind it.
-    """
-    if path.is_file():
-        return md5(path)
-    if not path.is_dir():
-        return ""
-    files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
-    entries = [{"md5": md5(file), "relpath": name} for name, file in files]
-    return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
-
-
-def md5(file: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with file.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

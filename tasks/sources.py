@@ -1,4 +1,4 @@
-"""Data that parameters name by a path, by its hash: so a run's key and DVC see that what lies there is another.
+"""Hashes of data paths named in params.yaml, so changed data changes the run key.
 
 Which path that is, and whether there is one, is said in params.yaml, so dvc.yaml cannot have it among its deps. Instead
 sources.yaml has a section for each one of params.yaml that may name paths, stages have it among their params, and a run's snapshot
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tasks.hashes import hash_of
 
 SOURCES = "sources.yaml"
 
@@ -50,10 +52,7 @@ def hash_at(path: str, tree: Path) -> str:
     place = place_of(path, tree)
     if (pointer := place.with_name(f"{place.name}.dvc")).is_file():
         return str(yaml.safe_load(pointer.read_text())["outs"][0]["md5"])
-    from dvc.fs import LocalFileSystem  # DVC takes half a second to import
-    from dvc.repo import Repo
-    from dvc_data.hashfile.build import build
+    from dvc.repo import Repo  # DVC takes half a second to import
 
     with Repo(str(tree)) as repo:
-        _, _, found = build(repo.cache.local, str(place), LocalFileSystem(), "md5", dry_run=True)
-    return str(found.hash_info.value)
+        return hash_of(place, repo.cache.local)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dvc.repo import Repo
 
-from tasks.outputs import hash_of
+from tasks.hashes import hash_of
 from tasks.workspace import Addition, Project
 
 

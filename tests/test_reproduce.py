@@ -1,5 +1,6 @@
 """A run brought back on another clone, from git and the DVC remote alone, and what is said when it cannot be."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import byhand
 import dummy
 import pytest
 
-from tasks.outputs import compared, hash_of
+from tasks.hashes import hash_of
+from tasks.outputs import compared
 from tasks.storage import bring_record, recorded
 from tasks.workspace import project
 
@@ -122,7 +124,7 @@ def test_a_ref_that_is_no_record_of_its_key_is_refused(clone):
         bring_record(project(clone), "0123456789ab", [])
 
 
-def test_our_hashes_are_dvcs(shared, clone):
+def test_our_hashes_are_dvcs_read_from_the_bytes_and_not_from_its_memory(shared, clone):
     home, key = shared
     dummy.longlora(clone, "reproduce", key, "--remote", str(home / "data"))
     work = clone / ".longlora" / "worktrees" / key
@@ -133,7 +135,14 @@ def test_our_hashes_are_dvcs(shared, clone):
 
     with Repo(str(work)) as repo:
         (stage,) = repo.add(str(work / "odd"))
-    assert hash_of(work / "odd") == stage.outs[0].hash_info.value
+    assert hash_of(work / "odd") == (added := stage.outs[0].hash_info.value)
+    file = work / "odd" / "b" / "x"
+    before = file.stat()
+    file.write_text("2")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with Repo(str(work)) as repo:
+        assert hash_of(work / "odd", repo.cache.local) == added
+    assert hash_of(work / "odd") not in (added, "")
 
 
 def test_a_lock_cut_off_anywhere_is_no_obstacle_and_the_order_of_stages_no_difference(folder):

@@ -8,7 +8,7 @@ import dummy
 import pytest
 import yaml
 
-from tasks.outputs import hash_of
+from tasks.hashes import hash_of
 from tasks.sources import hashed
 from tasks.workspace import project, snapshot
 
