@@ -6,13 +6,16 @@ The database is therefore made anew whenever the server starts: a password that 
 """
 
 import base64
-import http.client
 import os
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
+
+import httpx
+
+from tasks.web import request
 
 SHORTEST = 12  # characters of a password: MLflow's rule, and ours for both servers
 KNOWN = "password1234"  # the password that MLflow once shipped, and now refuses
@@ -166,17 +169,10 @@ def mlflow_server(folder: Path, port: int) -> dict[str, str]:
 
 
 def answer(server: SplitResult, path: str, words: str = "") -> int | None:
-    """The HTTP status of `path` below a server's address, asked with `words`; None if there is no answer.
-
-    Asked by hand: a client would follow a redirection, and take the credentials along.
-    """
-    kind = http.client.HTTPSConnection if server.scheme == "https" else http.client.HTTPConnection
+    """The HTTP status of `path` below a server's address, asked with `words`; None if there is no answer."""
+    url = server._replace(netloc=server.netloc.rpartition("@")[2], path=f"{server.path.rstrip('/')}{path}", query="")
     headers = {"Authorization": f"Basic {base64.b64encode(words.encode()).decode()}"} if words else {}
-    connection = kind(server.hostname or "", server.port, timeout=PATIENCE)
     try:
-        connection.request("GET", f"{server.path.rstrip('/')}{path}", headers=headers)
-        return connection.getresponse().status
-    except (OSError, http.client.HTTPException):
+        return request("GET", url.geturl(), headers=headers, trust_env=False, timeout=PATIENCE).status_code
+    except httpx.HTTPError:
         return None
-    finally:
-        connection.close()

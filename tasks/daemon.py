@@ -11,11 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
+import httpx
+
 from tasks import supervise
+from tasks.web import request
 
 STARTUP = 120.0  # seconds; about 6 on an idle machine
 RESTARTS = 3  # of one server, in one run
@@ -112,9 +113,7 @@ def last_line(log: Path) -> str:
 
 
 def answers(url: str) -> bool:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with direct.open(url, timeout=2) as reply:
-            return bool(reply.status == 200)
-    except (urllib.error.URLError, OSError):
+        return request("GET", url, timeout=2, trust_env=False).status_code == 200
+    except httpx.HTTPError:
         return False

@@ -9,10 +9,12 @@ import os
 import shlex
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from typing import Literal
 from urllib.parse import urlsplit
+
+import httpx
+
+from tasks.web import request
 
 Event = Literal["promoted", "rolled back", "refused", "failed"]
 PATIENCE = 10.0  # seconds for a webhook to answer; a command may take six times that
@@ -33,13 +35,12 @@ def post(url: str, text: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return "must be an http or https address"
-    request = urllib.request.Request(url, text.encode(), {"content-type": "application/json"})
+    headers = {"content-type": "application/json"}
     try:
-        urllib.request.urlopen(request, timeout=PATIENCE).close()
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = f"status {error.code}" if isinstance(error, urllib.error.HTTPError) else type(error).__name__
-        return f"{parts.hostname} did not take it ({reason})"
-    return ""
+        reply = request("POST", url, content=text.encode(), headers=headers, timeout=PATIENCE)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return f"{parts.hostname} did not take it ({type(error).__name__})"
+    return "" if reply.is_success else f"{parts.hostname} did not take it (status {reply.status_code})"
 
 
 def run(command: str, text: str) -> str:

@@ -434,8 +434,11 @@ def test_hooks_hear_of_promotion_refusal_and_rollback(empty, shop, listener, mon
     assert heard == "".join(json.dumps(each) for each in got)
 
 
-def test_a_hook_that_fails_is_said_without_its_secrets_and_the_move_stands(empty, listener, monkeypatch, capsys):
+def test_a_hook_that_fails_is_said_without_its_secrets_and_the_move_stands(
+    empty, listener, monkeypatch, capsys, caplog
+):
     promote, client, _ = empty
+    caplog.set_level("INFO")
     monkeypatch.setenv("LONGLORA_HOOK_URL", f"{listener[1]}/no/T0K3N?key=s3cret")
     monkeypatch.setenv("LONGLORA_HOOK_COMMAND", f"{sys.executable} -c 'raise SystemExit(4)'")
     promote("good")
@@ -445,6 +448,7 @@ def test_a_hook_that_fails_is_said_without_its_secrets_and_the_move_stands(empty
         "warning: LONGLORA_HOOK_URL: 127.0.0.1 did not take it (status 500); 'promoted' stands, and was not told",
         "warning: LONGLORA_HOOK_COMMAND: ended with status 4; 'promoted' stands, and was not told",
     ]
+    assert "T0K3N" not in caplog.text
 
 
 def test_a_run_is_chosen_by_the_alias_of_its_model(empty, shop):
