@@ -16,6 +16,7 @@ from mlflow.entities.model_registry import ModelVersion
 from tasks import beside, hooks, registry, runs
 from tasks.approval import Approval
 from tasks.declared import Artifact
+from tasks.errors import UserError
 from tasks.locks import hold
 from tasks.outputs import read
 from tasks.registry import CANDIDATE, CHAMPION, STAGING
@@ -23,7 +24,7 @@ from tasks.tags import KEY, RECORD, VERDICT
 from tasks.workspace import Project, person
 
 
-class RefusalError(Exception):
+class RefusalError(UserError):
     """The candidate does not become champion; the message has a reason per line."""
 
 

@@ -25,6 +25,7 @@ from dvc.stage.cache import RunCacheNotFoundError
 
 from tasks import supervise
 from tasks.declared import Artifact, artifacts_in
+from tasks.errors import UserError
 from tasks.single import AFRESH, CAUSE, drop_cut_off_locks
 from tasks.supervise import Child
 
@@ -62,7 +63,7 @@ class Stage:
     """`restored`: computed before, by another run; its outputs came from the cache or the remote."""
 
 
-class StageError(Exception):
+class StageError(UserError):
     """A stage did not end well. The message is what the stage said last."""
 
 

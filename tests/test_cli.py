@@ -185,6 +185,17 @@ def test_a_result_that_can_not_be_written_is_said_before_the_work(tmp_path, monk
             app(words, standalone_mode=False)
 
 
+def test_what_the_user_can_act_on_is_one_line_and_a_defect_keeps_its_traceback():
+    from tasks.promotion import RefusalError
+    from tasks.stages import InterruptedStageError, StageError
+
+    for kind in (ValueError, StageError, InterruptedStageError, RefusalError):
+        with pytest.raises(SystemExit, match="^error: said$"), plain_errors():
+            raise kind("said")
+    with pytest.raises(RuntimeError, match="^said$"), plain_errors():
+        raise RuntimeError("said")
+
+
 def test_what_mlflow_and_dvc_refuse_is_one_line_that_names_them(folder):
     from mlflow.exceptions import MlflowException
 

@@ -10,11 +10,11 @@ from types import FrameType
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from flows.cli import model_commands, promotion_commands, run_commands
 from flows.cli.options import Anyway, Beside, Overrides, Promote, Recipe, here
-
-UsageError = typer.BadParameter.__bases__[0]  # typer's own click has no public name for it
+from tasks.errors import UserError
 
 app = typer.Typer(
     help="Extend a language model's context with LongLoRA: run the pipeline, compare runs, promote models.",
@@ -184,11 +184,12 @@ def plain_errors() -> Iterator[None]:
     """A mistake or a failed stage ends in one line; a defect of ours keeps its traceback."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, UserError) as error:
         raise SystemExit(f"error: {error}") from None
-    except UsageError as error:
+    except TyperException as error:
         said = " ".join(error.format_message().split()).rstrip(".")  # '' where help was printed for want of a word
-        asked = f"`{error.ctx.command_path} --help` says what there is" if error.ctx else "see `longlora --help`"
+        ctx = getattr(error, "ctx", None)
+        asked = f"`{ctx.command_path} --help` says what there is" if ctx else "see `longlora --help`"
         if said:
             print(f"error: {said}: {asked}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -197,8 +198,6 @@ def plain_errors() -> Iterator[None]:
     except Exception as error:
         # by name, not imported: what a command did not need must not be loaded to say that it failed
         kinds = {kind.__name__ for kind in type(error).__mro__}
-        if {"StageError", "RefusalError"} & kinds:
-            raise SystemExit(f"error: {error}") from None
         theirs = [name for kind, name in {"MlflowException": "MLflow", "DvcException": "DVC"}.items() if kind in kinds]
         if not theirs:
             raise
