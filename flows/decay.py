@@ -12,36 +12,36 @@ from pathlib import Path
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.place import Place
+from flows.run_dir import RunDir
 from tasks import promotion, registry, runs, supervise, tracking
 from tasks.promotion import Better
 from tasks.stages import Stage
 
 
-def still_good(place: Place, *, by: float) -> str:
+def still_good(run_dir: RunDir, *, by: float) -> str:
     """What to say if the champion is at most the share `by` worse than when it was promoted; '' if it is worse.
 
     Raises:
         ValueError: there is no champion, or no stage that measures it.
         StageError: a stage ended with an error.
     """
-    client, model = tracking.connect(), runs.model_at(place.where, place.state.commit)
+    client, model = tracking.connect(), runs.model_at(run_dir.where, run_dir.state.commit)
     champion, better = registry.holder(client, model.name, registry.CHAMPION), promotion.better_of(model)
     if not champion or not better:
         raise ValueError(f"{model.name} has no champion, or dvc.yaml no `meta.better`: nothing to be worse than")
     own = replace(better, metric=better.of(registry.CHAMPION, instead=Path(model.path).name))
     said = ""
     try:
-        file = measure(place, needed(place.stages, own.metric))
+        file = measure(run_dir, needed(run_dir.stages, own.metric))
         now = points(file, own)
         before = promotion.values_of(client, str(champion.run_id), better)
         said = comparison(now, before, better=own, by=by)
     except BaseException:
         supervise.stop_all()  # a stage still runs if this thread was interrupted
-        place.dvc.close()
+        run_dir.dvc.close()
         raise
     if said:
-        place.dvc.close()
+        run_dir.dvc.close()
     return said
 
 
@@ -62,13 +62,13 @@ def needed(stages: list[Stage], metric: str) -> list[Stage]:
 
 
 @task(task_run_name="measure the champion", cache_policy=NO_CACHE)
-def measure(place: Place, stages: list[Stage]) -> Path:
+def measure(run_dir: RunDir, stages: list[Stage]) -> Path:
     """Bring these stages up to date; the last one's metric file."""
     log = get_run_logger()
     for stage in stages:
-        place.dvc.bring_up_to_date(stage.name, log=partial(log.info, "%s | %s", stage.name))
+        run_dir.dvc.bring_up_to_date(stage.name, log=partial(log.info, "%s | %s", stage.name))
     (path,) = (out.path for out in stages[-1].outs if out.kind == "metric")
-    return place.folder / path
+    return run_dir.folder / path
 
 
 def points(file: Path, better: Better) -> dict[int, float]:

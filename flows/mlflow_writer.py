@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from flows.place import Place
+from flows.run_dir import RunDir
 from tasks.servers import must_be_reachable
 from tasks.stages import Out
 
@@ -23,12 +23,12 @@ class MlflowWriter:
     """What goes to MLflow, in the order of the calls. A failure to send is raised by `wait`, and nothing is sent after it but how
     the run ended: where MLflow is gone, its client tries each time for minutes."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, run_dir: RunDir) -> None:
         """Raises ValueError if nobody answers at MLFLOW_TRACKING_URI."""
         must_be_reachable("MLFLOW_TRACKING_URI")
         self.uri = os.environ["MLFLOW_TRACKING_URI"]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
-        self._opened = self._thread.submit(open_tracker, place)
+        self._opened = self._thread.submit(open_tracker, run_dir)
         self._sent: list[Future[None]] = []
         self._failure: Exception | None = None
         self._look: Future[None] | None = None
@@ -73,8 +73,10 @@ class MlflowWriter:
         self._thread.shutdown()
 
 
-def open_tracker(place: Place) -> "Tracker":
-    """The MLflow run of the place's key."""
+def open_tracker(run_dir: RunDir) -> "Tracker":
+    """The MLflow run of the key of `run_dir`."""
     from tasks import tracking
 
-    return tracking.Tracker(tracking.connect(), place.where, place.state, experiment=place.name, folder=place.folder)
+    return tracking.Tracker(
+        tracking.connect(), run_dir.where, run_dir.state, experiment=run_dir.name, folder=run_dir.folder
+    )

@@ -9,18 +9,18 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.place import Place
+from flows.run_dir import RunDir
 from tasks.workspace import Project, Snapshot, git
 
 
-def must_be_right(place: Place) -> None:
+def must_be_right(run_dir: RunDir) -> None:
     """Refuse a run that still computes something, if params.yaml is wrong for any of its stages.
 
     Raises:
         ValueError: all that is wrong, in one line.
     """
-    if any(stage.status == "stale" for stage in place.stages):
-        ask(place.folder, [])
+    if any(stage.status == "stale" for stage in run_dir.stages):
+        ask(run_dir.folder, [])
 
 
 def must_all_be_right(where: Project, states: Sequence[Snapshot]) -> None:

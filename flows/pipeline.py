@@ -22,8 +22,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.mlflow_writer import MlflowWriter
 from flows.parameters import must_be_right
-from flows.place import Place, brought, open_place
 from flows.plan import must_fit
+from flows.run_dir import RunDir, brought, open_run_dir
 from tasks import hooks, locks, servers, storage, supervise, workspace
 from tasks.stages import InterruptedStageError, ParameterError, Stage
 from tasks.tags import GIT, RECORD, REF, REMOTE, VERDICT
@@ -109,18 +109,18 @@ def run_snapshot(
 ) -> str | State[None]:
     with locks.hold(where, flow_lock(flow_run.get_id())):  # to its end: a promotion is part of it
         with locks.hold(where, state.key):
-            place = begin(where, state)
+            run_dir = begin(where, state)
             if if_worse is not None:
                 from flows.decay import still_good  # it imports MLflow
 
-                if said := still_good(place, by=if_worse):
+                if said := still_good(run_dir, by=if_worse):
                     return Completed(name="StillGood", message=said)
             if not anyway:
-                must_fit(place)
-            with closing(place.dvc):
-                place.dvc.warm()  # it imports DVC while the parameters are looked at
-                must_be_right(place)
-                run_place(place)
+                must_fit(run_dir)
+            with closing(run_dir.dvc):
+                run_dir.dvc.warm()  # it imports DVC while the parameters are looked at
+                must_be_right(run_dir)
+                run_and_record(run_dir)
         if promote:
             # MLflow is imported by now, and not before the first stage runs
             from flows.promote import promote as promote_flow
@@ -140,38 +140,38 @@ def remember(seen: Watched | None) -> None:
         seen.remember()
 
 
-def begin(where: workspace.Project, state: workspace.Snapshot) -> Place:
-    """The run's place, nothing of an earlier attempt at work in it. Call it under the lock of its key."""
+def begin(where: workspace.Project, state: workspace.Snapshot) -> RunDir:
+    """The run's folder, nothing of an earlier attempt at work in it. Call it under the lock of its key."""
     name_run(where, f"{state.recipe or 'params'}-{state.key}")
-    place = open_place(where, state)
-    supervise.sweep(place.folder)
-    return place
+    run_dir = open_run_dir(where, state)
+    supervise.sweep(run_dir.folder)
+    return run_dir
 
 
-def run_place(place: Place) -> None:
+def run_and_record(run_dir: RunDir) -> None:
     """Run and record; whatever happens, no process is left, and MLflow knows how it ended."""
-    writer = MlflowWriter(place)
+    writer = MlflowWriter(run_dir)
     status = "FAILED"
     try:
-        run_stages(place, writer)
-        commit = record(place, writer)
+        run_stages(run_dir, writer)
+        commit = record(run_dir, writer)
         run_id = writer.wait()
         status = "FINISHED"
     except InterruptedStageError:
         status = "KILLED"
         raise
     except Exception as error:
-        hooks.tell("failed", " ".join(str(error).split()), key=place.state.key, model=place.name)
+        hooks.tell("failed", " ".join(str(error).split()), key=run_dir.state.key, model=run_dir.name)
         raise
     except BaseException:  # KeyboardInterrupt, or what Prefect makes of SIGTERM
         status = "KILLED"
         raise
     finally:
-        place.dvc.close()
+        run_dir.dvc.close()
         supervise.stop_all()  # a stage still runs if this thread was interrupted
         writer.finish(status)
     storage.note(
-        place.where, place.state.key, storage.Finished(commit, run_id, storage.without_credentials(writer.uri))
+        run_dir.where, run_dir.state.key, storage.Finished(commit, run_id, storage.without_credentials(writer.uri))
     )
 
 
@@ -194,17 +194,17 @@ def name_run(where: workspace.Project, name: str) -> None:
         client.update_flow_run(flow_run.get_id(), name=name, tags=[*flow_run.get_tags(), home])
 
 
-def run_stages(place: Place, writer: MlflowWriter) -> None:
+def run_stages(run_dir: RunDir, writer: MlflowWriter) -> None:
     """Every stage as a task, each after its upstream; what does not depend on a failed stage still runs.
 
     Raises:
         StageError: the first one that failed.
     """
     futures: dict[str, Any] = {}
-    for stage in place.stages:
+    for stage in run_dir.stages:
         options = {"name": stage.name, "task_run_name": stage.name, "description": stage.desc, **stage.meta}
         upstream = [futures[name] for name in stage.upstream]
-        futures[stage.name] = run_stage.with_options(**options).submit(place, stage, writer, wait_for=upstream)
+        futures[stage.name] = run_stage.with_options(**options).submit(run_dir, stage, writer, wait_for=upstream)
     states = {name: future.wait() or future.state for name, future in futures.items()}
     for state in states.values():
         if state.is_failed() or state.is_crashed():
@@ -217,13 +217,13 @@ def worth_another_try(task: Any, run: TaskRun, state: State) -> bool:
 
 
 @task(cache_policy=NO_CACHE, retry_condition_fn=worth_another_try)
-def run_stage(place: Place, stage: Stage, writer: MlflowWriter) -> State[None]:
+def run_stage(run_dir: RunDir, stage: Stage, writer: MlflowWriter) -> State[None]:
     """Bring one stage up to date, its output in this task's log, its results in MLflow."""
     log, status = partial(get_run_logger().info, "%s"), stage.status
     if status == "stale":
         follow = partial(writer.follow, list(stage.outs))
-        status = place.dvc.bring_up_to_date(stage.name, log=log, on_tick=follow)
-    writer.stage(stage.name, place.dvc.outs(stage))
+        status = run_dir.dvc.bring_up_to_date(stage.name, log=log, on_tick=follow)
+    writer.stage(stage.name, run_dir.dvc.outs(stage))
     if status == "stale":
         return Completed(message=stage.desc)
     print(f"{stage.name} | {status}", flush=True)
@@ -231,24 +231,24 @@ def run_stage(place: Place, stage: Stage, writer: MlflowWriter) -> State[None]:
 
 
 @task(task_run_name="record", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5)
-def record(place: Place, writer: MlflowWriter) -> str:
+def record(run_dir: RunDir, writer: MlflowWriter) -> str:
     """Keep the run: its commit under its own ref, its data on the remote, both named in MLflow. Returns the commit."""
-    where, state = place.where, place.state
-    commit = storage.record(where, state, place.folder)
-    remote = place.dvc.push()
+    where, state = run_dir.where, run_dir.state
+    commit = storage.record(where, state, run_dir.folder)
+    remote = run_dir.dvc.push()
     address = storage.publish(where, state.key, commit)
-    text = place.summary()
+    text = run_dir.summary()
     if text:
         create_markdown_artifact(text, key=f"run-{state.key}", description=f"Run {state.key}")
     writer.summary(
         text,
-        place.picture(),
+        run_dir.picture(),
         {
             RECORD: commit,
             REF: storage.kept_ref(commit),
             REMOTE: storage.without_credentials(remote),
             GIT: address,
-            VERDICT: place.verdict(),
+            VERDICT: run_dir.verdict(),
         },
     )
     return commit

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from omegaconf import OmegaConf
 
-from flows.place import Place
+from flows.run_dir import RunDir
 from longlora.planning.cost import Shape, Workload
 from longlora.planning.hardware import ALONE_GB, Hardware
 from longlora.planning.plan import Estimate, estimate, shape_named, workload_from_params
@@ -46,7 +46,7 @@ def plain(params: str) -> dict[str, Any]:
     return sections
 
 
-def must_fit(place: Place) -> None:
+def must_fit(run_dir: RunDir) -> None:
     """Refuse a run whose training, if it is still to be computed, cannot fit into the memory of this machine.
 
     Where the sizes of the model or the machine that computes are not known, that is said, and nothing is refused.
@@ -54,12 +54,12 @@ def must_fit(place: Place) -> None:
     Raises:
         ValueError: how much the training needs and the machine has, and the cheapest change that makes it fit.
     """
-    if not any(stage.name == "fit" and stage.status == "stale" for stage in place.stages):
+    if not any(stage.name == "fit" and stage.status == "stale" for stage in run_dir.stages):
         return
-    params = plain((place.folder / "params.yaml").read_text())
+    params = plain((run_dir.folder / "params.yaml").read_text())
     try:
         hardware = this_machine(activation_offloading=bool(params["fit"]["activation_offloading"]))
-        shape = shape_of(place.folder, params["backbone"], fetched=place.folder / "models" / "base" / "config.json")
+        shape = shape_of(run_dir.folder, params["backbone"], fetched=run_dir.folder / "models" / "base" / "config.json")
     except LookupError as unknown:
         print(f"whether the training fits into memory was not checked: {unknown.args[0]}", flush=True)
         return

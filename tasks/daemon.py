@@ -23,7 +23,7 @@ RESTARTS = 3  # of one server, in one run
 LAST_WORDS = 20.0  # seconds, beyond the stage's own, in which a run whose server is lost may say so to MLflow
 
 
-class Kept:
+class RestartingServer:
     """A server that is started again when it ends, once it was ready and until it is closed."""
 
     def __init__(

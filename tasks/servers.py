@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tasks.access import MLFLOW, PREFECT, Access, mlflow_server, must_be_asked, prefect_server
-from tasks.daemon import Kept, answers, last_line, start, stop, wait_for
+from tasks.daemon import RestartingServer, answers, last_line, start, stop, wait_for
 from tasks.listening import LOCAL, LOOPBACK, Host, listening, must_be_free
 from tasks.locks import hold, is_held
 from tasks.workspace import Project
@@ -87,7 +87,7 @@ def prefect_api(where: Project) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     port, log = free_port(), where.state / "prefect.log"
-    server = Kept(
+    server = RestartingServer(
         "Prefect's server",
         prefect_command(port, schedules=False),
         health=f"http://{HOST}:{port}/api/health",

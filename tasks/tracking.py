@@ -105,7 +105,7 @@ def is_finished(client: MlflowClient, run_id: str) -> bool:
     return about.lifecycle_stage == "active" and about.status == "FINISHED"
 
 
-def bury(client: MlflowClient, where: Project, experiment: str, *, but: str = "") -> None:
+def mark_dead_runs(client: MlflowClient, where: Project, experiment: str, *, but: str = "") -> None:
     """Say KILLED of runs that began in this project and whose process is gone, except run `but`."""
     here = home(where)  # compared here: in MLflow's filter an apostrophe of a folder's name would end the text
     for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
@@ -126,7 +126,7 @@ class Tracker:
     def __init__(self, client: MlflowClient, where: Project, state: Snapshot, *, experiment: str, folder: Path) -> None:
         self.client, self.folder = client, folder
         found = experiment_id(client, where, experiment)
-        bury(client, where, found, but=state.key)
+        mark_dead_runs(client, where, found, but=state.key)
         known = find(client, found, state.key)
         tags = {**origin(where, state), **environment()}
         run = known or client.create_run(found, tags=tags, run_name=f"{state.recipe or 'params'}-{state.key[:6]}")

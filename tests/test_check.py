@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from flows import parameters
-from flows.place import Place
+from flows.run_dir import RunDir
 from longlora.check import check, sections_of
 from longlora.section import read_params
 from tasks.stages import Stage
@@ -140,23 +140,23 @@ def test_the_process_loads_no_torch_and_finds_what_classes_of_the_library_say(tm
     assert wrong.stderr == f"error: {caught.value}\n"
 
 
-def place(folder: Path, status: str) -> Place:
+def run_dir(folder: Path, status: str) -> RunDir:
     stage = Stage("gate", "", {}, (), (), (), status)
-    return Place(SimpleNamespace(), SimpleNamespace(), folder, SimpleNamespace(), [stage])
+    return RunDir(SimpleNamespace(), SimpleNamespace(), folder, SimpleNamespace(), [stage])
 
 
 def test_a_run_asks_only_if_it_computes_and_has_stages_of_the_library(own, capsys):
-    parameters.must_be_right(place(own, "stale"))
+    parameters.must_be_right(run_dir(own, "stale"))
     dummy.with_a_stage_of_the_library(own)
-    parameters.must_be_right(place(own, "unchanged"))
+    parameters.must_be_right(run_dir(own, "unchanged"))
     with pytest.raises(ValueError, match=r"^params: key 'gate\.rules' is missing; unknown key 'gate\.least'"):
-        parameters.must_be_right(place(own, "stale"))
+        parameters.must_be_right(run_dir(own, "stale"))
     (own / "longlora").mkdir()
     (own / "longlora" / "__init__.py").touch()
-    parameters.must_be_right(place(own, "stale"))
+    parameters.must_be_right(run_dir(own, "stale"))
     assert "not checked: the library of this run is older" in capsys.readouterr().out
     (own / "longlora" / "check.py").write_text("raise RuntimeError('a defect')")
-    parameters.must_be_right(place(own, "stale"))
+    parameters.must_be_right(run_dir(own, "stale"))
     assert "not checked: RuntimeError: a defect" in capsys.readouterr().out
 
 

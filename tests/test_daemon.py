@@ -40,12 +40,14 @@ def pid_at(address: str, *, but: int = 0) -> int:
 
 
 def test_a_killed_server_comes_back_at_its_address_and_none_is_left_behind(tmp_path, capfd):
-    from tasks.daemon import Kept
+    from tasks.daemon import RestartingServer
     from tasks.servers import free_port
 
     port = free_port()
     address = f"http://127.0.0.1:{port}/"
-    server = Kept("the server", [sys.executable, "-c", ANSWERS, str(port)], health=address, log=tmp_path / "log")
+    server = RestartingServer(
+        "the server", [sys.executable, "-c", ANSWERS, str(port)], health=address, log=tmp_path / "log"
+    )
     server.ready()
     first = pid_at(address)
     psutil.Process(first).kill()

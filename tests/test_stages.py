@@ -9,7 +9,7 @@ from pathlib import Path
 import dummy
 import pytest
 
-from flows.place import Place, open_place
+from flows.run_dir import RunDir, open_run_dir
 from tasks import supervise
 from tasks.outputs import artifacts_at, read
 from tasks.stages import InterruptedStageError, ParameterError, StageError, stage_environment
@@ -19,21 +19,21 @@ from tasks.workspace import project, snapshot
 NAMES = ["fetch", "train", "score@base", "score@tuned", "gate", "report"]
 
 
-def place_of(folder: Path, *overrides: str) -> Place:
+def run_dir_of(folder: Path, *overrides: str) -> RunDir:
     where = project(folder)
-    return open_place(where, snapshot(where, overrides=list(overrides)))
+    return open_run_dir(where, snapshot(where, overrides=list(overrides)))
 
 
-def run_all(place: Place, said: list[str] | None = None) -> None:
-    for stage in place.dvc.plan():
-        if stage.status == "stale" and place.dvc.settle(stage.name) == "stale":
+def run_all(run_dir: RunDir, said: list[str] | None = None) -> None:
+    for stage in run_dir.dvc.plan():
+        if stage.status == "stale" and run_dir.dvc.settle(stage.name) == "stale":
             hear = said.append if said is not None else print
-            place.dvc.run_stage(stage.name, on_line=hear, on_tick=lambda: None)
-    place.dvc.close()
+            run_dir.dvc.run_stage(stage.name, on_line=hear, on_tick=lambda: None)
+    run_dir.dvc.close()
 
 
-def statuses(place: Place) -> dict[str, str]:
-    return {stage.name: stage.status for stage in place.dvc.plan()}
+def statuses(run_dir: RunDir) -> dict[str, str]:
+    return {stage.name: stage.status for stage in run_dir.dvc.plan()}
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +41,12 @@ def ran(template, tmp_path_factory) -> Path:
     """A project that was run once. Tests add to it; none changes what is there."""
     folder = tmp_path_factory.mktemp("ran")
     dummy.git(folder, "clone", "--quiet", str(template), "dummy")
-    run_all(place_of(folder / "dummy"))
+    run_all(run_dir_of(folder / "dummy"))
     return folder / "dummy"
 
 
 def test_the_plan_is_dvcs_graph_upstream_first(folder):
-    plan = place_of(folder).pipeline.plan()
+    plan = run_dir_of(folder).dvc.plan()
     assert [stage.name for stage in plan] == NAMES
     assert {stage.name: set(stage.upstream) for stage in plan} == {
         "fetch": set(),
@@ -60,15 +60,15 @@ def test_the_plan_is_dvcs_graph_upstream_first(folder):
 
 
 def test_what_was_run_is_unchanged_and_was_run_once(ran):
-    place = place_of(ran)
-    assert set(statuses(place).values()) == {"unchanged"}
+    run_dir = run_dir_of(ran)
+    assert set(statuses(run_dir).values()) == {"unchanged"}
     lines = dummy.executions(ran)
     assert [line for line in lines if line.startswith("fetch")] == ["fetch base"]
 
 
 def test_another_run_restores_what_it_shares_and_computes_the_rest(ran):
-    place = place_of(ran, "train.rank=5")
-    assert {stage.name: stage.status for stage in place.stages} == {
+    run_dir = run_dir_of(ran, "train.rank=5")
+    assert {stage.name: stage.status for stage in run_dir.stages} == {
         "fetch": "restored",
         "train": "stale",
         "score@base": "restored",
@@ -77,91 +77,91 @@ def test_another_run_restores_what_it_shares_and_computes_the_rest(ran):
         "report": "stale",
     }
     before = len(dummy.executions(ran))
-    run_all(place)
+    run_all(run_dir)
     assert dummy.executions(ran)[before:] == ["train base", "score tuned", "gate base", "report verdict"]
-    assert set(statuses(place).values()) == {"unchanged"}
+    assert set(statuses(run_dir).values()) == {"unchanged"}
 
 
 def test_a_stage_whose_inputs_came_out_as_before_is_restored_downstream_of_a_rerun(ran):
     # rank 8 for 4 steps makes the same weights as rank 8 for 3, so what follows train is known
-    place, before = place_of(ran, "train.steps=4"), len(dummy.executions(ran))
-    run_all(place)
+    run_dir, before = run_dir_of(ran, "train.steps=4"), len(dummy.executions(ran))
+    run_all(run_dir)
     assert dummy.executions(ran)[before:] == ["train base"]
 
 
 def test_the_flow_and_plain_dvc_repro_make_the_same_lock(ran, folder):
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet"], cwd=folder, env=env, check=True)
-    assert (folder / "dvc.lock").read_text() == (place_of(ran).folder / "dvc.lock").read_text()
+    assert (folder / "dvc.lock").read_text() == (run_dir_of(ran).folder / "dvc.lock").read_text()
 
 
 def test_dvc_repro_finds_nothing_to_do_after_the_flow(ran):
     done = subprocess.run(
-        [sys.executable, "-m", "dvc", "repro"], cwd=place_of(ran).folder, capture_output=True, text=True
+        [sys.executable, "-m", "dvc", "repro"], cwd=run_dir_of(ran).folder, capture_output=True, text=True
     )
     assert done.stdout.count("didn't change, skipping") == len(NAMES)
     assert "Running" not in done.stdout
 
 
 def test_files_that_are_gone_or_spoilt_come_back_from_the_cache(ran):
-    place, before = place_of(ran), dummy.executions(ran)
-    shutil.rmtree(place.folder / "models" / "tuned")
-    weights = place.folder / "models" / "base" / "weights"
+    run_dir, before = run_dir_of(ran), dummy.executions(ran)
+    shutil.rmtree(run_dir.folder / "models" / "tuned")
+    weights = run_dir.folder / "models" / "base" / "weights"
     weights.unlink()
     weights.write_text("half writ")
-    assert statuses(place) == dict.fromkeys(NAMES, "unchanged") | {"fetch": "restored", "train": "restored"}
+    assert statuses(run_dir) == dict.fromkeys(NAMES, "unchanged") | {"fetch": "restored", "train": "restored"}
     assert weights.read_text() == "b"
     assert dummy.executions(ran) == before
 
 
 def test_another_clone_pulls_what_the_record_says(ran, folder):
-    place = place_of(ran)
-    assert place.dvc.push() == str(ran / ".longlora" / "remote")
-    record(place.where, place.state, place.folder)
+    run_dir = run_dir_of(ran)
+    assert run_dir.dvc.push() == str(ran / ".longlora" / "remote")
+    record(run_dir.where, run_dir.state, run_dir.folder)
     shutil.copytree(ran / ".longlora" / "remote", folder / ".longlora" / "remote")
     dummy.git(folder, "fetch", "--quiet", str(ran), "+refs/longlora/*:refs/longlora/*")
-    assert {stage.status for stage in place_of(folder).stages} == {"restored"}
+    assert {stage.status for stage in run_dir_of(folder).stages} == {"restored"}
     assert dummy.executions(folder) == []
 
 
 def test_data_that_is_nowhere_any_more_is_computed_again(ran, folder):
-    place = place_of(ran)
-    commit = record(place.where, place.state, place.folder)
-    dummy.git(folder, "fetch", "--quiet", str(ran), f"{commit}:refs/longlora/runs/{place.state.key}")
-    assert set(statuses(place_of(folder)).values()) == {"stale"}
+    run_dir = run_dir_of(ran)
+    commit = record(run_dir.where, run_dir.state, run_dir.folder)
+    dummy.git(folder, "fetch", "--quiet", str(ran), f"{commit}:refs/longlora/runs/{run_dir.state.key}")
+    assert set(statuses(run_dir_of(folder)).values()) == {"stale"}
 
 
 def test_a_stages_last_error_is_the_error(folder):
-    place = place_of(folder, "train.fail=true")
+    run_dir = run_dir_of(folder, "train.fail=true")
     with pytest.raises(ParameterError, match=r"^stage 'train': train.fail is set$"):
-        run_all(place)
-    place.dvc.close()
-    assert statuses(place) == dict.fromkeys(NAMES, "stale") | {"fetch": "unchanged"}
+        run_all(run_dir)
+    run_dir.dvc.close()
+    assert statuses(run_dir) == dict.fromkeys(NAMES, "stale") | {"fetch": "unchanged"}
 
 
 def test_an_accident_is_no_parameter_error(folder):
-    place = place_of(folder, "train.flaky=1")
+    run_dir = run_dir_of(folder, "train.flaky=1")
     with pytest.raises(StageError, match=r"^stage 'train': connection lost$") as caught:
-        run_all(place)
+        run_all(run_dir)
     assert not isinstance(caught.value, ParameterError)
-    run_all(place)  # the second time it works
+    run_all(run_dir)  # the second time it works
     assert dummy.executions(folder).count("train base") == 2
 
 
 def test_a_told_end_ends_the_stage_and_starts_no_other_whatever_becomes_of_the_exception(folder, monkeypatch):
     monkeypatch.setattr(supervise, "interrupted", False)
-    place = place_of(folder, "train.seconds=60")
+    run_dir = run_dir_of(folder, "train.seconds=60")
 
     def hear(line: str) -> None:
         if line == "train starts":
             supervise.interrupt()  # as a signal handler does, its exception lost
 
-    place.dvc.run_stage("fetch", on_line=hear, on_tick=lambda: None)
+    run_dir.dvc.run_stage("fetch", on_line=hear, on_tick=lambda: None)
     for _ in range(2):
         with pytest.raises(InterruptedStageError, match=r"^stage 'train': interrupted$"):
-            place.dvc.run_stage("train", on_line=hear, on_tick=lambda: None)
+            run_dir.dvc.run_stage("train", on_line=hear, on_tick=lambda: None)
     assert dummy.executions(folder) == ["fetch base", "train base"]
-    place.dvc.close()
+    run_dir.dvc.close()
 
 
 def test_torchrun_waits_for_its_workers_as_long_as_we_wait_for_it(monkeypatch):
@@ -180,9 +180,9 @@ def test_a_stage_gets_its_own_code_and_none_of_our_keys(folder, monkeypatch):
         file.write(
             "print(sorted(k for k in os.environ if k.startswith(('MLFLOW', 'PREFECT'))), os.environ['SHELL'], __file__)\n"
         )
-    place, said = place_of(folder), []
-    run_all(place, said)
-    assert said[1] == f"[] /bin/sh {place.folder}/dummy/stage.py"
+    run_dir, said = run_dir_of(folder), []
+    run_all(run_dir, said)
+    assert said[1] == f"[] /bin/sh {run_dir.folder}/dummy/stage.py"
 
 
 def test_checkpoints_lie_where_the_user_says_but_not_those_of_a_rerun(folder, tmp_path, monkeypatch):
@@ -192,18 +192,18 @@ def test_checkpoints_lie_where_the_user_says_but_not_those_of_a_rerun(folder, tm
     dummy.commit(folder)
     monkeypatch.setenv("LONGLORA_CHECKPOINTS", "../shared")
     monkeypatch.chdir(folder)
-    place = place_of(folder)
-    run_all(place)
+    run_dir = run_dir_of(folder)
+    run_all(run_dir)
     assert (tmp_path / "shared" / "executions").read_text() == "fetch base\n"
-    record(place.where, place.state, place.folder)
-    compute_again(place.where, place.state.key, "again")
+    record(run_dir.where, run_dir.state, run_dir.folder)
+    compute_again(run_dir.where, run_dir.state.key, "again")
     assert (tmp_path / "shared" / "executions").read_text() == "fetch base\n"
     assert dummy.executions(folder) == []
 
 
 def test_outputs_say_kind_hash_size_and_plot_axes(ran):
-    place = place_of(ran)
-    outs = {out.path: out for stage in place.stages for out in place.dvc.outs(stage)}
+    run_dir = run_dir_of(ran)
+    outs = {out.path: out for stage in run_dir.stages for out in run_dir.dvc.outs(stage)}
     assert {path: out.kind for path, out in outs.items()} == {
         "models/base": "out",
         "models/tuned": "out",
@@ -215,12 +215,12 @@ def test_outputs_say_kind_hash_size_and_plot_axes(ran):
     }
     assert outs["metrics/history.csv"].options["x"] == "step"
     assert (outs["models/tuned"].size, str(outs["models/tuned"].md5)[-4:]) == (8, ".dir")
-    assert place.verdict() == "metrics/verdict.json"
+    assert run_dir.verdict() == "metrics/verdict.json"
 
 
 def test_artifacts_and_files_can_be_read_at_a_commit(ran):
-    place = place_of(ran)
-    commit = record(place.where, place.state, place.folder)
+    run_dir = run_dir_of(ran)
+    commit = record(run_dir.where, run_dir.state, run_dir.folder)
     model, report = artifacts_at(ran, commit)
     assert (model.name, model.path, model.type, model.labels) == ("dummy", "models/tuned", "model", ["toy"])
     assert (report.type, report.meta) == ("report", {})
@@ -233,14 +233,14 @@ def test_a_worktree_uses_the_users_remote_and_keys(folder):
     (folder / ".dvc" / "config.local").write_text(
         "[core]\n    remote = s3\n['remote \"s3\"']\n    url = s3://b/c\n    secret_access_key = k\n"
     )
-    place = place_of(folder)
-    config = (place.folder / ".dvc" / "config.local").read_text()
+    run_dir = run_dir_of(folder)
+    config = (run_dir.folder / ".dvc" / "config.local").read_text()
     assert "url = s3://b/c" in config
     assert "secret_access_key = k" in config
     assert "dir = ../../../../.dvc/cache" in config  # the checkout's, seen from that file
     assert "url = ../../../remote" in config
-    assert (place.folder / ".dvc" / "config.local").stat().st_mode & 0o77 == 0
-    assert dummy.git(place.folder, "status", "--porcelain") == ""
+    assert (run_dir.folder / ".dvc" / "config.local").stat().st_mode & 0o77 == 0
+    assert dummy.git(run_dir.folder, "status", "--porcelain") == ""
 
 
 def test_a_project_may_lie_below_a_name_that_is_not_ascii(tmp_path):
@@ -249,10 +249,10 @@ def test_a_project_may_lie_below_a_name_that_is_not_ascii(tmp_path):
     where = project(dummy.make(tmp_path / "Jörg's own" / "проект"))
     state = snapshot(where)
     with hold(where, state.key):
-        place = open_place(where, state)
-        place.dvc.run_stage("fetch", on_line=print, on_tick=lambda: None)
-        place.dvc.close()
-        assert place.dvc.push() == str(where.root / ".longlora" / "remote")
+        run_dir = open_run_dir(where, state)
+        run_dir.dvc.run_stage("fetch", on_line=print, on_tick=lambda: None)
+        run_dir.dvc.close()
+        assert run_dir.dvc.push() == str(where.root / ".longlora" / "remote")
     assert list((where.root / ".longlora" / "remote").rglob("*.dir"))
     assert list((where.root / ".dvc" / "cache").rglob("*.dir"))
-    assert not (place.folder / ".dvc" / "cache").exists()
+    assert not (run_dir.folder / ".dvc" / "cache").exists()

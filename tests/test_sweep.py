@@ -67,8 +67,8 @@ def test_a_run_that_dvc_or_mlflow_ends_is_a_failed_run_and_not_the_end_of_the_sw
     from flows.cli import sweep
 
     where = project(folder)
-    monkeypatch.setattr(sweep, "open_place", lambda where, state: None)
-    monkeypatch.setattr(sweep, "is_finished", lambda place: False)
+    monkeypatch.setattr(sweep, "open_run_dir", lambda where, state: None)
+    monkeypatch.setattr(sweep, "is_finished", lambda run_dir: False)
     for point, error in zip(
         sweep.points(where, ["train.rank=5,6"], recipe=None, overrides=[]),
         [DvcException("no such\nremote"), MlflowException("busy")],

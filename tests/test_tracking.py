@@ -206,7 +206,7 @@ def test_a_deleted_experiment_is_said_with_what_brings_it_back(opened, mlflow_ur
 
 def test_a_run_whose_process_is_gone_does_not_stay_running(opened, folder):
     from tasks.locks import hold
-    from tasks.tracking import HOME, bury
+    from tasks.tracking import HOME, mark_dead_runs
     from tasks.workspace import home, project
 
     tracker, where = opened(), project(folder.rename(folder.with_name("o'brien's")))
@@ -217,14 +217,14 @@ def test_a_run_whose_process_is_gone_does_not_stay_running(opened, folder):
     elsewhere = tracker.client.create_run(experiment, tags={"longlora.key": key, "longlora.home": "another:/machine"})
     status = lambda run_id: tracker.client.get_run(run_id).info.status  # noqa: E731
     with hold(where, key):
-        bury(tracker.client, where, experiment)
+        mark_dead_runs(tracker.client, where, experiment)
         assert status(tracker.run_id) == "RUNNING"
-    bury(tracker.client, where, experiment)
+    mark_dead_runs(tracker.client, where, experiment)
     assert (status(tracker.run_id), status(elsewhere.info.run_id)) == ("KILLED", "RUNNING")
 
 
 def test_a_run_is_finished_only_while_mlflow_has_it_as_finished(opened, folder, mlflow_uri, tmp_path, monkeypatch):
-    from flows.place import Place, is_finished
+    from flows.run_dir import RunDir, is_finished
     from tasks.stages import DvcRepo
     from tasks.storage import Finished, note, record
 
@@ -232,17 +232,17 @@ def test_a_run_is_finished_only_while_mlflow_has_it_as_finished(opened, folder, 
     state = snapshot(where, recipe="big", overrides=["train.steps=4"])
     dummy.write(first.folder / "dvc.lock", "schema: '2.0'\n")
     note(where, state.key, Finished(record(where, state, first.folder), first.run_id, mlflow_uri))
-    place = Place(where, state, first.folder, DvcRepo(first.folder, environment={}), stages=[])
-    assert not is_finished(place)  # it is RUNNING: an attempt that was killed
+    run_dir = RunDir(where, state, first.folder, DvcRepo(first.folder, environment={}), stages=[])
+    assert not is_finished(run_dir)  # it is RUNNING: an attempt that was killed
     first.finish("FINISHED")
-    assert is_finished(place)
+    assert is_finished(run_dir)
     first.client.delete_run(first.run_id)
-    assert not is_finished(place)
+    assert not is_finished(run_dir)
     note(where, state.key, Finished(record(where, state, first.folder), "0" * 32, mlflow_uri))
-    assert not is_finished(place)  # another database at the same address
+    assert not is_finished(run_dir)  # another database at the same address
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/elsewhere.db")
-        assert not is_finished(place)
+        assert not is_finished(run_dir)
         assert not (tmp_path / "elsewhere.db").exists()
 
 
@@ -263,7 +263,7 @@ def test_after_one_failure_nothing_is_sent_but_how_the_run_ended(monkeypatch):
             calls.append(status)
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite://")
-    monkeypatch.setattr(mlflow_writer, "open_tracker", lambda place: Gone())
+    monkeypatch.setattr(mlflow_writer, "open_tracker", lambda run_dir: Gone())
     sending = mlflow_writer.MlflowWriter(None)
     for name in ("one", "another"):
         sending.stage(name, [])

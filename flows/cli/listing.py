@@ -35,7 +35,7 @@ def show_runs(client: MlflowClient, where: Project, model: Artifact) -> None:
     """A row per run: what was varied, how it ended, its verdict, and the metric that champions are compared by."""
     better = promotion.better_of(model)
     experiment = tracking.experiment_id(client, where, model.name)
-    tracking.bury(client, where, experiment)
+    tracking.mark_dead_runs(client, where, experiment)
     found = client.search_runs([experiment], order_by=["attributes.start_time DESC"])
     titles = {}
     for alias in (registry.CHAMPION, registry.STAGING, registry.CANDIDATE):

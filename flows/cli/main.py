@@ -35,7 +35,7 @@ def run(
     """Bring every stage up to date, in a folder of its own, and record the run."""
     where = here()
     from flows.cli.terminal import show_plan, show_report
-    from flows.place import brought, is_finished, open_place
+    from flows.run_dir import brought, is_finished, open_run_dir
     from tasks import approval, locks, servers, storage, workspace
 
     state = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=brought(where, beside))
@@ -48,11 +48,11 @@ def run(
             # a server of our own needs some seconds: it starts while we look at the stages, if there is surely something to do,
             # and no need of a server with a page
             ready = None if promote or storage.noted(where, state.key) else prefect_api()
-            place = open_place(where, state)
-            show_plan(place.stages)
-            if promote and (model := place.artifact("model")) and approval.patience(model):
+            run_dir = open_run_dir(where, state)
+            show_plan(run_dir.stages)
+            if promote and (model := run_dir.artifact("model")) and approval.patience(model):
                 servers.running_prefect(where)  # where a person can answer: said now, not at the end
-            done = is_finished(place)
+            done = is_finished(run_dir)
         if done:
             print("every stage is unchanged, and the run is recorded")
         else:
@@ -61,7 +61,7 @@ def run(
 
             ready()
             pipeline_of(state, promote=promote, anyway=anyway)
-    show_report(place)
+    show_report(run_dir)
     if promote and done:
         promotion_commands.promote_run(where, state.key)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.table import Table
 
 from flows.cli.terminal import console
-from flows.place import checkpoint_home, stage_settings
+from flows.run_dir import checkpoint_home, stage_settings
 from tasks import storage, supervise
 from tasks.config import link
 from tasks.locks import hold

@@ -18,7 +18,7 @@ from rich.text import Text
 from flows.cli.listing import verdict_word
 from flows.cli.terminal import console
 from flows.parameters import must_all_be_right
-from flows.place import is_finished, open_place
+from flows.run_dir import is_finished, open_run_dir
 from tasks import promotion, runs, servers, storage, tracking
 from tasks.declared import Artifact
 from tasks.locks import hold
@@ -121,7 +121,7 @@ def attempt(where: Project, point: Point, run: Callable[[Snapshot], object]) -> 
     """Run `point` if it is not recorded yet; why it failed, or ''."""
     try:
         with hold(where, point.state.key):
-            done = is_finished(open_place(where, point.state))
+            done = is_finished(open_run_dir(where, point.state))
         if done:
             print("every stage is unchanged, and the run is recorded", flush=True)
         else:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
-from flows.place import Place
+from flows.run_dir import RunDir
 from tasks.stages import Stage
 
 PICTURES = {".png", ".svg", ".html"}
@@ -30,14 +30,14 @@ def show_plan(stages: list[Stage]) -> None:
     console().print(table)
 
 
-def show_report(place: Place) -> None:
+def show_report(run_dir: RunDir) -> None:
     """The run's summary, its pictures, and the command that opens the pages."""
     out, here = console(), Path.cwd()
-    text = place.summary()
+    text = run_dir.summary()
     if text:
         out.print(Markdown(text))
-    for file in place.report():
+    for file in run_dir.report():
         if file.suffix in PICTURES:
             out.print(file.relative_to(here) if file.is_relative_to(here) else file, highlight=False, soft_wrap=True)
-    out.print(f"run {place.state.key} in {place.folder}", highlight=False, soft_wrap=True)
+    out.print(f"run {run_dir.state.key} in {run_dir.folder}", highlight=False, soft_wrap=True)
     out.print("`longlora up` opens the pages of MLflow and Prefect, `longlora runs` compares runs.", highlight=False)

@@ -14,13 +14,13 @@ from tasks.workspace import Addition, Project, Snapshot, worktree
 
 
 @dataclass(frozen=True)
-class Place:
+class RunDir:
     where: Project
     state: Snapshot
     folder: Path
     dvc: DvcRepo
     stages: list[Stage]
-    """As they were when the place was opened."""
+    """As they were when it was opened."""
 
     @property
     def name(self) -> str:
@@ -77,25 +77,25 @@ def brought(where: Project, beside: str | None) -> list[Addition]:
     return [addition(tracking.connect(), where, beside)]
 
 
-def open_place(where: Project, state: Snapshot) -> Place:
-    """The place of run `state.key`, made or found again, what was computed before restored. Call it under the lock of its key."""
+def open_run_dir(where: Project, state: Snapshot) -> RunDir:
+    """The folder of run `state.key`, made or found again, what was computed before restored. Call it under the lock of its key."""
     folder = worktree(where, state)
     link(folder, to=where.tree, cache_home=where.root)
     dvc = DvcRepo(folder, environment=stage_settings(checkpoint_home(where)))
-    return Place(where, state, folder, dvc, dvc.plan())
+    return RunDir(where, state, folder, dvc, dvc.plan())
 
 
-def is_finished(place: Place) -> bool:
+def is_finished(run_dir: RunDir) -> bool:
     """Whether there is nothing to do: no stage is stale, and what they made is recorded, and finished in this MLflow.
 
     Raises:
         ValueError: nobody answers there.
     """
-    noted = storage.noted(place.where, place.state.key)
+    noted = storage.noted(run_dir.where, run_dir.state.key)
     if (
         noted is None
-        or any(stage.status == "stale" for stage in place.stages)
-        or noted.record != storage.record_commit(place.where, place.state, place.folder)
+        or any(stage.status == "stale" for stage in run_dir.stages)
+        or noted.record != storage.record_commit(run_dir.where, run_dir.state, run_dir.folder)
         or noted.tracking != storage.without_credentials(os.environ["MLFLOW_TRACKING_URI"])
     ):
         return False
