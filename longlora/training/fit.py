@@ -36,20 +36,12 @@ from longlora.parallel.ranks import Ranks, from_environment, must_agree
 from longlora.parallel.sequence_parallel import Shards, join, must_fit, parallel_attention
 from longlora.parallel.zero import Zero, meet_on_cpu, zero_from_environment
 from longlora.section import Section, Seed
-from longlora.training.checkpoint import (
-    Stop,
-    alone,
-    checkpoint_folder,
-    checkpoint_step,
-    digest,
-    latest,
-    load_parameters,
-)
+from longlora.training.checkpoint import checkpoint_folder, checkpoint_lock, checkpoint_step, digest, latest
 from longlora.training.energy import Meter
 from longlora.training.history import History, write_cost
 from longlora.training.loss import chunk_loss
 from longlora.training.tile import tile_mlp
-from longlora.training.trainer import LongTrainer, Switch
+from longlora.training.trainer import FullAttentionAtEnd, LongTrainer, Stop, load_parameters
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -157,7 +149,7 @@ def train(
     args = arguments(
         settings, checkpoints=checkpoints, accumulation=accumulation, zero=zero, degree=ranks.degree
     )  # meets the other processes
-    with alone(checkpoints, first=ranks.rank == 0, device=args.device):
+    with checkpoint_lock(checkpoints, first=ranks.rank == 0, device=args.device):
         restore_head = chunk_loss(causal_model(model), chunk=settings.loss_chunk)
         if settings.mlp_tile:
             tile_mlp(model, tile=settings.mlp_tile)
@@ -169,7 +161,7 @@ def train(
             args=args,
             callbacks=[
                 History(history, steps=settings.steps, tokens_per_step=settings.global_batch_size * position.context),
-                Switch(attend, attention=attention, steps=settings.steps),
+                FullAttentionAtEnd(attend, attention=attention, steps=settings.steps),
                 stop := Stop(),
             ],
             ranks=ranks,
