@@ -13,12 +13,12 @@ from training import run
 from transformers import TrainingArguments
 
 from longlora.attention import shifted
-from longlora.attention.segments import Segments, parts
+from longlora.attention.segments import Part, Segments, parts, some_parts
 from longlora.attention.shifted import enable, shifted_sparse_attention
 from longlora.data.text_blocks import TextBlocks
 from longlora.parallel import sequence_parallel
 from longlora.parallel.ranks import Ranks
-from longlora.parallel.sequence_parallel import Shards, Together, join, must_fit, parallel_attention, some_parts
+from longlora.parallel.sequence_parallel import Shards, Together, join, must_fit, parallel_attention
 from longlora.training.loss import chunk_loss
 
 pytestmark = pytest.mark.slow  # real processes
@@ -89,18 +89,29 @@ def test_the_processes_of_a_sequence_wait_as_long_as_those_of_the_trainer(tmp_pa
     assert [(ranks, wait.total_seconds()) for ranks, wait in made] == [([0, 1], said), ([2, 3], said)]
 
 
-def test_some_heads_make_the_parts_that_all_heads_make():
+@pytest.mark.parametrize(
+    ("heads", "kv_heads"), [(9, 3), (8, 4), (5, 1), (6, 6), (12, 4), (7, 7), (2, 1), (16, 2), (12, 2), (1, 1)]
+)
+def test_each_query_head_reads_its_own_key_value_head_under_its_own_pattern(heads, kv_heads):
     a, b = Segments(None, [1]), Segments(None, [2])
-    for heads, kv_heads in ((9, 3), (8, 4), (5, 1), (6, 6), (12, 4), (7, 7), (2, 1)):
-        shared, cut = heads // kv_heads, heads // 2
-        wanted = [(p.heads, p.kv_heads) for p in parts(heads, kv_heads, first=a, second=b)]
-        moved = [
-            (slice(p.heads.start + first, p.heads.stop + first), slice(p.kv_heads.start + base, p.kv_heads.stop + base))
-            for first, last in ((0, cut), (cut, heads))
-            for base in [first // shared]
-            for p in some_parts(first, last, shared=shared, segments=a)
-        ]
-        assert moved == wanted
+    shared, cut = heads // kv_heads, heads // 2
+    made = parts(heads, kv_heads, first=a, second=b)
+    assert reads(made) == {h: (h // shared, a if h < cut else b) for h in range(heads)}
+    for first, last in ((0, cut), (cut, heads)):
+        some = some_parts(first, last, origin=first, shared=shared, segments=a)
+        assert reads(some) == {h - first: (h // shared - first // shared, a) for h in range(first, last)}
+
+
+def reads(made: list[Part]) -> dict[int, tuple[int, Segments]]:
+    """The key/value head that each query head reads, and its pattern, as a kernel pairs them."""
+    found = {}
+    for part in made:
+        queries, keys = range(part.heads.start, part.heads.stop), range(part.kv_heads.start, part.kv_heads.stop)
+        assert len(queries) % len(keys) == 0
+        for i, h in enumerate(queries):
+            assert h not in found
+            found[h] = (keys[i * len(keys) // len(queries)], part.segments)
+    return found
 
 
 class Tokens(TextBlocks):

@@ -23,7 +23,7 @@ from torch import distributed
 from torch.utils.data import Dataset
 
 from longlora.attention.kernels import BackendName, attend, choose
-from longlora.attention.segments import Part, Segments, Shift, one_document, remembered, segment
+from longlora.attention.segments import Shift, one_document, remembered, segment, some_parts
 from longlora.attention.shifted import check, in_autocast, shifted_sparse_attention
 from longlora.data.text_blocks import IGNORED
 from longlora.parallel.ranks import Ranks
@@ -191,26 +191,12 @@ def attend_in_groups(
         outs.append(
             attend(
                 *(x[row].transpose(0, 1) for x in (q_BhTD, k_BkTD, v_BkTD)),
-                parts=some_parts(first_head, first_head + heads, shared=shared, segments=segments),
+                parts=some_parts(first_head, first_head + heads, origin=first_head, shared=shared, segments=segments),
                 scaling=scaling,
                 backend=kernel,
             )
         )
     return torch.stack(outs)
-
-
-def some_parts(first: int, last: int, *, shared: int, segments: Segments) -> list[Part]:
-    """Query heads [first, last) of a model, numbered from 0, with their key/value heads, numbered from 0.
-
-    A key/value head that only some of its query heads read makes a part of its own.
-    """
-    between = {-(-first // shared) * shared, last // shared * shared}
-    edges = sorted({first, last} | {e for e in between if first < e < last})
-    base = first // shared
-    return [
-        Part(slice(a - first, b - first), slice(a // shared - base, -(-b // shared) - base), segments)
-        for a, b in zip(edges[:-1], edges[1:], strict=True)
-    ]
 
 
 def border_ids(ids_BL: torch.Tensor | None, border: int, *, before: int, after: int) -> torch.Tensor | None:
