@@ -8,7 +8,7 @@ import difflib
 import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -79,6 +79,12 @@ def nearest(name: str, known: list[str]) -> str:
     """`; did you mean 'x'?`, or the list of what there is."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; there are: {', '.join(known)}"
+
+
+def refuse(misfits: Iterable[str]) -> None:
+    """Raises ValueError: all `misfits`, sentences on what does not fit together, in one line; nothing where there are none."""
+    if said := "; ".join(misfits):
+        raise ValueError(said)
 
 
 def call(stage: Callable[..., None], paths: list[str], params: dict[str, Any]) -> None:

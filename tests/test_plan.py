@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from longlora.attention.shifted import group_size
+from longlora.attention.groups import group_size
 from longlora.model.adapter import Adapter, attach
 from longlora.planning import cost, hardware, plan
 from longlora.planning.activations import activations, layer_bytes

@@ -8,12 +8,12 @@ Letters: L tokens of a sequence; G of a group; d hidden size; n layers; H query 
 b bytes of a number in the run's dtype.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, computed_field
 
+from longlora.attention.groups import group_size
 from longlora.section import Section, nearest
 
 UNGATED = ("bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "opt", "phi")
@@ -125,10 +125,10 @@ class Workload(Section):
 
     @property
     def group(self) -> int:
-        """Tokens that a query's group spans, rounded as longlora.attention.shifted does; all of them in full attention."""
+        """Tokens that a query's group spans; all of them in full attention."""
         if self.pattern == "full":
             return self.context
-        return min(self.context, 2 * math.ceil(self.context * self.group_ratio / 2 - 1e-9))
+        return min(self.context, group_size(self.context, self.group_ratio))
 
     @property
     def fused(self) -> bool:

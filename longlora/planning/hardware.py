@@ -14,6 +14,7 @@ from typing import NamedTuple, Self
 
 from pydantic import Field, ValidationError, computed_field
 
+from longlora.parallel.batch import accumulation
 from longlora.planning.activations import activations
 from longlora.planning.cost import Shape, Workload, step_flops, trained_parameters
 from longlora.section import Section, complaint, nearest
@@ -154,18 +155,13 @@ class Hardware(Section):
 
 def check_layout(hardware: Hardware, *, workload: Workload) -> None:
     """Raise ValueError where the recipe cannot be cut the way the hardware is laid out."""
-    degree, together = hardware.sequence_parallel, workload.micro_batch_size * hardware.replicas
+    degree = hardware.sequence_parallel
     if workload.context % degree:
         raise ValueError(
             f"position.context = {workload.context} must be a multiple of the sequence-parallel degree {degree}; the nearest "
             f"is {max(1, round(workload.context / degree)) * degree}"
         )
-    if workload.global_batch_size % together:
-        fitting = max(1, round(workload.global_batch_size / together)) * together
-        raise ValueError(
-            f"fit.global_batch_size = {workload.global_batch_size} must be a multiple of micro_batch_size x replicas = "
-            f"{workload.micro_batch_size} x {hardware.replicas}; the nearest is {fitting}"
-        )
+    accumulation(workload.global_batch_size, micro_batch_size=workload.micro_batch_size, replicas=hardware.replicas)
 
 
 class Memory(Section):

@@ -27,11 +27,13 @@ from transformers import (
 )
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from longlora.attention.shifted import Attention, enable, group_size
+from longlora.attention.groups import group_size
+from longlora.attention.shifted import Attention, enable
 from longlora.data.packing import training_blocks
 from longlora.model.adapter import Adapter, attach, save, trained_parameters
 from longlora.model.position import Position, extend
 from longlora.model.quantized import keep_for_training, nf4, place
+from longlora.parallel.batch import accumulation
 from longlora.parallel.ranks import Ranks, from_environment, must_agree
 from longlora.parallel.sequence_parallel import Shards, join, must_fit, parallel_attention
 from longlora.parallel.zero import Zero, meet_on_cpu, zero_from_environment
@@ -89,21 +91,6 @@ class Fit(Section):
     """Steps of a row of the training history, whose loss is their mean."""
     seed: Seed
 
-    def accumulation(self, replicas: int) -> int:
-        """Micro-batches per optimiser step and replica.
-
-        Raises:
-            ValueError: the global batch is not a multiple of micro_batch_size x replicas.
-        """
-        together = self.micro_batch_size * replicas
-        if self.global_batch_size % together:
-            fitting = max(together, self.global_batch_size // together * together)
-            raise ValueError(
-                f"fit.global_batch_size = {self.global_batch_size} must be a multiple of micro_batch_size x replicas = "
-                f"{self.micro_batch_size} x {replicas}; the nearest is {fitting}"
-            )
-        return self.global_batch_size // together
-
 
 def train(
     tokens: Path,
@@ -125,7 +112,9 @@ def train(
         SystemExit: 143 after SIGTERM, with a checkpoint written.
     """
     ranks, zero = from_environment(), zero_from_environment()
-    accumulation = settings.accumulation(ranks.replicas)
+    micro_batches = accumulation(
+        settings.global_batch_size, micro_batch_size=settings.micro_batch_size, replicas=ranks.replicas
+    )
     if ranks.degree > 1 and attention.pattern == "s2":
         size = group_size(position.context, attention.group_ratio)
         must_fit(position.context, group_size=size, degree=ranks.degree)
@@ -147,7 +136,7 @@ def train(
     set_seed(settings.seed)
     model = build(base, position=position, adapter=adapter, dtype=settings.dtype)
     args = arguments(
-        settings, checkpoints=checkpoints, accumulation=accumulation, zero=zero, degree=ranks.degree
+        settings, checkpoints=checkpoints, accumulation=micro_batches, zero=zero, degree=ranks.degree
     )  # meets the other processes
     with checkpoint_lock(checkpoints, first=ranks.rank == 0, device=args.device):
         restore_head = chunk_loss(causal_model(model), chunk=settings.loss_chunk)
