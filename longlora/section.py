@@ -16,10 +16,14 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
-class Section(BaseModel):
-    """Every key is required, none may be unknown: params.yaml says all, and says it once."""
+class Frozen(BaseModel):
+    """A typed value that does not change; a key that it does not know is refused, and so is a number that is not finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Section(Frozen):
+    """A section of params.yaml. Every key is required, none may be unknown: params.yaml says all, and says it once."""
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="All that is drawn by chance here is drawn from it.")]
@@ -48,7 +52,7 @@ def section_of(kind: type[S], params: dict[str, Any], name: str) -> S:
         raise ValueError("params: " + "; ".join(complaint(kind, name, e) for e in error.errors())) from None
 
 
-def complaint(kind: type[Section], name: str, error: Any) -> str:
+def complaint(kind: type[Frozen], name: str, error: Any) -> str:
     """One pydantic error in words: which key, which rule, which value, and the nearest right name for an unknown key."""
     key = ".".join([name, *map(str, error["loc"])])
     if error["type"] == "extra_forbidden":
@@ -58,7 +62,7 @@ def complaint(kind: type[Section], name: str, error: Any) -> str:
         return f"key '{key}' is missing"
     said = error["msg"].removeprefix("Value error, ")
     # A rule between keys is given the section as a whole, which says nothing to the reader.
-    return f"{key}: {said}" if isinstance(error["input"], dict | Section) else f"{key} = {error['input']!r}: {said}"
+    return f"{key}: {said}" if isinstance(error["input"], dict | Frozen) else f"{key} = {error['input']!r}: {said}"
 
 
 def section_at(kind: type[BaseModel], inside: list[str | int]) -> type[BaseModel]:
