@@ -32,7 +32,7 @@ from longlora.attention.shifted import Attention, enable
 from longlora.data.packing import training_blocks
 from longlora.model.adapter import Adapter, attach, save, trained_parameters
 from longlora.model.position import Position, extend
-from longlora.model.quantized import keep_for_training, nf4, place
+from longlora.model.quantized import device_map, keep_for_training, nf4
 from longlora.parallel.batch import accumulation
 from longlora.parallel.ranks import Ranks, from_environment, must_agree
 from longlora.parallel.sequence_parallel import Shards, join, must_fit, parallel_attention
@@ -205,7 +205,9 @@ def build(base: Path, *, position: Position, adapter: Adapter, dtype: str) -> Pr
     config = extend(
         AutoConfig.from_pretrained(base, local_files_only=True), method=position.method, context=position.context
     )
-    quantized = {"quantization_config": nf4(getattr(torch, dtype)), "device_map": place()} if adapter.quantized else {}
+    quantized = (
+        {"quantization_config": nf4(getattr(torch, dtype)), "device_map": device_map()} if adapter.quantized else {}
+    )
     model = AutoModelForCausalLM.from_pretrained(
         base, config=config, local_files_only=True, dtype=getattr(torch, dtype), **quantized
     )
