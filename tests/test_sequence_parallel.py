@@ -18,7 +18,13 @@ from longlora.attention.shifted import enable, shifted_sparse_attention
 from longlora.data.text_blocks import TextBlocks
 from longlora.parallel import sequence_parallel
 from longlora.parallel.ranks import Ranks
-from longlora.parallel.sequence_parallel import Shards, Together, join, must_fit, parallel_attention
+from longlora.parallel.sequence_parallel import (
+    SequenceShards,
+    Together,
+    join,
+    must_hold_whole_groups,
+    parallel_attention,
+)
 from longlora.training.loss import chunk_loss
 
 pytestmark = pytest.mark.slow  # real processes
@@ -54,7 +60,7 @@ def attention_here(dtype: torch.dtype, tolerance: float) -> None:
     distributed.init_process_group("gloo")
     ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["WORLD_SIZE"]))
     us = join(ranks)
-    own = slice(ranks.place * LENGTH // ranks.degree, (ranks.place + 1) * LENGTH // ranks.degree)
+    own = slice(ranks.sp_rank * LENGTH // ranks.degree, (ranks.sp_rank + 1) * LENGTH // ranks.degree)
     for heads, kv_heads, group, shift in SHAPES:
         if group < LENGTH and (LENGTH // ranks.degree) % group:
             continue
@@ -140,7 +146,7 @@ def model_here(checkpointing: bool) -> None:
     """Loss and gradients of this process's tokens, summed over all, against a model that sees the whole sequence."""
     distributed.init_process_group("gloo")
     ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["WORLD_SIZE"]))
-    us, whole, pieces = join(ranks), batch(Tokens()), batch(Shards(Tokens(), ranks, length=LENGTH))
+    us, whole, pieces = join(ranks), batch(Tokens()), batch(SequenceShards(Tokens(), ranks, length=LENGTH))
     count = (whole["labels"][:, 1:] != -100).sum()
     results = []
     for degree, inputs in ((1, whole), (ranks.degree, pieces)):
@@ -184,10 +190,10 @@ def refused_here(place: Path, name: str, said: str, changes: dict) -> None:
 def test_a_group_larger_than_what_a_process_holds_is_refused(place):
     said = r"128 tokens over 8 processes are 16 each, which must be a multiple of the group, 32: .* can be 1, 2, 4$"
     with pytest.raises(ValueError, match=said):
-        must_fit(POSITION.context, group_size=32, degree=8)
+        must_hold_whole_groups(POSITION.context, group_size=32, degree=8)
     with pytest.raises(ValueError, match=r"can be 1$"):
-        must_fit(100, group_size=26, degree=2)
-    must_fit(128, group_size=32, degree=4)
+        must_hold_whole_groups(100, group_size=26, degree=2)
+    must_hold_whole_groups(128, group_size=32, degree=4)
 
 
 def test_heads_that_can_not_be_shared_out_are_refused_in_full_attention(place):
@@ -200,7 +206,7 @@ def test_shards_put_together_are_the_block():
     for index in range(2):
         whole, shards = (
             Tokens()[index],
-            [Shards(Tokens(), Ranks(r, 4, 4), length=LENGTH)[index] for r in range(4)],
+            [SequenceShards(Tokens(), Ranks(r, 4, 4), length=LENGTH)[index] for r in range(4)],
         )
         for name in ("input_ids", "position_ids", "labels"):
             assert torch.cat([s[name] for s in shards]).equal(whole[name])

@@ -35,7 +35,7 @@ from longlora.model.position import Position, extend
 from longlora.model.quantized import device_map, keep_for_training, nf4
 from longlora.parallel.batch import accumulation
 from longlora.parallel.ranks import Ranks, from_environment, must_agree
-from longlora.parallel.sequence_parallel import Shards, join, must_fit, parallel_attention
+from longlora.parallel.sequence_parallel import SequenceShards, join, must_hold_whole_groups, parallel_attention
 from longlora.parallel.zero import Zero, meet_on_cpu, zero_from_environment
 from longlora.section import Section, Seed
 from longlora.training.checkpoint import checkpoint_folder, checkpoint_lock, checkpoint_step, digest, latest
@@ -62,7 +62,7 @@ class Fit(Section):
     neftune_noise_alpha: float | None = Field(gt=0)
     """NEFTune (Jain et al. 2024, arXiv 2310.05914): noise on the embeddings, 5 to 15; null is off."""
     learning_rate: float = Field(gt=0)
-    """Of AdamW, at its highest: what `lr_scheduler_type` starts from after the warm-up."""
+    """Peak AdamW learning rate, after the warm-up."""
     loraplus_lr_ratio: float = Field(gt=0)
     """Hayou et al. 2024: learning rate of the B matrices over that of A; 1 is off."""
     lr_scheduler_type: Literal["constant_with_warmup", "linear", "cosine"]
@@ -70,7 +70,7 @@ class Fit(Section):
     warmup_steps: int = Field(ge=0)
     """Steps in which the rate rises from 0, on a line."""
     betas: tuple[Beta, Beta]
-    """AdamW's decay, per step, of the mean of gradients and of that of their squares."""
+    """AdamW's betas: decay, per step, of the running mean of gradients and of their squares."""
     weight_decay: float = Field(ge=0)
     """AdamW's, times the learning rate: the share of each trained weight that a step takes away."""
     max_grad_norm: float = Field(gt=0)
@@ -117,7 +117,7 @@ def train(
     )
     if ranks.degree > 1 and attention.pattern == "s2":
         size = group_size(position.context, attention.group_ratio)
-        must_fit(position.context, group_size=size, degree=ranks.degree)
+        must_hold_whole_groups(position.context, group_size=size, degree=ranks.degree)
     if adapter.quantized and zero and zero.stage == 3:
         raise ValueError(
             "adapter.quantized: ZeRO-3 shares out the weights, which four bits do not allow here; LONGLORA_ZERO = 2"
@@ -146,7 +146,7 @@ def train(
         attend(attention)
         trainer = LongTrainer(
             model=model,
-            train_dataset=blocks if ranks.degree == 1 else Shards(blocks, ranks, length=position.context),
+            train_dataset=blocks if ranks.degree == 1 else SequenceShards(blocks, ranks, length=position.context),
             args=args,
             callbacks=[
                 History(history, steps=settings.steps, tokens_per_step=settings.global_batch_size * position.context),
@@ -163,7 +163,7 @@ def train(
         must_agree(done, where=checkpoints, device=args.device)
         trainer.train(resume_from_checkpoint=str(first) if first else None)
         if stop.asked:
-            leave()
+            barrier_and_destroy()
             raise SystemExit(143)
         restore_head()
         trained = trainer.whole_parameters()  # of all processes, which must all ask
@@ -182,7 +182,7 @@ def train(
             seen = (settings.steps - done) * settings.global_batch_size * position.context
             write_cost(cost, model=model, tokens=seen, meter=meter)
             shutil.rmtree(checkpoints, ignore_errors=True)
-        leave()
+        barrier_and_destroy()
 
 
 def attention_over(model: PreTrainedModel | PeftModel, ranks: Ranks) -> Callable[[Attention], None]:
@@ -193,8 +193,8 @@ def attention_over(model: PreTrainedModel | PeftModel, ranks: Ranks) -> Callable
     return partial(enable, causal_model(model), attend=together, degree=ranks.degree)
 
 
-def leave() -> None:
-    """Part from the other processes, when all have come this far."""
+def barrier_and_destroy() -> None:
+    """Barrier, then destroy the process group; nothing in a lone process."""
     if distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()

@@ -88,14 +88,14 @@ class LongTrainer(Trainer):
                 shutil.rmtree(old)
 
     def whole_parameters(self) -> dict[str, torch.Tensor]:
-        """The trained parameters by name; every process must ask, and only the one that saves is sure of an answer."""
+        """The trained parameters by name. Collective: every rank calls; only the one that saves is sure to get tensors."""
         trained = trained_parameters(self.model)
         if self.is_deepspeed_enabled:
             return zero.whole(trained, keep=self.args.should_save)
         return {name: p.detach().contiguous() for name, p in trained.items()}
 
     def whole_adam(self) -> dict[str, torch.Tensor]:
-        """Adam's state, as `<parameter>/<kind>`, likewise."""
+        """Adam's state, as `<parameter>/<kind>`. Collective, as `whole_parameters`."""
         trained = trained_parameters(self.model)
         if self.is_deepspeed_enabled:
             states = zero.whole_states(trained, engine=self.deepspeed, keep=self.args.should_save)
@@ -107,7 +107,7 @@ class LongTrainer(Trainer):
         }
 
     def unlogged(self) -> dict[str, Any]:
-        """The sum of losses since the last row of the history, of each process; every process must ask."""
+        """The sum of losses since the last row of the history, of each process. Collective: every rank calls."""
         losses = nested_gather(self._tr_loss, self.args.parallel_mode)
         assert isinstance(losses, torch.Tensor)
         return {"since": self._globalstep_last_logged, "losses": losses.flatten().tolist()}
@@ -176,11 +176,11 @@ def load_parameters(model: nn.Module, saved: dict[str, torch.Tensor]) -> None:
 def noise_seed(seed: int, *, micro_batch_index: int, ranks: Ranks) -> int:
     """Of the noise (dropout, NEFTune) on the n-th micro-batch of a process.
 
-    It belongs to the blocks, and to the place in the sequence: a run that resumes, on however many replicas, draws the same; no two
-    processes do.
+    It belongs to the blocks, and to the process's rank in the sequence: a run that resumes, on however many replicas, draws the
+    same; no two processes do.
     """
     among_all = micro_batch_index * ranks.replicas + ranks.replica
-    return int(np.random.SeedSequence([seed, among_all, ranks.place]).generate_state(1, np.uint64)[0])
+    return int(np.random.SeedSequence([seed, among_all, ranks.sp_rank]).generate_state(1, np.uint64)[0])
 
 
 class FullAttentionAtEnd(TrainerCallback):
