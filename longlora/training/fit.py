@@ -97,7 +97,7 @@ def train(
     *,
     pairs: Path | None = None,
     base: Path,
-    out: Path,
+    adapter_folder: Path,
     history: Path,
     cost: Path,
     position: Position,
@@ -105,7 +105,8 @@ def train(
     adapter: Adapter,
     settings: Fit,
 ) -> None:
-    """Fine-tune `base` on the blocks of `tokens` and of `pairs`; write the adapter `out`, the training `history` and its `cost`.
+    """Fine-tune `base` on the blocks of `tokens` and of `pairs`; write the adapter to `adapter_folder`, the training `history` and
+    its `cost`.
 
     Raises:
         ValueError: settings that do not fit together, or a loss that is not finite.
@@ -172,13 +173,13 @@ def train(
                 unset_hf_deepspeed_config()
                 model = build(base, position=position, adapter=adapter, dtype=settings.dtype)
                 load_parameters(model, trained)
-            out.parent.mkdir(parents=True, exist_ok=True)
+            adapter_folder.parent.mkdir(parents=True, exist_ok=True)
             config = causal_model(model).config
             own = AutoConfig.from_pretrained(base, local_files_only=True).get_text_config()
             config.use_cache = getattr(own, "use_cache", True)  # training went without
-            save(model, out)
+            save(model, adapter_folder)
             recipe = {type(s).__name__.lower(): s.model_dump() for s in sections}
-            (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
+            (adapter_folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
             seen = (settings.steps - done) * settings.global_batch_size * position.context
             write_cost(cost, model=model, tokens=seen, meter=meter)
             shutil.rmtree(checkpoints, ignore_errors=True)
