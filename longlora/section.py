@@ -6,6 +6,7 @@ name; nothing else reads configuration. Stated once here, checked against dvc.ya
 
 import difflib
 import inspect
+import json
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -89,6 +90,17 @@ def refuse(misfits: Iterable[str]) -> None:
     """Raises ValueError: all `misfits`, sentences on what does not fit together, in one line; nothing where there are none."""
     if said := "; ".join(misfits):
         raise ValueError(said)
+
+
+def write_json(value: Any, file: Path) -> None:
+    """`value` as JSON in `file`, whose folder is made; a number that is not finite is none of JSON's, and a ValueError."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign `error` says, in one line; its kind if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def call(stage: Callable[..., None], paths: list[str], params: dict[str, Any]) -> None:

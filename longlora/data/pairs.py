@@ -21,7 +21,7 @@ from longlora.data.instructions import Bad, Dialogue, Records, Turn, read_hub, r
 from longlora.data.packing import Pair, write
 from longlora.data.prompt import continuation, opening
 from longlora.data.wording import asked
-from longlora.section import Section, Seed
+from longlora.section import Section, Seed, write_json
 
 REASONS = ("duplicate", "contamination", "split", "length")
 """For which a record that is not malformed is left out."""
@@ -212,7 +212,7 @@ def prepare(
     write_dialogues(chosen.held_out, out / "heldout.jsonl")
     write_left(left, out / "left_out.csv")
     sources = [{"source": s.kind, "name": s.name, "license": s.license} for s in settings.sources]
-    (out / "provenance.json").write_text(json.dumps({"sources": sources}, indent=2) + "\n")
+    write_json({"sources": sources}, out / "provenance.json")
     if chosen.unread:
         print(f"keys not read: {', '.join(f'{key} ({count})' for key, count in sorted(chosen.unread.items()))}")
     records = {(b.place, b.field if b.field in REASONS else "malformed") for b in left}  # one may have several faults

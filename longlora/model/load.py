@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from longlora.model.prefill import unmask
 from longlora.parallel.device import own_gpu
 from longlora.parallel.sharding import world
+from longlora.section import first_line
 
 T = TypeVar("T")
 SMALL = 1024
@@ -69,10 +70,6 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"the tokenizer at {folder} does not open: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def must_reach(model: PreTrainedModel, length: int) -> None:

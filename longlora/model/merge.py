@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from longlora.model.seal import seal
+from longlora.section import write_json
 
 TOLERANCE = 1e-4
 """Largest difference of two logits in float32, relative to the largest logit: rounding of W + BA, measured about 1e-6."""
@@ -82,4 +83,4 @@ def write(model: PreTrainedModel, *, base: Path, out: Path) -> None:
 def lengthen_tokenizer(file: Path, *, length: int) -> None:
     """`model_max_length` of a tokenizer config: tokenizers truncate at it."""
     settings = json.loads(file.read_text())
-    file.write_text(json.dumps({**settings, "model_max_length": length}, indent=2) + "\n")
+    write_json({**settings, "model_max_length": length}, file)

@@ -5,7 +5,6 @@ finite ends the run. Checkpoints are whole or absent, hold no pickle, and lie in
 determines the result: the same run resumes bit for bit, another run never finds them.
 """
 
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -37,7 +36,7 @@ from longlora.parallel.batch import accumulation
 from longlora.parallel.ranks import Ranks, from_environment, must_agree
 from longlora.parallel.sequence_parallel import SequenceShards, join, must_hold_whole_groups, parallel_attention
 from longlora.parallel.zero import Zero, meet_on_cpu, zero_from_environment
-from longlora.section import Section, Seed
+from longlora.section import Section, Seed, write_json
 from longlora.training.checkpoint import checkpoint_folder, checkpoint_lock, checkpoint_step, digest, latest
 from longlora.training.energy import Meter
 from longlora.training.history import History, write_cost
@@ -179,7 +178,7 @@ def train(
             config.use_cache = getattr(own, "use_cache", True)  # training went without
             save(model, adapter_folder)
             recipe = {type(s).__name__.lower(): s.model_dump() for s in sections}
-            (adapter_folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
+            write_json(recipe, adapter_folder / "recipe.json")
             seen = (settings.steps - done) * settings.global_batch_size * position.context
             write_cost(cost, model=model, tokens=seen, meter=meter)
             shutil.rmtree(checkpoints, ignore_errors=True)
