@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from longlora.data.casebook import Case, Casebook
+from longlora.data.casebook import Casebook, DocumentCase
 from longlora.data.curation import Contamination, about_held_out, apart, statistics, uncontaminated, unique
 from longlora.data.instructions import Bad, Dialogue, Records, Turn, read_hub, read_records
 from longlora.data.packing import Pair, write
@@ -104,7 +104,7 @@ def choose(found: Records, settings: Pairs, *, built: Sequence[Dialogue] = (), h
     return Chosen(train, split.held_out, left, found.read, found.unread)
 
 
-def taught(cases: Sequence[Case]) -> list[Dialogue]:
+def taught(cases: Sequence[DocumentCase]) -> list[Dialogue]:
     """A casebook's cases as dialogues."""
     return [
         Dialogue(

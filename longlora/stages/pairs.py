@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from longlora.data.blocks import Blocks
-from longlora.data.casebook import Case, build, tokens, write
+from longlora.data.casebook import DocumentCase, build, tokens, write
 from longlora.data.heldout import elsewhere, split
 from longlora.data.pairs import Pairs, choose, gather, prepare, taught
 from longlora.data.reading import Document
@@ -18,7 +18,7 @@ from longlora.section import run
 def stage(base: Path, out: Path, counts: Path, blocks: Blocks, pairs: Pairs, position: Position) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     found = gather(pairs)
-    cases: dict[str, list[Case]] = {}
+    cases: dict[str, list[DocumentCase]] = {}
     missing: dict[str, list[str]] = {}
     held_out: list[str] = []
     if pairs.casebook or pairs.sources:
