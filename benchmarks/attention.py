@@ -13,7 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.fresh import rise_mb
 from benchmarks.turns import Cases, Sizes, take_turns
-from longlora.attention.shifted import group_size, shifted_sparse_attention
+from longlora.attention.groups import group_size
+from longlora.attention.shifted import shifted_sparse_attention
 
 HEADS, DIM, RATIO = 8, 64, 0.25
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

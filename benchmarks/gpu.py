@@ -25,7 +25,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig
 
 from benchmarks.attention import RATIO
 from benchmarks.step import ADAPTER, CHUNK, SPARSE
-from longlora.attention.shifted import disable, enable, group_size, shifted_sparse_attention
+from longlora.attention.groups import group_size
+from longlora.attention.shifted import disable, enable, shifted_sparse_attention
 from longlora.model.adapter import attach, trained_parameters
 from longlora.training.loss import chunk_loss
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import distributed, multiprocessing
 
-from longlora.attention.shifted import group_size
+from longlora.attention.groups import group_size
 from longlora.parallel.ranks import Ranks
 from longlora.parallel.sequence_parallel import Together, join, parallel_attention
 

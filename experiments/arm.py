@@ -50,7 +50,7 @@ def trained(settings: dict[str, Any], *, seed: int, tokens: Path, base: Path, ou
         train(
             tokens,
             base=base,
-            out=out,
+            adapter_folder=out,
             history=history,
             cost=out.with_name("cost.json"),
             position=section_of(Position, settings, "position"),

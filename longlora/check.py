@@ -17,6 +17,8 @@ from typing import Any
 
 from pydantic import field_validator
 
+from longlora.data import shares
+from longlora.parallel import batch
 from longlora.section import Section, nearest, read_params, section_of
 from longlora.standin import stand_in
 
@@ -96,23 +98,18 @@ def misfits(sections: dict[str, Any]) -> Iterator[str]:
 
 
 def training_data(blocks: Any, pairs: Any, position: Any, fit: Any) -> Iterator[str]:
-    recall, context = blocks.recall, position.context
-    if recall.count and recall.reach > context:
-        yield f"blocks.recall.reach = {recall.reach} must be at most position.context = {context}"
-    if fit.recall_share and not recall.count:
-        yield f"fit.recall_share = {fit.recall_share} needs exercises, and blocks.recall.count is 0"
-    if fit.pairs_share and not (pairs.sources or pairs.casebook):
-        yield f"fit.pairs_share = {fit.pairs_share} needs pairs: name pairs.sources or a pairs.casebook, or set it to 0"
-    if fit.pairs_share + fit.recall_share > 1:
-        yield f"fit.pairs_share + fit.recall_share = {fit.pairs_share} + {fit.recall_share}: must be at most 1"
-    if fit.global_batch_size % fit.micro_batch_size:
-        yield f"fit.global_batch_size = {fit.global_batch_size} must be a multiple of micro_batch_size = {fit.micro_batch_size}"
+    yield from blocks.recall.misfits(position.context)
+    yield from shares.misfits(
+        pairs_share=fit.pairs_share,
+        recall_share=fit.recall_share,
+        pairs=bool(pairs.sources or pairs.casebook),
+        exercises=blocks.recall.count > 0,
+    )
+    yield from batch.misfits(fit.global_batch_size, micro_batch_size=fit.micro_batch_size, replicas=1)
 
 
 def second_training(attention: Any, retrain: Any) -> Iterator[str]:
-    if attention.pattern in retrain.patterns:
-        other = "s2" if attention.pattern == "full" else "full"
-        yield f"retrain.patterns names {attention.pattern}, which is attention.pattern already: name {other}, or none"
+    yield from retrain.misfits(attention)
 
 
 def models(evaluate: Any, retrain: Any, rivals: Any) -> Iterator[str]:

@@ -6,9 +6,10 @@ name; nothing else reads configuration. Stated once here, checked against dvc.ya
 
 import difflib
 import inspect
+import json
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -16,10 +17,14 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
-class Section(BaseModel):
-    """Every key is required, none may be unknown: params.yaml says all, and says it once."""
+class Frozen(BaseModel):
+    """A typed value that does not change; a key that it does not know is refused, and so is a number that is not finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Section(Frozen):
+    """A section of params.yaml. Every key is required, none may be unknown: params.yaml says all, and says it once."""
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="All that is drawn by chance here is drawn from it.")]
@@ -48,7 +53,7 @@ def section_of(kind: type[S], params: dict[str, Any], name: str) -> S:
         raise ValueError("params: " + "; ".join(complaint(kind, name, e) for e in error.errors())) from None
 
 
-def complaint(kind: type[Section], name: str, error: Any) -> str:
+def complaint(kind: type[Frozen], name: str, error: Any) -> str:
     """One pydantic error in words: which key, which rule, which value, and the nearest right name for an unknown key."""
     key = ".".join([name, *map(str, error["loc"])])
     if error["type"] == "extra_forbidden":
@@ -58,7 +63,7 @@ def complaint(kind: type[Section], name: str, error: Any) -> str:
         return f"key '{key}' is missing"
     said = error["msg"].removeprefix("Value error, ")
     # A rule between keys is given the section as a whole, which says nothing to the reader.
-    return f"{key}: {said}" if isinstance(error["input"], dict | Section) else f"{key} = {error['input']!r}: {said}"
+    return f"{key}: {said}" if isinstance(error["input"], dict | Frozen) else f"{key} = {error['input']!r}: {said}"
 
 
 def section_at(kind: type[BaseModel], inside: list[str | int]) -> type[BaseModel]:
@@ -79,6 +84,23 @@ def nearest(name: str, known: list[str]) -> str:
     """`; did you mean 'x'?`, or the list of what there is."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; there are: {', '.join(known)}"
+
+
+def refuse(misfits: Iterable[str]) -> None:
+    """Raises ValueError: all `misfits`, sentences on what does not fit together, in one line; nothing where there are none."""
+    if said := "; ".join(misfits):
+        raise ValueError(said)
+
+
+def write_json(value: Any, file: Path) -> None:
+    """`value` as JSON in `file`, whose folder is made; a number that is not finite is none of JSON's, and a ValueError."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign `error` says, in one line; its kind if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def call(stage: Callable[..., None], paths: list[str], params: dict[str, Any]) -> None:

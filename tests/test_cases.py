@@ -13,7 +13,7 @@ class Pair(Case):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"name": "a", "count": 1}\n{"name": \n', ":2: no JSON: Expecting value at column 10"),
+        ('{"name": "a", "count": 1}\n{"name": \n', ":2: is not JSON: Expecting value at column 10"),
         ('\n\n[1, 2]\n', ":3: a case is an object, {...}, not a list"),
         ("\n \n", ": no case in it"),
         ('{"name": "a"}', ":1: count: Field required"),
@@ -44,8 +44,8 @@ def test_other_keys_and_empty_lines_do_no_harm(tmp_path):
     ("second", "said"),
     [
         (b'{"a": "caf\xe9"}', ":2: byte 11 of the line is not UTF-8"),
-        (b"[" * 100_000, ":2: no case is nested this deep"),
-        (b'{"a": ', ":2: no JSON: "),
+        (b"[" * 100_000, ":2: is nested too deep to be read"),
+        (b'{"a": ', ":2: is not JSON: "),
     ],
 )
 def test_a_line_that_can_not_be_read_is_named(tmp_path, second, said):

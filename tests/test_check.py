@@ -59,6 +59,7 @@ def test_the_sections_of_the_pipeline_are_those_of_params_yaml_and_right():
             ["perplexity.lengths = [512, 1024, 2048, 4096] lacks 3072, which the gate's rule 'x' asks for"],
         ),
         (["blocks.recall.reach=5000"], ["blocks.recall.reach = 5000 must be at most position.context = 4096"]),
+        (["blocks.recall.reach=20"], ["blocks.recall.reach = 20 has no room for a fact and its question; at least 64"]),
         (["blocks.recall.count=0"], ["fit.recall_share = 0.5 needs exercises, and blocks.recall.count is 0"]),
         (["fit.pairs_share=0.1"], ["fit.pairs_share = 0.1 needs pairs: name pairs.sources"]),
         (["fit.recall_share=0.7", "fit.pairs_share=0.4"], ["fit.pairs_share + fit.recall_share = 0.4 + 0.7: must be"]),

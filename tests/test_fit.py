@@ -20,6 +20,7 @@ from training import cut_off, history, run, weights
 
 from longlora.data.packing import Pair
 from longlora.data.packing import write as write_pairs
+from longlora.parallel.batch import accumulation
 from longlora.training import checkpoint
 from longlora.training import fit as module
 from longlora.training.checkpoint import checkpoint_step, digest
@@ -167,17 +168,16 @@ def test_a_loss_that_is_not_finite_ends_the_run(place):
 
 
 @pytest.mark.parametrize(
-    ("batch", "micro", "replicas", "wanted"), [(8, 2, 2, 2), (6, 1, 3, 2), (7, 2, 1, None), (4, 1, 3, None)]
-)
+    ("batch", "micro", "replicas", "wanted"),
+    [(8, 2, 2, 2), (6, 1, 3, 2), (7, 2, 1, "micro_batch_size = 2; the nearest is 8"), (4, 1, 3, "= 1 x 3; the nearest is 3"),
+     (7, 1, 4, "= 1 x 4; the nearest is 8")],
+)  # fmt: skip
 def test_accumulation_is_derived_from_the_global_batch(batch, micro, replicas, wanted):
-    settings = FIT.model_copy(update={"global_batch_size": batch, "micro_batch_size": micro})
-    if wanted:
-        assert settings.accumulation(replicas) == wanted
+    if isinstance(wanted, int):
+        assert accumulation(batch, micro_batch_size=micro, replicas=replicas) == wanted
     else:
-        with pytest.raises(
-            ValueError, match=rf"global_batch_size = {batch} must be a multiple of .* {micro} x {replicas}"
-        ):
-            settings.accumulation(replicas)
+        with pytest.raises(ValueError, match=rf"global_batch_size = {batch} must be a multiple of .*{wanted}"):
+            accumulation(batch, micro_batch_size=micro, replicas=replicas)
 
 
 def test_without_a_launcher_one_process_trains_on_one_of_the_gpus_it_sees(tmp_path, monkeypatch):

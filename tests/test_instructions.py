@@ -67,6 +67,16 @@ def test_a_broken_line_costs_that_line_alone(tmp_path):
     assert found.bad[0].reason.startswith("is not JSON: ") and "line 1" in found.bad[0].place
 
 
+def test_a_record_that_is_nested_too_deep_is_named(tmp_path):
+    file = written(tmp_path, GOOD)
+    with file.open("a") as rows:
+        rows.write("\n" + "[" * 100_000 + "\n")
+    assert [b.reason for b in read_records(file).bad] == ["is nested too deep to be read"]
+    file.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="rows.jsonl line 1: is nested too deep to be read"):
+        read_records(file)
+
+
 def test_a_json_list_is_read_with_the_lines_where_its_records_begin(tmp_path):
     file = tmp_path / "list.json"
     file.write_text(json.dumps([GOOD, {"output": "x"}, CHAT, CASE], indent=2))

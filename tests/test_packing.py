@@ -113,12 +113,12 @@ def test_text_recall_and_pairs_are_mixed_as_asked(folder):
     assert mixed != sorted(mixed)
     assert kinds(folder, pairs_share=1.0, recall_share=0.0) == ["pairs"] * 20
     assert kinds(folder, pairs_share=0.5, recall_share=0.5).count("recall") == 10
-    with pytest.raises(ValueError, match=r"0.75 \+ 0.5: more than all"):
+    with pytest.raises(ValueError, match=r"0.75 \+ 0.5: must be at most 1"):
         kinds(folder, pairs_share=0.75, recall_share=0.5)
 
 
 def test_pairs_that_are_not_there_are_missed(folder):
     write([], folder / "pairs/train.safetensors", vocabulary=300)
-    with pytest.raises(ValueError, match="needs pairs, and there are none"):
+    with pytest.raises(ValueError, match="pairs_share = 0.5 needs pairs: name pairs.sources"):
         kinds(folder, pairs_share=0.5, recall_share=0.0)
     assert kinds(folder, pairs_share=0.0, recall_share=0.0) == ["text"] * 20

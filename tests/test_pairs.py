@@ -9,7 +9,7 @@ import pytest
 from specimens import tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from longlora.data.casebook import Case, Casebook
+from longlora.data.casebook import Casebook, DocumentCase
 from longlora.data.curation import Contamination
 from longlora.data.instructions import Turn, read_records
 from longlora.data.packing import read
@@ -146,7 +146,7 @@ def test_counts_are_of_records_and_lengths_of_what_is_trained_on(tmp_path, capsy
 
 
 def test_what_a_casebook_writes_is_checked_as_records_are(source, tmp_path):
-    case = Case("Ada saw it in May.", "Who saw it?", ["Ada"], [], "cloze", 0.0, 5, ["book1"])
+    case = DocumentCase("Ada saw it in May.", "Who saw it?", ["Ada"], [], "cloze", 0.0, 5, ["book1"])
     other = replace(case, question="When did Ada see it, and who else was there?", answers=["in May, and nobody was"])
     cases = tmp_path / "cases.jsonl"
     cases.write_text(json.dumps({"instruction": other.question, "output": other.answers[0]}) + "\n")

@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from longlora.attention.shifted import group_size
+from longlora.attention.groups import group_size
 from longlora.model.adapter import Adapter, attach
 from longlora.planning import cost, hardware, plan
 from longlora.planning.activations import activations, layer_bytes
@@ -600,6 +600,7 @@ def test_s2_needs_two_heads():
         ("H200", {"gpus": 8, "sequence_parallel": 3}, r"degree 3 must divide the 8 GPUs: one of \[1, 2, 4, 8\]"),
         ("H200", {"gpus": 0}, "hardware.gpus = 0"),
         ("H200", {"zero": 4}, "hardware.zero = 4"),
+        ("H200", {"zeor": 2}, "unknown key 'hardware.zeor'; did you mean 'zero'?"),
         ("H200", {"utilisation": 1.5}, "hardware.utilisation = 1.5"),
         ("H200", {"price": -1}, "hardware.price = -1"),
         ("H200", {"offload_optimizer": True}, "from ZeRO stage 1 on, and the stage is 0"),

@@ -13,8 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from longlora.model.adapter import Adapter
 from longlora.model.merge import merge
-from longlora.model.quantized import nf4
-from longlora.model.quantized import place as own_gpu
+from longlora.model.quantized import device_map, nf4
 from longlora.parallel.zero import Zero
 from longlora.planning.hardware import NF4_BITS
 from longlora.section import section_of
@@ -112,4 +111,4 @@ def test_the_own_gpu_is_the_only_one_that_a_scheduler_shows(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for count, own in ((4, 3), (1, 0)):
         monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
-        assert own_gpu() == {"": own}
+        assert device_map() == {"": own}

@@ -116,7 +116,7 @@ def test_noise_belongs_to_the_blocks_whatever_the_number_of_processes(place):
 def test_no_two_micro_batches_and_places_have_the_same_noise():
     seeds = {
         (replicas, degree): [
-            noise_seed(5, micro_batch_size=n, ranks=Ranks(r, replicas * degree, degree))
+            noise_seed(5, micro_batch_index=n, ranks=Ranks(r, replicas * degree, degree))
             for n in range(12 // replicas)
             for r in range(replicas * degree)
         ]
@@ -126,7 +126,7 @@ def test_no_two_micro_batches_and_places_have_the_same_noise():
     for (_, degree), drawn in seeds.items():
         assert len(set(drawn)) == len(drawn) == 12 * degree
         assert drawn == seeds[1, degree]
-    assert noise_seed(6, micro_batch_size=0, ranks=Ranks(0, 1)) != seeds[1, 1][0]
+    assert noise_seed(6, micro_batch_index=0, ranks=Ranks(0, 1)) != seeds[1, 1][0]
 
 
 def killed_at_five(place: Path, name: str, changes: dict) -> None:

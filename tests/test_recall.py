@@ -103,7 +103,7 @@ def test_exercises_take_every_form_and_the_prompt_of_the_authors():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"reach": 191}, "reach = 191 is more than the 190 tokens"),
+        ({"reach": 191}, "reach = 191 must be at most position.context = 190"),
         ({"reach": 20}, "reach = 20 has no room .* at least 64"),
     ],
 )
@@ -118,7 +118,7 @@ def test_texts_without_words_are_refused():
 
 
 def test_no_exercise_reads_no_text():
-    assert list(exercises([], tokenizer=tokenizer(), length=128, reach=128, nearness=1.0, count=0, seed=1)) == []
+    assert list(exercises([], tokenizer=tokenizer(), length=128, reach=300, nearness=1.0, count=0, seed=1)) == []
 
 
 def test_exercises_without_the_pass_key_prompt_have_none_of_its_words():

@@ -36,7 +36,7 @@ def test_its_cost_has_a_name_of_its_own(place):
 
 def test_the_recipes_own_pattern_is_no_comparison(place):
     with pytest.raises(
-        ValueError, match=r"retrain.patterns names s2, which is the recipe's own .*: name full, or none"
+        ValueError, match=r"retrain.patterns names s2, which is attention.pattern already: name full, or none"
     ):
         retrain(place, "s2", patterns=["s2"])
 

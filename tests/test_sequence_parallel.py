@@ -13,12 +13,18 @@ from training import run
 from transformers import TrainingArguments
 
 from longlora.attention import shifted
-from longlora.attention.segments import Segments, parts
+from longlora.attention.segments import Part, Segments, parts, some_parts
 from longlora.attention.shifted import enable, shifted_sparse_attention
 from longlora.data.text_blocks import TextBlocks
 from longlora.parallel import sequence_parallel
 from longlora.parallel.ranks import Ranks
-from longlora.parallel.sequence_parallel import Shards, Together, join, must_fit, parallel_attention, some_parts
+from longlora.parallel.sequence_parallel import (
+    SequenceShards,
+    Together,
+    join,
+    must_hold_whole_groups,
+    parallel_attention,
+)
 from longlora.training.loss import chunk_loss
 
 pytestmark = pytest.mark.slow  # real processes
@@ -54,7 +60,7 @@ def attention_here(dtype: torch.dtype, tolerance: float) -> None:
     distributed.init_process_group("gloo")
     ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["WORLD_SIZE"]))
     us = join(ranks)
-    own = slice(ranks.place * LENGTH // ranks.degree, (ranks.place + 1) * LENGTH // ranks.degree)
+    own = slice(ranks.sp_rank * LENGTH // ranks.degree, (ranks.sp_rank + 1) * LENGTH // ranks.degree)
     for heads, kv_heads, group, shift in SHAPES:
         if group < LENGTH and (LENGTH // ranks.degree) % group:
             continue
@@ -89,18 +95,29 @@ def test_the_processes_of_a_sequence_wait_as_long_as_those_of_the_trainer(tmp_pa
     assert [(ranks, wait.total_seconds()) for ranks, wait in made] == [([0, 1], said), ([2, 3], said)]
 
 
-def test_some_heads_make_the_parts_that_all_heads_make():
+@pytest.mark.parametrize(
+    ("heads", "kv_heads"), [(9, 3), (8, 4), (5, 1), (6, 6), (12, 4), (7, 7), (2, 1), (16, 2), (12, 2), (1, 1)]
+)
+def test_each_query_head_reads_its_own_key_value_head_under_its_own_pattern(heads, kv_heads):
     a, b = Segments(None, [1]), Segments(None, [2])
-    for heads, kv_heads in ((9, 3), (8, 4), (5, 1), (6, 6), (12, 4), (7, 7), (2, 1)):
-        shared, cut = heads // kv_heads, heads // 2
-        wanted = [(p.heads, p.kv_heads) for p in parts(heads, kv_heads, first=a, second=b)]
-        moved = [
-            (slice(p.heads.start + first, p.heads.stop + first), slice(p.kv_heads.start + base, p.kv_heads.stop + base))
-            for first, last in ((0, cut), (cut, heads))
-            for base in [first // shared]
-            for p in some_parts(first, last, shared=shared, segments=a)
-        ]
-        assert moved == wanted
+    shared, cut = heads // kv_heads, heads // 2
+    made = parts(heads, kv_heads, first=a, second=b)
+    assert reads(made) == {h: (h // shared, a if h < cut else b) for h in range(heads)}
+    for first, last in ((0, cut), (cut, heads)):
+        some = some_parts(first, last, origin=first, shared=shared, segments=a)
+        assert reads(some) == {h - first: (h // shared - first // shared, a) for h in range(first, last)}
+
+
+def reads(made: list[Part]) -> dict[int, tuple[int, Segments]]:
+    """The key/value head that each query head reads, and its pattern, as a kernel pairs them."""
+    found = {}
+    for part in made:
+        queries, keys = range(part.heads.start, part.heads.stop), range(part.kv_heads.start, part.kv_heads.stop)
+        assert len(queries) % len(keys) == 0
+        for i, h in enumerate(queries):
+            assert h not in found
+            found[h] = (keys[i * len(keys) // len(queries)], part.segments)
+    return found
 
 
 class Tokens(TextBlocks):
@@ -129,7 +146,7 @@ def model_here(checkpointing: bool) -> None:
     """Loss and gradients of this process's tokens, summed over all, against a model that sees the whole sequence."""
     distributed.init_process_group("gloo")
     ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["WORLD_SIZE"]))
-    us, whole, pieces = join(ranks), batch(Tokens()), batch(Shards(Tokens(), ranks, length=LENGTH))
+    us, whole, pieces = join(ranks), batch(Tokens()), batch(SequenceShards(Tokens(), ranks, length=LENGTH))
     count = (whole["labels"][:, 1:] != -100).sum()
     results = []
     for degree, inputs in ((1, whole), (ranks.degree, pieces)):
@@ -173,10 +190,10 @@ def refused_here(place: Path, name: str, said: str, changes: dict) -> None:
 def test_a_group_larger_than_what_a_process_holds_is_refused(place):
     said = r"128 tokens over 8 processes are 16 each, which must be a multiple of the group, 32: .* can be 1, 2, 4$"
     with pytest.raises(ValueError, match=said):
-        must_fit(POSITION.context, group_size=32, degree=8)
+        must_hold_whole_groups(POSITION.context, group_size=32, degree=8)
     with pytest.raises(ValueError, match=r"can be 1$"):
-        must_fit(100, group_size=26, degree=2)
-    must_fit(128, group_size=32, degree=4)
+        must_hold_whole_groups(100, group_size=26, degree=2)
+    must_hold_whole_groups(128, group_size=32, degree=4)
 
 
 def test_heads_that_can_not_be_shared_out_are_refused_in_full_attention(place):
@@ -189,7 +206,7 @@ def test_shards_put_together_are_the_block():
     for index in range(2):
         whole, shards = (
             Tokens()[index],
-            [Shards(Tokens(), Ranks(r, 4, 4), length=LENGTH)[index] for r in range(4)],
+            [SequenceShards(Tokens(), Ranks(r, 4, 4), length=LENGTH)[index] for r in range(4)],
         )
         for name in ("input_ids", "position_ids", "labels"):
             assert torch.cat([s[name] for s in shards]).equal(whole[name])

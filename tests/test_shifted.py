@@ -25,13 +25,13 @@ from transformers import (
     Qwen3Config,
 )
 
+from longlora.attention.groups import group_size
 from longlora.attention.shifted import (
     Attention,
     disable,
     disabled,
     document_ids,
     enable,
-    group_size,
     shifted_sparse_attention,
 )
 

@@ -27,7 +27,7 @@ def run(place: Path, name: str, **changes) -> Path:
         place / "tokens",
         pairs=changes.pop("pairs", None),
         base=place / "base",
-        out=place / name,
+        adapter_folder=place / name,
         history=place / f"{name}.csv",
         cost=place / f"{name}.json",
         position=POSITION,

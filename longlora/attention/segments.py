@@ -51,11 +51,24 @@ def parts(heads: int, kv_heads: int, *, first: Segments, second: Segments) -> li
     """`first` for heads [0, H//2), `second` for [H//2, H). A key/value head that both halves read makes a part in each."""
     if first is second:
         return [Part(slice(0, heads), slice(0, kv_heads), first)]
-    shared = heads // kv_heads
-    cut = heads // 2
-    edges = sorted({0, cut // shared * shared, cut, -(-cut // shared) * shared, heads})
+    shared, cut = heads // kv_heads, heads // 2
     return [
-        Part(slice(a, b), slice(a // shared, -(-b // shared)), first if b <= cut else second)
+        *some_parts(0, cut, origin=0, shared=shared, segments=first),
+        *some_parts(cut, heads, origin=0, shared=shared, segments=second),
+    ]
+
+
+def some_parts(first: int, last: int, *, origin: int, shared: int, segments: Segments) -> list[Part]:
+    """Query heads [first, last) of a model with the key/value heads that they read, `shared` query heads to one; head `origin`
+    and the one that it reads are number 0.
+
+    A key/value head that only some of its query heads read makes a part of its own.
+    """
+    between = {-(-first // shared) * shared, last // shared * shared}
+    edges = sorted({first, last} | {e for e in between if first < e < last})
+    base = origin // shared
+    return [
+        Part(slice(a - origin, b - origin), slice(a // shared - base, -(-b // shared) - base), segments)
         for a, b in itertools.pairwise(edges)
     ]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from longlora.data.casebook import Case, Source, excerpt, words
+from longlora.data.casebook import DocumentCase, Source, excerpt, words
 from longlora.data.instructions import Text
 from longlora.data.reading import Document
 
@@ -66,7 +66,7 @@ class Written(BaseModel):
 
 @dataclass
 class Work:
-    cases: list[Case] = field(default_factory=list)
+    cases: list[DocumentCase] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
     """What was left out, by reason."""
     tokens: int = 0
@@ -183,7 +183,9 @@ def judge(reply: str, text: str, names: list[str], work: Work) -> None:
             continue
         depth = round(place.start() / len(text), 4)
         length = len(words(text))
-        work.cases.append(Case(text, one.question, [one.answer], [place.group()], "written", depth, length, names))
+        work.cases.append(
+            DocumentCase(text, one.question, [one.answer], [place.group()], "written", depth, length, names)
+        )
 
 
 def note(journal: Path, key: str, reply: tuple[str, int]) -> None:

@@ -3,7 +3,6 @@
 The split is by document, so no held-out sentence is ever a neighbour of a training sentence.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from longlora.data.recall import Recall
 from longlora.data.texts import Texts
 from longlora.data.tokens import tokenise, write
 from longlora.data.twins import refuse_twins
-from longlora.section import Seed
+from longlora.section import Seed, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -70,5 +69,5 @@ def prepare(
         "held_out_of": blocks.held_out.texts.name if blocks.held_out.texts else blocks.name,
         "held_out": list(held_out),
     }
-    (out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+    write_json(provenance, out / "provenance.json")
     return {part: {"documents": len(n), "tokens": sum(n), "longest": max(n)} for part, n in lengths.items()}

@@ -44,7 +44,9 @@ class Casebook(Section):
 
 
 @dataclass(frozen=True)
-class Case:
+class DocumentCase:
+    """A question on a document, and what answers it."""
+
     document: str
     question: str
     answers: list[str]
@@ -60,7 +62,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Built:
-    cases: list[Case]
+    cases: list[DocumentCase]
     missing: list[str]
     """Questions that no excerpt allowed, in words."""
 
@@ -129,10 +131,10 @@ def build(documents: Sequence[Document], settings: Casebook, *, measure: Measure
 
 def cell(
     sources: Sequence[Source], name: str, *, length: int, depth: float, settings: Casebook, measure: Measure
-) -> Iterator[tuple[Kind, Case | None]]:
+) -> Iterator[tuple[Kind, DocumentCase | None]]:
     """A question of each kind about one excerpt; a kind that it does not allow is asked about another."""
     waiting = list(settings.kinds)
-    answered: dict[Kind, Case] = {}
+    answered: dict[Kind, DocumentCase] = {}
     for attempt in range(TRIES):
         dice = random.Random(f"{name} {attempt}")
         text, used = excerpt(sources, length=length, collections=settings.collections, measure=measure, dice=dice)
@@ -149,9 +151,9 @@ def cell(
     return ((kind, answered.get(kind)) for kind in settings.kinds)
 
 
-def case(whole: Excerpt, asked: Asked, *, kind: Kind, length: int, sources: list[str]) -> Case:
+def case(whole: Excerpt, asked: Asked, *, kind: Kind, length: int, sources: list[str]) -> DocumentCase:
     depth = None if asked.start is None else round(asked.start / len(whole.text), 4)
-    return Case(whole.text, asked.question, asked.answers, asked.evidence, kind, depth, length, sources)
+    return DocumentCase(whole.text, asked.question, asked.answers, asked.evidence, kind, depth, length, sources)
 
 
 def excerpt(
@@ -188,8 +190,8 @@ def single(sources: Sequence[Source], *, length: int, dice: random.Random) -> tu
     return source.cut(length, dice), [source.name]
 
 
-def write(cases: Sequence[Case], file: Path) -> None:
-    """One case a line, keys in the order of `Case`."""
+def write(cases: Sequence[DocumentCase], file: Path) -> None:
+    """One case a line, keys in the order of `DocumentCase`."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", encoding="utf-8", newline="\n") as lines:
         lines.writelines(json.dumps(asdict(c), ensure_ascii=False) + "\n" for c in cases)

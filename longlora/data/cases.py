@@ -32,19 +32,31 @@ def read_lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode())
+            row = parsed(line.decode())
         except UnicodeDecodeError as error:
             raise ValueError(f"{place}: byte {error.start + 1} of the line is not UTF-8") from None
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{place}: no JSON: {error.msg} at column {error.colno}") from None
-        except RecursionError:
-            raise ValueError(f"{place}: no case is nested this deep") from None
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
         if not isinstance(row, dict):
             raise ValueError(f"{place}: a case is an object, {{...}}, not a {type(row).__name__}")
         rows.append((place, row))
     if not rows:
         raise ValueError(f"{file}: no case in it")
     return rows
+
+
+def parsed(line: str) -> Any:
+    """What a line of JSON says.
+
+    Raises:
+        ValueError: it is no JSON, or is nested deeper than can be read.
+    """
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("is nested too deep to be read") from None
 
 
 def case(kind: type[C], row: dict[str, Any], *, place: str) -> C:

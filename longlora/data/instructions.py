@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import pyarrow.parquet as parquet
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from longlora.data.cases import parsed
 from longlora.data.texts import from_hub
 from longlora.data.wording import asked
 
@@ -173,11 +174,12 @@ def json_rows(file: Path) -> Iterator[tuple[str, Any]]:
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
+            where = f"{file} line {number}"
             try:
-                yield f"{file} line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                where = f"{file} line {number}"
-                yield where, Bad(where, "record", f"is not JSON: {error.msg} at column {error.colno}")
+                value = parsed(line)
+            except ValueError as error:
+                value = Bad(where, "record", str(error))
+            yield where, value
 
 
 def list_rows(text: str, file: Path) -> Iterator[tuple[str, Any]]:
@@ -194,6 +196,8 @@ def list_rows(text: str, file: Path) -> Iterator[tuple[str, Any]]:
             value, at = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
             raise ValueError(f"{file} line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+        except RecursionError:
+            raise ValueError(f"{file} line {line}: is nested too deep to be read") from None
         yield f"{file} line {line}", value
         at = skip(text, at)
         if text[at : at + 1] == ",":

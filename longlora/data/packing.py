@@ -17,7 +17,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
+from longlora.data.shares import misfits
 from longlora.data.text_blocks import IGNORED, TextBlocks, drawn
+from longlora.data.tokens import documents
+from longlora.section import refuse
 
 Sample = dict[str, torch.Tensor]
 
@@ -95,8 +98,6 @@ class PairBlocks(Dataset[Sample]):
         self.length = length
         self.pairs = read(file)
         self.blocks = pack([len(p.tokens) for p in self.pairs], room=length)
-        if not self.blocks:
-            raise ValueError("fit.pairs_share needs pairs, and there are none: name pairs.sources or a pairs.casebook")
         self.plan = drawn(len(self.blocks), samples, np.random.default_rng(seed))
 
     def __len__(self) -> int:
@@ -116,17 +117,23 @@ def training_blocks(
     Raises:
         ValueError: the shares are more than all, or something that is to be trained on is not there.
     """
-    if pairs_share + recall_share > 1:
-        raise ValueError(f"fit.pairs_share + fit.recall_share = {pairs_share} + {recall_share}: more than all blocks")
+    learnt = pairs / "train.safetensors" if pairs is not None and pairs_share else None
+    refuse(
+        misfits(
+            pairs_share=pairs_share,
+            recall_share=recall_share,
+            pairs=learnt is not None and bool(read(learnt)),
+            exercises=bool(documents(tokens / "recall.safetensors")),
+        )
+    )
     count = round(samples * pairs_share)
     texts = samples - count
     if not count:
         if pairs is not None and (file := pairs / "train.safetensors").exists() and read(file):
             print("the pairs are not trained on: fit.pairs_share is 0", flush=True)
         return TextBlocks(tokens, length=length, samples=samples, recall_share=recall_share, seed=seed)
-    if pairs is None:
-        raise ValueError(f"fit.pairs_share = {pairs_share} needs pairs, and none were given")
-    packed = PairBlocks(pairs / "train.safetensors", length=length, samples=count, seed=seed)
+    assert learnt is not None
+    packed = PairBlocks(learnt, length=length, samples=count, seed=seed)
     if not texts:
         return packed
     running = TextBlocks(

@@ -13,15 +13,21 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from longlora.data.casebook import Case, Casebook
+from longlora.data.blocks import Blocks
+from longlora.data.casebook import Built, Casebook, DocumentCase, build
+from longlora.data.casebook import tokens as token_ends
+from longlora.data.casebook import write as write_cases
 from longlora.data.curation import Contamination, about_held_out, apart, statistics, uncontaminated, unique
+from longlora.data.heldout import elsewhere, split
 from longlora.data.instructions import Bad, Dialogue, Records, Turn, read_hub, read_records
 from longlora.data.packing import Pair, write
 from longlora.data.prompt import continuation, opening
+from longlora.data.reading import Document
+from longlora.data.texts import read as read_texts
 from longlora.data.wording import asked
-from longlora.section import Section, Seed
+from longlora.section import Section, Seed, write_json
 
 REASONS = ("duplicate", "contamination", "split", "length")
 """For which a record that is not malformed is left out."""
@@ -70,6 +76,67 @@ class Chosen(NamedTuple):
     """Keys of records that mean nothing here, with how often."""
 
 
+def make(
+    settings: Pairs, *, blocks: Blocks, tokenizer: PreTrainedTokenizerFast, context: int, out: Path
+) -> dict[str, Any]:
+    """Write the pairs of all sources, and of a casebook on the training documents of `blocks`, below `out`, with the casebook's
+    cases on the held-out ones; return the counts.
+
+    Raises:
+        ValueError: as `gather`, `build` and `prepare`; the documents cannot be read.
+    """
+    found = gather(settings)
+    train, kept, held_out = [], [], []
+    if settings.casebook or settings.sources:
+        train, kept = sides(blocks)
+        held_out = evaluated(blocks, kept, tokenizer=tokenizer)
+    taught_from, asked_from = (
+        book(documents, settings.casebook, side=side, tokenizer=tokenizer)
+        for side, documents in (("train", train), ("heldout", kept))
+    )
+    chosen = choose(found, settings, built=taught(taught_from.cases), held_out=held_out)
+    report = prepare(chosen, settings=settings, tokenizer=tokenizer, context=context, out=out)
+    write_cases(asked_from.cases, out / "cases.jsonl")
+    return report | {
+        "built": len(taught_from.cases),
+        "missing": len(taught_from.missing),
+        "built_held_out": len(asked_from.cases),
+        "missing_held_out": len(asked_from.missing),
+    }
+
+
+def sides(blocks: Blocks) -> tuple[list[Document], list[Document]]:
+    """The documents of the training source that are trained on, and those that are held out."""
+    rows = read_texts(blocks)
+    train, kept = (
+        [Document(rows[i]["name"], rows[i]["text"]) for i in members]
+        for members in split(list(rows["name"]), held_out=blocks.held_out, seed=blocks.seed)
+    )
+    return train, kept
+
+
+def evaluated(blocks: Blocks, kept: Sequence[Document], *, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """The texts that are evaluated on: the documents that were `kept` for it, or those of another source."""
+    other = blocks.held_out.texts
+    if other is None:
+        return [d.text for d in kept]
+    return [
+        str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in elsewhere(other, tokenizer=tokenizer).values()
+    ]
+
+
+def book(
+    documents: Sequence[Document], casebook: Casebook | None, *, side: str, tokenizer: PreTrainedTokenizerFast
+) -> Built:
+    """The casebook's questions on the `documents` of one side; says so where an excerpt allowed none."""
+    if not documents or casebook is None:
+        return Built([], [])
+    built = build(documents, casebook, measure=token_ends(tokenizer))
+    if built.missing:
+        print(f"{side}: {len(built.missing)} questions that no excerpt allowed, {built.missing[0]} first")
+    return built
+
+
 def gather(settings: Pairs) -> Records:
     """The records of all sources.
 
@@ -98,13 +165,13 @@ def choose(found: Records, settings: Pairs, *, built: Sequence[Dialogue] = (), h
     fresh, known = about_held_out(once, held_out, settings.contamination)
     clean, contaminated = uncontaminated(fresh, settings.contamination)
     own = set(built)
-    split = apart([d for d in clean if d not in own], share=settings.held_out, seed=settings.seed)
-    train = split.train + [d for d in clean if d in own]
-    left = found.bad + twins + known + contaminated + split.left
-    return Chosen(train, split.held_out, left, found.read, found.unread)
+    parted = apart([d for d in clean if d not in own], share=settings.held_out, seed=settings.seed)
+    train = parted.train + [d for d in clean if d in own]
+    left = found.bad + twins + known + contaminated + parted.left
+    return Chosen(train, parted.held_out, left, found.read, found.unread)
 
 
-def taught(cases: Sequence[Case]) -> list[Dialogue]:
+def taught(cases: Sequence[DocumentCase]) -> list[Dialogue]:
     """A casebook's cases as dialogues."""
     return [
         Dialogue(
@@ -212,7 +279,7 @@ def prepare(
     write_dialogues(chosen.held_out, out / "heldout.jsonl")
     write_left(left, out / "left_out.csv")
     sources = [{"source": s.kind, "name": s.name, "license": s.license} for s in settings.sources]
-    (out / "provenance.json").write_text(json.dumps({"sources": sources}, indent=2) + "\n")
+    write_json({"sources": sources}, out / "provenance.json")
     if chosen.unread:
         print(f"keys not read: {', '.join(f'{key} ({count})' for key, count in sorted(chosen.unread.items()))}")
     records = {(b.place, b.field if b.field in REASONS else "malformed") for b in left}  # one may have several faults

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from longlora.section import Section
+from longlora.section import Section, refuse
 
 PREAMBLE = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
@@ -67,6 +67,18 @@ class Recall(Section):
     passkey: bool
     """Whether the pass-key prompt's own words are among the exercises; if so, passkey retrieval is no question in new words."""
 
+    def misfits(self, context: int) -> Iterator[str]:
+        """What exercises of `context` tokens cannot be."""
+        if self.count:
+            yield from misfits(self.reach, length=context)
+
+
+def misfits(reach: int, *, length: int) -> Iterator[str]:
+    if reach > length:
+        yield f"blocks.recall.reach = {reach} must be at most position.context = {length}"
+    if reach < SHORTEST:
+        yield f"blocks.recall.reach = {reach} has no room for a fact and its question; at least {SHORTEST}"
+
 
 class Exercise(NamedTuple):
     tokens: list[int]
@@ -93,14 +105,9 @@ def exercises(
     Raises:
         ValueError: `reach` is longer than `length`, or too short for a fact and its question; the texts hold no words.
     """
-    if reach > length:
-        raise ValueError(
-            f"blocks.recall.reach = {reach} is more than the {length} tokens of an exercise; at most {length}"
-        )
-    if reach < SHORTEST:
-        raise ValueError(f"blocks.recall.reach = {reach} has no room for a fact and its question; at least {SHORTEST}")
     if not count:
         return
+    refuse(misfits(reach, length=length))
     words = words_of(texts, length=length)
     dice = random.Random(seed)
     for _ in range(count):

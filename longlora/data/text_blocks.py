@@ -34,8 +34,6 @@ class TextBlocks(Dataset[dict[str, torch.Tensor]]):
         count = int(self.starts[-1]) // length
         if count == 0:
             raise ValueError(f"the training documents hold {self.starts[-1]} tokens, a block needs {length}")
-        if recall_share > 0 and not self.exercises:
-            raise ValueError(f"fit.recall_share = {recall_share} needs exercises, and blocks.recall.count is 0")
         recalls = round(samples * recall_share)
         kinds = generator.permutation(np.arange(samples) < recalls)
         self.plan = np.empty(samples, dtype=np.int64)

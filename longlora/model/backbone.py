@@ -4,9 +4,7 @@ Sources: a hub id at a revision, a local folder, or a GGUF file inside a Python 
 Weights are never read from pickles and no code of a model's repository is run.
 """
 
-import hashlib
 import importlib.util
-import json
 import shutil
 import subprocess
 import sys
@@ -20,9 +18,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from longlora.section import Section
+from longlora.model.seal import WEIGHTS, sha256
+from longlora.section import Section, write_json
 
-WEIGHTS = "*.safetensors"
 PLAIN_FILES = ("*.json", "tokenizer.model", "*.txt", "*.jinja")
 
 
@@ -52,7 +50,7 @@ def fetch(backbone: Backbone, *, out: Path) -> None:
         tokenizer.model_max_length = config.max_position_embeddings
         tokenizer.save_pretrained(out)
     provenance = {**backbone.model_dump(), "sha256": {f.name: sha256(f) for f in sorted(out.glob(WEIGHTS))}}
-    (out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+    write_json(provenance, out / "provenance.json")
 
 
 def from_folder(backbone: Backbone, *, out: Path) -> None:
@@ -146,8 +144,3 @@ def expect_digest(file: Path, digest: str) -> None:
     actual = sha256(file)
     if actual != digest:
         raise ValueError(f"{file.name} has sha256 {actual}, backbone.revision pins {digest}")
-
-
-def sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -139,7 +139,7 @@ def marked(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, bool]:
 
 
 def add_words(writer: Writer, words: Words) -> None:
-    """Tell `writer`."""
+    """Write the tokenizer metadata."""
     writer.add_tokenizer_model("gpt2")  # GGUF's word for byte-level BPE
     writer.add_tokenizer_pre(words.rule)
     writer.add_token_list(words.tokens)

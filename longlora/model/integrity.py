@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from longlora.model.position import Position, extend, reach
 from longlora.model.seal import broken
+from longlora.section import first_line
 
 PROBE = "The pass key is 90417.\n\tNaïve café, §12: «Ω» 東京 🙂  two  spaces; don't ALL-CAPS e=mc^2 </s>"
 PROBE_TOKENS = 64
@@ -185,7 +186,3 @@ def logits(model: PreTrainedModel, *, length: int) -> Fact:
         if not torch.isfinite(found_BLV).all():
             return Fact(0, f"logits at positions {first} to {first + PROBE_TOKENS - 1} are not finite")
     return Fact(1, f"finite at positions 0 to {PROBE_TOKENS - 1} and {length - PROBE_TOKENS} to {length - 1}")
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

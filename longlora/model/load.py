@@ -4,7 +4,6 @@ Evaluation never sees the sparse attention of training. float32 on a CPU, so tha
 rounding's; bfloat16 on a GPU.
 """
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 from transformers.cache_utils import DynamicLayer
 
 from longlora.model.prefill import unmask
+from longlora.parallel.device import own_gpu
 from longlora.parallel.sharding import world
+from longlora.section import first_line
 
 T = TypeVar("T")
 SMALL = 1024
@@ -54,9 +55,7 @@ def open_model(folder: Path) -> PreTrainedModel:
 
 def gpus() -> str | dict[str, int]:
     """All GPUs for a single process; among several, the own one, which is the first where a scheduler shows each no other."""
-    if world() == 1:
-        return "auto"
-    return {"": int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()}
+    return "auto" if world() == 1 else own_gpu()
 
 
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -71,10 +70,6 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"the tokenizer at {folder} does not open: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def must_reach(model: PreTrainedModel, length: int) -> None:

@@ -5,6 +5,7 @@ W <- W + B A alpha / rank, and the trained embeddings and norms in place of the 
 unless the merged model gives the adapter model's logits.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,25 +14,26 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from longlora.model.seal import seal
+from longlora.section import write_json
 
 TOLERANCE = 1e-4
 """Largest difference of two logits in float32, relative to the largest logit: rounding of W + BA, measured about 1e-6."""
 
 
-def merge(base: Path, adapter: Path, *, out: Path, probe_tokens: int = 256) -> float:
+def merge(base: Path, adapter_folder: Path, *, out: Path, probe_tokens: int = 256) -> float:
     """Write the merged model to the new folder `out`; return the largest relative difference of its logits.
 
     Raises:
         ValueError: the logits differ by more than the tolerance, or are not finite; then nothing is written.
     """
-    config = AutoConfig.from_pretrained(adapter, local_files_only=True)
+    config = AutoConfig.from_pretrained(adapter_folder, local_files_only=True)
     dtype = AutoConfig.from_pretrained(base, local_files_only=True).dtype or torch.float32
-    if not (adapter / "adapter_config.json").exists():
-        model = AutoModelForCausalLM.from_pretrained(adapter, local_files_only=True, dtype=torch.float32)
+    if not (adapter_folder / "adapter_config.json").exists():
+        model = AutoModelForCausalLM.from_pretrained(adapter_folder, local_files_only=True, dtype=torch.float32)
         difference = 0.0
     else:
         model = AutoModelForCausalLM.from_pretrained(base, config=config, local_files_only=True, dtype=torch.float32)
-        adapted = PeftModel.from_pretrained(model, adapter).eval()
+        adapted = PeftModel.from_pretrained(model, adapter_folder).eval()
         before_BLV = logits(adapted, probe_tokens)
         model = adapted.merge_and_unload()
         assert isinstance(model, PreTrainedModel)
@@ -80,7 +82,5 @@ def write(model: PreTrainedModel, *, base: Path, out: Path) -> None:
 
 def lengthen_tokenizer(file: Path, *, length: int) -> None:
     """`model_max_length` of a tokenizer config: tokenizers truncate at it."""
-    import json
-
     settings = json.loads(file.read_text())
-    file.write_text(json.dumps({**settings, "model_max_length": length}, indent=2) + "\n")
+    write_json({**settings, "model_max_length": length}, file)

@@ -6,11 +6,12 @@ stays as it was, and so does the output head. The merge is into the base as it i
 """
 
 import importlib.util
-import os
 
 import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
+
+from longlora.parallel.device import own_gpu
 
 
 def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -28,14 +29,9 @@ def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def place() -> dict[str, int] | None:
-    """Where a process has its quantised weights, which do not move afterwards: on its own GPU, if there is one.
-
-    Some schedulers show each process its own GPU alone, which is then its first, whatever LOCAL_RANK says.
-    """
-    if not torch.cuda.is_available():
-        return None
-    return {"": int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()}
+def device_map() -> dict[str, int] | None:
+    """Where a process has its quantised weights, which do not move afterwards: on its own GPU, if there is one."""
+    return own_gpu() if torch.cuda.is_available() else None
 
 
 def keep_for_training(model: nn.Module) -> None:

@@ -29,8 +29,8 @@ class Ranks:
         return self.rank // self.degree
 
     @property
-    def place(self) -> int:
-        """In the sequence: 0 has its first tokens."""
+    def sp_rank(self) -> int:
+        """Among the processes of one sequence: 0 has its first tokens."""
         return self.rank % self.degree
 
     def share(self, samples: int, *, micro_batch_size: int) -> list[int]:

@@ -23,7 +23,7 @@ from torch import distributed
 from torch.utils.data import Dataset
 
 from longlora.attention.kernels import BackendName, attend, choose
-from longlora.attention.segments import Part, Segments, Shift, one_document, remembered, segment
+from longlora.attention.segments import Shift, one_document, remembered, segment, some_parts
 from longlora.attention.shifted import check, in_autocast, shifted_sparse_attention
 from longlora.data.text_blocks import IGNORED
 from longlora.parallel.ranks import Ranks
@@ -45,12 +45,12 @@ class Together:
         return self.ranks.degree
 
     @property
-    def place(self) -> int:
-        return self.ranks.place
+    def sp_rank(self) -> int:
+        return self.ranks.sp_rank
 
 
 def join(ranks: Ranks) -> Together:
-    """Meet the others of the own sequence; every process must call this, after joining the process group of all."""
+    """The processes of the own sequence. Collective: every rank calls, after joining the process group of all."""
     groups = [
         distributed.new_group(list(range(first, first + ranks.degree)), timeout=PATIENCE)
         for first in range(0, ranks.world, ranks.degree)
@@ -58,7 +58,7 @@ def join(ranks: Ranks) -> Together:
     return Together(groups[ranks.replica], ranks)
 
 
-def must_fit(length: int, *, group_size: int, degree: int) -> None:
+def must_hold_whole_groups(length: int, *, group_size: int, degree: int) -> None:
     """Raises ValueError: a process would hold broken groups; the degrees that are admissible are named."""
     if length % degree or (length // degree) % group_size:
         whole = length // group_size if length % group_size == 0 else 1
@@ -97,7 +97,7 @@ def parallel_attention(
             full attention with key/value heads that cannot be shared out.
     """
     batch, heads, own, dim = q_BHSD.shape
-    length, first = own * together.degree, own * together.place
+    length, first = own * together.degree, own * together.sp_rank
     check(q_BHSD, k_BKSD, v_BKSD, group_size=group_size, document_ids_BL=None, shift=shift)
     if document_ids_BL is not None and document_ids_BL.shape != (batch, length):
         raise ValueError(
@@ -116,7 +116,7 @@ def parallel_attention(
             scaling=scaling,
             backend=backend,
         )
-    must_fit(length, group_size=group_size, degree=together.degree)
+    must_hold_whole_groups(length, group_size=group_size, degree=together.degree)
     ids_BS = None if document_ids_BL is None else document_ids_BL[:, first : first + own]
     half = group_size // 2
     if together.degree == 1 or shift == "none" or half == 0:
@@ -191,26 +191,12 @@ def attend_in_groups(
         outs.append(
             attend(
                 *(x[row].transpose(0, 1) for x in (q_BhTD, k_BkTD, v_BkTD)),
-                parts=some_parts(first_head, first_head + heads, shared=shared, segments=segments),
+                parts=some_parts(first_head, first_head + heads, origin=first_head, shared=shared, segments=segments),
                 scaling=scaling,
                 backend=kernel,
             )
         )
     return torch.stack(outs)
-
-
-def some_parts(first: int, last: int, *, shared: int, segments: Segments) -> list[Part]:
-    """Query heads [first, last) of a model, numbered from 0, with their key/value heads, numbered from 0.
-
-    A key/value head that only some of its query heads read makes a part of its own.
-    """
-    between = {-(-first // shared) * shared, last // shared * shared}
-    edges = sorted({first, last} | {e for e in between if first < e < last})
-    base = first // shared
-    return [
-        Part(slice(a - first, b - first), slice(a // shared - base, -(-b // shared) - base), segments)
-        for a, b in zip(edges[:-1], edges[1:], strict=True)
-    ]
 
 
 def border_ids(ids_BL: torch.Tensor | None, border: int, *, before: int, after: int) -> torch.Tensor | None:
@@ -236,11 +222,11 @@ class Message:
 
     def start(self, outgoing: torch.Tensor, incoming: torch.Tensor, *, step: int) -> None:
         """`step` 1: to the next process, from the one before; -1: the other way. Where there is none, nothing moves."""
-        place, rank, degree = self.together.place, self.together.ranks.rank, self.together.degree
+        sp_rank, rank, degree = self.together.sp_rank, self.together.ranks.rank, self.together.degree
         moves = []
-        if 0 <= place + step < degree:
+        if 0 <= sp_rank + step < degree:
             moves.append(distributed.P2POp(distributed.isend, outgoing.contiguous(), rank + step, self.together.group))
-        if 0 <= place - step < degree:
+        if 0 <= sp_rank - step < degree:
             moves.append(distributed.P2POp(distributed.irecv, incoming, rank - step, self.together.group))
         self.moves, self.incoming = moves, incoming  # alive until they have arrived
         self.works = distributed.batch_isend_irecv(moves) if moves else []
@@ -258,7 +244,7 @@ class Send(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tail_2BkTD: torch.Tensor, message: Message) -> torch.Tensor:
         ctx.message = message
-        before = 0 if message.together.place == 0 else tail_2BkTD.shape[3]
+        before = 0 if message.together.sp_rank == 0 else tail_2BkTD.shape[3]
         coming_2BkTD = tail_2BkTD.new_empty(*tail_2BkTD.shape[:3], before, tail_2BkTD.shape[4])
         message.start(tail_2BkTD, coming_2BkTD, step=1)
         return coming_2BkTD
@@ -285,7 +271,7 @@ class Receive(torch.autograd.Function):
         return grad_2BkTD, None, None
 
 
-class Shards(Dataset[dict[str, torch.Tensor]]):
+class SequenceShards(Dataset[dict[str, torch.Tensor]]):
     """Of each block the tokens of one process, with what its last one is to predict, and the documents of all."""
 
     def __init__(self, blocks: Dataset[dict[str, torch.Tensor]], ranks: Ranks, *, length: int) -> None:
@@ -300,7 +286,7 @@ class Shards(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         block = self.blocks[index]
         own = self.length // self.ranks.degree
-        tokens = slice(self.ranks.place * own, (self.ranks.place + 1) * own)
+        tokens = slice(self.ranks.sp_rank * own, (self.ranks.sp_rank + 1) * own)
         targets_L = torch.nn.functional.pad(block["labels"][1:], (0, 1), value=IGNORED)
         positions_L = block["position_ids"]
         begins_L = positions_L.diff(prepend=positions_L[:1] - 1) != 1

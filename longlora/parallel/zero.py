@@ -71,7 +71,7 @@ def meet_on_cpu() -> None:
 
 
 def whole(parameters: dict[str, nn.Parameter], *, keep: bool) -> dict[str, torch.Tensor]:
-    """The parameters, in the host's memory. The processes hold parts of each, so all must ask; who does not `keep` gets none."""
+    """The whole parameters, in the host's memory. Collective: every rank calls; only ranks with keep=True get tensors."""
     from deepspeed.utils import safe_get_full_fp32_param  # pyright: ignore[reportMissingImports]
 
     gathered = ((name, safe_get_full_fp32_param(p)) for name, p in parameters.items())
@@ -79,7 +79,7 @@ def whole(parameters: dict[str, nn.Parameter], *, keep: bool) -> dict[str, torch
 
 
 def whole_states(parameters: dict[str, nn.Parameter], *, engine: Any, keep: bool) -> dict[str, dict[str, torch.Tensor]]:
-    """Adam's state of each parameter, likewise."""
+    """Adam's whole state of each parameter. Collective, as `whole`."""
     from deepspeed.utils import safe_get_full_optimizer_state  # pyright: ignore[reportMissingImports]
 
     link(engine)

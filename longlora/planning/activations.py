@@ -5,7 +5,7 @@ memory profiler see in a small Llama. Letters: d hidden size; F feed-forward wid
 """
 
 from longlora.planning.cost import Shape, Workload
-from longlora.section import Section
+from longlora.section import Frozen
 
 LOGIT_BYTES = 12
 """Per token and word at the loss's peak: logits in float32 (4), their saved log-softmax (4), its gradient (4), as the memory
@@ -20,7 +20,7 @@ FEED_FORWARD = (("gate_proj", "up_proj"), ("down_proj",))
 """The matrices of a layer, those together that read the same tensor."""
 
 
-class Activations(Section):
+class Activations(Frozen):
     """Bytes that one micro-batch holds on one GPU, beside parameters, gradients and optimiser."""
 
     kept: float

@@ -8,20 +8,20 @@ Letters: L tokens of a sequence; G of a group; d hidden size; n layers; H query 
 b bytes of a number in the run's dtype.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, computed_field
 
-from longlora.section import Section, nearest
+from longlora.attention.groups import group_size
+from longlora.section import Frozen, nearest
 
 UNGATED = ("bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "opt", "phi")
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
 
-class Shape(Section):
+class Shape(Frozen):
     """The sizes of a decoder-only transformer whose feed-forward has three matrices (Llama, Mistral, Qwen)."""
 
     hidden: int = Field(gt=0)
@@ -99,7 +99,7 @@ class Shape(Section):
         return self.layers * (matrices + biases) + self.norms + self.embedding * (1 if self.tied else 2)
 
 
-class Workload(Section):
+class Workload(Frozen):
     """The part of a recipe that costs time and memory."""
 
     context: int
@@ -125,10 +125,10 @@ class Workload(Section):
 
     @property
     def group(self) -> int:
-        """Tokens that a query's group spans, rounded as longlora.attention.shifted does; all of them in full attention."""
+        """Tokens that a query's group spans; all of them in full attention."""
         if self.pattern == "full":
             return self.context
-        return min(self.context, 2 * math.ceil(self.context * self.group_ratio / 2 - 1e-9))
+        return min(self.context, group_size(self.context, self.group_ratio))
 
     @property
     def fused(self) -> bool:
@@ -177,7 +177,7 @@ def trained_parameters(shape: Shape, *, workload: Workload) -> int:
     return adapter_parameters(shape, workload=workload) + sum(whole[kind] for kind in set(workload.trainable))
 
 
-class Flops(Section):
+class Flops(Frozen):
     """FLOPs of one forward pass over one sequence, by part; a multiplication and an addition are two."""
 
     attention: float

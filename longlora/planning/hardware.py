@@ -10,13 +10,14 @@ Communication between GPUs is taken as hidden behind arithmetic; traffic to the 
 are 2^30 bytes throughout, as the GPUs' own tools count.
 """
 
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from pydantic import Field, ValidationError, computed_field
 
+from longlora.parallel.batch import accumulation
 from longlora.planning.activations import activations
 from longlora.planning.cost import Shape, Workload, step_flops, trained_parameters
-from longlora.section import Section, complaint, nearest
+from longlora.section import Frozen, complaint, nearest
 
 GB = 2**30
 
@@ -54,7 +55,7 @@ GPUS = {
 }
 
 
-class Hardware(Section):
+class Hardware(Frozen):
     """GPUs and how the model is laid over them. `Hardware.of` fills in what a GPU's name says."""
 
     gpu: str
@@ -64,42 +65,27 @@ class Hardware(Section):
     float32_tflops: float = Field(gt=0)
     host_gb_s: float = Field(gt=0)
     """Between a GPU and the host's memory."""
-    gpus: int = Field(gt=0)
-    zero: int = Field(ge=0, le=3)
+    gpus: int = Field(default=1, gt=0)
+    zero: int = Field(default=0, ge=0, le=3)
     """ZeRO stage: 1 partitions the optimiser, 2 the gradients too, 3 the parameters too."""
-    sequence_parallel: int = Field(gt=0)
+    sequence_parallel: int = Field(default=1, gt=0)
     """GPUs that share one sequence."""
-    offload_optimizer: bool
-    offload_parameters: bool
-    offload_checkpoints: bool
-    price: float | None = Field(ge=0)
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    offload_checkpoints: bool = False
+    price: float | None = Field(default=None, ge=0)
     """Of one GPU for one hour."""
-    utilisation: float = Field(gt=0, le=1)
+    utilisation: float = Field(default=UTILISATION, gt=0, le=1)
     """Share of the peak that matrix products reach."""
-    on_cpu: bool
+    on_cpu: bool = False
     """Whether the memory is the host's own, so that nothing can be laid off to it."""
-    runtime_gb: float | None = Field(ge=0)
+    runtime_gb: float | None = Field(default=None, ge=0)
     """What the process takes before the model is there; None for what the constants above say."""
 
     @classmethod
-    def of(
-        cls,
-        gpu: str,
-        *,
-        gpus: int = 1,
-        zero: int = 0,
-        sequence_parallel: int = 1,
-        offload_optimizer: bool = False,
-        offload_parameters: bool = False,
-        offload_checkpoints: bool = False,
-        price: float | None = None,
-        utilisation: float = UTILISATION,
-        memory_gb: float | None = None,
-        tflops: float | None = None,
-        on_cpu: bool = False,
-        runtime_gb: float | None = None,
-    ) -> Self:
+    def of(cls, gpu: str, *, memory_gb: float | None = None, tflops: float | None = None, **layout: Any) -> Self:
         """A GPU by name, or any device given its `memory_gb` and `tflops` (in the run's dtype); those given win over the name's.
+        `layout`: the other fields.
 
         Raises:
             ValueError: an unknown name without both numbers, or a layout that contradicts itself.
@@ -110,34 +96,19 @@ class Hardware(Section):
                 other = "" if memory_gb is None and tflops is None else " (or give memory_gb and tflops)"
                 raise ValueError(f"unknown GPU '{gpu}'{nearest(gpu.upper(), list(GPUS))}{other}")
             known = Gpu(memory_gb, tflops, tflops, host_gb_s=25)
+        given = {"memory_gb": memory_gb, "tflops": tflops, "float32_tflops": tflops}
+        sizes = {**known._asdict(), **{name: number for name, number in given.items() if number is not None}}
         try:
-            hardware = cls(
-                gpu=gpu,
-                memory_gb=known.memory_gb if memory_gb is None else memory_gb,
-                tflops=known.tflops if tflops is None else tflops,
-                float32_tflops=known.float32_tflops if tflops is None else tflops,
-                host_gb_s=known.host_gb_s,
-                gpus=gpus,
-                zero=zero,
-                sequence_parallel=sequence_parallel,
-                offload_optimizer=offload_optimizer,
-                offload_parameters=offload_parameters,
-                offload_checkpoints=offload_checkpoints,
-                price=price,
-                utilisation=utilisation,
-                on_cpu=on_cpu,
-                runtime_gb=runtime_gb,
-            )
+            hardware = cls(gpu=gpu, **sizes, **layout)
         except ValidationError as error:
             raise ValueError("; ".join(complaint(cls, "hardware", e) for e in error.errors())) from None
-        if gpus % sequence_parallel:
+        gpus, degree, zero = hardware.gpus, hardware.sequence_parallel, hardware.zero
+        if gpus % degree:
             degrees = [d for d in range(1, gpus + 1) if gpus % d == 0]
-            raise ValueError(
-                f"sequence-parallel degree {sequence_parallel} must divide the {gpus} GPUs: one of {degrees}"
-            )
-        if offload_optimizer and zero < 1:
+            raise ValueError(f"sequence-parallel degree {degree} must divide the {gpus} GPUs: one of {degrees}")
+        if hardware.offload_optimizer and zero < 1:
             raise ValueError("the optimiser is laid off to the host from ZeRO stage 1 on, and the stage is 0")
-        if offload_parameters and zero < 3:
+        if hardware.offload_parameters and zero < 3:
             raise ValueError(f"the parameters are laid off to the host in ZeRO stage 3, and the stage is {zero}")
         return hardware
 
@@ -154,21 +125,16 @@ class Hardware(Section):
 
 def check_layout(hardware: Hardware, *, workload: Workload) -> None:
     """Raise ValueError where the recipe cannot be cut the way the hardware is laid out."""
-    degree, together = hardware.sequence_parallel, workload.micro_batch_size * hardware.replicas
+    degree = hardware.sequence_parallel
     if workload.context % degree:
         raise ValueError(
             f"position.context = {workload.context} must be a multiple of the sequence-parallel degree {degree}; the nearest "
             f"is {max(1, round(workload.context / degree)) * degree}"
         )
-    if workload.global_batch_size % together:
-        fitting = max(1, round(workload.global_batch_size / together)) * together
-        raise ValueError(
-            f"fit.global_batch_size = {workload.global_batch_size} must be a multiple of micro_batch_size x replicas = "
-            f"{workload.micro_batch_size} x {hardware.replicas}; the nearest is {fitting}"
-        )
+    accumulation(workload.global_batch_size, micro_batch_size=workload.micro_batch_size, replicas=hardware.replicas)
 
 
-class Memory(Section):
+class Memory(Frozen):
     """GB on each GPU at the highest point of a step, by part."""
 
     parameters: float

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from longlora.planning.cost import Flops, Shape, Workload, check, forward_flops, trained_parameters
 from longlora.planning.hardware import Hardware, Memory, check_layout, memory, step_seconds
-from longlora.section import Section, nearest
+from longlora.section import Frozen, nearest
 
 KEYS = {
     "context": "position.context",
@@ -45,7 +45,7 @@ CLOSE = 0.15
 """The memory estimate's error on Table 12 stays below this share."""
 
 
-class Remedy(Section):
+class Remedy(Frozen):
     """What makes a run fit, and how it is then."""
 
     changes: tuple[str, ...]
@@ -53,7 +53,7 @@ class Remedy(Section):
     hours: float
 
 
-class Estimate(Section):
+class Estimate(Frozen):
     """The plan of one run. GB are 2^30 bytes, per GPU and at the step's highest point."""
 
     hardware: Hardware

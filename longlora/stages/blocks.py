@@ -1,6 +1,5 @@
 """Tokenise the documents once; split them into training and held-out; write recall exercises."""
 
-import json
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -10,7 +9,7 @@ from longlora.data.heldout import elsewhere, split
 from longlora.data.recall import exercises
 from longlora.data.texts import read
 from longlora.model.position import Position
-from longlora.section import run
+from longlora.section import run, write_json
 
 
 def stage(base: Path, tokens: Path, heldout: Path, counts: Path, blocks: Blocks, position: Position) -> None:
@@ -37,8 +36,7 @@ def stage(base: Path, tokens: Path, heldout: Path, counts: Path, blocks: Blocks,
         out=tokens,
         heldout=heldout,
     )
-    counts.parent.mkdir(parents=True, exist_ok=True)
-    counts.write_text(json.dumps({"blocks": report}, indent=2) + "\n")
+    write_json({"blocks": report}, counts)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Judge the scores by the rules. A refusal is a result, not a failure of the stage: promotion reads it."""
 
-import json
 from pathlib import Path
 
 import yaml
@@ -8,7 +7,7 @@ import yaml
 from longlora.report.gate import Gate, judge
 from longlora.report.scores import read
 from longlora.report.written import refuse_others, written
-from longlora.section import read_params, run
+from longlora.section import read_params, run, write_json
 
 
 def stage(params: Path, scores: Path, verdict: Path, gate: Gate) -> None:
@@ -16,8 +15,7 @@ def stage(params: Path, scores: Path, verdict: Path, gate: Gate) -> None:
     pipeline = yaml.safe_load(params.with_name("dvc.yaml").read_text())
     refuse_others(scores, files=written(pipeline, params=read_params(params)))
     result = judge(gate, scores=read(scores))
-    verdict.parent.mkdir(parents=True, exist_ok=True)
-    verdict.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    write_json(result, verdict)
     for rule in result["rules"]:
         print(f"{'passed ' if rule['passed'] else 'REFUSED'}  {rule['name']}: {rule['reason']}")
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from longlora.model.licence import Licence, measure
-from longlora.section import run
+from longlora.section import run, write_json
 
 
 def stage(base: Path, texts: Path, pairs: Path, scores: Path, licence: Licence) -> None:
@@ -14,8 +14,7 @@ def stage(base: Path, texts: Path, pairs: Path, scores: Path, licence: Licence) 
         pairs=json.loads(pairs.read_text())["sources"],
         licence=licence,
     )
-    scores.parent.mkdir(parents=True, exist_ok=True)
-    scores.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write_json(result, scores)
 
 
 if __name__ == "__main__":

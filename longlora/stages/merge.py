@@ -6,8 +6,8 @@ from longlora.model.merge import merge
 from longlora.section import run
 
 
-def stage(base: Path, adapter: Path, extended: Path) -> None:
-    difference = merge(base, adapter, out=extended)
+def stage(base: Path, adapter_folder: Path, extended: Path) -> None:
+    difference = merge(base, adapter_folder, out=extended)
     print(f"merged; logits differ by at most {difference:.1e} of the largest")
 
 

@@ -5,7 +5,6 @@ finite ends the run. Checkpoints are whole or absent, hold no pickle, and lie in
 determines the result: the same run resumes bit for bit, another run never finds them.
 """
 
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -27,29 +26,23 @@ from transformers import (
 )
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from longlora.attention.shifted import Attention, enable, group_size
+from longlora.attention.groups import group_size
+from longlora.attention.shifted import Attention, enable
 from longlora.data.packing import training_blocks
 from longlora.model.adapter import Adapter, attach, save, trained_parameters
 from longlora.model.position import Position, extend
-from longlora.model.quantized import keep_for_training, nf4, place
+from longlora.model.quantized import device_map, keep_for_training, nf4
+from longlora.parallel.batch import accumulation
 from longlora.parallel.ranks import Ranks, from_environment, must_agree
-from longlora.parallel.sequence_parallel import Shards, join, must_fit, parallel_attention
+from longlora.parallel.sequence_parallel import SequenceShards, join, must_hold_whole_groups, parallel_attention
 from longlora.parallel.zero import Zero, meet_on_cpu, zero_from_environment
-from longlora.section import Section, Seed
-from longlora.training.checkpoint import (
-    Stop,
-    alone,
-    checkpoint_folder,
-    checkpoint_step,
-    digest,
-    latest,
-    load_parameters,
-)
+from longlora.section import Section, Seed, write_json
+from longlora.training.checkpoint import checkpoint_folder, checkpoint_lock, checkpoint_step, digest, latest
 from longlora.training.energy import Meter
 from longlora.training.history import History, write_cost
 from longlora.training.loss import chunk_loss
 from longlora.training.tile import tile_mlp
-from longlora.training.trainer import LongTrainer, Switch
+from longlora.training.trainer import FullAttentionAtEnd, LongTrainer, Stop, load_parameters
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -68,7 +61,7 @@ class Fit(Section):
     neftune_noise_alpha: float | None = Field(gt=0)
     """NEFTune (Jain et al. 2024, arXiv 2310.05914): noise on the embeddings, 5 to 15; null is off."""
     learning_rate: float = Field(gt=0)
-    """Of AdamW, at its highest: what `lr_scheduler_type` starts from after the warm-up."""
+    """Peak AdamW learning rate, after the warm-up."""
     loraplus_lr_ratio: float = Field(gt=0)
     """Hayou et al. 2024: learning rate of the B matrices over that of A; 1 is off."""
     lr_scheduler_type: Literal["constant_with_warmup", "linear", "cosine"]
@@ -76,7 +69,7 @@ class Fit(Section):
     warmup_steps: int = Field(ge=0)
     """Steps in which the rate rises from 0, on a line."""
     betas: tuple[Beta, Beta]
-    """AdamW's decay, per step, of the mean of gradients and of that of their squares."""
+    """AdamW's betas: decay, per step, of the running mean of gradients and of their squares."""
     weight_decay: float = Field(ge=0)
     """AdamW's, times the learning rate: the share of each trained weight that a step takes away."""
     max_grad_norm: float = Field(gt=0)
@@ -97,28 +90,13 @@ class Fit(Section):
     """Steps of a row of the training history, whose loss is their mean."""
     seed: Seed
 
-    def accumulation(self, replicas: int) -> int:
-        """Micro-batches per optimiser step and replica.
-
-        Raises:
-            ValueError: the global batch is not a multiple of micro_batch_size x replicas.
-        """
-        together = self.micro_batch_size * replicas
-        if self.global_batch_size % together:
-            fitting = max(together, self.global_batch_size // together * together)
-            raise ValueError(
-                f"fit.global_batch_size = {self.global_batch_size} must be a multiple of micro_batch_size x replicas = "
-                f"{self.micro_batch_size} x {replicas}; the nearest is {fitting}"
-            )
-        return self.global_batch_size // together
-
 
 def train(
     tokens: Path,
     *,
     pairs: Path | None = None,
     base: Path,
-    out: Path,
+    adapter_folder: Path,
     history: Path,
     cost: Path,
     position: Position,
@@ -126,17 +104,20 @@ def train(
     adapter: Adapter,
     settings: Fit,
 ) -> None:
-    """Fine-tune `base` on the blocks of `tokens` and of `pairs`; write the adapter `out`, the training `history` and its `cost`.
+    """Fine-tune `base` on the blocks of `tokens` and of `pairs`; write the adapter to `adapter_folder`, the training `history` and
+    its `cost`.
 
     Raises:
         ValueError: settings that do not fit together, or a loss that is not finite.
         SystemExit: 143 after SIGTERM, with a checkpoint written.
     """
     ranks, zero = from_environment(), zero_from_environment()
-    accumulation = settings.accumulation(ranks.replicas)
+    micro_batches = accumulation(
+        settings.global_batch_size, micro_batch_size=settings.micro_batch_size, replicas=ranks.replicas
+    )
     if ranks.degree > 1 and attention.pattern == "s2":
         size = group_size(position.context, attention.group_ratio)
-        must_fit(position.context, group_size=size, degree=ranks.degree)
+        must_hold_whole_groups(position.context, group_size=size, degree=ranks.degree)
     if adapter.quantized and zero and zero.stage == 3:
         raise ValueError(
             "adapter.quantized: ZeRO-3 shares out the weights, which four bits do not allow here; LONGLORA_ZERO = 2"
@@ -155,9 +136,9 @@ def train(
     set_seed(settings.seed)
     model = build(base, position=position, adapter=adapter, dtype=settings.dtype)
     args = arguments(
-        settings, checkpoints=checkpoints, accumulation=accumulation, zero=zero, degree=ranks.degree
+        settings, checkpoints=checkpoints, accumulation=micro_batches, zero=zero, degree=ranks.degree
     )  # meets the other processes
-    with alone(checkpoints, first=ranks.rank == 0, device=args.device):
+    with checkpoint_lock(checkpoints, first=ranks.rank == 0, device=args.device):
         restore_head = chunk_loss(causal_model(model), chunk=settings.loss_chunk)
         if settings.mlp_tile:
             tile_mlp(model, tile=settings.mlp_tile)
@@ -165,11 +146,11 @@ def train(
         attend(attention)
         trainer = LongTrainer(
             model=model,
-            train_dataset=blocks if ranks.degree == 1 else Shards(blocks, ranks, length=position.context),
+            train_dataset=blocks if ranks.degree == 1 else SequenceShards(blocks, ranks, length=position.context),
             args=args,
             callbacks=[
                 History(history, steps=settings.steps, tokens_per_step=settings.global_batch_size * position.context),
-                Switch(attend, attention=attention, steps=settings.steps),
+                FullAttentionAtEnd(attend, attention=attention, steps=settings.steps),
                 stop := Stop(),
             ],
             ranks=ranks,
@@ -182,7 +163,7 @@ def train(
         must_agree(done, where=checkpoints, device=args.device)
         trainer.train(resume_from_checkpoint=str(first) if first else None)
         if stop.asked:
-            leave()
+            barrier_and_destroy()
             raise SystemExit(143)
         restore_head()
         trained = trainer.whole_parameters()  # of all processes, which must all ask
@@ -191,17 +172,17 @@ def train(
                 unset_hf_deepspeed_config()
                 model = build(base, position=position, adapter=adapter, dtype=settings.dtype)
                 load_parameters(model, trained)
-            out.parent.mkdir(parents=True, exist_ok=True)
+            adapter_folder.parent.mkdir(parents=True, exist_ok=True)
             config = causal_model(model).config
             own = AutoConfig.from_pretrained(base, local_files_only=True).get_text_config()
             config.use_cache = getattr(own, "use_cache", True)  # training went without
-            save(model, out)
+            save(model, adapter_folder)
             recipe = {type(s).__name__.lower(): s.model_dump() for s in sections}
-            (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
+            write_json(recipe, adapter_folder / "recipe.json")
             seen = (settings.steps - done) * settings.global_batch_size * position.context
             write_cost(cost, model=model, tokens=seen, meter=meter)
             shutil.rmtree(checkpoints, ignore_errors=True)
-        leave()
+        barrier_and_destroy()
 
 
 def attention_over(model: PreTrainedModel | PeftModel, ranks: Ranks) -> Callable[[Attention], None]:
@@ -212,8 +193,8 @@ def attention_over(model: PreTrainedModel | PeftModel, ranks: Ranks) -> Callable
     return partial(enable, causal_model(model), attend=together, degree=ranks.degree)
 
 
-def leave() -> None:
-    """Part from the other processes, when all have come this far."""
+def barrier_and_destroy() -> None:
+    """Barrier, then destroy the process group; nothing in a lone process."""
     if distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()
@@ -224,7 +205,9 @@ def build(base: Path, *, position: Position, adapter: Adapter, dtype: str) -> Pr
     config = extend(
         AutoConfig.from_pretrained(base, local_files_only=True), method=position.method, context=position.context
     )
-    quantized = {"quantization_config": nf4(getattr(torch, dtype)), "device_map": place()} if adapter.quantized else {}
+    quantized = (
+        {"quantization_config": nf4(getattr(torch, dtype)), "device_map": device_map()} if adapter.quantized else {}
+    )
     model = AutoModelForCausalLM.from_pretrained(
         base, config=config, local_files_only=True, dtype=getattr(torch, dtype), **quantized
     )

@@ -5,7 +5,6 @@ runs. Times and memory do differ, so they are in a file of their own.
 """
 
 import csv
-import json
 import resource
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from longlora.model.adapter import trained_parameters
+from longlora.section import write_json
 from longlora.training.energy import Meter
 
 COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "tokens")
@@ -74,8 +74,7 @@ def write_cost(file: Path, *, model: nn.Module, tokens: int, meter: Meter) -> No
         **{f"{kind}_energy_wh": round(used, 3) for kind, used in energy.items()},
         **({} if energy else {"energy": UNCOUNTED}),
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({file.stem: figures}, indent=2) + "\n")
+    write_json({file.stem: figures}, file)
 
 
 def peak_memory() -> int:
