@@ -17,20 +17,15 @@ import torch
 from pydantic import Field, field_validator
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from longlora.data import passkey_words as words
 from longlora.data.prompt import chat_turn, continuation, opening
 from longlora.evaluation.interval import binomial
 from longlora.model.load import batch_tokens, must_reach, shareable, spread
 from longlora.parallel.sharding import ours, say, whole
 from longlora.section import Section, Seed
 
-HEAD = (
-    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
-    "I will quiz you about the important information there.\n"
-)
-FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-NEEDLE = "\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
-QUESTION = "\nWhat is the pass key?"
-LEAD = "The pass key is"
+QUESTION = "\n" + words.QUESTION.format(label=words.LABEL)
+LEAD = words.LEAD.format(label=words.LABEL)
 CHUNK = 512
 """Tokens of one forward pass over a cache: its mask has chunk x length entries, a share chunk / 2 length of them wasted."""
 
@@ -79,13 +74,13 @@ class Writer:
         self.tokenizer = tokenizer
         if prompt == "chat":
             before, after = chat_turn(tokenizer)
-            self.head = continuation(tokenizer, before + HEAD, after="")
+            self.head = continuation(tokenizer, before + words.PREAMBLE, after="")
             self.end = continuation(tokenizer, QUESTION + after + LEAD, after="again")
         else:
-            self.head = opening(tokenizer, HEAD)
+            self.head = opening(tokenizer, words.PREAMBLE)
             self.end = continuation(tokenizer, QUESTION + " " + LEAD, after="again")
-        self.first = continuation(tokenizer, FILLER, after="\n")
-        self.next = continuation(tokenizer, " " + FILLER, after=FILLER)
+        self.first = continuation(tokenizer, words.FILLER, after="\n")
+        self.next = continuation(tokenizer, " " + words.FILLER, after=words.FILLER)
 
     def write(self, key: str, *, length: int, depth: float) -> Prompt:
         """The prompt for `key`: question and answer together have `length` tokens.
@@ -93,7 +88,8 @@ class Writer:
         Raises:
             ValueError: `length` has no room for the fixed parts.
         """
-        needle = continuation(self.tokenizer, NEEDLE.format(key=key), after="again")
+        fact = words.FACT.format(label=words.LABEL, value=key)
+        needle = continuation(self.tokenizer, f"\n{fact}", after="again")
         lead, answer = self.parted(continuation(self.tokenizer, " " + key, after=LEAD))
         room = length - len(self.head) - len(needle) - len(self.end) - len(lead + answer)
         if room < 0:
