@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.data import passkey_words as words
 from longlora.data.prompt import chat_turn, continuation, opening
-from longlora.evaluation.interval import binomial
+from longlora.evaluation.interval import of_trials
 from longlora.model.load import batch_tokens, must_reach, shareable, spread
 from longlora.parallel.sharding import ours, say, whole
 from longlora.section import Section, Seed
@@ -208,8 +208,8 @@ def measure(
     for length, cells in cells_of.items():
         by_depth = hits(model, cells=cells, prefix=prefix)
         found = [hit for row in by_depth for hit in row]
-        cuts = {f"{d:.2f}": score(row) for d, row in zip(settings.depths, by_depth, strict=True)}
-        result[str(length)] = score(found) | {"depth": cuts}
+        cuts = {f"{d:.2f}": of_trials(row) for d, row in zip(settings.depths, by_depth, strict=True)}
+        result[str(length)] = of_trials(found) | {"depth": cuts}
         say(f"{length} tokens: {sum(found)} of {len(found)} keys found")
     return {"passkey": {label: result}}
 
@@ -218,13 +218,3 @@ def keys(settings: Passkey, *, length: int, depth: float) -> list[str]:
     """A cell's keys: they depend on the seed and the cell, not on which other cells there are."""
     generator = random.Random(f"{settings.seed} {length} {depth}")
     return [str(generator.randrange(10 ** (settings.digits - 1), 10**settings.digits)) for _ in range(settings.samples)]
-
-
-def score(found: list[bool]) -> dict[str, Any]:
-    low, high = binomial(sum(found), len(found))
-    return {
-        "value": round(sum(found) / len(found), 6),
-        "low": round(low, 6),
-        "high": round(high, 6),
-        "trials": len(found),
-    }

@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
-from longlora.evaluation.interval import grouped
+from longlora.evaluation.interval import figure, grouped
 from longlora.evaluation.windows import SCORED, Place, Window, nats, places, token_nats
 from longlora.parallel.sharding import rank, say
 from longlora.section import Section, Seed
@@ -147,24 +147,15 @@ def perplexity(total: float, tokens: int) -> float:
 
 
 def mean(sums_P: np.ndarray, *, counts_P: np.ndarray, documents_P: list[int]) -> dict[str, Any]:
-    """Nats per token with its interval, by the spread between documents; null where that is not a number."""
-    low, high = grouped(sums_P, counts_N=counts_P, groups_N=documents_P)
-    figures = {"value": float(sums_P.sum() / counts_P.sum()), "low": low, "high": high}
-    return {name: round(figure, 6) if np.isfinite(figure) else None for name, figure in figures.items()}
+    """Nats per token with its interval, by the spread between documents."""
+    return figure(sums_P.sum() / counts_P.sum(), grouped(sums_P, counts_N=counts_P, groups_N=documents_P))
 
 
 def score(sums_P: np.ndarray, *, counts_P: np.ndarray, documents_P: list[int]) -> dict[str, Any]:
-    """Perplexity with its interval, by the spread between documents; what is not finite is null (JSON has no NaN)."""
+    """Perplexity with its interval, by the spread between documents."""
     low, high = grouped(sums_P, counts_N=counts_P, groups_N=documents_P)
-    figures = {
-        "value": perplexity(sums_P.sum(), int(counts_P.sum())),
-        "low": perplexity(low, 1),
-        "high": perplexity(high, 1),
-    }
-    return {
-        **{name: round(figure, 6) if np.isfinite(figure) else None for name, figure in figures.items()},
-        "tokens": int(counts_P.sum()),
-    }
+    tokens = int(counts_P.sum())
+    return figure(perplexity(sums_P.sum(), tokens), (perplexity(low, 1), perplexity(high, 1)), tokens=tokens)
 
 
 def measure(
