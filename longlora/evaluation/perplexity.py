@@ -83,31 +83,21 @@ def chosen_places(documents: list[np.ndarray], settings: Perplexity) -> list[Pla
 
 
 def controlled(
-    model: PreTrainedModel,
-    *,
-    documents: list[np.ndarray],
-    settings: Perplexity,
-    known: dict[int, np.ndarray] | None = None,
-) -> tuple[list[Place], dict[int, np.ndarray]]:
-    """The places, and per length the nats (P,) of their last tokens; those of `known` lengths are not computed anew.
-
-    Raises:
-        ValueError: as `places`.
-    """
-    chosen, scores = chosen_places(documents, settings), dict(known or {})
+    model: PreTrainedModel, *, documents: list[np.ndarray], chosen: list[Place], settings: Perplexity
+) -> tuple[dict[int, np.ndarray], np.ndarray | None]:
+    """Per length the nats (P,) of the last tokens of the chosen places; and those (P, L - 1), float64, of every token but the first
+    of the longest windows, which are read once for both, or None without bands."""
+    longest, sums, nats_PL = max(settings.lengths), dict[int, np.ndarray](), None
+    if settings.bands:
+        windows = [Window(p.document, p.end - longest, p.end, longest - 1) for p in chosen]
+        nats_PL = token_nats(model, documents=documents, windows=windows).astype(np.float64)
+        sums[longest] = nats_PL[:, -settings.last :].sum(axis=1)
     for length in sorted(settings.lengths):
-        if length not in scores:
+        if length not in sums:
             windows = [Window(p.document, p.end - length, p.end, settings.last) for p in chosen]
-            scores[length] = nats(model, documents=documents, windows=windows)
-        say(f"{length} tokens: perplexity {perplexity(scores[length].sum(), len(chosen) * settings.last):.4g}")
-    return chosen, {length: scores[length] for length in sorted(scores)}
-
-
-def longest_windows(model: PreTrainedModel, *, documents: list[np.ndarray], settings: Perplexity) -> np.ndarray:
-    """Nats (P, L - 1), float64, of every token but the first of the longest windows."""
-    length = max(settings.lengths)
-    windows = [Window(p.document, p.end - length, p.end, length - 1) for p in chosen_places(documents, settings)]
-    return token_nats(model, documents=documents, windows=windows).astype(np.float64)
+            sums[length] = nats(model, documents=documents, windows=windows)
+        say(f"{length} tokens: perplexity {perplexity(sums[length].sum(), len(chosen) * settings.last):.4g}")
+    return {length: sums[length] for length in sorted(sums)}, nats_PL
 
 
 def by_position(nats_PL: np.ndarray, *, bands: int, documents_P: list[int]) -> dict[str, Any]:
@@ -166,9 +156,8 @@ def measure(
     Raises:
         ValueError: no document is as long as the longest window, or there are none.
     """
-    nats_PL = longest_windows(model, documents=documents, settings=settings) if settings.bands else None
-    known = {} if nats_PL is None else {max(settings.lengths): nats_PL[:, -settings.last :].sum(axis=1)}
-    chosen, sums = controlled(model, documents=documents, settings=settings, known=known)
+    chosen = chosen_places(documents, settings)
+    sums, nats_PL = controlled(model, documents=documents, chosen=chosen, settings=settings)
     if rank() == 0:
         write_parts(parts, chosen=chosen, sums=sums, last=settings.last)
     counts_P, documents_P = np.full(len(chosen), settings.last), [p.document for p in chosen]
