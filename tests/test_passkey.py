@@ -20,7 +20,8 @@ from transformers import (
 from longlora.data.passkey_words import FILLER, PREAMBLE
 from longlora.evaluation import passkey
 from longlora.evaluation.passkey import Passkey, Prompt, Writer, hits, keys, measure, prefix_of
-from longlora.model.load import shareable
+from longlora.model import cache
+from longlora.model.cache import shareable
 from longlora.stages.passkey import stage
 
 torch.set_num_threads(1)  # matrices this small are slower on two
@@ -161,7 +162,7 @@ def greedy(model, question: list[int], count: int) -> list[int]:
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("chunk", [7, 512])
 def test_a_hit_is_what_greedy_generation_calls_right(share, chunk, monkeypatch):
-    monkeypatch.setattr(passkey, "CHUNK", chunk)
+    monkeypatch.setattr(cache, "CHUNK", chunk)
     monkeypatch.setattr(passkey, "batch_tokens", lambda model: 170)
     model, generator = tiny(), torch.Generator().manual_seed(3)
     trunk = torch.randint(340, (60,), generator=generator).tolist()

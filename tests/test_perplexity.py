@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,12 +16,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from longlora.evaluation import perplexity, windows
 from longlora.evaluation.perplexity import Perplexity, Sliding, chosen_places, controlled, measure, sliding_windows
-from longlora.evaluation.windows import Window, nats, places
+from longlora.evaluation.windows import Window, nats
 from longlora.stages.perplexity import stage
 
 torch.set_num_threads(1)  # matrices this small are slower on two
 
 VOCABULARY = 53
+places = partial(windows.places, setting="perplexity.lengths")
 
 
 def tiny(seed: int = 0) -> LlamaForCausalLM:
@@ -105,7 +107,9 @@ def test_one_document_gives_no_more_places_than_asked_for():
 
 
 def test_no_document_long_enough_names_the_longest():
-    with pytest.raises(ValueError, match=r"no held-out document has 41 tokens.*longest has 40"):
+    with pytest.raises(
+        ValueError, match=r"no held-out document has 41 tokens.*longest has 40: lower perplexity.lengths,"
+    ):
         places([12, 40, 3], longest=41, last=6, samples=5, seed=0)
     with pytest.raises(ValueError, match="the longest has 0"):
         places([], longest=41, last=6, samples=5, seed=0)

@@ -61,6 +61,7 @@ def windows_of(documents: list[np.ndarray], settings: LongPPL) -> list[Place]:
         last=settings.length,
         samples=settings.samples,
         seed=settings.seed,
+        setting="longppl.length",
     )
 
 

@@ -8,7 +8,6 @@ Letters: C cells, S samples of a cell, B prompts of a batch, L tokens of a promp
 """
 
 import random
-from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,14 +19,13 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from longlora.data import passkey_words as words
 from longlora.data.prompt import chat_turn, continuation, opening
 from longlora.evaluation.interval import of_trials
-from longlora.model.load import batch_tokens, must_reach, shareable, spread
+from longlora.model.cache import beginning, read, shareable
+from longlora.model.load import batch_tokens, must_reach, spread
 from longlora.parallel.sharding import ours, say, whole
 from longlora.section import Section, Seed
 
 QUESTION = "\n" + words.QUESTION.format(label=words.LABEL)
 LEAD = words.LEAD.format(label=words.LABEL)
-CHUNK = 512
-"""Tokens of one forward pass over a cache: its mask has chunk x length entries, a share chunk / 2 length of them wasted."""
 
 
 class Passkey(Section):
@@ -143,24 +141,6 @@ def hits(model: PreTrainedModel, *, cells: list[list[Prompt]], prefix: DynamicCa
     return [row[: len(cell)] for row, cell in zip(whole(hit_CS).tolist(), cells, strict=True)]
 
 
-def beginning(cache: DynamicCache, *, length: int, rows: int) -> DynamicCache:
-    """The cache's first `length` tokens for `rows` texts that go on apart: views, until they do."""
-    assert 0 < length <= cache.get_seq_length()
-    part = copy(cache)
-    part.layers = [copy(layer) for layer in cache.layers]
-    for layer in part.layers:
-        assert layer.keys is not None and layer.values is not None
-        layer.keys, layer.values = (x[..., :length, :].expand(rows, -1, -1, -1) for x in (layer.keys, layer.values))
-    return part
-
-
-def cut(cache: DynamicCache, length: int) -> None:
-    surplus = cache.get_seq_length() - length
-    assert surplus >= 0
-    if surplus:
-        cache.crop(-surplus)
-
-
 def answered(model: PreTrainedModel, prompts: list[Prompt], *, cache: DynamicCache | None) -> list[bool]:
     tokens_BL = torch.tensor([p.question + p.answer for p in prompts], device=model.device)
     kept = max(len(p.answer) for p in prompts)
@@ -168,20 +148,6 @@ def answered(model: PreTrainedModel, prompts: list[Prompt], *, cache: DynamicCac
     choice_BA = read(model, tokens_BL[:, known:-1], cache=cache, keep=kept)
     right_BA = (choice_BA == tokens_BL[:, -kept:]).tolist()
     return [all(row[-len(p.answer) :]) for row, p in zip(right_BA, prompts, strict=True)]
-
-
-def read(model: PreTrainedModel, tokens_BL: torch.Tensor, *, cache: DynamicCache | None, keep: int) -> torch.Tensor:
-    """First choices (B, keep) after the last `keep` tokens; over a cache in chunks, so that no mask is length x length."""
-    if cache is None:
-        return model(input_ids=tokens_BL, use_cache=False, logits_to_keep=keep).logits.argmax(dim=-1)
-    chunk, length = max(CHUNK, keep), tokens_BL.shape[1]
-    # The first chunk is the short one: a short last one would hold too few logits.
-    first = (length - 1) % chunk + 1
-    choice_BA = tokens_BL[:, :0]
-    for start, end in zip([0, *range(first, length, chunk)], range(first, length + 1, chunk), strict=True):
-        out = model(input_ids=tokens_BL[:, start:end], past_key_values=cache, use_cache=True, logits_to_keep=keep)
-        choice_BA = out.logits.argmax(dim=-1)
-    return choice_BA
 
 
 def measure(

@@ -21,9 +21,12 @@ from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
 from longlora.evaluation.interval import figure, grouped
-from longlora.evaluation.windows import SCORED, Place, Window, nats, places, token_nats
+from longlora.evaluation.windows import Place, Window, nats, places, token_nats
 from longlora.parallel.sharding import rank, say
 from longlora.section import Section, Seed
+
+SCORED = 2048
+"""Tokens scored by one sliding window, at most: the first window of a long length would need gigabytes of logits."""
 
 
 class Sliding(Section):
@@ -79,6 +82,7 @@ def chosen_places(documents: list[np.ndarray], settings: Perplexity) -> list[Pla
         samples=settings.samples,
         per_document=settings.per_document,
         seed=settings.seed,
+        setting="perplexity.lengths",
     )
 
 
