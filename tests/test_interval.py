@@ -1,12 +1,13 @@
 """Intervals hold what they promise: exactness against the binomial itself, coverage by simulation."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from longlora.evaluation.interval import binomial, grouped, share
+from longlora.evaluation.interval import binomial, figure, grouped, of_trials, share
 
 
 def tail_at_least(hits: int, trials: int, share: float) -> float:
@@ -76,3 +77,17 @@ def test_a_share_is_never_surer_than_its_trials_nor_than_its_groups():
     halves = np.array([1.0] * 20 + [0.0] * 20)  # one text is easy, one is hard: forty questions are two
     assert share(halves, groups_N=["easy"] * 20 + ["hard"] * 20) == (0.0, 1.0)
     assert share(halves, groups_N=["one"] * 40) == binomial(20, 40)
+
+
+def test_a_figure_has_six_digits_null_for_what_is_no_number_and_then_its_counts():
+    assert json.dumps(figure(np.float64(1 / 3), (math.nan, math.inf), trials=4, tokens=9)) == (
+        '{"value": 0.333333, "low": null, "high": null, "trials": 4, "tokens": 9}'
+    )
+    assert json.dumps(figure(math.inf, (0, 1))) == '{"value": null, "low": 0.0, "high": 1.0}'
+
+
+@pytest.mark.parametrize("scores", [[True, False, True], [0.5, 1.0, 0.25]])
+def test_trials_give_their_mean_with_the_binomial_interval_and_their_number(scores):
+    low, high = binomial(sum(scores), 3)
+    known = {"value": round(sum(scores) / 3, 6), "low": round(low, 6), "high": round(high, 6), "trials": 3}
+    assert list(of_trials(scores).items()) == list(known.items())

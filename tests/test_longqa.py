@@ -50,7 +50,6 @@ def settings(*files, **changes) -> LongQA:
         "length": 900,
         "max_new_tokens": 12,
         "prompt": "plain",
-        "seed": 1,
     }
     return LongQA(**given | changes)
 

@@ -17,9 +17,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from longlora.data.passkey_words import FILLER, PREAMBLE
 from longlora.evaluation import passkey
-from longlora.evaluation.passkey import FILLER, HEAD, Passkey, Prompt, Writer, hits, keys, measure, prefix_of
-from longlora.model.load import shareable
+from longlora.evaluation.passkey import Passkey, Prompt, Writer, hits, keys, measure, prefix_of
+from longlora.model import cache
+from longlora.model.cache import shareable
 from longlora.stages.passkey import stage
 
 torch.set_num_threads(1)  # matrices this small are slower on two
@@ -38,7 +40,7 @@ def byte_level(merges: int = 60, marks: bool = False) -> PreTrainedTokenizerFast
     trainer = trainers.BpeTrainer(
         vocab_size=258 + merges, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    raw.train_from_iterator([HEAD, FILLER, "The pass key is 12345. 77 88 99 1000"], trainer)
+    raw.train_from_iterator([PREAMBLE, FILLER, "The pass key is 12345. 77 88 99 1000"], trainer)
     if marks:
         raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE)
@@ -50,7 +52,7 @@ def sentencepiece_like() -> PreTrainedTokenizerFast:
     raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     raw.decoder = decoders.Metaspace(prepend_scheme="always")
     trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], max_token_length=8)
-    raw.train_from_iterator([HEAD, FILLER, "The pass key is 1234567890.", "Remember it. What?"], trainer)
+    raw.train_from_iterator([PREAMBLE, FILLER, "The pass key is 1234567890.", "Remember it. What?"], trainer)
     raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
@@ -83,7 +85,7 @@ def test_prompts_have_exactly_their_length_and_the_authors_words(tokenizer, dept
     assert len(written.question) + len(written.answer) == 431
     text = tokenizer.decode(written.question + written.answer, skip_special_tokens=True)
     shape = re.fullmatch(
-        re.escape(HEAD)
+        re.escape(PREAMBLE)
         + r"(.*)\nThe pass key is 70123\. Remember it\. 70123 is the pass key\.\n(.*)\n"
         + r"What is the pass key\? The pass key is 70123",
         text.lstrip(),
@@ -107,7 +109,7 @@ def test_chat_prompts_are_the_template_around_the_words_with_the_models_turn_ope
     written = Writer(tokenizer, prompt="chat").write("70123", length=431, depth=0.5)
     assert len(written.question) + len(written.answer) == 431
     text = tokenizer.decode(written.question + written.answer)
-    assert text.startswith("<s>user\n" + HEAD)
+    assert text.startswith("<s>user\n" + PREAMBLE)
     assert text.endswith("\nWhat is the pass key?</s>\n<s>assistant\nThe pass key is 70123")
 
 
@@ -160,7 +162,7 @@ def greedy(model, question: list[int], count: int) -> list[int]:
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("chunk", [7, 512])
 def test_a_hit_is_what_greedy_generation_calls_right(share, chunk, monkeypatch):
-    monkeypatch.setattr(passkey, "CHUNK", chunk)
+    monkeypatch.setattr(cache, "CHUNK", chunk)
     monkeypatch.setattr(passkey, "batch_tokens", lambda model: 170)
     model, generator = tiny(), torch.Generator().manual_seed(3)
     trunk = torch.randint(340, (60,), generator=generator).tolist()

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,14 +14,15 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from longlora.evaluation import windows
-from longlora.evaluation.perplexity import Perplexity, Sliding, controlled, measure, sliding_windows
-from longlora.evaluation.windows import Window, nats, places
+from longlora.evaluation import perplexity, windows
+from longlora.evaluation.perplexity import Perplexity, Sliding, chosen_places, controlled, measure, sliding_windows
+from longlora.evaluation.windows import Window, nats
 from longlora.stages.perplexity import stage
 
 torch.set_num_threads(1)  # matrices this small are slower on two
 
 VOCABULARY = 53
+places = partial(windows.places, setting="perplexity.lengths")
 
 
 def tiny(seed: int = 0) -> LlamaForCausalLM:
@@ -68,7 +70,8 @@ def reference(model: LlamaForCausalLM, tokens: np.ndarray, *, context: int) -> f
 
 def test_controlled_nats_are_those_of_each_last_token_in_its_own_window():
     model, documents = tiny(), texts(90, 20, 77)
-    chosen, sums = controlled(model, documents=documents, settings=settings())
+    chosen = chosen_places(documents, settings())
+    sums, _ = controlled(model, documents=documents, chosen=chosen, settings=settings())
     assert list(sums) == [19, 30, 41]
     for length, sums_P in sums.items():
         for place, got in zip(chosen, sums_P, strict=True):
@@ -104,7 +107,9 @@ def test_one_document_gives_no_more_places_than_asked_for():
 
 
 def test_no_document_long_enough_names_the_longest():
-    with pytest.raises(ValueError, match=r"no held-out document has 41 tokens.*longest has 40"):
+    with pytest.raises(
+        ValueError, match=r"no held-out document has 41 tokens.*longest has 40: lower perplexity.lengths,"
+    ):
         places([12, 40, 3], longest=41, last=6, samples=5, seed=0)
     with pytest.raises(ValueError, match="the longest has 0"):
         places([], longest=41, last=6, samples=5, seed=0)
@@ -174,6 +179,15 @@ def test_a_model_whose_cache_does_not_serve_longer_texts_is_read_anew_for_each_p
     assert rows == [7, 7, 7, 7, 7, 4]
 
 
+def test_places_are_chosen_once_and_the_longest_windows_read_once(monkeypatch):
+    calls = []
+    for name in ("places", "nats", "token_nats"):
+        real = getattr(perplexity, name)
+        monkeypatch.setattr(perplexity, name, lambda *a, real=real, n=name, **k: calls.append(n) or real(*a, **k))
+    measure_to_memory(tiny(), texts(90, 77), settings(lengths=[19, 30, 42], bands=3))
+    assert calls == ["places", "token_nats", "nats", "nats"]
+
+
 def measure_to_memory(model, documents, given, tmp="/dev/null"):
     from pathlib import Path
 
@@ -184,7 +198,8 @@ def test_logits_are_made_for_scored_tokens_only():
     model, documents = tiny(), texts(90, 77)
     rows = []
     model.lm_head.register_forward_hook(lambda m, i, output: rows.append(output.shape[:2]))
-    chosen, _ = controlled(model, documents=documents, settings=settings())
+    chosen = chosen_places(documents, settings())
+    controlled(model, documents=documents, chosen=chosen, settings=settings())
     assert rows == [(len(chosen), 6)] * 3
 
 

@@ -6,7 +6,9 @@ import re
 import pytest
 from specimens import tokenizer
 
-from longlora.data.recall import BARE, FIRST_FORM, FORMS, LABELS, PREAMBLE, exercise, exercises, new_facts
+from longlora.data.passkey_words import PREAMBLE
+from longlora.data.recall import BARE, FIRST_FORM, FORMS, LABELS, exercise, exercises, new_facts
+from longlora.evaluation.passkey import Writer
 
 TEXTS = [
     "The committee met on the 14th of March and heard nine witnesses about harbours, lighthouses and mail. " * 30,
@@ -128,9 +130,9 @@ def test_exercises_without_the_pass_key_prompt_have_none_of_its_words():
         )
         return " ".join(tokenizer().decode(tokens) for tokens in drills).lower()
 
-    told = [
-        sentence.lower()
-        for sentence in ("pass key", "Remember it.", "hidden inside", "The grass is green", "What is the code?")
-    ]
-    assert [sentence for sentence in told if sentence not in words(True)] == []
-    assert [sentence for sentence in told if sentence in words(False)] == []
+    asked = Writer(tokenizer(), prompt="plain").write("12345", length=700, depth=0.5)
+    prompt = tokenizer().decode(asked.question + asked.answer).lower()
+    told = [part.strip() for part in re.split(r"[.?\n]|12345", prompt) if len(part.split()) > 2]
+    assert {"the grass is green", "what is the pass key", "is the pass key"} <= {*told}
+    assert [part for part in told if part not in words(True)] == []
+    assert [part for part in told if part in words(False)] == []

@@ -30,7 +30,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longlora.data.blocks import Blocks
-from longlora.data.recall import FILLER, PREAMBLE, exercises
+from longlora.data.passkey_words import PREAMBLE
+from longlora.data.recall import FILLER, exercises
 from longlora.data.texts import read
 
 STEPS, SEED = 4500, 0

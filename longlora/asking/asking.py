@@ -21,7 +21,7 @@ from transformers import (
 from longlora.data.prompt import chat_turn, continuation, opening
 from longlora.data.sentences import Span
 from longlora.data.wording import UNSAID, after_document, before_question
-from longlora.evaluation.passkey import cut, read, shareable
+from longlora.model.cache import cut, read, shareable
 
 TooLong = Literal["refuse", "truncate", "windows"]
 Prompt = Literal["chat", "authors", "plain"]

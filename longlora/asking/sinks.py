@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from longlora.asking.asking import Prompt, Teller
 from longlora.data.prompt import continuation, opening
-from longlora.model.load import shareable
+from longlora.model.cache import shareable
 from longlora.model.position import frequencies, rotary
 
 SINKS = 4

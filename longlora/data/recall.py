@@ -19,28 +19,21 @@ from typing import NamedTuple
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
+from longlora.data import passkey_words
 from longlora.section import Section, refuse
 
-PREAMBLE = (
-    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
-    "I will quiz you about the important information there.\n"
-)
 # With the pass-key prompt's words, and without.
 FILLER = {
-    True: "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. ",
+    True: f"{passkey_words.FILLER} ",
     False: "A door is open. The road is long. Rain will fall soon. They wait outside. Nothing is lost. ",
 }
-PASS_KEY = "pass key"
 LABELS = (
-    PASS_KEY, "secret number", "code", "account", "answer", "license", "telephone number", "magic word", "address",
+    passkey_words.LABEL, "secret number", "code", "account", "answer", "license", "telephone number", "magic word", "address",
     "lucky number", "reference", "ticket",
 )  # fmt: skip
 # A fact, and its question with the answer. A {label} alone stands for one fact of an exercise; each {name} is new.
 FIRST_FORM = {
-    True: (
-        "The {label} is {value}. Remember it. {value} is the {label}.\n",
-        "What is the {label}? The {label} is {value}.\n",
-    ),
+    True: (passkey_words.FACT, f"{passkey_words.QUESTION} {passkey_words.LEAD} {{value}}.\n"),
     False: ("The {label} to keep is {value}.\n", "Tell the {label}: {value}.\n"),
 }
 FORMS = (
@@ -156,7 +149,7 @@ def exercise(
     )
     tokens = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     if senseless and dice.random() < 0.7 and passkey:
-        tokens += encode(PREAMBLE, tokenizer)
+        tokens += encode(passkey_words.PREAMBLE, tokenizer)
     crowd = dice.choice((1, 2, 4, 8))  # facts that may be open at once
     facts = new_facts(words, dice, passkey=passkey)
     open_: list[tuple[int, int, int, list[int]]] = []  # due at, fact [first, last), question
@@ -188,7 +181,7 @@ def exercise(
 def new_facts(words: Sequence[str], dice: random.Random, *, passkey: bool = True) -> Iterator[tuple[str, str]]:
     """Facts with their questions, no two about the same thing."""
     forms = (FIRST_FORM[passkey], *FORMS)
-    known = [label for label in LABELS if passkey or label != PASS_KEY]
+    known = [label for label in LABELS if passkey or label != passkey_words.LABEL]
     labels = dice.sample(known, len(known))
     taken = set[str]()
     while True:

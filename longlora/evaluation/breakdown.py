@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from longlora.evaluation.interval import share
+from longlora.evaluation.interval import figure, share
 
 PARTED = ("exact", "f1", "evidence", "evidence_floor")
 """Scores that are also given by length and depth."""
@@ -36,7 +36,7 @@ class Marked:
 def overall(marked: Sequence[Marked]) -> dict[str, Any]:
     """Each score over the questions that have it, with its 95 % interval."""
     names = list(dict.fromkeys(name for one in marked for name in one.scores))
-    return {name: figure(name, marked) for name in names}
+    return {name: score(name, marked) for name in names}
 
 
 def by_length(marked: Sequence[Marked], *, name: str, longest: int) -> dict[str, Any]:
@@ -44,27 +44,22 @@ def by_length(marked: Sequence[Marked], *, name: str, longest: int) -> dict[str,
     a prompt may have."""
     having = [one for one in marked if name in one.scores]
     return {
-        str(end): figure(name, inside)
-        | {"depth": {depth: figure(name, some) for depth, some in at_depths(inside).items()}}
+        str(end): score(name, inside)
+        | {"depth": {depth: score(name, some) for depth, some in at_depths(inside).items()}}
         for end, inside in buckets(having, lambda one: upper_length(one.tokens, longest=longest)).items()
     }
 
 
 def by_depth(marked: Sequence[Marked]) -> dict[str, Any]:
     """The scores by depth, over the questions that have evidence, of all lengths."""
-    return {depth: {name: figure(name, inside) for name in PARTED} for depth, inside in at_depths(marked).items()}
+    return {depth: {name: score(name, inside) for name in PARTED} for depth, inside in at_depths(marked).items()}
 
 
-def figure(name: str, marked: Sequence[Marked]) -> dict[str, Any]:
+def score(name: str, marked: Sequence[Marked]) -> dict[str, Any]:
     having = [one for one in marked if name in one.scores]
     shares = np.array([one.scores[name] for one in having])
-    low, high = share(shares, groups_N=[one.source for one in having])
-    return {
-        "value": round(float(shares.mean()), 6),
-        "low": round(low, 6),
-        "high": round(high, 6),
-        "trials": len(shares),
-    }
+    ends = share(shares, groups_N=[one.source for one in having])
+    return figure(shares.mean(), ends, trials=len(shares))
 
 
 def at_depths(marked: Sequence[Marked]) -> dict[str, list[Marked]]:

@@ -6,13 +6,13 @@ Among several processes each answers its share (longlora/evaluation/harness_shar
 """
 
 import importlib.util
-import math
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from longlora.evaluation.interval import figure
 from longlora.parallel.sharding import rank, say
 from longlora.section import Section, Seed, nearest
 
@@ -85,7 +85,7 @@ def measure(
     assert found is not None  # it is None where LOCAL_RANK is not 0
     scores = {str(task): metrics(row) for task, row in dict(found)["results"].items()}
     for task, row in scores.items():
-        told = {name: "NaN" if figure["value"] is None else f"{figure['value']:.4g}" for name, figure in row.items()}
+        told = {name: "NaN" if score["value"] is None else f"{score['value']:.4g}" for name, score in row.items()}
         say(f"{task}: " + ", ".join(f"{name} {value}" for name, value in told.items()))
     return {"harness": {label: {"prompt": settings.prompt, **scores}}}
 
@@ -106,8 +106,5 @@ def metrics(row: dict[str, Any]) -> dict[str, dict[str, float | None]]:
             continue
         error = row.get(f"{metric}_stderr,{kind}")
         reach = QUANTILE * error if isinstance(error, int | float) else 0.0
-        ends = {"value": value, "low": value - reach, "high": value + reach}
-        found[metric if kind == "none" else f"{metric} {kind}"] = {
-            n: round(float(v), 6) if math.isfinite(v) else None for n, v in ends.items()
-        }
+        found[metric if kind == "none" else f"{metric} {kind}"] = figure(value, (value - reach, value + reach))
     return found

@@ -1,4 +1,4 @@
-"""95 % confidence intervals: how far chance alone could have moved a score.
+"""95 % confidence intervals: how far chance alone could have moved a score; and the score with its interval, as files hold it.
 
 Shares of independent trials (a key found or not): Clopper and Pearson 1934, exact for the binomial. Means of parts that come in
 groups (places of a document, questions on one): by the spread between the groups, with Student's t, for what one document has more
@@ -8,13 +8,27 @@ Guide to Cluster-Robust Inference). A single group says nothing of the spread, s
 Letters: N parts, G groups.
 """
 
+import math
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.special import betaincinv, stdtrit
 
 CONFIDENCE = 0.95
 TAIL = (1 - CONFIDENCE) / 2
+
+
+def figure(value: float, ends: tuple[float, float], **counts: int) -> dict[str, Any]:
+    """A score with the ends of its interval, and what it was counted over: to six digits, null where it is not finite (JSON has
+    no NaN)."""
+    numbers = zip(("value", "low", "high"), (value, *ends), strict=True)
+    return {name: round(float(n), 6) if math.isfinite(n) else None for name, n in numbers} | counts
+
+
+def of_trials(scores: Sequence[float]) -> dict[str, Any]:
+    """The mean of independent trials, each from 0 to 1, as a figure."""
+    return figure(sum(scores) / len(scores), binomial(sum(scores), len(scores)), trials=len(scores))
 
 
 def binomial(hits: float, trials: int) -> tuple[float, float]:

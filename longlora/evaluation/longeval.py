@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from longlora.data.cases import Case, case, read_lines
 from longlora.data.prompt import chat_turn, continuation, opening
 from longlora.evaluation.answer import answers
-from longlora.evaluation.interval import binomial
+from longlora.evaluation.interval import of_trials
 from longlora.parallel.sharding import say
 from longlora.section import Section, Seed
 
@@ -239,12 +239,5 @@ def ask(
     ]  # a chat model may talk around the answer
     written = answers(model, prompts=prompts, max_new_tokens=max_new_tokens, kept=kept)
     texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
-    hits = sum(right(q, text, chat=writer.chat) for q, text in zip(questions, texts, strict=True))
-    low, high = binomial(hits, len(questions))
-    return {
-        "value": round(hits / len(questions), 6),
-        "low": round(low, 6),
-        "high": round(high, 6),
-        "trials": len(questions),
-        "tokens": round(sum(map(len, prompts)) / len(prompts)),
-    }
+    hits = [right(q, text, chat=writer.chat) for q, text in zip(questions, texts, strict=True)]
+    return of_trials(hits) | {"tokens": round(sum(map(len, prompts)) / len(prompts))}

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
-from longlora.evaluation.interval import grouped
+from longlora.evaluation.interval import figure, grouped
 from longlora.evaluation.windows import Place, Window, last_nats, places, token_nats
 from longlora.parallel.sharding import say
 from longlora.section import Section, Seed
@@ -61,6 +61,7 @@ def windows_of(documents: list[np.ndarray], settings: LongPPL) -> list[Place]:
         last=settings.length,
         samples=settings.samples,
         seed=settings.seed,
+        setting="longppl.length",
     )
 
 
@@ -126,16 +127,15 @@ def measure(
         for row, p in zip(nats_PL, keys["places"], strict=True)
         if p["keys"]
     ]
-    figures: dict[str, float] = dict.fromkeys(("value", "low", "high"), np.nan)
+    value, ends = np.nan, (np.nan, np.nan)
     if picked:
         sums_P, counts_P, documents_P = (np.array(column, dtype=np.float64) for column in zip(*picked, strict=True))
         low, high = grouped(sums_P, counts_N=counts_P, groups_N=documents_P.tolist())
         with np.errstate(over="ignore"):
-            ends = (sums_P.sum() / counts_P.sum(), low, high)
-            figures = {name: float(np.exp(end)) for name, end in zip(figures, ends, strict=True)}
-    found = {name: round(figure, 6) if np.isfinite(figure) else None for name, figure in figures.items()}
-    say(f"LongPPL {found['value']} over {sum(n for _, n, _ in picked)} tokens")
-    return {"longppl": {label: {evaluator: found | {"tokens": sum(n for _, n, _ in picked)}}}}
+            value, ends = np.exp(sums_P.sum() / counts_P.sum()), (np.exp(low), np.exp(high))
+    found = figure(value, ends, tokens=sum(n for _, n, _ in picked))
+    say(f"LongPPL {found['value']} over {found['tokens']} tokens")
+    return {"longppl": {label: {evaluator: found}}}
 
 
 def read_keys(file: Path) -> dict[str, Any]:

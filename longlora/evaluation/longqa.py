@@ -28,7 +28,7 @@ from longlora.evaluation.answer import answers
 from longlora.evaluation.breakdown import PARTED, Marked, by_depth, by_length, overall
 from longlora.evaluation.cited import Truth, cite, occurrences
 from longlora.parallel.sharding import say
-from longlora.section import Section, Seed
+from longlora.section import Section
 
 
 class LongQA(Section):
@@ -43,7 +43,6 @@ class LongQA(Section):
     prompt: Literal["plain", "authors", "chat"]
     """plain: text to be continued, to the end of the line; authors: [INST]...[/INST], for models that were fine-tuned on pairs
     with it; chat: a user's turn in the tokenizer's own template."""
-    seed: Seed
 
 
 class Question(Case):

@@ -8,7 +8,6 @@ Letters: C cells, S samples of a cell, B prompts of a batch, L tokens of a promp
 """
 
 import random
-from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,22 +16,16 @@ import torch
 from pydantic import Field, field_validator
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from longlora.data import passkey_words as words
 from longlora.data.prompt import chat_turn, continuation, opening
-from longlora.evaluation.interval import binomial
-from longlora.model.load import batch_tokens, must_reach, shareable, spread
+from longlora.evaluation.interval import of_trials
+from longlora.model.cache import beginning, read, shareable
+from longlora.model.load import batch_tokens, must_reach, spread
 from longlora.parallel.sharding import ours, say, whole
 from longlora.section import Section, Seed
 
-HEAD = (
-    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
-    "I will quiz you about the important information there.\n"
-)
-FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-NEEDLE = "\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
-QUESTION = "\nWhat is the pass key?"
-LEAD = "The pass key is"
-CHUNK = 512
-"""Tokens of one forward pass over a cache: its mask has chunk x length entries, a share chunk / 2 length of them wasted."""
+QUESTION = "\n" + words.QUESTION.format(label=words.LABEL)
+LEAD = words.LEAD.format(label=words.LABEL)
 
 
 class Passkey(Section):
@@ -79,13 +72,13 @@ class Writer:
         self.tokenizer = tokenizer
         if prompt == "chat":
             before, after = chat_turn(tokenizer)
-            self.head = continuation(tokenizer, before + HEAD, after="")
+            self.head = continuation(tokenizer, before + words.PREAMBLE, after="")
             self.end = continuation(tokenizer, QUESTION + after + LEAD, after="again")
         else:
-            self.head = opening(tokenizer, HEAD)
+            self.head = opening(tokenizer, words.PREAMBLE)
             self.end = continuation(tokenizer, QUESTION + " " + LEAD, after="again")
-        self.first = continuation(tokenizer, FILLER, after="\n")
-        self.next = continuation(tokenizer, " " + FILLER, after=FILLER)
+        self.first = continuation(tokenizer, words.FILLER, after="\n")
+        self.next = continuation(tokenizer, " " + words.FILLER, after=words.FILLER)
 
     def write(self, key: str, *, length: int, depth: float) -> Prompt:
         """The prompt for `key`: question and answer together have `length` tokens.
@@ -93,7 +86,8 @@ class Writer:
         Raises:
             ValueError: `length` has no room for the fixed parts.
         """
-        needle = continuation(self.tokenizer, NEEDLE.format(key=key), after="again")
+        fact = words.FACT.format(label=words.LABEL, value=key)
+        needle = continuation(self.tokenizer, f"\n{fact}", after="again")
         lead, answer = self.parted(continuation(self.tokenizer, " " + key, after=LEAD))
         room = length - len(self.head) - len(needle) - len(self.end) - len(lead + answer)
         if room < 0:
@@ -147,24 +141,6 @@ def hits(model: PreTrainedModel, *, cells: list[list[Prompt]], prefix: DynamicCa
     return [row[: len(cell)] for row, cell in zip(whole(hit_CS).tolist(), cells, strict=True)]
 
 
-def beginning(cache: DynamicCache, *, length: int, rows: int) -> DynamicCache:
-    """The cache's first `length` tokens for `rows` texts that go on apart: views, until they do."""
-    assert 0 < length <= cache.get_seq_length()
-    part = copy(cache)
-    part.layers = [copy(layer) for layer in cache.layers]
-    for layer in part.layers:
-        assert layer.keys is not None and layer.values is not None
-        layer.keys, layer.values = (x[..., :length, :].expand(rows, -1, -1, -1) for x in (layer.keys, layer.values))
-    return part
-
-
-def cut(cache: DynamicCache, length: int) -> None:
-    surplus = cache.get_seq_length() - length
-    assert surplus >= 0
-    if surplus:
-        cache.crop(-surplus)
-
-
 def answered(model: PreTrainedModel, prompts: list[Prompt], *, cache: DynamicCache | None) -> list[bool]:
     tokens_BL = torch.tensor([p.question + p.answer for p in prompts], device=model.device)
     kept = max(len(p.answer) for p in prompts)
@@ -172,20 +148,6 @@ def answered(model: PreTrainedModel, prompts: list[Prompt], *, cache: DynamicCac
     choice_BA = read(model, tokens_BL[:, known:-1], cache=cache, keep=kept)
     right_BA = (choice_BA == tokens_BL[:, -kept:]).tolist()
     return [all(row[-len(p.answer) :]) for row, p in zip(right_BA, prompts, strict=True)]
-
-
-def read(model: PreTrainedModel, tokens_BL: torch.Tensor, *, cache: DynamicCache | None, keep: int) -> torch.Tensor:
-    """First choices (B, keep) after the last `keep` tokens; over a cache in chunks, so that no mask is length x length."""
-    if cache is None:
-        return model(input_ids=tokens_BL, use_cache=False, logits_to_keep=keep).logits.argmax(dim=-1)
-    chunk, length = max(CHUNK, keep), tokens_BL.shape[1]
-    # The first chunk is the short one: a short last one would hold too few logits.
-    first = (length - 1) % chunk + 1
-    choice_BA = tokens_BL[:, :0]
-    for start, end in zip([0, *range(first, length, chunk)], range(first, length + 1, chunk), strict=True):
-        out = model(input_ids=tokens_BL[:, start:end], past_key_values=cache, use_cache=True, logits_to_keep=keep)
-        choice_BA = out.logits.argmax(dim=-1)
-    return choice_BA
 
 
 def measure(
@@ -212,8 +174,8 @@ def measure(
     for length, cells in cells_of.items():
         by_depth = hits(model, cells=cells, prefix=prefix)
         found = [hit for row in by_depth for hit in row]
-        cuts = {f"{d:.2f}": score(row) for d, row in zip(settings.depths, by_depth, strict=True)}
-        result[str(length)] = score(found) | {"depth": cuts}
+        cuts = {f"{d:.2f}": of_trials(row) for d, row in zip(settings.depths, by_depth, strict=True)}
+        result[str(length)] = of_trials(found) | {"depth": cuts}
         say(f"{length} tokens: {sum(found)} of {len(found)} keys found")
     return {"passkey": {label: result}}
 
@@ -222,13 +184,3 @@ def keys(settings: Passkey, *, length: int, depth: float) -> list[str]:
     """A cell's keys: they depend on the seed and the cell, not on which other cells there are."""
     generator = random.Random(f"{settings.seed} {length} {depth}")
     return [str(generator.randrange(10 ** (settings.digits - 1), 10**settings.digits)) for _ in range(settings.samples)]
-
-
-def score(found: list[bool]) -> dict[str, Any]:
-    low, high = binomial(sum(found), len(found))
-    return {
-        "value": round(sum(found) / len(found), 6),
-        "low": round(low, 6),
-        "high": round(high, 6),
-        "trials": len(found),
-    }

@@ -20,10 +20,13 @@ import numpy as np
 from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
-from longlora.evaluation.interval import grouped
-from longlora.evaluation.windows import SCORED, Place, Window, nats, places, token_nats
+from longlora.evaluation.interval import figure, grouped
+from longlora.evaluation.windows import Place, Window, nats, places, token_nats
 from longlora.parallel.sharding import rank, say
 from longlora.section import Section, Seed
+
+SCORED = 2048
+"""Tokens scored by one sliding window, at most: the first window of a long length would need gigabytes of logits."""
 
 
 class Sliding(Section):
@@ -79,35 +82,26 @@ def chosen_places(documents: list[np.ndarray], settings: Perplexity) -> list[Pla
         samples=settings.samples,
         per_document=settings.per_document,
         seed=settings.seed,
+        setting="perplexity.lengths",
     )
 
 
 def controlled(
-    model: PreTrainedModel,
-    *,
-    documents: list[np.ndarray],
-    settings: Perplexity,
-    known: dict[int, np.ndarray] | None = None,
-) -> tuple[list[Place], dict[int, np.ndarray]]:
-    """The places, and per length the nats (P,) of their last tokens; those of `known` lengths are not computed anew.
-
-    Raises:
-        ValueError: as `places`.
-    """
-    chosen, scores = chosen_places(documents, settings), dict(known or {})
+    model: PreTrainedModel, *, documents: list[np.ndarray], chosen: list[Place], settings: Perplexity
+) -> tuple[dict[int, np.ndarray], np.ndarray | None]:
+    """Per length the nats (P,) of the last tokens of the chosen places; and those (P, L - 1), float64, of every token but the first
+    of the longest windows, which are read once for both, or None without bands."""
+    longest, sums, nats_PL = max(settings.lengths), dict[int, np.ndarray](), None
+    if settings.bands:
+        windows = [Window(p.document, p.end - longest, p.end, longest - 1) for p in chosen]
+        nats_PL = token_nats(model, documents=documents, windows=windows).astype(np.float64)
+        sums[longest] = nats_PL[:, -settings.last :].sum(axis=1)
     for length in sorted(settings.lengths):
-        if length not in scores:
+        if length not in sums:
             windows = [Window(p.document, p.end - length, p.end, settings.last) for p in chosen]
-            scores[length] = nats(model, documents=documents, windows=windows)
-        say(f"{length} tokens: perplexity {perplexity(scores[length].sum(), len(chosen) * settings.last):.4g}")
-    return chosen, {length: scores[length] for length in sorted(scores)}
-
-
-def longest_windows(model: PreTrainedModel, *, documents: list[np.ndarray], settings: Perplexity) -> np.ndarray:
-    """Nats (P, L - 1), float64, of every token but the first of the longest windows."""
-    length = max(settings.lengths)
-    windows = [Window(p.document, p.end - length, p.end, length - 1) for p in chosen_places(documents, settings)]
-    return token_nats(model, documents=documents, windows=windows).astype(np.float64)
+            sums[length] = nats(model, documents=documents, windows=windows)
+        say(f"{length} tokens: perplexity {perplexity(sums[length].sum(), len(chosen) * settings.last):.4g}")
+    return {length: sums[length] for length in sorted(sums)}, nats_PL
 
 
 def by_position(nats_PL: np.ndarray, *, bands: int, documents_P: list[int]) -> dict[str, Any]:
@@ -147,24 +141,15 @@ def perplexity(total: float, tokens: int) -> float:
 
 
 def mean(sums_P: np.ndarray, *, counts_P: np.ndarray, documents_P: list[int]) -> dict[str, Any]:
-    """Nats per token with its interval, by the spread between documents; null where that is not a number."""
-    low, high = grouped(sums_P, counts_N=counts_P, groups_N=documents_P)
-    figures = {"value": float(sums_P.sum() / counts_P.sum()), "low": low, "high": high}
-    return {name: round(figure, 6) if np.isfinite(figure) else None for name, figure in figures.items()}
+    """Nats per token with its interval, by the spread between documents."""
+    return figure(sums_P.sum() / counts_P.sum(), grouped(sums_P, counts_N=counts_P, groups_N=documents_P))
 
 
 def score(sums_P: np.ndarray, *, counts_P: np.ndarray, documents_P: list[int]) -> dict[str, Any]:
-    """Perplexity with its interval, by the spread between documents; what is not finite is null (JSON has no NaN)."""
+    """Perplexity with its interval, by the spread between documents."""
     low, high = grouped(sums_P, counts_N=counts_P, groups_N=documents_P)
-    figures = {
-        "value": perplexity(sums_P.sum(), int(counts_P.sum())),
-        "low": perplexity(low, 1),
-        "high": perplexity(high, 1),
-    }
-    return {
-        **{name: round(figure, 6) if np.isfinite(figure) else None for name, figure in figures.items()},
-        "tokens": int(counts_P.sum()),
-    }
+    tokens = int(counts_P.sum())
+    return figure(perplexity(sums_P.sum(), tokens), (perplexity(low, 1), perplexity(high, 1)), tokens=tokens)
 
 
 def measure(
@@ -175,9 +160,8 @@ def measure(
     Raises:
         ValueError: no document is as long as the longest window, or there are none.
     """
-    nats_PL = longest_windows(model, documents=documents, settings=settings) if settings.bands else None
-    known = {} if nats_PL is None else {max(settings.lengths): nats_PL[:, -settings.last :].sum(axis=1)}
-    chosen, sums = controlled(model, documents=documents, settings=settings, known=known)
+    chosen = chosen_places(documents, settings)
+    sums, nats_PL = controlled(model, documents=documents, chosen=chosen, settings=settings)
     if rank() == 0:
         write_parts(parts, chosen=chosen, sums=sums, last=settings.last)
     counts_P, documents_P = np.full(len(chosen), settings.last), [p.document for p in chosen]

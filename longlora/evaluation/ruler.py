@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.data.prompt import chat_turn, continuation, continuations, opening
 from longlora.evaluation.answer import answers
-from longlora.evaluation.interval import binomial
+from longlora.evaluation.interval import of_trials
 from longlora.evaluation.ruler_tasks import Riddle, Task, common, frequent, needles, tracking
 from longlora.parallel.sharding import say
 from longlora.section import Section, Seed
@@ -159,21 +159,11 @@ def measure(
             (task, match_all(str(tokenizer.decode(ids)), e.answers))
             for (task, _, e), ids in zip(made, texts_, strict=True)
         ]
-        by_task = {task: score([s for t, s in scores if t == task]) for task in settings.tasks}
-        result[str(length)] = score([s for _, s in scores]) | {"task": by_task}
+        by_task = {task: of_trials([s for t, s in scores if t == task]) for task in settings.tasks}
+        result[str(length)] = of_trials([s for _, s in scores]) | {"task": by_task}
         say(f"{length} tokens: " + ", ".join(f"{t} {s['value']:.0%}" for t, s in by_task.items()))
     result["effective"] = {"value": effective(result, settings=settings)}
     return {"ruler": {label: result}}
-
-
-def score(shares: list[float]) -> dict[str, Any]:
-    low, high = binomial(sum(shares), len(shares))
-    return {
-        "value": round(sum(shares) / len(shares), 6),
-        "low": round(low, 6),
-        "high": round(high, 6),
-        "trials": len(shares),
-    }
 
 
 def effective(result: dict[str, Any], *, settings: Ruler) -> int:

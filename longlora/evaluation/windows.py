@@ -14,13 +14,10 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 from transformers import DynamicCache, PreTrainedModel
 
-from longlora.model.load import batch_tokens, must_reach, shareable, spread
+from longlora.model.cache import CHUNK, shareable
+from longlora.model.load import batch_tokens, must_reach, spread
 from longlora.parallel.sharding import ours, whole
 
-SCORED = 2048
-"""Tokens scored by one window, at most: the first window of a long length would need gigabytes of logits."""
-CHUNK = 512
-"""Tokens of one forward pass over a cache, as for passkeys."""
 BATCH_LOGITS = 2**26
 """Logits that are in memory at once, at most (one window may need more): 256 MB."""
 
@@ -50,10 +47,11 @@ def places(
     last: int,
     samples: int,
     seed: int,
+    setting: str,
     per_document: int | None = None,
 ) -> list[Place]:
     """Up to `samples` places, of one document up to `per_document`, in the order of the text: a seeded choice among spans that
-    never overlap.
+    never overlap. `setting` is where params.yaml says how long windows are.
 
     Raises:
         ValueError: no document is as long as the longest window.
@@ -66,7 +64,7 @@ def places(
     if not grid:
         raise ValueError(
             f"no held-out document has {longest} tokens, the longest window; the longest has "
-            f"{max(lengths_of_documents, default=0)}: lower perplexity.lengths, or hold out longer documents"
+            f"{max(lengths_of_documents, default=0)}: lower {setting}, or hold out longer documents"
         )
     chosen: list[int] = []
     taken = Counter[int]()
@@ -122,7 +120,7 @@ def token_nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: 
     must_reach(model, length - 1)
     nats_WL = np.zeros((len(windows), length - 1), dtype=np.float32)
     size = max(1, batch_tokens(model) // length)
-    piece = max(1, min(SCORED, BATCH_LOGITS // (size * vocabulary), CHUNK))
+    piece = max(1, min(CHUNK, BATCH_LOGITS // (size * vocabulary)))
 
     def work(first: int) -> None:
         group = windows[first : first + size]

@@ -12,9 +12,9 @@ from typing import TypeVar
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from longlora.model.cache import shareable, steady
 from longlora.model.prefill import unmask
 from longlora.parallel.device import own_gpu
 from longlora.parallel.sharding import world
@@ -112,15 +112,3 @@ def spread(work: Callable[[T], None], batches: Iterable[T], *, model: PreTrained
                 pass
     finally:
         torch.set_num_threads(threads)
-
-
-def shareable(model: PreTrainedModel) -> bool:
-    """Whether a prefix's cache serves longer texts: every layer keeps all of it, and no rotary angle depends on the length."""
-    layers = DynamicCache(config=model.config).layers
-    return steady(model) and all(type(layer) is DynamicLayer for layer in layers)
-
-
-def steady(model: PreTrainedModel) -> bool:
-    """Whether rotary angles, if there are any, are the same for every length; else a forward pass changes the model's."""
-    rotary = (model.config.get_text_config().to_dict().get("rope_parameters") or {}).get("rope_type")
-    return rotary not in ("dynamic", "longrope")

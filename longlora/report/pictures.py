@@ -322,10 +322,7 @@ def history(findings: Findings) -> Canvas:
 
 def learnt(fit: dict[str, Any]) -> str:
     """What the loss is of."""
-    recall, pairs = (
-        fit["recall_share"],
-        fit.get("pairs_share", 0.0),
-    )  # a recipe.json from before there were pairs has none
+    recall, pairs = fit["recall_share"], fit["pairs_share"]
     shares = {"texts": 1 - recall - pairs, "recall exercises": recall, "answers to questions": pairs}
     *others, last = (name for name, share in shares.items() if share > 1e-9)
     return f"{', '.join(others)} and {last} together" if others else last

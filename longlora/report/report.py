@@ -193,7 +193,7 @@ def recipe(findings: Findings) -> list[tuple[str, str]]:
 
 def pairs(fit: dict[str, Any]) -> list[tuple[str, str]]:
     """The row about supervised fine-tuning, where there was some."""
-    share = fit.get("pairs_share", 0.0)  # a recipe.json from before there were pairs has none
+    share = fit["pairs_share"]
     return [("of these, questions with answers", f"{share:.0%}, loss on the answers alone")] if share else []
 
 
