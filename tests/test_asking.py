@@ -174,7 +174,7 @@ def test_the_command_lines_choices_are_the_librarys():
     ("command", "said"),
     [
         (["ask", "--document", "a.txt", "--too-long", "cut"], "'cut' is not one of 'refuse', 'truncate', 'windows'"),
-        (["ask", "--document", "a.txt", "--max-new-tokens", "0"], "0 is not in the range x>=1"),
+        (["ask", "--document", "a.txt", "--max-new-tokens", "0"], "greater than or equal to 1"),
         (["ask", "--document", "a.txt", "--prompt", "chatty"], "'chatty' is not one of 'chat', 'authors', 'plain'"),
         (["chat", "--prompt", "chatty"], "'chatty' is not one of"),
         (["page", "--prompt", "chatty"], "'chatty' is not one of"),
