@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from peft import PeftModel
 from pydantic import Field
 from torch import distributed, nn
 from transformers import (
@@ -32,6 +31,7 @@ from longlora.data.packing import training_blocks
 from longlora.model.adapter import Adapter, attach, save, trained_parameters
 from longlora.model.position import Position, extend
 from longlora.model.quantized import device_map, keep_for_training, nf4
+from longlora.model.quiet_peft import PeftModel
 from longlora.parallel.batch import accumulation
 from longlora.parallel.ranks import Ranks, from_environment, must_agree
 from longlora.parallel.sequence_parallel import SequenceShards, join, must_hold_whole_groups, parallel_attention
