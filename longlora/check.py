@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import field_validator
 
 from longlora.data import shares
-from longlora.parallel import batch
+from longlora.parallel import layout
 from longlora.section import Section, nearest, read_params, section_of
 from longlora.standin import stand_in
 
@@ -105,7 +105,7 @@ def training_data(blocks: Any, pairs: Any, position: Any, fit: Any) -> Iterator[
         pairs=bool(pairs.sources or pairs.casebook),
         exercises=blocks.recall.count > 0,
     )
-    yield from batch.misfits(fit.global_batch_size, micro_batch_size=fit.micro_batch_size, replicas=1)
+    yield from layout.batch_misfits(fit.global_batch_size, micro_batch_size=fit.micro_batch_size, replicas=1)
 
 
 def second_training(attention: Any, retrain: Any) -> Iterator[str]:

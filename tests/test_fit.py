@@ -20,7 +20,7 @@ from training import cut_off, history, run, weights
 
 from longlora.data.packing import Pair
 from longlora.data.packing import write as write_pairs
-from longlora.parallel.batch import accumulation
+from longlora.parallel.layout import accumulation
 from longlora.training import checkpoint
 from longlora.training import fit as module
 from longlora.training.checkpoint import checkpoint_step, digest

@@ -584,6 +584,11 @@ def test_a_context_that_the_gpus_can_not_share_is_refused():
         estimate(LLAMA, workload(context=8190), node(sequence_parallel=4))
 
 
+def test_a_group_that_the_gpus_of_a_sequence_would_break_is_refused_as_the_training_refuses_it():
+    with pytest.raises(ValueError, match="1024 each, which must be a multiple of the group, 2048: .* can be 1, 2, 4$"):
+        estimate(LLAMA, workload(context=8192), node(sequence_parallel=8))
+
+
 def test_s2_needs_two_heads():
     one = Shape.from_config({**CONFIGS["meta-llama/Llama-2-7b-hf"], "num_attention_heads": 1, "num_key_value_heads": 1})
     with pytest.raises(ValueError, match="half the heads, the model has 1"):

@@ -12,7 +12,7 @@ from PIL import Image
 from longlora.report.findings import Figure, Model, gather, order
 from longlora.report.page import duration
 from longlora.report.pictures import colour, learnt, short, smoothed
-from longlora.report.report import pairs, summary
+from longlora.report.report import hub_licence, pairs, summary
 from longlora.stages.report import stage
 
 PERPLEXITY = {
@@ -254,6 +254,19 @@ def test_the_card_has_the_hubs_front_matter_with_every_score_of_the_extended_mod
     assert "base_model" not in matter and "datasets" not in matter
     values = [metric["value"] for result in matter["model-index"][0]["results"] for metric in result["metrics"]]
     assert values == [3.532, 3.525, 3.522, 1.0, 0.875, 0.825]
+
+
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        ("Llama3.1", {"license": "llama3.1"}),
+        ("CC BY 4.0", {"license": "cc-by-4.0"}),
+        ("CC-BY-NC-4.0", {"license": "cc-by-nc-4.0"}),
+        ("MIT-0", {"license": "other", "license_name": "MIT-0"}),
+    ],
+)
+def test_a_licence_is_on_the_card_as_the_hub_calls_it(stated, said):
+    assert hub_licence(stated) == said
 
 
 def test_the_card_links_what_is_the_hubs_own_and_names_licences_the_hub_does_not_know(tmp_path):

@@ -17,14 +17,15 @@ from longlora.attention.segments import Part, Segments, parts, some_parts
 from longlora.attention.shifted import enable, shifted_sparse_attention
 from longlora.data.text_blocks import TextBlocks
 from longlora.parallel import sequence_parallel
+from longlora.parallel.layout import sequence_misfits
 from longlora.parallel.ranks import Ranks
 from longlora.parallel.sequence_parallel import (
     SequenceShards,
     Together,
     join,
-    must_hold_whole_groups,
     parallel_attention,
 )
+from longlora.section import refuse
 from longlora.training.loss import chunk_loss
 
 pytestmark = pytest.mark.slow  # real processes
@@ -190,10 +191,10 @@ def refused_here(place: Path, name: str, said: str, changes: dict) -> None:
 def test_a_group_larger_than_what_a_process_holds_is_refused(place):
     said = r"128 tokens over 8 processes are 16 each, which must be a multiple of the group, 32: .* can be 1, 2, 4$"
     with pytest.raises(ValueError, match=said):
-        must_hold_whole_groups(POSITION.context, group_size=32, degree=8)
+        refuse(sequence_misfits(POSITION.context, group_size=32, degree=8))
     with pytest.raises(ValueError, match=r"can be 1$"):
-        must_hold_whole_groups(100, group_size=26, degree=2)
-    must_hold_whole_groups(128, group_size=32, degree=4)
+        refuse(sequence_misfits(100, group_size=26, degree=2))
+    refuse(sequence_misfits(128, group_size=32, degree=4))
 
 
 def test_heads_that_can_not_be_shared_out_are_refused_in_full_attention(place):

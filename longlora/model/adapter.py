@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from pydantic import Field, ValidationInfo, field_validator
 from torch import nn
 from transformers import PreTrainedModel
 
+from longlora.model.quiet_peft import LoraConfig, PeftModel, get_peft_model
 from longlora.section import Section, nearest
 
 

@@ -13,23 +13,35 @@ from pydantic import Field
 
 from longlora.section import Section
 
-ALLOWING = {
+HUB = {
     name
     for line in (
-        "public-domain cc0-1.0 pddl-1.0 unlicense 0bsd wtfpl",
-        "cc-by-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-1.0 cc-by-sa-2.0 cc-by-sa-2.5 cc-by-sa-3.0 cc-by-sa-4.0",
-        "odc-by-1.0 odbl-1.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0",
-        "apache-2.0 mit mit-0 isc zlib bsl-1.0 ncsa postgresql afl-3.0 artistic-2.0 ms-pl bsd-2-clause bsd-3-clause",
-        "mpl-2.0 epl-2.0 eupl-1.2 gpl-2.0 gpl-2.0-only gpl-2.0-or-later gpl-3.0 gpl-3.0-only gpl-3.0-or-later",
-        "lgpl-2.1 lgpl-2.1-only lgpl-2.1-or-later lgpl-3.0 lgpl-3.0-only lgpl-3.0-or-later",
-        "agpl-3.0 agpl-3.0-only agpl-3.0-or-later gfdl-1.3-only gfdl-1.3-or-later",
+        "cc0-1.0 unlicense wtfpl cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0",
+        "cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0",
+        "apache-2.0 mit isc zlib bsl-1.0 ncsa postgresql afl-3.0 artistic-2.0 ms-pl bsd-2-clause bsd-3-clause",
+        "mpl-2.0 epl-2.0 eupl-1.2 gpl-2.0 gpl-3.0 lgpl-2.1 lgpl-3.0 agpl-3.0",
         "llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma",
         "openrail bigscience-openrail-m bigscience-bloom-rail-1.0 creativeml-openrail-m bigcode-openrail-m",
     )
     for name in line.split()
 }
-"""SPDX ids, and the model hub's names of model licences, of what commercial use is allowed under (some to companies below a size
-or for uses that are not harmful), in lower case."""
+"""Licences that commercial use is allowed under (some to companies below a size or for uses that are not harmful), as the model hub
+calls them, in lower case."""
+
+ALLOWING = HUB | {
+    name
+    for line in (
+        "public-domain pddl-1.0 0bsd cc-by-1.0 cc-by-sa-1.0 cc-by-sa-2.0 cc-by-sa-2.5 odc-by-1.0 odbl-1.0 mit-0",
+        "gpl-2.0-only gpl-2.0-or-later gpl-3.0-only gpl-3.0-or-later",
+        "lgpl-2.1-only lgpl-2.1-or-later lgpl-3.0-only lgpl-3.0-or-later",
+        "agpl-3.0-only agpl-3.0-or-later gfdl-1.3-only gfdl-1.3-or-later",
+    )
+    for name in line.split()
+}
+"""And those that the hub does not know by their SPDX ids."""
+
+FORBIDDING = {"cc-by-nc-4.0"}
+"""Licences that forbid commercial use, as the model hub calls them: for the model card alone."""
 
 
 class Licence(Section):
@@ -68,5 +80,10 @@ def fact(provenance: dict[str, Any], licence: Licence) -> dict[str, Any]:
 
 
 def allows(stated: str, licence: Licence) -> bool:
-    """Whether it is a known one (`CC BY 4.0` is cc-by-4.0), or was checked."""
-    return stated in licence.checked or re.sub(r"[\s_-]+", "-", stated.lower()) in ALLOWING
+    """Whether it is a known one, or was checked."""
+    return stated in licence.checked or identifier(stated) in ALLOWING
+
+
+def identifier(stated: str) -> str:
+    """As SPDX and the hub write it: `CC BY 4.0` is cc-by-4.0."""
+    return re.sub(r"[\s_-]+", "-", stated.strip().lower())

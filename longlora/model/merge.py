@@ -10,9 +10,9 @@ import shutil
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from longlora.model.quiet_peft import PeftModel
 from longlora.model.seal import seal
 from longlora.section import write_json
 

@@ -26,8 +26,10 @@ from longlora.attention.kernels import BackendName, attend, choose
 from longlora.attention.segments import Shift, one_document, remembered, segment, some_parts
 from longlora.attention.shifted import check, in_autocast, shifted_sparse_attention
 from longlora.data.text_blocks import IGNORED
+from longlora.parallel.layout import sequence_misfits
 from longlora.parallel.ranks import Ranks
 from longlora.parallel.ulysses import full_attention
+from longlora.section import refuse
 
 PATIENCE = timedelta(minutes=30)
 """How long the processes of a sequence wait for each other, as all do for the Trainer; NCCL's own choice is 10 minutes."""
@@ -56,17 +58,6 @@ def join(ranks: Ranks) -> Together:
         for first in range(0, ranks.world, ranks.degree)
     ]
     return Together(groups[ranks.replica], ranks)
-
-
-def must_hold_whole_groups(length: int, *, group_size: int, degree: int) -> None:
-    """Raises ValueError: a process would hold broken groups; the degrees that are admissible are named."""
-    if length % degree or (length // degree) % group_size:
-        whole = length // group_size if length % group_size == 0 else 1
-        admissible = [d for d in range(1, whole + 1) if whole % d == 0]
-        raise ValueError(
-            f"{length} tokens over {degree} processes are {length / degree:g} each, which must be a multiple of the group, "
-            f"{group_size}: LONGLORA_SEQUENCE_PARALLEL can be {', '.join(map(str, admissible))}"
-        )
 
 
 def parallel_attention(
@@ -116,7 +107,7 @@ def parallel_attention(
             scaling=scaling,
             backend=backend,
         )
-    must_hold_whole_groups(length, group_size=group_size, degree=together.degree)
+    refuse(sequence_misfits(length, group_size=group_size, degree=together.degree))
     ids_BS = None if document_ids_BL is None else document_ids_BL[:, first : first + own]
     half = group_size // 2
     if together.degree == 1 or shift == "none" or half == 0:

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, Self
 
 from pydantic import Field, ValidationError, computed_field
 
-from longlora.parallel.batch import accumulation
+from longlora.parallel.layout import accumulation, sequence_misfits
 from longlora.planning.activations import activations
 from longlora.planning.cost import Shape, Workload, step_flops, trained_parameters
-from longlora.section import Frozen, complaint, nearest
+from longlora.section import Frozen, complaint, nearest, refuse
 
 GB = 2**30
 
@@ -131,6 +131,8 @@ def check_layout(hardware: Hardware, *, workload: Workload) -> None:
             f"position.context = {workload.context} must be a multiple of the sequence-parallel degree {degree}; the nearest "
             f"is {max(1, round(workload.context / degree)) * degree}"
         )
+    if degree > 1 and workload.pattern == "s2":
+        refuse(sequence_misfits(workload.context, group_size=workload.group, degree=degree))
     accumulation(workload.global_batch_size, micro_batch_size=workload.micro_batch_size, replicas=hardware.replicas)
 
 

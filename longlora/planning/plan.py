@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from longlora.parallel.layout import sequence_misfits
 from longlora.planning.cost import Flops, Shape, Workload, check, forward_flops, trained_parameters
 from longlora.planning.hardware import Hardware, Memory, check_layout, memory, step_seconds
 from longlora.section import Frozen, nearest
@@ -160,10 +161,6 @@ def reservations(workload: Workload, hardware: Hardware, *, gb: float) -> list[s
         )
     if not workload.fused:
         notes.append("eager attention is bound by memory traffic: the hours are a lower bound")
-    if hardware.sequence_parallel > 1 and not whole_groups(workload, degree=hardware.sequence_parallel):
-        notes.append(
-            f"a group of {workload.group:,} tokens spans GPUs, which costs more communication than a neighbour's half"
-        )
     if hardware.zero == 3 or hardware.sequence_parallel > 1:
         notes.append("communication is taken as hidden behind arithmetic: the hours are a lower bound")
     return notes
@@ -201,8 +198,9 @@ def ladder(workload: Workload, hardware: Hardware) -> list[Change]:
 
 
 def whole_groups(workload: Workload, *, degree: int) -> bool:
-    """Whether each GPU's part of a sequence is whole: tokens in full attention, groups in s2, where only neighbours then talk."""
-    return workload.context % (degree if workload.pattern == "full" else degree * workload.group) == 0
+    """Whether each GPU's part of a sequence is whole: tokens in full attention, groups in s2."""
+    size = 1 if workload.pattern == "full" else workload.group
+    return not any(sequence_misfits(workload.context, group_size=size, degree=degree))
 
 
 def changed(workload: Workload, hardware: Hardware, changes: list[Change]) -> tuple[Workload, Hardware]:

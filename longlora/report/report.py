@@ -8,23 +8,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from longlora.model.licence import FORBIDDING, HUB, identifier
 from longlora.report.findings import HELD, Figure, Findings, Table, heading, named
 from longlora.report.page import page
 from longlora.report.pictures import draw
-
-SPDX = (
-    "apache-2.0",
-    "mit",
-    "cc0-1.0",
-    "cc-by-4.0",
-    "cc-by-sa-4.0",
-    "cc-by-nc-4.0",
-    "llama2",
-    "llama3",
-    "gemma",
-    "openrail",
-)
-"""Licences that the model hub knows by name; any other is `other`, with its own name beside it."""
 
 
 def write(findings: Findings, *, out: Path) -> None:
@@ -135,10 +122,9 @@ def card(findings: Findings) -> str:
 def front_matter(findings: Findings) -> dict[str, Any]:
     """What the model hub reads. A base or data set is linked only where it is the hub's own."""
     base, data = findings.base, [findings.texts, *findings.pairs]
-    licence = base["license"].lower()
     datasets = [each["name"] for each in data if each["source"] == "hub"]
     return {
-        **({"license": licence} if licence in SPDX else {"license": "other", "license_name": base["license"]}),
+        **hub_licence(base["license"]),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         **({"base_model": base["name"]} if base["source"] == "hub" else {}),
@@ -146,6 +132,12 @@ def front_matter(findings: Findings) -> dict[str, Any]:
         "tags": ["long-context", "longlora", *(["non-commercial"] if findings.forbidden else [])],
         "model-index": [{"name": f"{Path(base['name']).name}-{findings.target}", "results": results(findings)}],
     }
+
+
+def hub_licence(stated: str) -> dict[str, str]:
+    """As the hub calls it; one that it does not know is `other`, with its own name beside it."""
+    name = identifier(stated)
+    return {"license": name} if name in HUB | FORBIDDING else {"license": "other", "license_name": stated}
 
 
 def results(findings: Findings) -> list[dict[str, Any]]:

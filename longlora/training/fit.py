@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from peft import PeftModel
 from pydantic import Field
 from torch import distributed, nn
 from transformers import (
@@ -32,11 +31,12 @@ from longlora.data.packing import training_blocks
 from longlora.model.adapter import Adapter, attach, save, trained_parameters
 from longlora.model.position import Position, extend
 from longlora.model.quantized import device_map, keep_for_training, nf4
-from longlora.parallel.batch import accumulation
+from longlora.model.quiet_peft import PeftModel
+from longlora.parallel.layout import accumulation, sequence_misfits
 from longlora.parallel.ranks import Ranks, from_environment, must_agree
-from longlora.parallel.sequence_parallel import SequenceShards, join, must_hold_whole_groups, parallel_attention
+from longlora.parallel.sequence_parallel import SequenceShards, join, parallel_attention
 from longlora.parallel.zero import Zero, meet_on_cpu, zero_from_environment
-from longlora.section import Section, Seed, write_json
+from longlora.section import Section, Seed, refuse, write_json
 from longlora.training.checkpoint import checkpoint_folder, checkpoint_lock, checkpoint_step, digest, latest
 from longlora.training.energy import Meter
 from longlora.training.history import History, write_cost
@@ -117,7 +117,7 @@ def train(
     )
     if ranks.degree > 1 and attention.pattern == "s2":
         size = group_size(position.context, attention.group_ratio)
-        must_hold_whole_groups(position.context, group_size=size, degree=ranks.degree)
+        refuse(sequence_misfits(position.context, group_size=size, degree=ranks.degree))
     if adapter.quantized and zero and zero.stage == 3:
         raise ValueError(
             "adapter.quantized: ZeRO-3 shares out the weights, which four bits do not allow here; LONGLORA_ZERO = 2"

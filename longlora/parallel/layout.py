@@ -1,0 +1,39 @@
+"""How batch and sequence are shared out to processes: numbers only, for the training itself, a check of its parameters, and a
+plan of it."""
+
+from collections.abc import Iterator
+
+from longlora.section import refuse
+
+
+def accumulation(global_batch_size: int, *, micro_batch_size: int, replicas: int) -> int:
+    """Micro-batches per optimiser step and replica.
+
+    Raises:
+        ValueError: as `batch_misfits` says.
+    """
+    refuse(batch_misfits(global_batch_size, micro_batch_size=micro_batch_size, replicas=replicas))
+    return global_batch_size // (micro_batch_size * replicas)
+
+
+def batch_misfits(global_batch_size: int, *, micro_batch_size: int, replicas: int) -> Iterator[str]:
+    """Says so where the replicas, each with whole micro-batches, cannot share the global batch out equally."""
+    together = micro_batch_size * replicas
+    if global_batch_size % together:
+        fitting = max(1, round(global_batch_size / together)) * together
+        parts = f"micro_batch_size x replicas = {micro_batch_size} x {replicas}"
+        yield (
+            f"fit.global_batch_size = {global_batch_size} must be a multiple of "
+            f"{parts if replicas > 1 else f'micro_batch_size = {micro_batch_size}'}; the nearest is {fitting}"
+        )
+
+
+def sequence_misfits(length: int, *, group_size: int, degree: int) -> Iterator[str]:
+    """Says so where one of the `degree` processes of a sequence would hold broken groups; names the admissible degrees."""
+    if length % degree or (length // degree) % group_size:
+        whole = length // group_size if length % group_size == 0 else 1
+        admissible = [d for d in range(1, whole + 1) if whole % d == 0]
+        yield (
+            f"{length} tokens over {degree} processes are {length / degree:g} each, which must be a multiple of the group, "
+            f"{group_size}: LONGLORA_SEQUENCE_PARALLEL can be {', '.join(map(str, admissible))}"
+        )
