@@ -125,7 +125,7 @@ def hits(model: PreTrainedModel, *, cells: list[list[Prompt]], prefix: DynamicCa
     Each cell goes on from the beginning of the `prefix` that it shares, if there is one. Each process answers its share.
     """
     longest = max(len(p.question + p.answer) for cell in cells for p in cell)
-    hit_CS = np.zeros((len(cells), max(map(len, cells))), dtype=np.bool_)
+    hit_CS = np.zeros((len(cells), max(map(len, cells))), dtype=np.uint8)
     size = 1 if prefix is None else max(1, batch_tokens(model) // longest)
 
     def work(place: tuple[int, int]) -> None:
@@ -138,7 +138,7 @@ def hits(model: PreTrainedModel, *, cells: list[list[Prompt]], prefix: DynamicCa
 
     every = [(cell, first) for cell, prompts in enumerate(cells) for first in range(0, len(prompts), size)]
     spread(work, (place for number, place in enumerate(every) if ours(number)), model=model)
-    return [row[: len(cell)] for row, cell in zip(whole(hit_CS).tolist(), cells, strict=True)]
+    return [row[: len(cell)] for row, cell in zip(whole(hit_CS).astype(bool).tolist(), cells, strict=True)]
 
 
 def answered(model: PreTrainedModel, prompts: list[Prompt], *, cache: DynamicCache | None) -> list[bool]:
