@@ -20,7 +20,7 @@ from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.data.cases import Case, case, read_lines
-from longlora.data.prompt import chat_turn, continuation, opening
+from longlora.data.prompt import Prompt, frame
 from longlora.evaluation.answer import answers
 from longlora.evaluation.interval import of_trials
 from longlora.parallel.sharding import say
@@ -137,15 +137,14 @@ def own_topics(generator: random.Random, *, count: int) -> Question:
 class Writer:
     """Questions as token ids."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, prompt: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, prompt: Prompt) -> None:
         """Raises ValueError where a chat template is missing."""
-        self.tokenizer, self.chat = tokenizer, prompt == "chat"
-        self.before, self.after = chat_turn(tokenizer) if self.chat else ("", "")
+        self.chat = prompt == "chat"
+        self.frame = frame(tokenizer, prompt, plain="\n")
 
     def ids(self, question: Question) -> list[int]:
-        if self.chat:
-            return continuation(self.tokenizer, self.before + question.prompt + self.after, after="")
-        return opening(self.tokenizer, f"{question.prompt}\n{question.lead}")
+        lead = "" if self.chat else question.lead
+        return self.frame.open(question.prompt + self.frame.after + lead)
 
     def own(self, task: Task, *, length: int, seed: str) -> Question:
         """A question of as many lines or topics as fit into `length` tokens.

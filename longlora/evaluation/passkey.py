@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.data import passkey_words as words
-from longlora.data.prompt import chat_turn, continuation, opening
+from longlora.data.prompt import LINE, WORD, continuation, frame
 from longlora.evaluation.interval import of_trials
 from longlora.model.cache import beginning, read, shareable
 from longlora.model.load import batch_tokens, must_reach, spread
@@ -68,16 +68,11 @@ class Prompt:
 class Writer:
     """Writes prompts of an exact number of tokens. Only the filler gives way; it is cut between tokens."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, prompt: str) -> None:
-        self.tokenizer = tokenizer
-        if prompt == "chat":
-            before, after = chat_turn(tokenizer)
-            self.head = continuation(tokenizer, before + words.PREAMBLE, after="")
-            self.end = continuation(tokenizer, QUESTION + after + LEAD, after="again")
-        else:
-            self.head = opening(tokenizer, words.PREAMBLE)
-            self.end = continuation(tokenizer, QUESTION + " " + LEAD, after="again")
-        self.first = continuation(tokenizer, words.FILLER, after="\n")
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, prompt: Literal["plain", "chat"]) -> None:
+        self.tokenizer, around = tokenizer, frame(tokenizer, prompt, plain=" ")
+        self.head = around.open(words.PREAMBLE)
+        self.end = continuation(tokenizer, QUESTION + around.after + LEAD, after=WORD)
+        self.first = continuation(tokenizer, words.FILLER, after=LINE)
         self.next = continuation(tokenizer, " " + words.FILLER, after=words.FILLER)
 
     def write(self, key: str, *, length: int, depth: float) -> Prompt:
@@ -87,7 +82,7 @@ class Writer:
             ValueError: `length` has no room for the fixed parts.
         """
         fact = words.FACT.format(label=words.LABEL, value=key)
-        needle = continuation(self.tokenizer, f"\n{fact}", after="again")
+        needle = continuation(self.tokenizer, f"\n{fact}", after=WORD)
         lead, answer = self.parted(continuation(self.tokenizer, " " + key, after=LEAD))
         room = length - len(self.head) - len(needle) - len(self.end) - len(lead + answer)
         if room < 0:
