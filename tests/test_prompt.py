@@ -33,7 +33,7 @@ PINNED = {
     ("pairs_of_bytes", "chat"): "6160959bb1817b3b",
     ("marked_bytes", "plain"): "d97f2120f2364a9b",
     ("marked_bytes", "authors"): "0f7dbb91380ad6ab",
-    ("marked_bytes", "chat"): "2e8084ad945a1af6",
+    ("marked_bytes", "chat"): "900cc9ceaa89fcf8",
     ("spaced_pieces", "plain"): "114c558c8904f116",
     ("spaced_pieces", "authors"): "c6134b78b28a03cd",
     ("spaced_pieces", "chat"): "7508f2d3503b9c96",
@@ -50,8 +50,10 @@ def pairs_of_bytes() -> PreTrainedTokenizerBase:
 
 
 def marked_bytes() -> PreTrainedTokenizerBase:
-    """One that puts a begin mark before every text."""
-    return byte_level(0, marks=True)
+    """One that puts a begin mark before every text, which its chat template has none of."""
+    made = byte_level(0, marks=True)
+    made.chat_template = CHATML
+    return made
 
 
 def spaced_pieces() -> PreTrainedTokenizerBase:
