@@ -89,7 +89,7 @@ def first_failed(failed: bool) -> int | None:
 
 
 def end_after(failed: int) -> NoReturn:
-    """End without a word, once the process that has one is gone: a launcher ends all of them as soon as the first has ended."""
+    """Exit silently after the failed rank has reported: a launcher ends all processes as soon as the first has ended."""
     with suppress(RuntimeError):  # gloo's: the connection is closed
         distributed.recv(torch.zeros(1), src=failed)
     raise SystemExit(2)
