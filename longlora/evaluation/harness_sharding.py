@@ -50,7 +50,7 @@ def dealt(answer: Callable[..., list[Any]], requests: list[Instance], *, quiet: 
     if world() == 1:
         return answer(requests, disable_tqdm=quiet)
     must_be_the_same(requests)
-    documents = {place: number for number, place in enumerate(dict.fromkeys(map(document, requests)))}
+    documents = {key: number for number, key in enumerate(dict.fromkeys(map(document, requests)))}
     mine = [number for number, request in enumerate(requests) if ours(documents[document(request)])]
     given = answer([requests[n] for n in mine], disable_tqdm=quiet or rank() > 0) if mine else []
     found = merged(dict(zip(mine, given, strict=True)))

@@ -180,8 +180,8 @@ def right(question: Question, text: str, *, chat: bool) -> bool:
         return bool(numbers) and numbers[-1 if chat else 0] == question.right[0]
     said = normal(text)
     named = {topic: said.find(normal(topic)) for topic in question.right}
-    places = {topic: place for topic, place in named.items() if place >= 0}
-    return bool(places) and min(places, key=lambda t: (places[t], -len(t))) == question.right[0]
+    first = {topic: start for topic, start in named.items() if start >= 0}
+    return bool(first) and min(first, key=lambda t: (first[t], -len(t))) == question.right[0]
 
 
 def normal(text: str) -> str:
@@ -218,13 +218,13 @@ def measure(
         for length in sorted(settings.lengths)
     }
     for (task, column), questions in [*own.items(), *(((q[0].task, stem), q) for stem, q in published.items())]:
-        figures = ask(model, tokenizer=tokenizer, writer=writer, questions=questions, kept=kept)
+        figures = score(model, tokenizer=tokenizer, writer=writer, questions=questions, kept=kept)
         result.setdefault(f"longeval_{task}", {label: {"prompt": settings.prompt}})[label][column] = figures
         say(f"{task} {column}: {figures['value']:.0%} of {figures['trials']} right")
     return result
 
 
-def ask(
+def score(
     model: PreTrainedModel,
     *,
     tokenizer: PreTrainedTokenizerBase,

@@ -123,8 +123,8 @@ def hits(model: PreTrainedModel, *, cells: list[list[Prompt]], prefix: DynamicCa
     hit_CS = np.zeros((len(cells), max(map(len, cells))), dtype=np.uint8)
     size = 1 if prefix is None else max(1, batch_tokens(model) // longest)
 
-    def work(place: tuple[int, int]) -> None:
-        cell, first = place
+    def work(batch: tuple[int, int]) -> None:
+        cell, first = batch
         group = cells[cell][first : first + size]
         cache = (
             None if prefix is None else beginning(prefix, length=min(p.shared for p in cells[cell]), rows=len(group))
@@ -132,7 +132,7 @@ def hits(model: PreTrainedModel, *, cells: list[list[Prompt]], prefix: DynamicCa
         hit_CS[cell, first : first + len(group)] = answered(model, group, cache=cache)
 
     every = [(cell, first) for cell, prompts in enumerate(cells) for first in range(0, len(prompts), size)]
-    spread(work, (place for number, place in enumerate(every) if ours(number)), model=model)
+    spread(work, (batch for number, batch in enumerate(every) if ours(number)), model=model)
     return [row[: len(cell)] for row, cell in zip(whole(hit_CS).astype(bool).tolist(), cells, strict=True)]
 
 
