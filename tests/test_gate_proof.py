@@ -238,7 +238,7 @@ def test_a_weight_file_that_was_damaged_where_no_score_shows_it(bench):
 
 
 def nats_of(model, bench: Bench) -> float:
-    chosen = perplexity.chosen_places(bench.texts, PERPLEXITY)
+    chosen = perplexity.chosen_targets(bench.texts, PERPLEXITY)
     return perplexity.controlled(model, documents=bench.texts, chosen=chosen, settings=PERPLEXITY)[0][TARGET].sum()
 
 

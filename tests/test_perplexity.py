@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longlora.evaluation import perplexity, windows
-from longlora.evaluation.perplexity import Perplexity, Sliding, chosen_places, controlled, measure, sliding_windows
+from longlora.evaluation.perplexity import Perplexity, Sliding, chosen_targets, controlled, measure, sliding_windows
 from longlora.evaluation.windows import Window, nats
 from longlora.stages.perplexity import stage
 
 torch.set_num_threads(1)  # matrices this small are slower on two
 
 VOCABULARY = 53
-places = partial(windows.places, setting="perplexity.lengths")
+targets = partial(windows.targets, setting="perplexity.lengths")
 
 
 def tiny(seed: int = 0) -> LlamaForCausalLM:
@@ -70,7 +70,7 @@ def reference(model: LlamaForCausalLM, tokens: np.ndarray, *, context: int) -> f
 
 def test_controlled_nats_are_those_of_each_last_token_in_its_own_window():
     model, documents = tiny(), texts(90, 20, 77)
-    chosen = chosen_places(documents, settings())
+    chosen = chosen_targets(documents, settings())
     sums, _ = controlled(model, documents=documents, chosen=chosen, settings=settings())
     assert list(sums) == [19, 30, 41]
     for length, sums_P in sums.items():
@@ -81,7 +81,7 @@ def test_controlled_nats_are_those_of_each_last_token_in_its_own_window():
 
 
 def test_places_lie_inside_documents_and_score_no_token_twice():
-    chosen = places([100, 40, 41, 203], longest=41, last=6, samples=1000, seed=0)
+    chosen = targets([100, 40, 41, 203], longest=41, last=6, samples=1000, seed=0)
     assert {p.document for p in chosen} == {0, 2, 3}
     for p in chosen:
         assert 41 <= p.end <= [100, 40, 41, 203][p.document]
@@ -91,28 +91,28 @@ def test_places_lie_inside_documents_and_score_no_token_twice():
 
 
 def test_places_are_a_function_of_the_seed():
-    some = {seed: places([500], longest=41, last=6, samples=9, seed=seed) for seed in (1, 2)}
-    assert some[1] == places([500], longest=41, last=6, samples=9, seed=1) != some[2]
+    some = {seed: targets([500], longest=41, last=6, samples=9, seed=seed) for seed in (1, 2)}
+    assert some[1] == targets([500], longest=41, last=6, samples=9, seed=1) != some[2]
     assert some[1] == sorted(some[1], key=lambda p: p.end)
 
 
 def test_one_document_gives_no_more_places_than_asked_for():
     lengths = [203, 100, 60, 41]
-    every = Counter(p.document for p in places(lengths, longest=41, last=6, samples=99, seed=3))
+    every = Counter(p.document for p in targets(lengths, longest=41, last=6, samples=99, seed=3))
     assert every == {0: 28, 1: 10, 2: 4, 3: 1}
     for most in (1, 3):
-        some = places(lengths, longest=41, last=6, samples=99, per_document=most, seed=3)
+        some = targets(lengths, longest=41, last=6, samples=99, per_document=most, seed=3)
         assert Counter(p.document for p in some) == {d: min(most, count) for d, count in every.items()}
-    assert len(places(lengths, longest=41, last=6, samples=2, per_document=1, seed=3)) == 2
+    assert len(targets(lengths, longest=41, last=6, samples=2, per_document=1, seed=3)) == 2
 
 
 def test_no_document_long_enough_names_the_longest():
     with pytest.raises(
         ValueError, match=r"no held-out document has 41 tokens.*longest has 40: lower perplexity.lengths,"
     ):
-        places([12, 40, 3], longest=41, last=6, samples=5, seed=0)
+        targets([12, 40, 3], longest=41, last=6, samples=5, seed=0)
     with pytest.raises(ValueError, match="the longest has 0"):
-        places([], longest=41, last=6, samples=5, seed=0)
+        targets([], longest=41, last=6, samples=5, seed=0)
 
 
 @pytest.mark.parametrize(("length", "stride"), [(11, 4), (11, 10), (30, 7), (5000, 100)])
@@ -151,7 +151,7 @@ def test_position_nats_are_each_tokens_own_with_all_of_its_window_before_it(monk
     model, documents = tiny(), texts(90, 20, 77)
     given = settings(lengths=[19, 42], bands=3)
     expected: dict[int, list[float]] = {14: [], 28: [], 42: []}
-    for place in places([90, 20, 77], longest=42, last=6, samples=5, seed=2):
+    for place in targets([90, 20, 77], longest=42, last=6, samples=5, seed=2):
         tokens = documents[place.document][place.end - 42 : place.end]
         for position in range(1, 42):
             expected[position // 14 * 14 + 14].append(reference(model, tokens[: position + 1], context=position))
@@ -181,11 +181,11 @@ def test_a_model_whose_cache_does_not_serve_longer_texts_is_read_anew_for_each_p
 
 def test_places_are_chosen_once_and_the_longest_windows_read_once(monkeypatch):
     calls = []
-    for name in ("places", "nats", "token_nats"):
+    for name in ("targets", "nats", "token_nats"):
         real = getattr(perplexity, name)
         monkeypatch.setattr(perplexity, name, lambda *a, real=real, n=name, **k: calls.append(n) or real(*a, **k))
     measure_to_memory(tiny(), texts(90, 77), settings(lengths=[19, 30, 42], bands=3))
-    assert calls == ["places", "token_nats", "nats", "nats"]
+    assert calls == ["targets", "token_nats", "nats", "nats"]
 
 
 def measure_to_memory(model, documents, given, tmp="/dev/null"):
@@ -198,7 +198,7 @@ def test_logits_are_made_for_scored_tokens_only():
     model, documents = tiny(), texts(90, 77)
     rows = []
     model.lm_head.register_forward_hook(lambda m, i, output: rows.append(output.shape[:2]))
-    chosen = chosen_places(documents, settings())
+    chosen = chosen_targets(documents, settings())
     controlled(model, documents=documents, chosen=chosen, settings=settings())
     assert rows == [(len(chosen), 6)] * 3
 

@@ -22,6 +22,7 @@ from transformers import LlamaForCausalLM
 from longlora.evaluation import answer, passkey, windows
 from longlora.evaluation.longppl import LongPPL
 from longlora.evaluation.perplexity import Sliding
+from longlora.parallel import sharding
 from longlora.stages import keytokens, longppl, longqa, perplexity, ruler
 from longlora.stages import passkey as passkey_stage
 
@@ -130,6 +131,31 @@ def test_three_processes_write_what_one_writes(ready, monkeypatch):
         shares = [int((ready / f"{name}-{name}-{rank}").read_text()) for rank in range(3)]
         assert 0 < max(shares) < whole, name
     assert not list((ready / "kept").iterdir())
+
+
+NUMBERS = np.array([-0.0, np.nan, np.inf, 1 / 3, -0.0, 7.0])
+
+
+def exchanged(place: Path) -> None:
+    """Numbers that every process filled in its share of, and parts by number, as it then has them."""
+    mine = [number for number in range(len(NUMBERS)) if sharding.ours(number)]
+    end = f"{sharding.world()}-{sharding.rank()}"
+    for kind in (np.float64, np.float32):
+        part = np.zeros(len(NUMBERS), dtype=kind)
+        part[mine] = NUMBERS[mine]
+        (place / f"{kind.__name__}-{end}").write_bytes(sharding.whole(part).tobytes())
+    found = sharding.merged({number: [number, "ä" * number] for number in mine})
+    (place / f"merged-{end}").write_text(json.dumps(sorted(found.items())))
+
+
+@pytest.mark.slow
+def test_all_processes_have_the_bytes_of_one(tmp_path):
+    """No number says how many there were: neither the sign of a zero, nor what is not finite."""
+    exchanged(tmp_path)
+    together.run(3, exchanged, tmp_path)
+    for kind in ("float64", "float32", "merged"):
+        alone, *shares = [(tmp_path / f"{kind}-{end}").read_bytes() for end in ("1-0", "3-0", "3-1", "3-2")]
+        assert shares == [alone] * 3, kind
 
 
 def cut_off(place: Path, out: Path) -> None:

@@ -18,13 +18,12 @@ from transformers import (
     TextStreamer,
 )
 
-from longlora.data.prompt import chat_turn, continuation, opening
+from longlora.data.prompt import Prompt, continuation, frame
 from longlora.data.sentences import Span
-from longlora.data.wording import UNSAID, after_document, before_question
+from longlora.data.wording import PLAIN_LEAD, UNSAID, after_document, before_question
 from longlora.model.cache import cut, read, shareable
 
 TooLong = Literal["refuse", "truncate", "windows"]
-Prompt = Literal["chat", "authors", "plain"]
 QUESTION = 128
 """Tokens kept free for a question; a longer one takes what it needs."""
 OVERLAP = 8
@@ -67,13 +66,7 @@ class Desk:
         self.model, self.tokenizer = model, tokenizer
         self.text, self.max_new_tokens = text.rstrip(), max_new_tokens
         self.prompt: Prompt = prompt or ("chat" if tokenizer.chat_template else "authors")
-        self.before, self.after = (
-            chat_turn(tokenizer)
-            if self.prompt == "chat"
-            else ("[INST]", "[/INST]")
-            if self.prompt == "authors"
-            else ("", "\nAnswer:")
-        )
+        self.frame = frame(tokenizer, self.prompt, plain=PLAIN_LEAD)
         self.context = int(model.config.get_text_config().max_position_embeddings)
         kept = max(QUESTION, len(self.question_ids(question, "x")))
         space = self.context - max_new_tokens - kept - len(self.prefix_ids("")) - SLACK
@@ -110,13 +103,10 @@ class Desk:
 
     def prefix_ids(self, text: str) -> list[int]:
         """All that comes before a question, which is the same for every question."""
-        whole = self.before + before_question(text)
-        if self.prompt == "chat":
-            return self.tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"]
-        return opening(self.tokenizer, whole)
+        return self.frame.open(before_question(text))
 
     def question_ids(self, question: str, text: str) -> list[int]:
-        return continuation(self.tokenizer, after_document(question) + self.after, after=text[-100:])
+        return continuation(self.tokenizer, after_document(question) + self.frame.after, after=text[-100:])
 
     def ask(self, question: str, *, say: Callable[[str], None] | None = None) -> Answer:
         """The answer; with one window it is also told to `say` word by word, as it comes.

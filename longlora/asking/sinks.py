@@ -15,8 +15,8 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from longlora.asking.asking import Prompt, Teller
-from longlora.data.prompt import continuation, opening
+from longlora.asking.asking import Teller
+from longlora.data.prompt import Frame, Prompt, bare, frame
 from longlora.model.cache import shareable
 from longlora.model.position import frequencies, rotary
 
@@ -138,7 +138,7 @@ class Dialogue:
             max(1, (size - sinks) // 2),
         )  # at least half of the window is seen beside new words
         self.prompt: Prompt = prompt or ("chat" if tokenizer.chat_template else "authors")
-        self.first, self.between, self.after = frame(tokenizer, self.prompt)
+        self.frame, self.between = turns(tokenizer, self.prompt)
         end = model.generation_config.eos_token_id if model.generation_config else None
         end = tokenizer.eos_token_id if end is None else end
         self.ends = set(end) if isinstance(end, list) else {end}
@@ -152,15 +152,11 @@ class Dialogue:
     def turn(self, words: str) -> list[int]:
         """What has to be read of a user's words: the end of the turn before, and the frame around them."""
         if not self.unread:
-            text = self.first + words + self.after
-            known = self.prompt == "chat"
-            return (
-                self.tokenizer(text, add_special_tokens=False)["input_ids"] if known else opening(self.tokenizer, text)
-            )
+            return self.frame.open(words + self.frame.after)
         between, mark = self.between, str(self.tokenizer.decode(self.unread))
         if self.unread[0] in self.ends:
             between = between.removeprefix(mark)
-        return self.unread + continuation(self.tokenizer, between + words + self.after, after="")
+        return self.unread + bare(self.tokenizer, between + words + self.frame.after)
 
     @torch.inference_mode()
     def say(self, words: str, *, tell: Callable[[str], None] | None = None) -> str:
@@ -196,19 +192,18 @@ class Dialogue:
                 return
 
 
-def frame(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[str, str, str]:
-    """What stands before the first words of a user, between an answer and the next, and after them."""
-    if prompt == "plain":
-        return "", "\n", "\n"
-    if prompt == "authors":
-        return "[INST]", f"{tokenizer.eos_token}[INST]", "[/INST]"
+def turns(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[Frame, str]:
+    """What stands around a user's words in a dialogue, and between an answer and the next words."""
+    if prompt != "chat":
+        around = frame(tokenizer, prompt, plain="\n")
+        return around, "\n" if prompt == "plain" else f"{tokenizer.eos_token}{around.before}"
     if not tokenizer.chat_template:
         raise ValueError(
             "--prompt chat needs a tokenizer with a chat template, and this one has none: authors or plain"
         )
     said = ["THE-FIRST-WORDS", "THE-ANSWER-TO-THEM", "THE-SECOND-WORDS"]
-    turns = [{"role": role, "content": words} for role, words in zip(("user", "assistant", "user"), said, strict=True)]
-    text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    three = [{"role": role, "content": words} for role, words in zip(("user", "assistant", "user"), said, strict=True)]
+    text = str(tokenizer.apply_chat_template(three, tokenize=False, add_generation_prompt=True))
     first, rest = text.split(said[0])
     between, after = rest.split(said[1])[1].split(said[2])
-    return first, between, after
+    return Frame(tokenizer, first, after, marked=True), between

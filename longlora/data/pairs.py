@@ -23,7 +23,7 @@ from longlora.data.curation import Contamination, about_held_out, apart, statist
 from longlora.data.heldout import elsewhere, split
 from longlora.data.instructions import Bad, Dialogue, Records, Turn, read_hub, read_records
 from longlora.data.packing import Pair, write
-from longlora.data.prompt import continuation, opening
+from longlora.data.prompt import AUTHORS, continuation, opening
 from longlora.data.reading import Document
 from longlora.data.texts import read as read_texts
 from longlora.data.wording import asked
@@ -212,10 +212,10 @@ def tokenised(turns: Sequence[Turn], *, tokenizer: PreTrainedTokenizerBase, prom
 def authors_pieces(turns: Sequence[Turn]) -> list[tuple[str, bool]]:
     """Texts, and whether they are learnt. The authors' prompt has no place for a system turn: it goes before the user's words."""
     system = "".join(f"{t.content}\n\n" for t in turns if t.role == "system")
-    pieces = []
+    (before, after), pieces = AUTHORS, []
     for turn in turns:
         if turn.role == "user":
-            pieces.append((f"[INST]{system}{turn.content}[/INST]", False))
+            pieces.append((f"{before}{system}{turn.content}{after}", False))
             system = ""
         elif turn.role == "assistant":
             pieces.append((turn.content, True))

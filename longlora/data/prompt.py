@@ -1,6 +1,51 @@
-"""Prompts put together from tokens: pieces are tokenised as they are inside one text, and lengths come out exact."""
+"""What stands around a user's words, and prompts put together from tokens: pieces are tokenised as they are inside one text, and
+lengths come out exact."""
+
+from dataclasses import dataclass
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
+
+Prompt = Literal["plain", "authors", "chat"]
+"""plain: text to be continued; authors: LongLoRA's supervised fine-tuning; chat: the tokenizer's own template."""
+AUTHORS = ("[INST]", "[/INST]")
+"""What the authors write before and after an instruction."""
+WORD = "again"
+"""A piece that stands inside of a text is tokenised after this: which word it is does not matter, only that one stands there."""
+LINE = "\n"
+"""A piece that begins a line is tokenised after this."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What stands before a user's words, and after them, up to where the model goes on."""
+
+    tokenizer: PreTrainedTokenizerBase
+    before: str
+    after: str
+    marked: bool
+    """`before` has all marks, as a chat template writes them; else the tokenizer puts first what it puts before every text."""
+
+    def open(self, text: str) -> list[int]:
+        """The ids of a prompt's beginning: what stands before the user's words, and `text`, the first of them."""
+        return (bare if self.marked else opening)(self.tokenizer, self.before + text)
+
+
+def frame(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, plain: str) -> Frame:
+    """The frame of a kind of prompt; a plain one has nothing before the words, and `plain` after them.
+
+    Raises:
+        ValueError: the prompt is chat, and the tokenizer has no chat template.
+    """
+    if prompt == "chat":
+        return Frame(tokenizer, *chat_turn(tokenizer), marked=True)
+    before, after = AUTHORS if prompt == "authors" else ("", plain)
+    return Frame(tokenizer, before, after, marked=False)
+
+
+def bare(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of `text` without any mark that the tokenizer puts there by itself."""
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def continuation(tokenizer: PreTrainedTokenizerBase, text: str, *, after: str) -> list[int]:
@@ -10,20 +55,19 @@ def continuation(tokenizer: PreTrainedTokenizerBase, text: str, *, after: str) -
 
 def continuations(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, after: str) -> list[list[int]]:
     """`continuation` of each text, in one call of the tokenizer."""
-    known = tokenizer(after, add_special_tokens=False)["input_ids"]
+    known = bare(tokenizer, after)
     wholes = tokenizer([after + text for text in texts], add_special_tokens=False, verbose=False)["input_ids"]
     # Where the tokenizer joins the two across the border, the token streams cannot be parted: then the text alone.
     return [
-        whole[len(known) :] if whole[: len(known)] == known else tokenizer(text, add_special_tokens=False)["input_ids"]
+        whole[len(known) :] if whole[: len(known)] == known else bare(tokenizer, text)
         for whole, text in zip(wholes, texts, strict=True)
     ]
 
 
 def opening(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids of `text` where it opens a prompt: behind whatever the tokenizer puts first by itself (a begin mark, or nothing)."""
-    bare = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    marked = tokenizer(text, verbose=False)["input_ids"]
-    return marked[: marked.index(bare[0])] + bare
+    own, marked = bare(tokenizer, text), tokenizer(text, verbose=False)["input_ids"]
+    return marked[: marked.index(own[0])] + own
 
 
 def chat_turn(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:

@@ -2,6 +2,8 @@
 
 UNSAID = "The document does not say."
 """The answer to a question that the document leaves open."""
+PLAIN_LEAD = "\nAnswer:"
+"""What follows the question in a plain prompt, which is text to be continued."""
 
 
 def asked(document: str, question: str) -> str:

@@ -3,8 +3,6 @@
 Long answers take hours on real models. With a folder to keep them in, answers that were given are not asked for again: a run
 that was cut off goes on where it was. The folder belongs to the model, weights and configuration, and to the scores that it is
 asked for, and the file in it to the prompts, so nobody else finds or removes them.
-
-Letters: P prompts, A tokens of an answer with its length before it.
 """
 
 import hashlib
@@ -15,13 +13,12 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from longlora.model.load import batch_tokens, must_reach
 from longlora.model.seal import WEIGHTS, sha256
-from longlora.parallel.sharding import ours, rank, whole
+from longlora.parallel.sharding import merged, ours, rank
 
 ANSWERING = (WEIGHTS, "config.json", "generation_config.json")
 """What of a model's folder decides its answers: rotary scaling is in the config alone, end marks in the last."""
@@ -48,10 +45,8 @@ def answers(
     folder are taken from there, and new ones put there."""
     must_reach(model, max((len(p) + r for p, r in zip(prompts, max_new_tokens, strict=True)), default=0))
     file = None if kept is None else kept / hashlib.sha256(json.dumps([prompts, max_new_tokens]).encode()).hexdigest()
-    given_PA = np.zeros((len(prompts), 2 + max(max_new_tokens, default=0)), dtype=np.int64)
-    if file is not None and rank() == 0:  # what the first process finds is known to all, so that their batches agree
-        put(given_PA, read_kept(file))
-    written = taken(whole(given_PA))
+    # What the first process finds is known to all, so that their batches agree.
+    written = merged(read_kept(file) if file is not None and rank() == 0 else {})
     groups: dict[tuple[int, int], list[int]] = {}
     for number, (prompt, room) in enumerate(zip(prompts, max_new_tokens, strict=True)):
         if number not in written:
@@ -60,27 +55,16 @@ def answers(
     for (length, room), numbers in groups.items():
         size = max(1, batch_tokens(model) // (length + room))
         batches += [numbers[first : first + size] for first in range(0, len(numbers), size)]
-    given_PA[:] = 0
+    given: dict[int, list[int]] = {}
     for batch in (batch for number, batch in enumerate(batches) if ours(number)):
         tokens_BL = torch.tensor([prompts[i] for i in batch], device=model.device)
         out_BL = greedy(model, tokens_BL, room=max_new_tokens[batch[0]])
-        given = dict(zip(batch, out_BL[:, tokens_BL.shape[1] :].tolist(), strict=True))
-        put(given_PA, given)
+        new = dict(zip(batch, out_BL[:, tokens_BL.shape[1] :].tolist(), strict=True))
+        given |= new
         if file is not None:
-            keep(file, given)
-    written |= taken(whole(given_PA))
+            keep(file, new)
+    written |= merged(given)
     return [written[number] for number in range(len(prompts))]
-
-
-def put(given_PA: np.ndarray, given: dict[int, list[int]]) -> None:
-    """Write answers into the rows of their prompts; a row that is zero has none."""
-    for number, ids in given.items():
-        given_PA[number, : 2 + len(ids)] = [1, len(ids), *ids]
-
-
-def taken(given_PA: np.ndarray) -> dict[int, list[int]]:
-    """The answers that `put` wrote."""
-    return {number: row[2 : 2 + row[1]] for number, row in enumerate(given_PA.tolist()) if row[0]}
 
 
 def greedy(model: PreTrainedModel, tokens_BL: torch.Tensor, *, room: int) -> torch.Tensor:

@@ -8,7 +8,6 @@ then what it is in one process.
 """
 
 import hashlib
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from longlora.parallel.sharding import gathered, ours, rank, world
+from longlora.parallel.sharding import gathered, merged, ours, rank, world
 
 
 class Dealt(HFLM):
@@ -51,11 +50,10 @@ def dealt(answer: Callable[..., list[Any]], requests: list[Instance], *, quiet: 
     if world() == 1:
         return answer(requests, disable_tqdm=quiet)
     must_be_the_same(requests)
-    documents = {place: number for number, place in enumerate(dict.fromkeys(map(document, requests)))}
+    documents = {key: number for number, key in enumerate(dict.fromkeys(map(document, requests)))}
     mine = [number for number, request in enumerate(requests) if ours(documents[document(request)])]
     given = answer([requests[n] for n in mine], disable_tqdm=quiet or rank() > 0) if mine else []
-    parts = gathered(json.dumps(list(zip(mine, given, strict=True))).encode())
-    found = dict(pair for part in parts for pair in json.loads(part))
+    found = merged(dict(zip(mine, given, strict=True)))
     return [found[number] for number in range(len(requests))]
 
 

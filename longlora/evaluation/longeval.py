@@ -20,7 +20,7 @@ from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.data.cases import Case, case, read_lines
-from longlora.data.prompt import chat_turn, continuation, opening
+from longlora.data.prompt import Prompt, frame
 from longlora.evaluation.answer import answers
 from longlora.evaluation.interval import of_trials
 from longlora.parallel.sharding import say
@@ -137,15 +137,14 @@ def own_topics(generator: random.Random, *, count: int) -> Question:
 class Writer:
     """Questions as token ids."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, prompt: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, prompt: Prompt) -> None:
         """Raises ValueError where a chat template is missing."""
-        self.tokenizer, self.chat = tokenizer, prompt == "chat"
-        self.before, self.after = chat_turn(tokenizer) if self.chat else ("", "")
+        self.chat = prompt == "chat"
+        self.frame = frame(tokenizer, prompt, plain="\n")
 
     def ids(self, question: Question) -> list[int]:
-        if self.chat:
-            return continuation(self.tokenizer, self.before + question.prompt + self.after, after="")
-        return opening(self.tokenizer, f"{question.prompt}\n{question.lead}")
+        lead = "" if self.chat else question.lead
+        return self.frame.open(question.prompt + self.frame.after + lead)
 
     def own(self, task: Task, *, length: int, seed: str) -> Question:
         """A question of as many lines or topics as fit into `length` tokens.
@@ -181,8 +180,8 @@ def right(question: Question, text: str, *, chat: bool) -> bool:
         return bool(numbers) and numbers[-1 if chat else 0] == question.right[0]
     said = normal(text)
     named = {topic: said.find(normal(topic)) for topic in question.right}
-    places = {topic: place for topic, place in named.items() if place >= 0}
-    return bool(places) and min(places, key=lambda t: (places[t], -len(t))) == question.right[0]
+    first = {topic: start for topic, start in named.items() if start >= 0}
+    return bool(first) and min(first, key=lambda t: (first[t], -len(t))) == question.right[0]
 
 
 def normal(text: str) -> str:
@@ -219,13 +218,13 @@ def measure(
         for length in sorted(settings.lengths)
     }
     for (task, column), questions in [*own.items(), *(((q[0].task, stem), q) for stem, q in published.items())]:
-        figures = ask(model, tokenizer=tokenizer, writer=writer, questions=questions, kept=kept)
+        figures = score(model, tokenizer=tokenizer, writer=writer, questions=questions, kept=kept)
         result.setdefault(f"longeval_{task}", {label: {"prompt": settings.prompt}})[label][column] = figures
         say(f"{task} {column}: {figures['value']:.0%} of {figures['trials']} right")
     return result
 
 
-def ask(
+def score(
     model: PreTrainedModel,
     *,
     tokenizer: PreTrainedTokenizerBase,

@@ -7,7 +7,7 @@ log P(long) > beta (so that it is no accident). LongPPL of a model is exp of its
 Who picks the tokens favours itself: a model's lucky guesses are among its own. So one evaluator, named in params.yaml, picks
 for all models, and it should not be the one that is to be judged.
 
-Letters: P places, L tokens of a long window, N tokens scored by one short window.
+Letters: P long windows, L tokens of a long window, N tokens scored by one short window.
 """
 
 import json
@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
 from longlora.evaluation.interval import figure, grouped
-from longlora.evaluation.windows import Place, Window, last_nats, places, token_nats
+from longlora.evaluation.windows import Target, Window, last_nats, targets, token_nats
 from longlora.parallel.sharding import say
 from longlora.section import Section, Seed
 
@@ -49,13 +49,13 @@ class LongPPL(Section):
         return self
 
 
-def windows_of(documents: list[np.ndarray], settings: LongPPL) -> list[Place]:
-    """The places where the long windows end.
+def windows_of(documents: list[np.ndarray], settings: LongPPL) -> list[Target]:
+    """The long windows, each a target as a whole.
 
     Raises:
         ValueError: no document is as long as a long window.
     """
-    return places(
+    return targets(
         [len(d) for d in documents],
         longest=settings.length,
         last=settings.length,
@@ -65,7 +65,7 @@ def windows_of(documents: list[np.ndarray], settings: LongPPL) -> list[Place]:
     )
 
 
-def long_nats(model: PreTrainedModel, *, documents: list[np.ndarray], chosen: list[Place], length: int) -> np.ndarray:
+def long_nats(model: PreTrainedModel, *, documents: list[np.ndarray], chosen: list[Target], length: int) -> np.ndarray:
     """Nats (P, L), float64, of every token of the long windows with all before it; the first, never predicted, is infinite."""
     windows = [Window(p.document, p.end - length, p.end, length - 1) for p in chosen]
     nats_PL = token_nats(model, documents=documents, windows=windows).astype(np.float64)
@@ -73,16 +73,16 @@ def long_nats(model: PreTrainedModel, *, documents: list[np.ndarray], chosen: li
 
 
 def short_nats(
-    model: PreTrainedModel, *, documents: list[np.ndarray], chosen: list[Place], settings: LongPPL
+    model: PreTrainedModel, *, documents: list[np.ndarray], chosen: list[Target], settings: LongPPL
 ) -> np.ndarray:
     """Nats (P, L) of the tokens of the long windows with the short context alone; what has no more before it is NaN."""
     nats_PL = np.full((len(chosen), settings.length), np.nan)
     starts = range(settings.short, settings.length - settings.stride + 1, settings.stride)
-    for row, place in enumerate(chosen):
-        first = place.end - settings.length
+    for row, target in enumerate(chosen):
+        first = target.end - settings.length
         windows = [
             Window(
-                place.document,
+                target.document,
                 first + s + settings.stride - settings.short,
                 first + s + settings.stride,
                 settings.stride,
@@ -120,7 +120,7 @@ def measure(
 ) -> dict[str, Any]:
     """LongPPL of the model `label` over the tokens that `evaluator` picked, with its 95 % interval, by the spread between
     documents; null where no token was picked, or it is not a number."""
-    chosen = [Place(p["document"], p["end"]) for p in keys["places"]]
+    chosen = [Target(p["document"], p["end"]) for p in keys["places"]]
     nats_PL = long_nats(model, documents=documents, chosen=chosen, length=keys["length"])
     picked = [
         (row[p["keys"]].sum(), len(p["keys"]), p["document"])

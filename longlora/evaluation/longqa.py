@@ -22,8 +22,8 @@ from rouge_score.tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.data.cases import Case, case, read_lines
-from longlora.data.prompt import chat_turn, continuation, opening
-from longlora.data.wording import after_document, before_question
+from longlora.data.prompt import LINE, WORD, continuation, frame
+from longlora.data.wording import PLAIN_LEAD, after_document, before_question
 from longlora.evaluation.answer import answers
 from longlora.evaluation.breakdown import PARTED, Marked, by_depth, by_length, overall
 from longlora.evaluation.cited import Truth, cite, occurrences
@@ -147,8 +147,7 @@ class Writer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, settings: LongQA) -> None:
         """Raises ValueError where a chat template is missing."""
         self.tokenizer, self.settings = tokenizer, settings
-        prompts = {"plain": ("", "\nAnswer:"), "authors": ("[INST]", "[/INST]")}
-        self.before, self.after = prompts[settings.prompt] if settings.prompt in prompts else chat_turn(tokenizer)
+        self.frame = frame(tokenizer, settings.prompt, plain=PLAIN_LEAD)
 
     def write(self, question: Question) -> Written:
         """The prompt, with as much of the document as there is room for.
@@ -156,13 +155,9 @@ class Writer:
         Raises:
             ValueError: there is no room for the document.
         """
-        head, asked = before_question(""), after_document(question.question)
-        if self.settings.prompt == "chat":
-            first = continuation(self.tokenizer, self.before + head, after="")
-        else:
-            first = opening(self.tokenizer, self.before + head)
-        end = continuation(self.tokenizer, asked + self.after, after="again")
-        document = continuation(self.tokenizer, question.document, after="\n")
+        first = self.frame.open(before_question(""))
+        end = continuation(self.tokenizer, after_document(question.question) + self.frame.after, after=WORD)
+        document = continuation(self.tokenizer, question.document, after=LINE)
         space = self.settings.length - self.settings.max_new_tokens - len(first) - len(end)
         if space < 2:
             raise ValueError(

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.data import passkey_words as words
-from longlora.data.prompt import chat_turn, continuation, opening
+from longlora.data.prompt import LINE, WORD, continuation, frame
 from longlora.evaluation.interval import of_trials
 from longlora.model.cache import beginning, read, shareable
 from longlora.model.load import batch_tokens, must_reach, spread
@@ -68,16 +68,11 @@ class Prompt:
 class Writer:
     """Writes prompts of an exact number of tokens. Only the filler gives way; it is cut between tokens."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, prompt: str) -> None:
-        self.tokenizer = tokenizer
-        if prompt == "chat":
-            before, after = chat_turn(tokenizer)
-            self.head = continuation(tokenizer, before + words.PREAMBLE, after="")
-            self.end = continuation(tokenizer, QUESTION + after + LEAD, after="again")
-        else:
-            self.head = opening(tokenizer, words.PREAMBLE)
-            self.end = continuation(tokenizer, QUESTION + " " + LEAD, after="again")
-        self.first = continuation(tokenizer, words.FILLER, after="\n")
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, prompt: Literal["plain", "chat"]) -> None:
+        self.tokenizer, around = tokenizer, frame(tokenizer, prompt, plain=" ")
+        self.head = around.open(words.PREAMBLE)
+        self.end = continuation(tokenizer, QUESTION + around.after + LEAD, after=WORD)
+        self.first = continuation(tokenizer, words.FILLER, after=LINE)
         self.next = continuation(tokenizer, " " + words.FILLER, after=words.FILLER)
 
     def write(self, key: str, *, length: int, depth: float) -> Prompt:
@@ -87,7 +82,7 @@ class Writer:
             ValueError: `length` has no room for the fixed parts.
         """
         fact = words.FACT.format(label=words.LABEL, value=key)
-        needle = continuation(self.tokenizer, f"\n{fact}", after="again")
+        needle = continuation(self.tokenizer, f"\n{fact}", after=WORD)
         lead, answer = self.parted(continuation(self.tokenizer, " " + key, after=LEAD))
         room = length - len(self.head) - len(needle) - len(self.end) - len(lead + answer)
         if room < 0:
@@ -125,11 +120,11 @@ def hits(model: PreTrainedModel, *, cells: list[list[Prompt]], prefix: DynamicCa
     Each cell goes on from the beginning of the `prefix` that it shares, if there is one. Each process answers its share.
     """
     longest = max(len(p.question + p.answer) for cell in cells for p in cell)
-    hit_CS = np.zeros((len(cells), max(map(len, cells))), dtype=np.bool_)
+    hit_CS = np.zeros((len(cells), max(map(len, cells))), dtype=np.uint8)
     size = 1 if prefix is None else max(1, batch_tokens(model) // longest)
 
-    def work(place: tuple[int, int]) -> None:
-        cell, first = place
+    def work(batch: tuple[int, int]) -> None:
+        cell, first = batch
         group = cells[cell][first : first + size]
         cache = (
             None if prefix is None else beginning(prefix, length=min(p.shared for p in cells[cell]), rows=len(group))
@@ -137,8 +132,8 @@ def hits(model: PreTrainedModel, *, cells: list[list[Prompt]], prefix: DynamicCa
         hit_CS[cell, first : first + len(group)] = answered(model, group, cache=cache)
 
     every = [(cell, first) for cell, prompts in enumerate(cells) for first in range(0, len(prompts), size)]
-    spread(work, (place for number, place in enumerate(every) if ours(number)), model=model)
-    return [row[: len(cell)] for row, cell in zip(whole(hit_CS).tolist(), cells, strict=True)]
+    spread(work, (batch for number, batch in enumerate(every) if ours(number)), model=model)
+    return [row[: len(cell)] for row, cell in zip(whole(hit_CS).astype(bool).tolist(), cells, strict=True)]
 
 
 def answered(model: PreTrainedModel, prompts: list[Prompt], *, cache: DynamicCache | None) -> list[bool]:

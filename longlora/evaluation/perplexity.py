@@ -9,7 +9,7 @@ where in its context a model stops to profit from more of it.
 Windows start inside documents without a begin mark. A model may be asked for more positions than it declares: that is how an
 unextended base shows that it breaks.
 
-Letters: L tokens of a window, P places.
+Letters: L tokens of a window, P targets.
 """
 
 import csv
@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
 from longlora.evaluation.interval import figure, grouped
-from longlora.evaluation.windows import Place, Window, nats, places, token_nats
+from longlora.evaluation.windows import Target, Window, nats, targets, token_nats
 from longlora.parallel.sharding import rank, say
 from longlora.section import Section, Seed
 
@@ -69,13 +69,13 @@ class Perplexity(Section):
         return self
 
 
-def chosen_places(documents: list[np.ndarray], settings: Perplexity) -> list[Place]:
-    """The places that all lengths, and all models, are scored at.
+def chosen_targets(documents: list[np.ndarray], settings: Perplexity) -> list[Target]:
+    """The targets of all lengths and all models.
 
     Raises:
-        ValueError: as `places`.
+        ValueError: as `targets`.
     """
-    return places(
+    return targets(
         [len(d) for d in documents],
         longest=max(settings.lengths),
         last=settings.last,
@@ -87,9 +87,9 @@ def chosen_places(documents: list[np.ndarray], settings: Perplexity) -> list[Pla
 
 
 def controlled(
-    model: PreTrainedModel, *, documents: list[np.ndarray], chosen: list[Place], settings: Perplexity
+    model: PreTrainedModel, *, documents: list[np.ndarray], chosen: list[Target], settings: Perplexity
 ) -> tuple[dict[int, np.ndarray], np.ndarray | None]:
-    """Per length the nats (P,) of the last tokens of the chosen places; and those (P, L - 1), float64, of every token but the first
+    """Per length the nats (P,) of the chosen targets; and those (P, L - 1), float64, of every token but the first
     of the longest windows, which are read once for both, or None without bands."""
     longest, sums, nats_PL = max(settings.lengths), dict[int, np.ndarray](), None
     if settings.bands:
@@ -160,7 +160,7 @@ def measure(
     Raises:
         ValueError: no document is as long as the longest window, or there are none.
     """
-    chosen = chosen_places(documents, settings)
+    chosen = chosen_targets(documents, settings)
     sums, nats_PL = controlled(model, documents=documents, chosen=chosen, settings=settings)
     if rank() == 0:
         write_parts(parts, chosen=chosen, sums=sums, last=settings.last)
@@ -198,7 +198,7 @@ def slide(
     return result
 
 
-def write_parts(file: Path, *, chosen: list[Place], sums: dict[int, np.ndarray], last: int) -> None:
+def write_parts(file: Path, *, chosen: list[Target], sums: dict[int, np.ndarray], last: int) -> None:
     """One row per length and place, so that models can be compared place by place."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", newline="") as stream:

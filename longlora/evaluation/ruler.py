@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longlora.data.prompt import chat_turn, continuation, continuations, opening
+from longlora.data.prompt import LINE, WORD, Prompt, continuation, continuations, frame
 from longlora.evaluation.answer import answers
 from longlora.evaluation.interval import of_trials
 from longlora.evaluation.ruler_tasks import Riddle, Task, common, frequent, needles, tracking
@@ -45,12 +45,12 @@ class Ruler(Section):
 class Writer:
     """Riddles as prompts of an exact length in tokens, the room for the answer included."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, texts: list[str], prompt: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, texts: list[str], prompt: Prompt) -> None:
         """Raises ValueError where the texts are too short for a haystack, or a chat template is missing."""
         self.tokenizer = tokenizer
-        self.before, self.after = chat_turn(tokenizer) if prompt == "chat" else ("", "")
+        self.frame = frame(tokenizer, prompt, plain=" ")
         text = " ".join(" ".join(texts).split())
-        self.hay = continuation(tokenizer, text, after="\n")
+        self.hay = continuation(tokenizer, text, after=LINE)
         self.words = sorted(set(re.findall(r"\b[a-z]{5,9}\b", text)))
         if len(self.words) < VOCABULARY:
             raise ValueError(f"the held-out documents have {len(self.words)} words to ask for, {VOCABULARY} are needed")
@@ -100,12 +100,9 @@ class Writer:
 
     def pieces(self, riddle: Riddle) -> tuple[list[int], list[list[int]], list[int]]:
         """The ids of what stands before the text, of the lines, and of what stands after."""
-        lines = continuations(self.tokenizer, [" " + line for line in riddle.lines], after="again")
-        if self.after:
-            head = continuation(self.tokenizer, self.before + riddle.head, after="")
-            return head, lines, continuation(self.tokenizer, riddle.question + self.after + riddle.lead, after="again")
-        head = opening(self.tokenizer, riddle.head)
-        return head, lines, continuation(self.tokenizer, riddle.question + " " + riddle.lead, after="again")
+        lines = continuations(self.tokenizer, [" " + line for line in riddle.lines], after=WORD)
+        end = continuation(self.tokenizer, riddle.question + self.frame.after + riddle.lead, after=WORD)
+        return self.frame.open(riddle.head), lines, end
 
     def spread(self, lines: list[list[int]], *, spare: int, generator: random.Random) -> list[int]:
         """`spare` tokens of running text from a random place on, with the lines put in, in order, at random places."""

@@ -23,8 +23,8 @@ BATCH_LOGITS = 2**26
 
 
 @dataclass(frozen=True)
-class Place:
-    """The tokens [end - last, end) of a document."""
+class Target:
+    """The scored tokens [end - last, end) of a document."""
 
     document: int
     end: int
@@ -40,7 +40,7 @@ class Window:
     scored: int
 
 
-def places(
+def targets(
     lengths_of_documents: list[int],
     *,
     longest: int,
@@ -49,15 +49,15 @@ def places(
     seed: int,
     setting: str,
     per_document: int | None = None,
-) -> list[Place]:
-    """Up to `samples` places, of one document up to `per_document`, in the order of the text: a seeded choice among spans that
+) -> list[Target]:
+    """Up to `samples` targets, of one document up to `per_document`, in the order of the text: a seeded choice among spans that
     never overlap. `setting` is where params.yaml says how long windows are.
 
     Raises:
         ValueError: no document is as long as the longest window.
     """
     grid = [
-        Place(document, end)
+        Target(document, end)
         for document, length in enumerate(lengths_of_documents)
         for end in range(longest, length + 1, last)
     ]

@@ -1,8 +1,8 @@
-"""Full attention of a text's next piece over a cache, without a mask, on a CPU.
+"""Chunked prefill on a CPU: attend to the cache and to the new chunk separately, and merge the two by log-sum-exp.
 
-PyTorch's kernel knows one causal form, a square. Elsewhere it is handed a mask, which it then reads for each head, and computes
-what the mask leaves out. So the two parts are asked for apart, everything that is cached and the square of what is new, and
-joined by the sums of their scores. Where transformers wants another mask, or the model another attention, they get their way.
+PyTorch's kernel knows one causal form, a square. Elsewhere it takes a mask, which it reads for each head, and computes what the
+mask leaves out. The cache needs no mask, and the new chunk is a square. Where transformers wants another mask, or the model
+another attention, they are left as they are.
 
 Letters: B rows; H query heads; K key/value heads; N new tokens, L cached and new; D head dimension.
 """

@@ -8,16 +8,18 @@ import json
 
 from transformers import PreTrainedTokenizerBase
 
+from longlora.data.prompt import AUTHORS
+
 TURNS = """\
 {%- set waiting = namespace(words='') -%}
 {%- for turn in messages -%}
 {%- if turn.role == 'system' -%}{%- set waiting.words = waiting.words + turn.content + '\\n\\n' -%}
-{%- elif turn.role == 'user' -%}{{- '[INST]' + waiting.words + turn.content + '[/INST]' -}}{%- set waiting.words = '' -%}
+{%- elif turn.role == 'user' -%}{{- 'BEFORE' + waiting.words + turn.content + 'AFTER' -}}{%- set waiting.words = '' -%}
 {%- elif turn.role == 'assistant' -%}{{- turn.content + eos_token -}}
 {%- else -%}{{- raise_exception('the roles are system, user and assistant, not ' + turn.role) -}}
 {%- endif -%}
 {%- endfor -%}
-"""
+""".replace("BEFORE", AUTHORS[0]).replace("AFTER", AUTHORS[1])
 
 
 def authors_template(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -2,7 +2,7 @@
 
 The launcher says so in the environment (torchrun sets RANK and WORLD_SIZE); without one, a single process does everything.
 Batches are those of a single process, dealt out in turn, so the scores are the same to the last bit. Results are small: they
-travel over gloo, which needs no GPU, and as bytes, which no addition rounds. Every process holds a whole model.
+travel over gloo, which needs no GPU, and are added to zeros, which rounds nothing. Every process holds a whole model.
 A failure in one of them, inside of `together`, ends all, and is told once.
 """
 
@@ -43,7 +43,7 @@ def whole(share: np.ndarray) -> np.ndarray:
         SystemExit: another process failed in `together`, or is gone.
     """
     if world() == 1:
-        return share
+        return share + 0  # 0.0 for -0.0, as the sum over several gives
     failed = first_failed(False)
     if failed is not None:
         end_after(failed)
@@ -60,18 +60,24 @@ def gathered(part: bytes) -> list[bytes]:
     return [row_S[:size].tobytes() for row_S, size in zip(whole(parts_WS), sizes_W, strict=True)]
 
 
+def merged(part: dict[int, Any]) -> dict[int, Any]:
+    """What all processes found, by number; each gives what it found, as JSON can hold it. All must ask, in one order."""
+    parts = gathered(json.dumps(list(part.items())).encode())
+    return {number: value for part in parts for number, value in json.loads(part)}
+
+
 def added(share: np.ndarray) -> np.ndarray:
-    """The sum over all processes, of bytes that all but one left zero."""
+    """The sum over all processes, of numbers that all but one left zero."""
     if not distributed.is_initialized():
         distributed.init_process_group("gloo", timeout=PATIENCE)
-    sent = torch.from_numpy(np.ascontiguousarray(share).reshape(-1).view(np.uint8).copy())
+    sent = torch.from_numpy(share.copy())
     try:
         distributed.all_reduce(sent, op=distributed.ReduceOp.SUM)
     except RuntimeError as error:  # gloo's: a connection is closed
         if rank() == 0:  # the one that is gone could not say it, and one line is enough
             print(f"error: another process has ended ({str(error).splitlines()[0]})", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
-    return sent.numpy().view(share.dtype).reshape(share.shape)
+    return sent.numpy()
 
 
 def first_failed(failed: bool) -> int | None:
@@ -83,7 +89,7 @@ def first_failed(failed: bool) -> int | None:
 
 
 def end_after(failed: int) -> NoReturn:
-    """End without a word, once the process that has one is gone: a launcher ends all of them as soon as the first has ended."""
+    """Exit silently after the failed rank has reported: a launcher ends all processes as soon as the first has ended."""
     with suppress(RuntimeError):  # gloo's: the connection is closed
         distributed.recv(torch.zeros(1), src=failed)
     raise SystemExit(2)

@@ -149,16 +149,16 @@ def numbers(axes: Axes) -> None:
 def label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     """Write each line's last value and name beside its end, pushed apart where they would touch."""
     low, high = axes.get_ylim()
-    gap, places = 0.062, []
+    gap, heights = 0.062, []
     wanted = sorted((float(np.log(v / low) / np.log(high / low)), text, hue) for v, text, hue in ends)
-    for place, text, hue in wanted:
-        places.append([max(place, places[-1][0] + gap) if places else place, text, hue])
-    for over, entry in enumerate(reversed(places)):
+    for height, text, hue in wanted:
+        heights.append([max(height, heights[-1][0] + gap) if heights else height, text, hue])
+    for over, entry in enumerate(reversed(heights)):
         entry[0] = min(entry[0], 1.0 - over * gap)
-    for place, text, hue in places:
+    for height, text, hue in heights:
         value, _, name = text.partition("  ")
-        axes.text(1.02, place, value, color=hue, weight="bold", size=9.5, va="center", transform=axes.transAxes)
-        axes.text(1.095, place, name, color=hue, size=9.5, va="center", transform=axes.transAxes)
+        axes.text(1.02, height, value, color=hue, weight="bold", size=9.5, va="center", transform=axes.transAxes)
+        axes.text(1.095, height, name, color=hue, size=9.5, va="center", transform=axes.transAxes)
 
 
 def positions(findings: Findings) -> Canvas:
@@ -314,9 +314,9 @@ def history(findings: Findings) -> Canvas:
     axes.set_xlim(0, steps[-1] * 1.02)
     axes.margins(y=0.12)
     low, high = axes.get_ylim()
-    place = (smooth[-1] - low) / (high - low)
-    axes.text(1.02, place, f"{smooth[-1]:.3g}", color=hue, weight="bold", va="center", transform=axes.transAxes)
-    axes.text(1.095, place, f"after {steps[-1]:,.0f} steps", color=hue, va="center", transform=axes.transAxes)
+    height = (smooth[-1] - low) / (high - low)
+    axes.text(1.02, height, f"{smooth[-1]:.3g}", color=hue, weight="bold", va="center", transform=axes.transAxes)
+    axes.text(1.095, height, f"after {steps[-1]:,.0f} steps", color=hue, va="center", transform=axes.transAxes)
     return canvas
 
 

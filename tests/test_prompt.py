@@ -1,0 +1,108 @@
+"""The token ids of every prompt are pinned: models were trained on them, and scores are compared that were asked with them."""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+
+import pytest
+from test_asking import TINY
+from test_longqa import settings as longqa_settings
+from test_pairs import CHATML
+from test_passkey import TEMPLATE, byte_level, sentencepiece_like, tiny
+from test_ruler import TEXTS
+from transformers import PreTrainedTokenizerBase
+
+from longlora.asking.asking import Desk
+from longlora.asking.sinks import Dialogue
+from longlora.data.instructions import Turn
+from longlora.data.pairs import tokenised
+from longlora.evaluation import longeval, longqa, passkey, ruler
+from longlora.model.load import open_tokenizer
+from longlora.model.template import authors_template
+
+DOCUMENT = "The committee met in 1873.\n\nMr. Renn read the report: nobody else did.  Über 260 pages!\n" * 5
+QUESTION = "Who read the report?"
+TURNS = (
+    Turn("system", "Be brief."), Turn("user", "Who met?"), Turn("assistant", "The committee."),
+    Turn("user", QUESTION), Turn("assistant", "Mr. Renn."),
+)  # fmt: skip
+PINNED = {
+    ("pairs_of_bytes", "plain"): "bc864af16e9e39d0",
+    ("pairs_of_bytes", "authors"): "e58fc56aa3edcf58",
+    ("pairs_of_bytes", "chat"): "6160959bb1817b3b",
+    ("marked_bytes", "plain"): "d97f2120f2364a9b",
+    ("marked_bytes", "authors"): "0f7dbb91380ad6ab",
+    ("marked_bytes", "chat"): "900cc9ceaa89fcf8",
+    ("spaced_pieces", "plain"): "114c558c8904f116",
+    ("spaced_pieces", "authors"): "c6134b78b28a03cd",
+    ("spaced_pieces", "chat"): "7508f2d3503b9c96",
+    ("of_the_demo", "plain"): "dbe2b6b09f53b7ff",
+    ("of_the_demo", "authors"): "257d918320be3869",
+    ("of_the_demo", "chat"): "437823d1c1790c1d",
+}
+"""sha256 of the ids as JSON, of all prompts of a tokenizer and a kind. What changes one changes what models were taught."""
+
+
+def pairs_of_bytes() -> PreTrainedTokenizerBase:
+    """As GPT-2's; its prompts have no begin mark."""
+    return byte_level()
+
+
+def marked_bytes() -> PreTrainedTokenizerBase:
+    """One that puts a begin mark before every text, which its chat template has none of."""
+    made = byte_level(0, marks=True)
+    made.chat_template = CHATML
+    return made
+
+
+def spaced_pieces() -> PreTrainedTokenizerBase:
+    """As Llama 2's: a begin mark and a space before every text."""
+    made = sentencepiece_like()
+    made.chat_template = TEMPLATE
+    return made
+
+
+def of_the_demo() -> PreTrainedTokenizerBase:
+    made = open_tokenizer(TINY)
+    made.chat_template = CHATML
+    return made
+
+
+def prompts(tokenizer: PreTrainedTokenizerBase, kind: str) -> Iterator[list[int]]:
+    """One of each prompt that there is of a kind."""
+    if kind != "authors":
+        written = passkey.Writer(tokenizer, prompt=kind).write("70123", length=480, depth=0.37)
+        yield written.question + written.answer
+        riddles = ruler.Writer(tokenizer, texts=TEXTS, prompt=kind)
+        for task in ("multikey", "tracking", "common"):
+            yield riddles.write(task, length=2600, generator=random.Random(3))[0]
+        asker = longeval.Writer(tokenizer, prompt=kind)
+        for make in (longeval.own_lines, longeval.own_topics):
+            yield asker.ids(make(random.Random(4), count=3))
+    asked = longqa.Question(document=DOCUMENT, question=QUESTION, answers=["Mr. Renn"])
+    for length in (2000, 420):  # with the whole document, and without its middle
+        yield longqa.Writer(tokenizer, settings=longqa_settings(length=length, prompt=kind)).write(asked).ids
+    model = tiny(max_position_embeddings=4096)
+    desk = Desk(model, tokenizer=tokenizer, text=DOCUMENT, max_new_tokens=9, prompt=kind)
+    yield desk.prefix_ids(desk.text) + desk.question_ids(QUESTION, desk.text)
+    talk = Dialogue(model, tokenizer=tokenizer, size=64, max_new_tokens=9, prompt=kind)
+    yield talk.turn("Who met?")
+    for last in (tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("x")):
+        talk.unread = [last]
+        yield talk.turn(QUESTION)
+    if kind != "plain":
+        pair = tokenised(TURNS, tokenizer=tokenizer, prompt=kind)
+        yield pair.tokens.tolist()
+        yield pair.answer.tolist()
+    if kind == "authors":
+        yield list(authors_template(tokenizer).encode())
+
+
+@pytest.mark.parametrize("kind", ["plain", "authors", "chat"])
+@pytest.mark.parametrize("tokenizer", [pairs_of_bytes, marked_bytes, spaced_pieces, of_the_demo])
+def test_prompts_have_the_ids_that_they_always_had(tokenizer, kind):
+    made = list(prompts(tokenizer(), kind))
+    assert len({*map(str, made)}) == len(made)
+    said = hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16]
+    assert said == PINNED[tokenizer.__name__, kind]
