@@ -7,6 +7,7 @@ run cache, its remote. Nothing of it is remembered anywhere else.
 
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -107,7 +108,7 @@ class DvcRepo:
         """Every stage, upstream first, after restoring what was computed before.
 
         Raises:
-            ValueError: data that a `.dvc` file names is nowhere.
+            ValueError: data that a `.dvc` file names is nowhere, or a matrix has values that are no names.
         """
         with self._engine():
             graph = self._repo.index.graph
@@ -140,8 +141,18 @@ class DvcRepo:
             return [stage.name for stage in self._stages()]
 
     def _stages(self) -> list[Any]:
-        """Every stage, upstream first. Data that a `.dvc` file names is a stage to DVC, and none to us."""
-        return [each for each in networkx.dfs_postorder_nodes(self._repo.index.graph) if not each.is_data_source]
+        """Every stage, upstream first. Data that a `.dvc` file names is a stage to DVC, and none to us.
+
+        Raises:
+            ValueError: a value of a matrix could be more than a word to the shell that runs the command it stands in.
+        """
+        stages = [each for each in networkx.dfs_postorder_nodes(self._repo.index.graph) if not each.is_data_source]
+        for stage in stages:  # a matrix's values are part of the name
+            if not re.fullmatch(r"[\w.@+-]+", stage.name):
+                raise ValueError(
+                    f"stage '{stage.name}': the values of its matrix stand in a command: letters, digits and . _ + - only"
+                )
+        return stages
 
     def bring_sources(self) -> None:
         """Put the data of every `.dvc` file in its place.
