@@ -16,10 +16,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType, FlowRunFilterTags
 from prefect.client.schemas.objects import StateType, TaskRun
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
-from prefect.states import Completed, Crashed
+from prefect.states import Cancelled, Completed, Crashed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows import cancelling
 from flows.mlflow_writer import MlflowWriter
 from flows.parameters import must_be_right
 from flows.plan import must_fit
@@ -94,8 +96,16 @@ def pipeline(
 
 @flow(name="pipeline", task_runner=Jobs())
 def pipeline_of(state: workspace.Snapshot, promote: bool = False, anyway: bool = False) -> str | State[None]:
-    """The same for a snapshot that was made before, whatever its files have become since. Returns the run's key."""
-    return run_snapshot(workspace.project(Path.cwd()), state, anyway=anyway, promote=promote)
+    """The same for a snapshot that was made before, whatever its files have become since, in a process that no worker would end
+    if the run is cancelled. Returns the run's key."""
+    with cancelling.watched() as cancelled:
+        try:
+            return run_snapshot(workspace.project(Path.cwd()), state, anyway=anyway, promote=promote)
+        except (TerminationSignal, InterruptedStageError):
+            if not cancelled.is_set():
+                raise
+            cancelling.wait_for_stages()
+            return Cancelled(message="cancelled; the same run again goes on where it stopped")
 
 
 def run_snapshot(
@@ -181,16 +191,18 @@ def flow_lock(flow: object) -> str:
 
 
 def name_run(where: workspace.Project, name: str) -> None:
-    """Name the flow run; those that began in this project, count as running, and whose process is gone, have crashed."""
+    """Name the flow run; those that began in this project, count as running, and whose process is gone, have crashed, or were
+    cancelled."""
     home = workspace.home(where)
     with get_client(sync_client=True) as client:
         running = FlowRunFilter(
             tags=FlowRunFilterTags(all_=[home]),
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.CANCELLING])),
         )
         for other in client.read_flow_runs(flow_run_filter=running):
             if not locks.is_held(where, flow_lock(other.id)):
-                client.set_flow_run_state(other.id, Crashed(message="its process ended without a word"), force=True)
+                kind = Cancelled if other.state_type is StateType.CANCELLING else Crashed
+                client.set_flow_run_state(other.id, kind(message="its process ended without a word"), force=True)
         client.update_flow_run(flow_run.get_id(), name=name, tags=[*flow_run.get_tags(), home])
 
 

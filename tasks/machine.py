@@ -38,7 +38,16 @@ def launched(launcher: str, *, gpus: int) -> int:
 
 
 def gpu_memory_gb() -> list[float]:
-    """GB of each GPU that a process sees, by nvidia-smi and CUDA_VISIBLE_DEVICES; empty without one.
+    """GB of each GPU that a process sees; empty without one.
+
+    Raises:
+        LookupError: as `visible_gpus`.
+    """
+    return [memory for _, memory in visible_gpus()]
+
+
+def visible_gpus() -> list[tuple[str, float]]:
+    """UUID and GB of each GPU that a process sees, by nvidia-smi and CUDA_VISIBLE_DEVICES; empty without one.
 
     Raises:
         LookupError: CUDA_VISIBLE_DEVICES names what nvidia-smi does not list, such as a part of a GPU.
@@ -49,10 +58,10 @@ def gpu_memory_gb() -> list[float]:
     listed = nvidia_smi("index,uuid,memory.total")
     cards = [(index, uuid, float(mib) / 1024) for index, uuid, mib in listed if mib.isdecimal()]
     if visible is None:
-        return [memory for _, _, memory in cards]
+        return [(uuid, memory) for _, uuid, memory in cards]
     seen = []
     for word in (each.strip() for each in visible.split(",")):
-        named = [memory for index, uuid, memory in cards if word == index or (word and uuid.startswith(word))]
+        named = [(uuid, memory) for index, uuid, memory in cards if word == index or (word and uuid.startswith(word))]
         if len(named) != 1:
             raise LookupError(f"CUDA_VISIBLE_DEVICES={visible}: nvidia-smi lists no one GPU '{word}'")
         seen += named

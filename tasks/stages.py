@@ -7,10 +7,12 @@ run cache, its remote. Nothing of it is remembered anywhere else.
 
 import logging
 import os
+import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import chdir, contextmanager
+from contextlib import chdir, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,10 +29,13 @@ from tasks import supervise
 from tasks.declared import Artifact, artifacts_in
 from tasks.errors import UserError
 from tasks.single import AFRESH, CAUSE, drop_cut_off_locks
+from tasks.slots import Slots
 from tasks.supervise import Child
 
 Status = Literal["unchanged", "restored", "stale"]
 VARIES = "varies"
+GPU = "gpu"
+LOOK = 0.5  # seconds between two looks whether a slot is free
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class DvcRepo:
         self._environment = {**stage_environment(), **environment}
         self._lock = threading.RLock()
         self._command = [sys.executable, "-P", "-m", "tasks.single", *([AFRESH] if afresh else [])]
-        self._spare: Child | None = None
+        self._spare: tuple[Child, Slots] | None = None
         self._spare_lock = threading.Lock()
         self._closed = False
         self._repo = Repo(str(folder), _wait_for_lock=True)
@@ -107,7 +112,7 @@ class DvcRepo:
         """Every stage, upstream first, after restoring what was computed before.
 
         Raises:
-            ValueError: data that a `.dvc` file names is nowhere.
+            ValueError: data that a `.dvc` file names is nowhere, or a matrix has values that are no names.
         """
         with self._engine():
             graph = self._repo.index.graph
@@ -140,8 +145,18 @@ class DvcRepo:
             return [stage.name for stage in self._stages()]
 
     def _stages(self) -> list[Any]:
-        """Every stage, upstream first. Data that a `.dvc` file names is a stage to DVC, and none to us."""
-        return [each for each in networkx.dfs_postorder_nodes(self._repo.index.graph) if not each.is_data_source]
+        """Every stage, upstream first. Data that a `.dvc` file names is a stage to DVC, and none to us.
+
+        Raises:
+            ValueError: a value of a matrix could be more than a word to the shell that runs the command it stands in.
+        """
+        stages = [each for each in networkx.dfs_postorder_nodes(self._repo.index.graph) if not each.is_data_source]
+        for stage in stages:  # a matrix's values are part of the name
+            if not re.fullmatch(r"[\w.@+-]+", stage.name):
+                raise ValueError(
+                    f"stage '{stage.name}': the values of its matrix stand in a command: letters, digits and . _ + - only"
+                )
+        return stages
 
     def bring_sources(self) -> None:
         """Put the data of every `.dvc` file in its place.
@@ -280,20 +295,46 @@ class DvcRepo:
 
         self.warm()
         with self._spare_lock:
-            child, self._spare = self._spare, None
+            spare, self._spare = self._spare, None
         self.warm()
-        status = child.run(name, on_line=hear, on_tick=on_tick) if child else 0
+        status = 0
+        if spare:
+            child, slots = spare
+            with closing(slots), closing(child):
+                self._wait_for_slot(name, slots, hear)
+                status = child.run(name, on_line=hear, on_tick=on_tick)
         if self._closed or supervise.interrupted:
             raise InterruptedStageError(f"stage '{name}': interrupted")
         if status:
             kind = ParameterError if status == 2 else StageError
             raise kind(f"stage '{name}': {cause(said, status)}")
 
+    def _wait_for_slot(self, name: str, slots: Slots, say: Callable[[str], None]) -> None:
+        """Take a slot for a stage that is tagged so; says whom it waits for.
+
+        Raises:
+            InterruptedStageError: the run was told to end meanwhile.
+        """
+        with self._engine():
+            meta = self._repo.stage.load_one("dvc.yaml", name).meta or {}
+        if GPU not in meta.get("tags", []):
+            return
+        said = ""
+        while taken := slots.take(f"stage '{name}' of {self.folder} (process {os.getpid()})"):
+            if self._closed or supervise.interrupted:
+                raise InterruptedStageError(f"stage '{name}': interrupted")
+            if taken != said:
+                say(f"waiting: {taken}")
+                said = taken
+            time.sleep(LOOK)
+
     def warm(self) -> None:
         """Have a process ready that waits for a stage's name: it imports DVC while we, or the stage before, do something else."""
         with self._spare_lock:
             if not (self._spare or self._closed or supervise.interrupted):
-                self._spare = Child(self._command, cwd=self.folder, env=self._environment)
+                slots = Slots()
+                child = Child(self._command, cwd=self.folder, env=self._environment, handles=slots.handles())
+                self._spare = child, slots
 
     def close(self) -> None:
         """Start nothing any more, and end the process that is waiting; `supervise.stop_all` ends those at work."""
@@ -301,7 +342,8 @@ class DvcRepo:
             self._closed = True
             spare, self._spare = self._spare, None
         if spare:
-            spare.close()
+            for each in spare:
+                each.close()
 
 
 def stage_environment() -> dict[str, str]:

@@ -44,7 +44,10 @@ def grace() -> int:
 class Child:
     """A supervised command, started at once; it may wait for a line on its stdin before it does its work."""
 
-    def __init__(self, command: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str], *, cwd: Path, env: Mapping[str, str], handles: Sequence[int] = ()
+    ) -> None:
+        """`handles`: open files that the supervisor has too, until nothing of the command is left."""
         self.cwd = cwd
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__)), *command],
@@ -54,6 +57,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=handles,
         )
         running.add(self)
 

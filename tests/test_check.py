@@ -72,6 +72,15 @@ def test_the_sections_of_the_pipeline_are_those_of_params_yaml_and_right():
             ["evaluate.ruler=[extend]"],
             ["evaluate.ruler names 'extend', and there is no such model; did you mean 'extended'?"],
         ),
+        (
+            ["rivals.models=[good,'x;touch PWNED;/../mine']"],
+            [
+                "rivals.models = ['good', 'x;touch PWNED;/../mine']: 'x;touch PWNED;/../mine' is no name: letters, digits"
+            ],
+        ),
+        (["rivals.models=['..']"], ["'..' is no name"]),
+        (["evaluate.ruler=['x;touch PWNED']"], ["evaluate.ruler names 'x;touch PWNED', and there is no such model"]),
+        (["retrain.patterns=['x;touch PWNED']"], ["retrain.patterns.0 = 'x;touch PWNED'"]),
         (["evaluate.longqa=[base,base]"], ["evaluate.longqa = ['base', 'base']: a model stands twice"]),
         (
             ["evaluate.perplexity=[base,linear,extended]"],

@@ -237,7 +237,7 @@ def test_a_scheduled_run_refuses_a_dirty_checkout_and_any_other_says_so(run_flow
 def test_a_run_that_is_being_promoted_is_not_taken_for_a_dead_one(run_flow, own, monkeypatch):
     from prefect.client.orchestration import get_client
     from prefect.runtime import flow_run
-    from prefect.states import Running
+    from prefect.states import Cancelling, Running
 
     from flows.pipeline import name_run
     from tasks.locks import is_held
@@ -251,16 +251,19 @@ def test_a_run_that_is_being_promoted_is_not_taken_for_a_dead_one(run_flow, own,
         assert not is_held(where, key)
         with get_client(sync_client=True) as client:
             alive = flow_run.get_id()
-            dead = client.create_flow_run(run_flow, name=f"params-{key}", tags=[home(where)], state=Running()).id
+            dead, cancelled = (
+                client.create_flow_run(run_flow, name=f"params-{key}", tags=[home(where)], state=state).id
+                for state in (Running(), Cancelling())
+            )
             with monkeypatch.context() as patch:
                 patch.setattr("flows.pipeline.flow_run.get_id", lambda: str(client.create_flow_run(run_flow).id))
                 name_run(where, "params-0123456789ab")
-            states.extend(client.read_flow_run(each).state.name for each in (alive, dead))
+            states.extend(client.read_flow_run(each).state.name for each in (alive, dead, cancelled))
         return "promoted"
 
     monkeypatch.setattr("flows.promote.promote", promote)
     run_flow(promote=True)
-    assert states == ["Running", "Crashed"]
+    assert states == ["Running", "Crashed", "Cancelled"]
 
 
 # --- kills
@@ -342,6 +345,43 @@ def test_an_interrupted_run_ends_its_stage_and_says_killed(own, environment, mlf
     assert not alive(work)
     (run,) = mlflow_runs(mlflow_uri, work.name)
     assert run.info.status == "KILLED"
+
+
+SAVING = """
+import atexit, signal, sys
+def save():
+    time.sleep(2)
+    (notes / "saved").touch()
+def end(*_):
+    atexit.register(save)
+    sys.exit(143)
+signal.signal(15, end)
+"""
+
+
+def cancel(url: str, key: str) -> None:
+    """As Prefect's page does."""
+    (run,) = flow_runs(url, key)
+    state = json.dumps({"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    address = f"{url}/flow_runs/{run['id']}/set_state"
+    urllib.request.urlopen(
+        urllib.request.Request(address, state.encode(), {"content-type": "application/json"})
+    ).close()
+
+
+def test_a_cancel_from_prefects_page_ends_the_run_after_the_stage_has_saved(own, environment, mlflow_uri):
+    dummy.write(own / "dummy" / "stage.py", SAVING + (own / "dummy" / "stage.py").read_text())
+    process = start(own, environment, "train.seconds=60")
+    read_until(process, "train | train starts")
+    key, url = key_of(own, "train.seconds=60"), environment["PREFECT_API_URL"]
+    cancel(url, key)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in error) == (143, False), error
+    assert error.endswith("error: cancelled in Prefect; the same command goes on where it stopped\n")
+    assert (own / ".longlora" / "checkpoints" / "saved").exists()
+    assert not alive(own / ".longlora" / "worktrees" / key)
+    assert [run["state"]["name"] for run in flow_runs(url, key)] == ["Cancelled"]
+    assert [run.info.status for run in mlflow_runs(mlflow_uri, key)] == ["KILLED"]
 
 
 @pytest.mark.parametrize("wait", [0, 1])

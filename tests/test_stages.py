@@ -164,6 +164,14 @@ def test_a_told_end_ends_the_stage_and_starts_no_other_whatever_becomes_of_the_e
     run_dir.dvc.close()
 
 
+def test_a_name_in_a_matrix_is_no_shell_command(folder):
+    name = "x;touch PWNED;/../mine"
+    dummy.write(folder / "rivals" / "mine.dvc", "outs: [{md5: d8e8fca2dc0f896fd7cb4cb0031ba249.dir, path: mine}]\n")
+    dummy.commit(folder)
+    with pytest.raises(ValueError, match=r"^stage 'score_rivals@x;touch PWNED;/\.\./mine': the values of its matrix"):
+        run_dir_of(folder, f"rivals.models=['{name}']")
+
+
 def test_torchrun_waits_for_its_workers_as_long_as_we_wait_for_it(monkeypatch):
     monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
     monkeypatch.setenv("LONGLORA_GRACE", "240")

@@ -198,6 +198,9 @@ def plain_errors() -> Iterator[None]:
     except Exception as error:
         # by name, not imported: what a command did not need must not be loaded to say that it failed
         kinds = {kind.__name__ for kind in type(error).__mro__}
+        if "CancelledRun" in kinds:
+            print("error: cancelled in Prefect; the same command goes on where it stopped", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGTERM) from None
         theirs = [name for kind, name in {"MlflowException": "MLflow", "DvcException": "DVC"}.items() if kind in kinds]
         if not theirs:
             raise

@@ -4,8 +4,11 @@ Perplexity is per token, so models that read a text as other tokens cannot be co
 is measured.
 """
 
+import re
 import shutil
 from pathlib import Path
+
+from pydantic import field_validator
 
 from longlora.model.integrity import tokenizer
 from longlora.model.rescale import link
@@ -15,6 +18,15 @@ from longlora.section import Section
 class Rivals(Section):
     models: list[str]
     """Folders of rivals/, by name; the matrices of dvc.yaml are this list. `longlora run --beside champion` fills it in."""
+
+    @field_validator("models")
+    @classmethod
+    def are_names(cls, models: list[str]) -> list[str]:
+        """They stand in the command lines of dvc.yaml and in paths."""
+        for name in models:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"'{name}' is no name: letters, digits and . _ - only, a letter or digit first")
+        return models
 
 
 def admit(rival: Path, *, base: Path, out: Path) -> None:

@@ -1,0 +1,58 @@
+"""A cancel from Prefect's page, for a run that no worker looks after: it ends as by SIGTERM, and Prefect is told that it did."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run
+
+from tasks import supervise
+
+LOOK = 3.0  # seconds between two looks at the flow run's state
+
+
+@contextmanager
+def watched() -> Iterator[threading.Event]:
+    """Be ended by SIGTERM if somebody cancels this flow run; the event says that it was that."""
+    cancelled, over = threading.Event(), threading.Event()
+    run = UUID(str(flow_run.get_id()))
+    threading.Thread(target=watch, args=(run, cancelled, over), daemon=True).start()
+    try:
+        yield cancelled
+    finally:
+        over.set()
+
+
+def watch(run: UUID, cancelled: threading.Event, over: threading.Event) -> None:
+    """Look until it is `cancelled` or `over`."""
+    while not over.wait(LOOK):
+        try:
+            if is_cancelled(run) and not over.is_set():
+                cancelled.set()
+                supervise.interrupt()
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+        except httpx.HTTPError:  # nobody answers: the run goes on, and so does the look
+            continue
+        except ObjectNotFound:  # deleted in the page, which ends nothing
+            return
+
+
+def is_cancelled(run: UUID) -> bool:
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(run).state
+    return state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED)
+
+
+def wait_for_stages() -> None:
+    """Until those that were told to end have: they may save a checkpoint first, and are killed after their grace."""
+    while supervise.running:
+        time.sleep(0.1)
