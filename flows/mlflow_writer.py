@@ -5,7 +5,7 @@ Nothing is lost by that: all of it is in files, and is sent again when the run i
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from tasks.servers import must_be_reachable
 from tasks.stages import Out
 
 if TYPE_CHECKING:
+    from flows.progress import Point
     from tasks.tracking import Tracker
 
 EVERY = 5.0  # seconds between two looks at a curve
@@ -34,11 +35,18 @@ class MlflowWriter:
         self._look: Future[None] | None = None
         self._due = 0.0
 
-    def follow(self, outs: list[Out]) -> None:
-        """Send what is new in `outs`' curves, if the last look is some time ago."""
+    def follow(self, outs: list[Out], points: "Sequence[Point]" = ()) -> None:
+        """Send what is new in `outs`' curves and among `points`, if the last look is some time ago."""
         if time.monotonic() >= self._due and (self._look is None or self._look.done()):
-            self._look = self._thread.submit(lambda: None if self._failure else self._opened.result().follow(outs))
+            told = list(points)
+            self._look = self._thread.submit(
+                lambda: None if self._failure else self._opened.result().follow(outs, told)
+            )
             self._due = time.monotonic() + EVERY
+
+    def points(self, points: "Sequence[Point]") -> None:
+        """Send those of `points` that are new."""
+        self._send(lambda tracker: tracker.follow([], points))
 
     def stage(self, name: str, outs: list[Out]) -> None:
         """Send all that a finished stage has to show."""

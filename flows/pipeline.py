@@ -25,6 +25,7 @@ from flows import cancelling
 from flows.mlflow_writer import MlflowWriter
 from flows.parameters import must_be_right
 from flows.plan import must_fit
+from flows.progress import Progress
 from flows.run_dir import RunDir, brought, open_run_dir
 from tasks import hooks, locks, servers, storage, supervise, workspace
 from tasks.stages import InterruptedStageError, ParameterError, Stage
@@ -233,8 +234,20 @@ def run_stage(run_dir: RunDir, stage: Stage, writer: MlflowWriter) -> State[None
     """Bring one stage up to date, its output in this task's log, its results in MLflow."""
     log, status = partial(get_run_logger().info, "%s"), stage.status
     if status == "stale":
-        follow = partial(writer.follow, list(stage.outs))
-        status = run_dir.dvc.bring_up_to_date(stage.name, log=log, on_tick=follow)
+        curve = next((Path(out.path).stem for out in stage.outs if out.kind == "plot"), stage.name)
+        progress = Progress(stage.name, curve)
+
+        def hear(line: str) -> None:
+            log(line)
+            progress.hear(line)
+
+        def look() -> None:
+            writer.follow(list(stage.outs), progress.points)
+            progress.show()
+
+        status = run_dir.dvc.bring_up_to_date(stage.name, log=hear, on_tick=look)
+        progress.end(log)
+        writer.points(progress.points)
     writer.stage(stage.name, run_dir.dvc.outs(stage))
     if status == "stale":
         return Completed(message=stage.desc)

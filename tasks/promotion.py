@@ -157,18 +157,21 @@ def already(name: str, version: str) -> str:
     return f"{name} version {version} is the champion already"
 
 
-def rollback(client: MlflowClient, where: Project, why: str) -> str:
-    """Point champion at the version before the present one. Returns what was done.
+def rollback(client: MlflowClient, where: Project, why: str, *, to: str | None = None) -> str:
+    """Point champion at the version before the present one, or at an earlier champion. Returns what was done.
+
+    Args:
+        to: the number of a version that was champion, or its run's key, or the key's beginning.
 
     Raises:
-        ValueError: there was none before, it is the present one, or it was deleted.
+        ValueError: there was none before, it is the present one, or it was deleted; `to` is no earlier champion, or several.
     """
     name = runs.model_at(where).name
     with hold(where, lock_name(name)):
         _, now = registry.present(
             client, name, person(where)
         )  # a move that was not ours is recorded first, for it counts
-        before = registry.predecessor(registry.moves(client, name))
+        before = registry.predecessor(registry.moves(client, name)) if to is None else meant(client, name, to, now)
         if before is None:
             raise ValueError(f"{name} had no champion before the present one: see `longlora history`")
         if before == now:
@@ -182,6 +185,19 @@ def rollback(client: MlflowClient, where: Project, why: str) -> str:
     said = f"{name} version {before} is champion again"
     hooks.tell("rolled back", said, model=name, key=version.tags.get(KEY, ""), **asdict(made))
     return said
+
+
+def meant(client: MlflowClient, name: str, to: str, now: str | None) -> str:
+    """The earlier champion whose version number is `to`, or whose run's key begins so."""
+    there = {str(each.version): each.tags.get(KEY, "") for each in registry.earlier(client, name, now)}
+    found = [to] if to in there else [version for version, key in there.items() if to and key.startswith(to)]
+    if len(found) != 1:
+        known = ", ".join(f"version {version} ({key})" for version, key in there.items()) or "none"
+        raise ValueError(
+            f"--to {to}: {'several earlier champions have' if found else 'no earlier champion has'} this version or key; "
+            f"there are {known}"
+        )
+    return found[0]
 
 
 def objections(

@@ -170,8 +170,15 @@ def predecessor(past: list[Move]) -> str | None:
     """The version that was champion before the present one, promotions undone by a rollback left out."""
     line: list[str | None] = []
     for made in past:
-        if made.how == "rollback" and len(line) > 1:
-            line.pop()
-        elif made.how not in ("rollback", "declined"):
+        if made.how == "rollback" and made.to in line:
+            del line[len(line) - line[::-1].index(made.to) :]  # back to where it was champion last
+        elif made.how != "declined":
             line.append(made.to)
     return line[-2] if len(line) > 1 else None
+
+
+def earlier(client: MlflowClient, name: str, now: str | None) -> list[ModelVersion]:
+    """The versions that were champion at some time, but for version `now` and those that were deleted; the oldest first."""
+    were = {made.to for made in moves(client, name) if made.how != "declined"} - {now}
+    there = client.search_model_versions(f"name = '{name}'")
+    return sorted((each for each in there if str(each.version) in were), key=lambda each: int(each.version))

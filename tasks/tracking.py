@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -140,9 +140,10 @@ class Tracker:
         for start in range(0, len(params), 100):
             client.log_batch(self.run_id, params=params[start : start + 100])
 
-    def follow(self, outs: list[Out]) -> None:
-        """Send the points of `outs`' curves that are new."""
+    def follow(self, outs: list[Out], points: Sequence[tuple[str, float, int]] = ()) -> None:
+        """Send the points of `outs`' curves that are new, and those of `points` (name, value, step)."""
         self._send(metric for out in outs if out.kind == "plot" for metric in curve(self.folder, out))
+        self._send(Metric(name, value, now(), step) for name, value, step in points)
 
     def stage(self, name: str, outs: list[Out]) -> None:
         """All that a finished stage has to show: curves, metrics, pictures, the hashes of its data."""

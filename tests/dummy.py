@@ -42,7 +42,7 @@ elif kind == "train":
         for step in range(1, train["steps"] + 1):
             time.sleep(train["seconds"])
             print(f"{step},{1 / step}", file=file, flush=True)
-            print(f"step {step}", flush=True)
+            print(f"step {step}/{train['steps']}  loss {1 / step:.4f}  1,{step:03} tokens/s  0 s left  0.25 GB", flush=True)
     tuned.mkdir()
     (tuned / "weights").write_text((base / "weights").read_text() * train["rank"])
 elif kind == "score":

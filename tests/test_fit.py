@@ -39,6 +39,21 @@ def test_the_loss_falls_and_the_history_and_cost_are_written(place):
     assert json.loads((place / "tuned.json").read_text())["tuned"]["trainable_parameters"] > 300 * 36
 
 
+def test_each_row_of_the_history_is_a_line_of_step_loss_speed_time_left_and_memory_that_prefect_shows(place, capsys):
+    from flows.progress import LINE
+
+    run(place, "tuned", steps=4)
+    lines = [found for line in capsys.readouterr().out.splitlines() if (found := LINE.fullmatch(line))]
+    rows = history(place / "tuned.csv")
+    assert [line[0].split("  ")[:2] for line in lines] == [
+        [f"step {row['step']:.0f}/4", f"loss {row['loss']:.4f}"] for row in rows
+    ]
+    paces = [float(line["pace"].replace(",", "")) for line in lines]
+    assert all(10 < pace < 1e7 for pace in paces)
+    assert all(0.1 < float(line["memory"]) < 100 for line in lines)
+    assert lines[-1][0].split("  ")[3] == "0 s left"
+
+
 def test_the_rates_are_the_sections_and_no_other(place):
     run(place, "tuned", lr_scheduler_type="constant_with_warmup", warmup_steps=0, learning_rate=3e-3)
     assert {row["learning_rate"] for row in history(place / "tuned.csv")} == {3e-3}

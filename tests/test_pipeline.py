@@ -44,6 +44,10 @@ def task_states(url: str, key: str) -> dict[str, str]:
     return states
 
 
+def artifacts(url: str, flow_run: str, kind: str) -> list[dict[str, Any]]:
+    return ask(url, "artifacts", {"artifacts": {"flow_run_id": {"any_": [flow_run]}, "type": {"any_": [kind]}}})
+
+
 def key_of(folder: Path, *overrides: str) -> str:
     from tasks.workspace import project, snapshot
 
@@ -163,6 +167,8 @@ def test_each_stage_is_a_task_its_output_in_the_log_and_the_run_goes_to_git(
     dummy.git(tmp_path, "init", "--quiet", "--bare", "shared.git")
     monkeypatch.setenv("LONGLORA_GIT_REMOTE", str(tmp_path / "shared.git"))
     run_flow()
+    from mlflow import MlflowClient
+
     key, url = key_of(own), environment["PREFECT_API_URL"]
     assert task_states(url, key) == dict.fromkeys([*NAMES, "record"], "Completed")
     tags = mlflow_runs(mlflow_uri, key)[0].data.tags
@@ -176,7 +182,19 @@ def test_each_stage_is_a_task_its_output_in_the_log_and_the_run_goes_to_git(
         if "report starts" in messages:
             break
         time.sleep(0.2)
-    assert [m for m in messages if m.startswith("step")] == ["step 1", "step 2", "step 3"]
+    assert [m.split("  ")[0] for m in messages if m.startswith("step")] == ["step 1/3", "step 2/3", "step 3/3"]
+    (progress,) = artifacts(url, last, "progress")
+    assert (progress["data"], progress["description"]) == (
+        100.0,
+        "train: step 3/3  loss 0.3333  1,003 tokens/s  0 s left  0.25 GB",
+    )
+    (summary,) = artifacts(url, last, "markdown")
+    assert (summary["key"], summary["data"].splitlines()[0]) == (f"run-{key}", "# Dummy")
+    tasks = ask(url, "task_runs", {"task_runs": {"id": {"any_": [progress["task_run_id"]]}}})
+    assert [task["name"] for task in tasks] == ["train"]
+    client, run_id = MlflowClient(mlflow_uri), mlflow_runs(mlflow_uri, key)[0].info.run_id
+    paces = [(point.step, point.value) for point in client.get_metric_history(run_id, "history/tokens_per_second")]
+    assert sorted(paces) == [(1, 1001), (2, 1002), (3, 1003)]
 
     run_flow(overrides=["train.rank=5"])
     again = key_of(own, "train.rank=5")
@@ -264,6 +282,45 @@ def test_a_run_that_is_being_promoted_is_not_taken_for_a_dead_one(run_flow, own,
     monkeypatch.setattr("flows.promote.promote", promote)
     run_flow(promote=True)
     assert states == ["Running", "Crashed", "Cancelled"]
+
+
+def test_a_stages_progress_is_one_artifact_made_at_the_first_step_and_then_changed_but_not_at_each(monkeypatch):
+    from flows import progress
+
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(progress, "create_progress_artifact", lambda *args, **kw: asked.append((*args, kw)) or "id")
+    monkeypatch.setattr(progress, "update_progress_artifact", lambda *args, **kw: asked.append((*args, kw)))
+    shown = progress.Progress("fit", "history")
+    lines = [f"step {n}/4  loss {n}.5000  1,200 tokens/s  {4 - n} s left  1.25 GB" for n in (1, 2, 3, 4)]
+    shown.show()
+    for line in ["loading", lines[0], "a warning"]:
+        shown.hear(line)
+    for _ in range(5):
+        shown.show()
+    shown.hear(lines[1])
+    shown.show()  # too soon
+    monkeypatch.setattr(shown, "_due", 0.0)
+    shown._look.result()
+    shown.hear(lines[2])
+    shown.show()
+    shown.hear(lines[3])
+    shown.end(print)
+    texts = [{"description": f"fit: {line}"} for line in lines]
+    assert asked == [(25.0, texts[0]), ("id", 75.0, texts[2]), ("id", 100.0, texts[3])]
+    assert shown.points[:2] == [("history/tokens_per_second", 1200.0, 1), ("history/memory_gb", 1.25, 1)]
+
+
+def test_a_stage_does_not_fail_because_its_progress_can_not_be_shown(monkeypatch):
+    from flows import progress
+
+    def refused(*args, **kw):
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(progress, "create_progress_artifact", refused)
+    shown, said = progress.Progress("fit", "history"), []
+    shown.hear("step 1/4  loss 2.5000  1,200 tokens/s  3 s left  1.25 GB")
+    shown.end(said.append)
+    assert said == ["its progress is not on Prefect's page: gone"]
 
 
 # --- kills

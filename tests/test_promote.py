@@ -13,7 +13,7 @@ import pytest
 from tasks import servers
 from tasks.stages import Out
 from tasks.storage import kept_ref, record
-from tasks.tags import RECORD, REF, VERDICT
+from tasks.tags import KEY, RECORD, REF, VERDICT
 from tasks.workspace import Project, project, snapshot, worktree
 
 
@@ -260,6 +260,28 @@ def test_rollback_returns_to_the_one_before_and_says_so(empty):
     assert (last.how, last.origin, last.to, last.who, last.why) == ("rollback", "2", "1", "Ada", "it answers in rhyme")
     with pytest.raises(ValueError, match="had no champion before"):
         promotion.rollback(client, where, "")
+
+
+def test_a_rollback_goes_to_any_earlier_champion_and_the_next_one_goes_on_from_there(empty, shop):
+    from tasks import promotion, registry, runs
+
+    promote, client, where = empty
+    promote("good")
+    promote("better")
+    run = runs.chosen(client, where, shop[1]["worse"])
+    client.create_model_version("dummy", "dvc://dummy/p?rev=r", run_id=run.info.run_id, tags={KEY: shop[1]["worse"]})
+    client.set_registered_model_alias("dummy", "champion", "3")  # by hand
+    assert promotion.rollback(client, where, "", to="1") == "dummy version 1 is champion again"
+    with pytest.raises(ValueError, match="had no champion before"):  # it was the first
+        promotion.rollback(client, where, "")
+    assert promotion.rollback(client, where, "", to=shop[1]["better"][:8]) == "dummy version 2 is champion again"
+    assert promotion.rollback(client, where, "") == "dummy version 1 is champion again"
+    there = f"there are version 2 ({shop[1]['better']}), version 3 ({shop[1]['worse']})"
+    for wrong in ("1", "7", "never", ""):  # 1 is champion now
+        with pytest.raises(ValueError) as caught:
+            promotion.rollback(client, where, "", to=wrong)
+        assert str(caught.value) == f"--to {wrong}: no earlier champion has this version or key; {there}"
+    assert alias(client, "champion") == "1" == registry.moves(client, "dummy")[-1].to
 
 
 def test_rollback_counts_a_move_made_by_hand_and_never_goes_where_it_is(empty, shop):

@@ -58,12 +58,17 @@ def approve(
 
 
 @app.command()
-def rollback(why: Why = "") -> None:
-    """Make the champion before the present one champion again."""
+def rollback(
+    why: Why = "",
+    to: Annotated[
+        str | None, typer.Option(help="An earlier champion: its version, or its run's key or the beginning of that.")
+    ] = None,
+) -> None:
+    """Make the champion before the present one, or any earlier one, champion again."""
     where = here()
     from tasks import promotion, tracking
 
-    print(promotion.rollback(tracking.connect(), where, why))
+    print(promotion.rollback(tracking.connect(), where, why, to=to))
 
 
 @app.command()

@@ -48,7 +48,8 @@ class History(TrainerCallback):
         pace = (time.monotonic() - self.started) / max(1, state.global_step - self.first)
         print(
             f"step {state.global_step}/{self.steps}  loss {entry['loss']:.4f}  "
-            f"{self.tokens_per_step / pace:,.0f} tokens/s  {pace * (self.steps - state.global_step):.0f} s left",
+            f"{self.tokens_per_step / pace:,.0f} tokens/s  {pace * (self.steps - state.global_step):.0f} s left  "
+            f"{peak_memory() / 1e9:.2f} GB",
             flush=True,
         )
 
