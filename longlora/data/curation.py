@@ -24,7 +24,7 @@ PASSAGE = 50
 
 class Contamination(Section):
     cases: str | None
-    """Evaluation cases, as a file or folder of records; null checks nothing."""
+    """Evaluation cases, as a file or folder of records; null checks nothing, which longqa.cases do not allow."""
     words: int = Field(gt=0)
     """Length of a run of words; 13 in GPT-3's check. What is shorter counts as one run."""
     share: float = Field(gt=0, le=1)
