@@ -6,7 +6,6 @@ a large share of the runs of an evaluation case's document, or of its question w
 
 import hashlib
 import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from longlora.data.instructions import Bad, Dialogue, read_records
+from longlora.data.words import terms
 from longlora.section import Section
 
 PASSAGE = 50
@@ -33,7 +33,7 @@ class Contamination(Section):
 
 def words_of(text: str) -> list[str]:
     """Words in lower case, without punctuation, so that spacing and quotes hide nothing."""
-    return re.findall(r"\w+", text.casefold())
+    return terms(text.casefold())
 
 
 def unique(dialogues: Iterable[Dialogue]) -> tuple[list[Dialogue], list[Bad]]:
