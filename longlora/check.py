@@ -129,6 +129,8 @@ def questions(evaluate: Any, pairs: Any, longeval: Any, longqa: Any, harness: An
             "longqa.cases names no file, and there are no held-out cases (longqa.held_out and a pairs.casebook): name one, or "
             "leave evaluate.longqa empty"
         )
+    if evaluate.longqa and (pairs.sources or pairs.casebook):
+        yield from unchecked(longqa.cases, pairs.contamination.cases)
     if evaluate.harness and not harness.tasks:
         yield "harness.tasks names no task: name one, or leave evaluate.harness empty"
     # With a launcher of its own, another environment may compute it.
@@ -138,6 +140,19 @@ def questions(evaluate: Any, pairs: Any, longeval: Any, longqa: Any, harness: An
         and PathFinder.find_spec("lm_eval") is None
     ):
         yield "evaluate.harness needs lm-evaluation-harness: pip install 'longlora-pipeline[eval]', or leave it empty"
+
+
+def unchecked(cases: list[str], checked: str | None) -> Iterator[str]:
+    """Files that are asked, and that pairs are not held against: they might be trained on."""
+    held = None if checked is None else Path(checked).resolve()
+    for name in cases:
+        file = Path(name).resolve()
+        if held not in (file, *file.parents):
+            where = name if len(cases) == 1 else "a folder that holds all of longqa.cases"
+            yield (
+                f"pairs.contamination.cases = {'null' if checked is None else checked} leaves out longqa.cases {name}, so pairs "
+                f"could hold what is asked: set it to {where}"
+            )
 
 
 def models_of_the_gate(evaluate: Any, retrain: Any, rivals: Any, gate: Any) -> Iterator[str]:

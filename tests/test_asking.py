@@ -1,6 +1,8 @@
 """Answers are those of plain greedy generation; the document is read once; what is too long is refused, cut, or read in windows."""
 
+import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +66,7 @@ def test_every_answer_is_plain_greedy_generation_on_the_prompt_of_training(model
         answer = here.ask(question, say=told.append)
         text, certainty = greedy(model, words, TEXT, question, prompt=prompt)
         assert answer.text == "".join(told).strip() == text
+        assert sum(map(bool, told)) > 1, "it comes word by word"
         assert answer.certainty == pytest.approx(certainty, abs=1e-4)
 
 
@@ -78,6 +81,19 @@ def test_a_further_question_reads_the_question_alone(model, words, monkeypatch):
     hook.remove()
     assert sizes[0] == len(here.question_ids(QUESTIONS[1], TEXT.rstrip()))
     assert set(sizes[1:]) == {1}
+
+
+def test_an_answer_that_breaks_off_does_not_spoil_the_next(model, words):
+    here = desk(model, words)
+
+    def leave(text):
+        if text:
+            raise KeyboardInterrupt
+
+    for question in QUESTIONS:
+        with pytest.raises(KeyboardInterrupt):
+            here.ask(question, say=leave)
+    assert here.ask(QUESTIONS[0]).text == desk(model, words).ask(QUESTIONS[0]).text
 
 
 LONG = "".join(f"Paragraph {n} says that the number of ships was {n * 7}.\n\n" for n in range(40))
@@ -109,6 +125,20 @@ def test_windows_hold_all_of_the_text_and_the_surest_answer_is_taken(model, word
     assert answer.text == max(each, key=lambda e: (e[0] != "", e[1]))[0] == "".join(told)
     assert answer.windows == len(here.windows) > 2
     assert f"{len(here.windows)} overlapping windows" in here.notice()
+
+
+def test_who_leaves_amid_the_windows_ends_the_work_before_the_next_one(model, words, monkeypatch):
+    here = desk(model, words, LONG, too_long="windows")
+    asked, answer = [], here.answer
+    monkeypatch.setattr(here, "answer", lambda *args: asked.append(args) or answer(*args))
+
+    def leave(text):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        here.ask(QUESTIONS[0], say=leave)
+    assert len(asked) == 2 < len(here.windows)
 
 
 def test_a_window_is_never_longer_than_its_room(words):
@@ -148,6 +178,40 @@ def test_the_command_answers_and_cites_and_takes_further_questions(tmp_path, mod
     assert done.stderr == ""
 
 
+USUAL = {"model": str(TINY), "too_long": "refuse", "prompt": None, "max_new_tokens": 8, "encoding": "utf-8"}
+
+
+def test_a_typed_question_that_is_too_long_does_not_end_the_others(tmp_path, monkeypatch, capsys):
+    (tmp_path / "report.txt").write_text(TEXT)
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{'Why? ' * 400}\n{QUESTIONS[0]}\n"))
+    ask(document=tmp_path / "report.txt", question=None, **USUAL)
+    said = capsys.readouterr()
+    assert said.out.count("\n  from ") == 1
+    assert re.fullmatch(r"error: the question has \d+ tokens, and \d+ are left for it\n", said.err)
+    with pytest.raises(ValueError, match="prompt, question and an answer of 8 need"):
+        ask(document=tmp_path / "report.txt", question="Why? " * 400, **USUAL)
+
+
+@pytest.mark.parametrize(
+    ("way", "note"),
+    [
+        ("truncate", "only its beginning is read, up to line"),
+        ("windows", "overlapping windows, and the answer it is surest of is taken"),
+    ],
+)
+def test_the_command_says_what_it_does_with_what_is_too_long(tmp_path, capsys, model, words, way, note):
+    (tmp_path / "long.txt").write_text(LONG)
+    ask(document=tmp_path / "long.txt", question=QUESTIONS[0], **USUAL | {"too_long": way})
+    said = capsys.readouterr()
+    here = desk(model, words, LONG, too_long=way, max_new_tokens=8)
+    answer = here.ask(QUESTIONS[0])
+    assert said.err == f"note: {here.notice()}\n" and note in said.err
+    assert said.out.strip().startswith(answer.text)
+    first, last = (LONG.count("\n", 0, at) + 1 for at in (answer.window.start, answer.window.end - 1))
+    surest = f"  read in lines {first}-{last}, the surest of {len(here.windows)} windows\n"
+    assert said.out.endswith(surest) == (way == "windows")
+
+
 @pytest.mark.parametrize(
     ("name", "raw", "change", "said"),
     [
@@ -161,9 +225,8 @@ def test_the_command_answers_and_cites_and_takes_further_questions(tmp_path, mod
 def test_a_mistake_is_named(tmp_path, name, raw, change, said):
     if raw is not None:
         (tmp_path / name).write_bytes(raw)
-    usual = {"model": str(TINY), "too_long": "refuse", "prompt": None, "max_new_tokens": 8, "encoding": "utf-8"}
     with pytest.raises(ValueError, match=said):
-        ask(document=tmp_path / name, question="Who?", **usual | change)
+        ask(document=tmp_path / name, question="Who?", **USUAL | change)
 
 
 def test_the_command_lines_choices_are_the_librarys():

@@ -1,13 +1,17 @@
 """A model's questions are believed as far as the document shows them; whatever the endpoint does, finished work is kept."""
 
 import json
+import math
 import threading
+import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import pytest
 
 from flows.cli.longqa import write_by_model
-from longlora.data.author import ATTEMPTS, Endpoint, Plan, write_questions
+from longlora.data.author import ATTEMPTS, Endpoint, Plan, Work, judge, write_questions
 from longlora.data.casebook import write
 from longlora.data.reading import Document
 
@@ -27,7 +31,7 @@ class Stub(BaseHTTPRequestHandler):
     """Answers from the document it is sent: one true question, one false quotation, one without an answer."""
 
     script: list
-    """What the next calls meet: a status, a raw body, or None for a good reply."""
+    """What the next calls meet: a status, a raw body, a float for silence of so many seconds, or None for a good reply."""
     seen: list
 
     def do_POST(self):
@@ -38,6 +42,8 @@ class Stub(BaseHTTPRequestHandler):
             self.answer(turn, b'{"error": "busy"}')
         elif isinstance(turn, bytes):
             self.answer(200, turn)
+        elif isinstance(turn, float):
+            time.sleep(turn)  # and then the connection ends without a word
         else:
             document = body["messages"][0]["content"].split("\n\n", 1)[1]
             sentence = document.split(". ")[1].split(".")[0] + "."
@@ -102,6 +108,56 @@ def test_failures_that_may_pass_are_waited_for(stub, tmp_path):
     assert len(handler.seen) == 9
 
 
+@pytest.mark.parametrize(
+    ("silence", "timeout", "said"), [(0.0, 10, "RemoteProtocolError: Server disconnected"), (0.5, 0.2, "ReadTimeout")]
+)
+def test_a_connection_that_is_dropped_or_silent_is_tried_again_and_then_ends_the_run(
+    stub, tmp_path, silence, timeout, said
+):
+    handler, endpoint = stub
+    handler.script += [None, silence, None, *[silence] * ATTEMPTS]
+    done = work(replace(endpoint, timeout=timeout), tmp_path, waits=(waits := []))
+    assert len(done.cases) == 2 and f"gives no reply ({said}" in done.stopped
+    assert len(handler.seen) == 3 + ATTEMPTS and waits == [1.0, 1.0, 2.0, 4.0, 8.0]
+
+
+def test_a_key_is_sent_without_its_line_break_and_one_that_cannot_be_is_not_shown(stub, tmp_path):
+    handler, endpoint = stub
+    assert len(work(replace(endpoint, key="sesame\n"), tmp_path).cases) == 6
+    assert {key for _, key, _ in handler.seen} == {"Bearer sesame"}
+    for key in ("sk-secret\nX-Other: 1", "sk-sécret", "sk-secret\x7f"):
+        with pytest.raises(ValueError, match="^the key .* no HTTP header may$") as caught:
+            work(replace(endpoint, key=key), tmp_path)
+        assert "cret" not in str(caught.value)
+
+
+def test_a_request_that_is_no_http_is_not_repeated(stub, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise httpx.LocalProtocolError("Illegal header value b'Bearer sk-secret'")
+
+    monkeypatch.setattr(httpx.Client, "post", refuse)
+    done = work(stub[1], tmp_path, waits=(waits := []))
+    assert done.stopped.endswith("cannot be asked: what would be sent is not HTTP") and waits == []
+
+
+def test_the_budget_holds_where_the_endpoint_counts_nothing(stub, tmp_path):
+    handler, endpoint = stub
+    handler.script += [b'{"choices": [{"message": {"content": "I cannot."}}]}'] * 12
+    done = work(endpoint, tmp_path, plan=Plan(6, 120, 3, 1, 1))
+    assert (len(handler.seen), done.estimated) == (1, 1)
+    asked = handler.seen[0][2]["messages"][0]["content"] + "I cannot."
+    assert done.tokens == math.ceil(len(asked) / 4)
+    again = work(endpoint, tmp_path, plan=Plan(2, 120, 3, 10_000, 1))
+    assert (again.calls, again.estimated) == (1, 2)  # the kept one counts as it did
+
+
+def test_an_answer_without_a_word_is_left_out_and_counted():
+    rows = [{"question": "Which?", "answer": a, "evidence": "It is A."} for a in ("A.", "?!", "B.")]
+    judge(json.dumps(rows), "Here. It is A.", ["d"], done := Work())
+    assert [c.answers for c in done.cases] == [["B."]]
+    assert done.refused == {"the answer holds no word": 2}
+
+
 def test_a_run_that_broke_off_goes_on_and_ends_with_the_same_bytes(stub, tmp_path):
     handler, endpoint = stub
     write(work(endpoint, tmp_path).cases, tmp_path / "whole")
@@ -146,7 +202,7 @@ def test_a_reply_without_a_list_costs_that_reply(stub, tmp_path):
 
 def test_the_command_keeps_what_is_finished_and_says_how_to_go_on(stub, tmp_path, monkeypatch):
     handler, endpoint = stub
-    handler.script += [None, 403]
+    handler.script += [b'{"choices": [{"message": {"content": "I cannot."}}]}', None, 403]
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     (tmp_path / "doc.txt").write_text(DOCUMENTS[0].text)
     plan = {"excerpts": 3, "length": 120, "questions": 3, "budget": 1000, "seed": 1}
@@ -161,6 +217,7 @@ def test_the_command_keeps_what_is_finished_and_says_how_to_go_on(stub, tmp_path
             encoding="utf-8",
         )
     assert len((tmp_path / "qa.jsonl").read_text().splitlines()) == 1
+    assert "the endpoint counts no tokens: those of 1 replies are estimated, one for every four bytes" in said
     assert handler.seen[0][1] is None
 
 

@@ -190,6 +190,15 @@ def test_a_kind_that_a_text_does_not_allow_is_not_asked():
     assert [ask(kind, bare, depth=0.5, dice=random.Random(1)) for kind in KINDS] == [None] * 8
 
 
+def test_a_heading_that_is_no_word_is_not_asked_for():
+    def text(one):
+        return f"# {one}\n\nAda saw the first of all the ships on the sea.\n\n# B\n\nBen saw the other ships, later on that day."
+
+    assert ask("heading", Excerpt(text("Z"), foreign=[]), depth=0, dice=random.Random(1)).answers == ["Z"]
+    for bare in ("A", "The", "* * *"):
+        assert ask("heading", Excerpt(text(bare), foreign=[]), depth=0, dice=random.Random(1)) is None
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -19,6 +19,13 @@ ROOT = Path(__file__).parent.parent
 KINDS = sections_of((ROOT / "dvc.yaml").read_text())
 
 
+PAIRS = (
+    "evaluate.longqa=[base]",
+    "pairs.sources=[{kind: file, name: qa/a.jsonl, split: null, take: null, license: x}]",
+    "fit.pairs_share=0.5",
+)
+
+
 def params(*overrides: str) -> dict:
     merged = OmegaConf.merge(read_params(ROOT / "params.yaml"), OmegaConf.from_dotlist(list(overrides)))
     return OmegaConf.to_container(merged)
@@ -67,6 +74,14 @@ def test_the_sections_of_the_pipeline_are_those_of_params_yaml_and_right():
         (["retrain.patterns=[s2]"], ["retrain.patterns names s2, which is attention.pattern already: name full"]),
         (["evaluate.longeval=[base]", "longeval.lengths=[]"], ["longeval has neither tasks with lengths nor cases"]),
         (["evaluate.longqa=[base]", "longqa.held_out=true"], ["longqa.cases names no file"]),
+        (
+            [*PAIRS, "longqa.cases=[qa/a.jsonl]"],
+            ["pairs.contamination.cases = null leaves out longqa.cases qa/a.jsonl, so", "set it to qa/a.jsonl"],
+        ),
+        (
+            [*PAIRS, "longqa.cases=[qa/a.jsonl,qb/b.jsonl]", "pairs.contamination.cases=qa"],
+            ["pairs.contamination.cases = qa leaves out longqa.cases qb/b.jsonl", "a folder that holds all of"],
+        ),
         (["evaluate.harness=[base]"], ["harness.tasks names no task"]),
         (
             ["evaluate.ruler=[extend]"],
@@ -98,6 +113,11 @@ def test_what_would_fail_or_be_refused_after_the_training_is_one_line_before(ove
     assert "\n" not in str(caught.value)
     for words in said:
         assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("checked", ["qa/a.jsonl", "qa", "./qa/"])
+def test_pairs_that_are_held_against_all_that_is_asked_are_right(checked):
+    check(params(*PAIRS, "longqa.cases=[qa/a.jsonl]", f"pairs.contamination.cases={checked}"), KINDS)
 
 
 def test_a_harness_that_is_not_installed_is_said_unless_another_environment_may_have_it(monkeypatch):

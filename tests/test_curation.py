@@ -23,6 +23,17 @@ def test_what_says_the_same_is_kept_once():
     assert [(b.place, b.field, b.reason) for b in left] == [("2", "duplicate", "says the same as 1")]
 
 
+def test_vowel_signs_tell_words_apart():
+    assert len(unique([dialogue("का"), dialogue("कि")])[0]) == 2
+
+
+def test_a_passage_of_a_script_without_spaces_is_found_in_another():
+    text = "".join(chr(0x4E00 + i) for i in range(400))
+    rows = [dialogue(text[100:180], place="an excerpt"), dialogue(text[100:120] + text[380:180:-1], place="few of it")]
+    kept, left = about_held_out(rows, [text], NONE)
+    assert [(d.place) for d in kept] == ["few of it"] and [b.place for b in left] == ["an excerpt"]
+
+
 def test_signs_without_words_are_not_all_the_same():
     assert len(unique([dialogue("+"), dialogue("-")])[0]) == 2
 

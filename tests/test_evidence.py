@@ -45,6 +45,20 @@ def test_a_part_of_a_word_is_not_the_word(evidence):
     assert evidence.passage("", "hree") is None
 
 
+@pytest.mark.parametrize(
+    ("text", "question", "answer", "found"),
+    [
+        ("彼は東京で生まれた。今は大阪に住んでいる。", "どこに?", "大阪", "今は大阪に住んでいる。"),
+        ("工厂建于1873年。工人有二百名。", "何时建的?", "1873", "工厂建于1873年。"),
+        ("रामायण पढ़ी गई.\n\nराम घर गया.", "", "राम", "राम घर गया."),
+        ("का आया।\n\nकि गया।", "", "कि", "कि गया।"),  # they differ in their vowel signs alone
+        ("เขาเกิดที่เชียงใหม่\n\nเขาทำงานที่ภูเก็ต", "", "ภูเก็ต", "เขาทำงานที่ภูเก็ต"),
+    ],
+)
+def test_words_are_found_in_every_script(text, question, answer, found):
+    assert Evidence(Document("d", text)).passage(question, answer).text == found
+
+
 def test_where_nothing_is_said_nothing_is_cited(evidence):
     assert evidence.passage("Who was mayor?", UNSAID) is None
     assert evidence.passage("Zzz?", "qqq") is None

@@ -13,6 +13,7 @@ from test_ruler import TOKENIZER, tiny
 from longlora.data.instructions import Turn
 from longlora.data.pairs import tokenised
 from longlora.data.wording import asked
+from longlora.data.words import words
 from longlora.evaluation import longqa
 from longlora.evaluation.interval import share
 from longlora.evaluation.longqa import (
@@ -25,7 +26,6 @@ from longlora.evaluation.longqa import (
     measure,
     read_cases,
     rouge_l,
-    words,
 )
 from longlora.stages.longqa import stage
 

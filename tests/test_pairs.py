@@ -184,6 +184,15 @@ def test_some_of_a_source_is_drawn_from_the_seed(source):
     assert drawn(1) == drawn(1) != drawn(2)
 
 
+def test_what_is_not_drawn_is_counted(source, tmp_path):
+    some = source.model_copy(update={"take": 7})
+    settings = SETTINGS.model_copy(update={"sources": [some], "faults": "leave_out"})
+    chosen = choose(gather(settings), settings)
+    counts = prepare(chosen, settings=settings, tokenizer=tokenizer(), context=1024, out=tmp_path / "out")
+    assert (counts["read"], counts["not_drawn"]) == (43, 42 - 7)
+    assert counts["read"] == counts["train"] + counts["not_drawn"] + sum(counts["left_out"].values())
+
+
 def test_the_stage_builds_on_training_documents_alone(tmp_path, capsys):
     from test_blocks import BLOCKS
 

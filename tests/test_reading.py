@@ -1,5 +1,6 @@
 """Documents of every format become the text that a reader sees, or one line that says why not."""
 
+import posixpath
 import zipfile
 
 import pytest
@@ -36,7 +37,7 @@ Café <end>
 """
 
 
-def pdf(file, *pages, password=None):
+def pdf(file, *pages, password=None, algorithm=None):
     """A PDF with a line of Helvetica on each page."""
     writer = PdfWriter()
     font = DictionaryObject(
@@ -53,27 +54,31 @@ def pdf(file, *pages, password=None):
         page[NameObject("/Resources")] = DictionaryObject(
             {NameObject("/Font"): DictionaryObject({NameObject("/F1"): writer._add_object(font)})}
         )
-    if password:
-        writer.encrypt(password)
+    if password is not None:
+        writer.encrypt(password, owner_password="owner", algorithm=algorithm)
     writer.write(file)
     return file
 
 
-def epub(file, *chapters):
+def epub(file, *chapters, name="c{}.xhtml", href="c{}.xhtml", encrypted=()):
     with zipfile.ZipFile(file, "w") as book:
         book.writestr(
             "META-INF/container.xml",
             '<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><rootfiles>'
             '<rootfile full-path="text/book.opf"/></rootfiles></container>',
         )
-        items = "".join(f'<item id="c{i}" href="c{i}.xhtml"/>' for i in range(len(chapters)))
+        items = "".join(f'<item id="c{i}" href="{href.format(i)}"/>' for i in range(len(chapters)))
         order = "".join(f'<itemref idref="c{i}"/>' for i in reversed(range(len(chapters))))
         book.writestr(
             "text/book.opf",
             f'<package xmlns="http://www.idpf.org/2007/opf"><manifest>{items}</manifest><spine>{order}</spine></package>',
         )
         for i, chapter in enumerate(chapters):
-            book.writestr(f"text/c{i}.xhtml", chapter)
+            book.writestr(posixpath.normpath(f"text/{name.format(i)}"), chapter)
+        if encrypted:
+            parts = "".join(f'<CipherData><CipherReference URI="{uri}"/></CipherData>' for uri in encrypted)
+            said = f'<encryption xmlns="http://www.w3.org/2001/04/xmlenc#">{parts}</encryption>'
+            book.writestr("META-INF/encryption.xml", said)
     return file
 
 
@@ -85,6 +90,86 @@ def test_html_is_read_as_it_is_seen(tmp_path):
 def test_an_epub_is_its_chapters_in_the_order_of_its_spine(tmp_path):
     book = epub(tmp_path / "book.epub", "<h2>Last</h2><p>x</p>", "<h2>First</h2><p>é</p>")
     assert read_document(book).text == "## First\n\né\n\n## Last\n\nx\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "href"),
+    [("chapter 1{}.xhtml", "chapter%201{}.xhtml"), ("é{}.xhtml", "%C3%A9{}.xhtml"), ("../c{}", "../c{}")],
+)
+def test_an_epub_names_its_chapters_as_urls(tmp_path, name, href):
+    book = epub(tmp_path / "book.epub", "<p>x</p>", name=name, href=href)
+    assert read_document(book).text == "x\n"
+
+
+def test_an_epub_whose_chapters_are_encrypted_is_refused_and_one_whose_fonts_are_is_read(tmp_path):
+    fonts = epub(tmp_path / "fonts.epub", "<p>x</p>", encrypted=["text/f.otf"])
+    assert read_document(fonts).text == "x\n"
+    book = epub(
+        tmp_path / "lcp.epub", "\x03\x9f\x00", name="c {}.xhtml", href="c%20{}.xhtml", encrypted=["text/c%200.xhtml"]
+    )
+    with pytest.raises(ValueError, match=r"lcp.epub is encrypted: its chapters open with a licence \(DRM\) only$"):
+        read_document(book)
+
+
+def test_an_epub_with_a_password_is_one_line(tmp_path):
+    raw = bytearray(epub(tmp_path / "book.epub", "<p>x</p>").read_bytes())
+    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag that says so, of every part
+        place = raw.find(mark)
+        while place >= 0:
+            raw[place + at] |= 1
+            place = raw.find(mark, place + 1)
+    (tmp_path / "book.epub").write_bytes(raw)
+    with pytest.raises(ValueError, match="book.epub is encrypted: save a copy without its password first$"):
+        read_document(tmp_path / "book.epub")
+
+
+def test_an_epub_without_a_rootfile_is_one_line(tmp_path):
+    with zipfile.ZipFile(tmp_path / "book.epub", "w") as book:
+        book.writestr("META-INF/container.xml", "<container/>")
+    with pytest.raises(ValueError, match="book.epub is not an EPUB: .*names no rootfile"):
+        read_document(tmp_path / "book.epub")
+
+
+def test_an_epub_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "LARGEST", 5000)
+    book = epub(tmp_path / "bomb.epub", "<p>" + "x" * 3000 + "</p>")
+    with zipfile.ZipFile(book, "a", zipfile.ZIP_DEFLATED) as more:
+        more.writestr("zeros", bytes(100_000))
+    monkeypatch.setattr(zipfile.ZipFile, "read", None)
+    assert book.stat().st_size < 5000
+    with pytest.raises(ValueError, match="bomb.epub unpacks to more than 5,000 bytes$"):
+        read_document(book)
+
+
+@pytest.mark.parametrize("algorithm", ["RC4-128", "AES-128", "AES-256"])
+def test_a_pdf_that_only_its_owner_may_change_is_read(tmp_path, algorithm):
+    locked = pdf(tmp_path / "a.pdf", "Read me.", password="", algorithm=algorithm)
+    assert PdfReader(locked).is_encrypted and read_document(locked).text.strip() == "Read me."
+    with pytest.raises(ValueError, match="b.pdf is encrypted: save a copy"):
+        read_document(pdf(tmp_path / "b.pdf", "Secret.", password="x", algorithm=algorithm))
+
+
+@pytest.mark.parametrize(
+    ("said", "raw", "text"),
+    [
+        ("iso-8859-1", b"caf\xe9 \x93so\x94", "café “so”"),  # as browsers do, the signs of cp1252 too
+        ("windows-1251", "да".encode("cp1251"), "да"),
+        ("Shift_JIS", "大阪".encode("shift_jis"), "大阪"),
+        ("iso-8859-1", "café".encode(), "café"),  # a page that was saved anew, and says what it was
+    ],
+)
+def test_a_page_that_is_not_utf8_may_say_its_own_encoding(tmp_path, said, raw, text):
+    (tmp_path / "a.html").write_bytes(f'<meta charset="{said}"><p>'.encode() + raw)
+    assert read_document(tmp_path / "a.html").text == f"{text}\n"
+
+
+def test_an_encoding_that_a_page_has_not_is_one_line(tmp_path):
+    for said, why in (("koi9", "no encoding 'koi9'"), ("ascii", "a.html is not ascii: byte 28 is 0xe9")):
+        (tmp_path / "a.html").write_bytes(f'<meta charset="{said}"><p>'.encode() + b"caf\xe9")
+        with pytest.raises(ValueError, match=why):
+            read_document(tmp_path / "a.html")
+    (tmp_path / "a.html").write_bytes(b'<meta charset="ascii"><p>caf\xe9')
+    assert read_document(tmp_path / "a.html", encoding="latin-1").text == "café\n"
 
 
 def test_a_pdf_remembers_its_pages(tmp_path):

@@ -19,7 +19,7 @@ def ask(
     max_new_tokens: int,
     encoding: str,
 ) -> None:
-    """Answer `question`, or every line that is typed, on the terminal.
+    """Answer `question`, or every line that is typed, on the terminal; of these, one that cannot be asked does not end the others.
 
     Raises:
         ValueError: the model or the document is wrong; the document is too long and that is refused.
@@ -47,7 +47,13 @@ def ask(
         print(f"note: {notice}", file=sys.stderr)
     evidence = Evidence(text)
     for each in [question] if question is not None else typed():
-        answer = desk.ask(each, say=lambda words: print(words, end="", flush=True))
+        try:
+            answer = desk.ask(each, say=lambda words: print(words, end="", flush=True))
+        except ValueError as error:
+            if question is not None:
+                raise
+            print(f"error: {error}", file=sys.stderr)  # the document is read; a shorter question may follow
+            continue
         passage = evidence.passage(each, answer.text, within=answer.window)
         print(
             f"\n  from {document.name}, {passage.place()}: {passage.text}"

@@ -73,6 +73,8 @@ def write_by_model(docs: str, *, out: Path, url: str, model: str, plan: dict[str
     work = write_questions(documents_at(docs, encoding), endpoint=endpoint, plan=Plan(**plan), journal=journal)
     write(work.cases, out)
     yield f"{len(work.cases)} questions: {out} ({work.calls} calls now, {work.tokens:,} tokens in all)"
+    if work.estimated:
+        yield f"the endpoint counts no tokens: those of {work.estimated} replies are estimated, one for every four bytes"
     for reason, times in work.refused.most_common():
         yield f"left out {times}: {reason}"
     if work.stopped:

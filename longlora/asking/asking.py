@@ -109,7 +109,8 @@ class Desk:
         return continuation(self.tokenizer, after_document(question) + self.frame.after, after=text[-100:])
 
     def ask(self, question: str, *, say: Callable[[str], None] | None = None) -> Answer:
-        """The answer; with one window it is also told to `say` word by word, as it comes.
+        """The answer; with one window it is also told to `say` word by word, as it comes. With more it is told at the end, and ''
+        before each of them, so that `say` can end the work by an error.
 
         Raises:
             ValueError: the question is empty, or too long for the room that was left.
@@ -117,7 +118,11 @@ class Desk:
         if not question.strip():
             raise ValueError("the question is empty")
         streamer = Teller(self.tokenizer, say) if say and len(self.windows) == 1 else None
-        found = [self.answer(question, window, streamer) for window in self.windows]
+        found = []
+        for window in self.windows:
+            if say:
+                say("")
+            found.append(self.answer(question, window, streamer))
         best = max(found, key=lambda a: (a.text not in ("", UNSAID), a.certainty))
         best = replace(best, read=sum(a.read for a in found))
         if say and not streamer:
@@ -135,14 +140,18 @@ class Desk:
                 f"the question has {len(asked)} tokens, and {self.context - self.max_new_tokens - len(prefix)} are left for it"
             )
         tokens_BL = torch.tensor([tokens], device=self.model.device)
-        out = self.model.generate(
-            tokens_BL,
-            attention_mask=torch.ones_like(tokens_BL),
-            past_key_values=cache,
-            generation_config=self.greedy(),
-            streamer=streamer,
-            tokenizer=self.tokenizer,
-        )
+        try:
+            out = self.model.generate(
+                tokens_BL,
+                attention_mask=torch.ones_like(tokens_BL),
+                past_key_values=cache,
+                generation_config=self.greedy(),
+                streamer=streamer,
+                tokenizer=self.tokenizer,
+            )
+        except BaseException:
+            self.cached = None  # it may hold half a step
+            raise
         if cache is not None:
             cut(cache, len(prefix))
         new_N = out.sequences[0, len(tokens) :]

@@ -21,6 +21,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from longlora.data.casebook import DocumentCase, Source, excerpt, words
 from longlora.data.instructions import Text
 from longlora.data.reading import Document
+from longlora.data.words import words as words_of
 
 ORDER = (
     "Write {count} questions that this document answers, each answered by a few words. Reply with a JSON list alone, of objects "
@@ -41,7 +42,7 @@ class Endpoint:
     """Up to and with /v1."""
     model: str
     key: str | None
-    """Sent as a bearer token; never written anywhere."""
+    """Sent as a bearer token, without the white space around it; never written anywhere."""
     timeout: float = 120.0
     """Seconds for one reply."""
 
@@ -54,7 +55,7 @@ class Plan:
     questions: int
     """Per excerpt."""
     budget: int
-    """Tokens that all calls may take together, as the endpoint counts them; no call is made once they are used."""
+    """Tokens that all calls may take together, as the endpoint counts them, or `estimated`; no call is made once they are used."""
     seed: int
 
 
@@ -71,6 +72,8 @@ class Work:
     """What was left out, by reason."""
     tokens: int = 0
     """That all replies took, those of earlier runs included."""
+    estimated: int = 0
+    """Replies, of those, whose tokens the endpoint did not count."""
     calls: int = 0
     """Made by this run."""
     stopped: str = ""
@@ -92,13 +95,14 @@ def write_questions(
     """Questions on seeded excerpts. It stops, and says so, when the endpoint fails for good or the budget is used.
 
     Raises:
-        ValueError: the documents have too little text, or the journal is not one.
+        ValueError: the documents have too little text, the journal is not one, or the key cannot be sent.
     """
+    headers = authorization(endpoint.key)
     sources = [s for s in (Source(d, words) for d in documents) if s.fit]
     if not sources:
         raise ValueError(f"{len(documents)} documents hold no sentence to ask about")
     work, known = Work(), read_journal(journal)
-    with httpx.Client(timeout=endpoint.timeout) as client:
+    with httpx.Client(timeout=endpoint.timeout, headers=headers) as client:
         for number in range(plan.excerpts):
             dice = random.Random(f"{plan.seed} {plan.length} {number}")
             text, names = excerpt(sources, length=plan.length, collections=0.0, measure=words, dice=dice)
@@ -116,9 +120,31 @@ def write_questions(
                 work.calls += 1
                 note(journal, key, known[key])
             reply, tokens = known[key]
+            if not tokens:
+                work.estimated += 1
+                tokens = estimated(order + reply)
             work.tokens += tokens
             judge(reply, text, names, work)
     return work
+
+
+def authorization(key: str | None) -> dict[str, str]:
+    """The header that carries a key.
+
+    Raises:
+        ValueError: it has a character that no header may have. The key is not shown.
+    """
+    bare = (key or "").strip()
+    if not (bare.isascii() and bare.isprintable()):
+        raise ValueError(
+            "the key (OPENAI_API_KEY) has a line break, or a character that is not ASCII: no HTTP header may"
+        )
+    return {"Authorization": f"Bearer {bare}"} if bare else {}
+
+
+def estimated(text: str) -> int:
+    """Tokens of a text that nobody counted: one for every four bytes, as is usual for English, begun ones included."""
+    return -(-len(text.encode()) // 4)
 
 
 def call(client: httpx.Client, endpoint: Endpoint, order: str, *, wait: Callable[[float], None]) -> tuple[str, int]:
@@ -128,12 +154,15 @@ def call(client: httpx.Client, endpoint: Endpoint, order: str, *, wait: Callable
         Unavailable: it failed for good.
     """
     body = {"model": endpoint.model, "messages": [{"role": "user", "content": order}], "temperature": 0}
-    headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
     said = ""
     for attempt in range(ATTEMPTS):
         delay = 2.0**attempt
         try:
-            response = client.post(f"{endpoint.url.rstrip('/')}/chat/completions", json=body, headers=headers)
+            response = client.post(f"{endpoint.url.rstrip('/')}/chat/completions", json=body)
+        except httpx.LocalProtocolError:
+            raise Unavailable(
+                f"{endpoint.url} cannot be asked: what would be sent is not HTTP"
+            ) from None  # it may show the key
         except (httpx.TransportError, httpx.InvalidURL) as error:
             said = f"{type(error).__name__}: {error}"
         else:
@@ -176,6 +205,9 @@ def judge(reply: str, text: str, names: list[str], work: Work) -> None:
         except ValidationError as error:
             wrong = error.errors()[0]
             work.refused[f"{'.'.join(map(str, wrong['loc'])) or 'a question'} {wrong['type'].replace('_', ' ')}"] += 1
+            continue
+        if not words_of(one.answer):
+            work.refused["the answer holds no word"] += 1
             continue
         place = re.search(r"\s+".join(map(re.escape, one.evidence.split())), text)
         if not place:

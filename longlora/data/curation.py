@@ -6,7 +6,6 @@ a large share of the runs of an evaluation case's document, or of its question w
 
 import hashlib
 import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from longlora.data.instructions import Bad, Dialogue, read_records
+from longlora.data.words import terms
 from longlora.section import Section
 
 PASSAGE = 50
@@ -24,7 +24,7 @@ PASSAGE = 50
 
 class Contamination(Section):
     cases: str | None
-    """Evaluation cases, as a file or folder of records; null checks nothing."""
+    """Evaluation cases, as a file or folder of records; null checks nothing, which longqa.cases do not allow."""
     words: int = Field(gt=0)
     """Length of a run of words; 13 in GPT-3's check. What is shorter counts as one run."""
     share: float = Field(gt=0, le=1)
@@ -33,7 +33,7 @@ class Contamination(Section):
 
 def words_of(text: str) -> list[str]:
     """Words in lower case, without punctuation, so that spacing and quotes hide nothing."""
-    return re.findall(r"\w+", text.casefold())
+    return terms(text.casefold())
 
 
 def unique(dialogues: Iterable[Dialogue]) -> tuple[list[Dialogue], list[Bad]]:

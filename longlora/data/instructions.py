@@ -56,10 +56,12 @@ class Records:
     bad: list[Bad] = field(default_factory=list)
     unread: Counter[str] = field(default_factory=Counter)
     """Keys that good records have and that mean nothing here, with how often."""
+    undrawn: int = 0
+    """Good records that are not among `dialogues`, because only some were to be taken."""
 
     @property
     def read(self) -> int:
-        return len(self.dialogues) + len({b.place for b in self.bad})
+        return len(self.dialogues) + self.undrawn + len({b.place for b in self.bad})
 
     def summary(self) -> str:
         """One line: how many were read, kept and refused, and the first fault."""

@@ -72,6 +72,8 @@ class Chosen(NamedTuple):
     left: list[Bad]
     """What was left out, each with its reason."""
     read: int
+    undrawn: int
+    """Of those, good ones that `take` left."""
     unread: Counter[str]
     """Keys of records that mean nothing here, with how often."""
 
@@ -153,6 +155,7 @@ def gather(settings: Pairs) -> Records:
             order = np.random.default_rng(settings.seed).permutation(len(kept))[: source.take]
             kept = [kept[i] for i in sorted(order)]
         found.dialogues += kept
+        found.undrawn += len(one.dialogues) - len(kept)
         found.bad += one.bad
         found.unread += one.unread
     return found
@@ -168,7 +171,7 @@ def choose(found: Records, settings: Pairs, *, built: Sequence[Dialogue] = (), h
     parted = apart([d for d in clean if d not in own], share=settings.held_out, seed=settings.seed)
     train = parted.train + [d for d in clean if d in own]
     left = found.bad + twins + known + contaminated + parted.left
-    return Chosen(train, parted.held_out, left, found.read, found.unread)
+    return Chosen(train, parted.held_out, left, found.read, found.undrawn, found.unread)
 
 
 def taught(cases: Sequence[DocumentCase]) -> list[Dialogue]:
@@ -285,6 +288,7 @@ def prepare(
     records = {(b.place, b.field if b.field in REASONS else "malformed") for b in left}  # one may have several faults
     return {
         "read": chosen.read,
+        "not_drawn": chosen.undrawn,
         "train": len(fit),
         "held_out": len(chosen.held_out),
         "left_out": dict(sorted(Counter(reason for _, reason in records).items())),

@@ -18,6 +18,7 @@ from typing import Literal, get_args
 
 from longlora.data.sentences import Part, parts, sentences
 from longlora.data.wording import UNSAID
+from longlora.data.words import words
 
 Kind = Literal["following", "heading", "cloze", "number", "facts", "order", "count", "absent"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -85,6 +86,11 @@ def ask(kind: Kind, excerpt: Excerpt, *, depth: float, dice: random.Random) -> A
 
     Where the kind needs evidence all over the text (facts, order, count), or has none (absent), the depth is not followed.
     """
+    asked = written(kind, excerpt, depth=depth, dice=dice)
+    return asked if asked and all(map(words, asked.answers)) else None  # "# A" is a heading, and no word to be scored
+
+
+def written(kind: Kind, excerpt: Excerpt, *, depth: float, dice: random.Random) -> Asked | None:
     match kind:
         case "following":
             return following(excerpt, depth)
@@ -194,10 +200,10 @@ def order(excerpt: Excerpt, dice: random.Random) -> Asked | None:
 def count(excerpt: Excerpt, dice: random.Random) -> Asked | None:
     """Occurrences of a word, written exactly so; the evidence is each with its neighbours."""
     times = Counter(m.group() for m in WORD.finditer(excerpt.text))
-    words = [w for w, n in times.items() if 2 <= n <= MOST]
-    if not words:
+    few = [w for w, n in times.items() if 2 <= n <= MOST]
+    if not few:
         return None
-    word = dice.choice(words)
+    word = dice.choice(few)
     places = [m.start() for m in re.finditer(rf"\b{word}\b", excerpt.text)]
     answer = times[word]
     evidence = [excerpt.text[max(0, p - 30) : p + len(word) + 30] for p in places]

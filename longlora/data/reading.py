@@ -7,14 +7,18 @@ format has pages, the text remembers where each begins.
 import bisect
 import importlib.util
 import io
+import posixpath
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 from bs4 import BeautifulSoup
+from bs4.dammit import EncodingDetector
 from bs4.element import NavigableString
 from pypdf import PdfReader
 from pypdf.errors import PyPdfError
@@ -24,6 +28,8 @@ LARGEST = 2**28
 PLAIN = (".txt", ".md", ".markdown", ".rst", ".text")
 HTML = (".html", ".htm", ".xhtml")
 SUFFIXES = (*PLAIN, *HTML, ".epub", ".pdf")
+WEB = {"iso-8859-1": "cp1252", "latin1": "cp1252", "us-ascii": "cp1252"}
+"""What browsers take these for (the WHATWG's Encoding standard)."""
 UNREAD = ["script", "style", "template", "noscript", "head"]
 BLOCKS = [
     "p",
@@ -90,7 +96,7 @@ def read_documents(place: Path, *, encoding: str = "utf-8-sig") -> list[Document
 
 
 def read_document(file: Path, *, encoding: str = "utf-8-sig") -> Document:
-    """The text of a file; `encoding` is of plain text and HTML (HTML may say its own).
+    """The text of a file; `encoding` is of plain text and HTML (HTML that is not in it may say its own).
 
     Raises:
         ValueError: it is not there, or too large; or as `parsed`.
@@ -115,7 +121,8 @@ def parsed(raw: bytes, file: Path, *, encoding: str = "utf-8-sig") -> Document:
     elif suffix == ".epub":
         text = epub_text(raw, file)
     elif suffix in HTML:
-        text = html_text(decoded(raw, file, encoding))
+        own = EncodingDetector.find_declared_encoding(raw, is_html=True)
+        text = html_text(decoded(raw, file, encoding, own=WEB.get(own, own)))
     elif suffix in PLAIN or not suffix:
         text = decoded(raw, file, encoding).replace("\r\n", "\n").replace("\r", "\n")
     else:
@@ -127,12 +134,15 @@ def parsed(raw: bytes, file: Path, *, encoding: str = "utf-8-sig") -> Document:
     return Document(file.stem, text, pages)
 
 
-def decoded(raw: bytes, file: Path, encoding: str) -> str:
+def decoded(raw: bytes, file: Path, encoding: str, *, own: str | None = None) -> str:
+    """Text in `encoding`, or, where it is not, in the one that it says to be its `own`."""
     try:
         text = raw.decode(encoding)
     except LookupError:
         raise ValueError(f"no encoding '{encoding}'; such as utf-8, latin-1, cp1252") from None
     except UnicodeDecodeError as error:
+        if own:
+            return decoded(raw, file, own)
         raise ValueError(
             f"{file} is not {encoding.removesuffix('-sig')}: byte {error.start} is {raw[error.start]:#04x}; "
             "name its encoding, such as latin-1"
@@ -172,22 +182,35 @@ def epub_text(raw: bytes, file: Path) -> str:
         with zipfile.ZipFile(io.BytesIO(raw)) as book:
             if sum(part.file_size for part in book.infolist()) > LARGEST:
                 raise ValueError(f"{file} unpacks to more than {LARGEST:,} bytes")
-            if "META-INF/encryption.xml" in book.namelist() and "META-INF/rights.xml" in book.namelist():
-                raise ValueError(f"{file} is encrypted")
-            return "\n\n".join(html_text(book.read(chapter)).strip() for chapter in spine(book)) + "\n"
-    except (zipfile.BadZipFile, KeyError, ElementTree.ParseError) as error:
+            if any(part.flag_bits & 1 for part in book.infolist()):
+                raise ValueError(f"{file} is encrypted: save a copy without its password first")
+            chapters = list(spine(book))
+            if locked(book).intersection(chapters):
+                raise ValueError(f"{file} is encrypted: its chapters open with a licence (DRM) only")
+            return "\n\n".join(html_text(book.read(chapter)).strip() for chapter in chapters) + "\n"
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, KeyError, ElementTree.ParseError) as error:
         raise ValueError(f"{file} is not an EPUB: {error}") from None
 
 
 def spine(book: zipfile.ZipFile) -> Iterator[str]:
     """Paths of the chapters inside the archive."""
     container = ElementTree.fromstring(book.read("META-INF/container.xml"))
-    package = next(e for e in container.iter() if e.tag.endswith("}rootfile")).attrib["full-path"]
+    package = next((e.attrib["full-path"] for e in container.iter() if e.tag.endswith("}rootfile")), None)
+    if package is None:
+        raise zipfile.BadZipFile("META-INF/container.xml names no rootfile")
     root = ElementTree.fromstring(book.read(package))
     items = {e.attrib["id"]: e.attrib["href"] for e in root.iter() if e.tag.endswith("}item")}
     folder = package.rpartition("/")[0]
     for reference in (e for e in root.iter() if e.tag.endswith("}itemref")):
-        yield f"{folder}/{items[reference.attrib['idref']]}".lstrip("/")
+        yield posixpath.normpath(posixpath.join(folder, unquote(items[reference.attrib["idref"]])))
+
+
+def locked(book: zipfile.ZipFile) -> set[str]:
+    """Paths of what is encrypted (EPUB 3.3, section 4.2.6.3.2): chapters under DRM, or fonts alone."""
+    if "META-INF/encryption.xml" not in book.namelist():
+        return set()
+    said = ElementTree.fromstring(book.read("META-INF/encryption.xml"))
+    return {unquote(e.attrib["URI"]) for e in said.iter() if e.tag.endswith("}CipherReference")}
 
 
 def pdf_text(raw: bytes, file: Path) -> tuple[str, tuple[int, ...]]:

@@ -4,7 +4,6 @@ A guess from the words alone, made after the answer and independent of the model
 but lets a reader look. Words weigh by their rarity in the document (TF-IDF, scikit-learn).
 """
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from longlora.data.reading import Document
 from longlora.data.sentences import Span, parts, sentences
 from longlora.data.wording import UNSAID
+from longlora.data.words import terms
 
 VERBATIM = 1.0
 """What a sentence that holds the answer word for word has more than one that does not; a cosine is at most 1."""
@@ -48,8 +48,8 @@ class Evidence:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.spans = sentences(document.text)
-        self.flat = [" ".join(document.text[slice(*s)].split()) for s in self.spans]
-        self.words = TfidfVectorizer(token_pattern=r"(?u)\w+", sublinear_tf=True)
+        self.flat = [spelt(document.text[slice(*s)]) for s in self.spans]
+        self.words = TfidfVectorizer(token_pattern=r"\S+", sublinear_tf=True)
         try:
             self.weights_SW: Any = self.words.fit_transform(self.flat)
         except ValueError:  # scikit-learn's way to say that there is not one word
@@ -61,8 +61,8 @@ class Evidence:
         if self.weights_SW is None or not wanted or wanted == UNSAID.strip(" ."):
             return None
         score_S = self.near(answer) + ASKED * self.near(question)
-        whole = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)", re.IGNORECASE)
-        score_S += VERBATIM * np.array([bool(whole.search(s)) for s in self.flat])
+        if whole := spelt(answer):
+            score_S += VERBATIM * np.array([f" {whole} " in f" {s} " for s in self.flat])
         if within is not None:
             score_S *= np.array([within.start <= s.start < within.end for s in self.spans])
         return self.best(score_S)
@@ -73,7 +73,7 @@ class Evidence:
 
     def near(self, text: str) -> np.ndarray:
         """The cosine of each sentence with `text`, shape (S,): both are sparse and of length 1, as the vectorizer makes them."""
-        text_1W: Any = self.words.transform([text])
+        text_1W: Any = self.words.transform([spelt(text)])
         return (self.weights_SW @ text_1W.T).toarray()[:, 0]
 
     def best(self, score_S: np.ndarray) -> Passage | None:
@@ -87,3 +87,8 @@ class Evidence:
         lines = document.line(span.start), document.line(span.end - 1)
         text = " ".join(document.text[slice(*span)].split())
         return Passage(span.start, span.end, lines, document.page(span.start), heading, text)
+
+
+def spelt(text: str) -> str:
+    """Words in lower case, a space between them, whatever stood there."""
+    return " ".join(terms(text.lower()))

@@ -8,9 +8,6 @@ Where a case also has `evidence`, the passages that show the answer, it is score
 (longlora/evaluation/cited.py).
 """
 
-import re
-import string
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from longlora.data.cases import Case, case, read_lines
 from longlora.data.prompt import LINE, WORD, continuation, frame
 from longlora.data.wording import PLAIN_LEAD, after_document, before_question
+from longlora.data.words import words
 from longlora.evaluation.answer import answers
 from longlora.evaluation.breakdown import PARTED, Marked, by_depth, by_length, overall
 from longlora.evaluation.cited import Truth, cite, occurrences
@@ -75,14 +73,6 @@ def read_cases(file: Path) -> list[Question]:
     return found
 
 
-UNSPACED = re.compile(
-    "[\u0e00-\u109f\u1780-\u17ff"  # Thai, Lao, Tibetan, Burmese; Khmer
-    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # kana
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"  # Chinese characters
-)
-"""Characters of scripts that put no spaces between words."""
-
-
 class Words(Tokenizer):
     """Our words, for rouge-score."""
 
@@ -91,26 +81,6 @@ class Words(Tokenizer):
 
 
 ROUGE = RougeScorer(["rougeL"], tokenizer=Words())
-
-
-def words(text: str) -> list[str]:
-    """Lower case words in NFC, without punctuation (ASCII's signs, as in SQuAD, and Unicode's category P) and English articles. In
-    scripts without spaces a character, with the marks that belong to it, is a word."""
-    signs = unicodedata.normalize("NFC", text).lower()
-    bare = "".join(c for c in signs if c not in string.punctuation and unicodedata.category(c)[0] != "P")
-    return [piece for word in bare.split() if word not in ("a", "an", "the") for piece in pieces(word)]
-
-
-def pieces(word: str) -> list[str]:
-    """The word, or the characters of its unspaced scripts each and what stands between them."""
-    found: list[str] = []
-    for character in word:
-        mark = unicodedata.category(character)[0] == "M"
-        if not found or (not mark and (UNSPACED.match(character) or UNSPACED.match(found[-1]))):
-            found.append(character)
-        else:
-            found[-1] += character
-    return found
 
 
 def exact(given: str, wanted: str) -> float:

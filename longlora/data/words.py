@@ -1,0 +1,44 @@
+"""The words of a text, in any script: the same where answers are scored, passages are cited, and records are compared.
+
+Where a script puts no spaces between words, each character counts as one, as in MLQA (Lewis et al. 2020).
+"""
+
+import re
+import string
+import unicodedata
+
+UNSPACED = re.compile(
+    "[\u0e00-\u109f\u1780-\u17ff"  # Thai, Lao, Tibetan, Burmese; Khmer
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # kana
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"  # Chinese characters
+)
+"""Characters of scripts that put no spaces between words."""
+
+
+def words(text: str) -> list[str]:
+    """Lower case words in NFC, without punctuation (ASCII's signs, as in SQuAD, and Unicode's category P) and English articles. In
+    scripts without spaces a character, with the marks that belong to it, is a word."""
+    signs = unicodedata.normalize("NFC", text).lower()
+    bare = "".join(c for c in signs if c not in string.punctuation and unicodedata.category(c)[0] != "P")
+    return [piece for word in bare.split() if word not in ("a", "an", "the") for piece in pieces(word)]
+
+
+def terms(text: str) -> list[str]:
+    """All words in NFC, as they are written, articles too; what is no letter, digit or underscore parts them."""
+    whole = unicodedata.normalize("NFC", text)
+    marks = "".join(sorted(c for c in set(whole) if unicodedata.category(c)[0] == "M"))  # vowel signs: \w has none
+    return [piece for word in re.findall(rf"\w[\w{marks}]*", whole) for piece in pieces(word)]
+
+
+def pieces(word: str) -> list[str]:
+    """The word, or the characters of its unspaced scripts each and what stands between them."""
+    if not UNSPACED.search(word):
+        return [word]
+    found: list[str] = []
+    for character in word:
+        mark = unicodedata.category(character)[0] == "M"
+        if not found or (not mark and (UNSPACED.match(character) or UNSPACED.match(found[-1]))):
+            found.append(character)
+        else:
+            found[-1] += character
+    return found
