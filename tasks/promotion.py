@@ -1,7 +1,7 @@
 """Which model may be champion, and making it so.
 
 The gate's verdict is a file of the run; what only the registry knows is added here: the model must beat the present champion by the
-metric that dvc.yaml names (`artifacts: NAME: meta: better: {metric, step, order}`).
+metrics that dvc.yaml names (`artifacts: NAME: meta: better: [{metric, order}, {metric, order, no_worse_than}]`).
 """
 
 import json
@@ -23,6 +23,9 @@ from tasks.registry import CANDIDATE, CHAMPION, STAGING
 from tasks.tags import KEY, RECORD, VERDICT
 from tasks.workspace import Project, person
 
+ROUNDING = 1e-9
+"""Two keys of forty are 0.05, whichever way the shares were rounded."""
+
 
 class RefusalError(UserError):
     """The candidate does not become champion; the message has a reason per line."""
@@ -30,11 +33,13 @@ class RefusalError(UserError):
 
 @dataclass(frozen=True)
 class Better:
-    """`meta.better` of the model in dvc.yaml: the metric that a champion must win by."""
+    """One of `meta.better` of the model in dvc.yaml: a metric that a champion must win by, or must not lose by."""
 
     metric: str
     """As MLflow knows it: names joined by '/'."""
     order: Literal["lower", "higher"]
+    no_worse_than: float | None = None
+    """How much worse it may be, in the metric's own unit; None where it must be better."""
     step: int | None = None
     """The length, for a metric over lengths; None for the longest that both runs have."""
     data: str | None = None
@@ -45,6 +50,16 @@ class Better:
     def of(self, label: str, *, instead: str) -> str:
         """The metric of the model `label`, where ours is that of `instead`."""
         return "/".join(label if part == instead else part for part in self.metric.split("/"))
+
+    def holds(self, ours: float, theirs: float) -> bool:
+        loss = ours - theirs if self.order == "lower" else theirs - ours
+        return loss < 0 if self.no_worse_than is None else loss <= self.no_worse_than + ROUNDING
+
+    def needed(self, theirs: str) -> str:
+        """What ours must be, beside `theirs`."""
+        if self.no_worse_than is None:
+            return f"{self.order} than {theirs}"
+        return f"at most {self.no_worse_than:g} {'above' if self.order == 'lower' else 'below'} {theirs}"
 
 
 @dataclass(frozen=True)
@@ -114,12 +129,13 @@ def candidate(client: MlflowClient, where: Project, run: Run) -> Candidate:
     source, model = runs.source_and_model(where, run)
     champion = registry.holder(client, model.name, CHAMPION)
     version = registry.register(client, model.name, source=source, run=run, desc=model.desc, labels=model.labels)
-    against, favour, better = [], "the verdict passed", better_of(model)
+    against, favour, comparisons = [], ["the verdict passed"], comparisons_of(model)
     if not champion or str(champion.version) != str(version.version):
         client.set_registered_model_alias(model.name, CANDIDATE, version.version)
-        against = objections(client, where, run, champion, better)
-    if champion and better:
-        favour += f", and {better.metric} is {better.order} than version {champion.version}'s"
+        against = objections(client, where, run, champion, comparisons)
+    if champion:
+        theirs = f"version {champion.version}'s"
+        favour += [f"{better.metric} is {better.needed(theirs)}" for better in comparisons]
     return Candidate(
         name=model.name,
         version=str(version.version),
@@ -127,7 +143,7 @@ def candidate(client: MlflowClient, where: Project, run: Run) -> Candidate:
         run=run.info.run_id,
         champion=str(champion.version) if champion else None,
         against=against,
-        favour=favour,
+        favour=", and ".join(favour),
     )
 
 
@@ -201,7 +217,7 @@ def meant(client: MlflowClient, name: str, to: str, now: str | None) -> str:
 
 
 def objections(
-    client: MlflowClient, where: Project, run: Run, champion: ModelVersion | None, better: Better | None
+    client: MlflowClient, where: Project, run: Run, champion: ModelVersion | None, comparisons: list[Better]
 ) -> list[str]:
     """Why `run`'s model may not become champion, one line per rule; nothing if it may."""
     verdict = verdict_of(where, run)
@@ -212,13 +228,14 @@ def objections(
     ]
     if verdict.get("passed") is not True and not found:
         found = ["the verdict is not 'passed: true'"]
-    if champion and better and not registry.run_of(client, champion):
-        found.append(f"better: {registry.runless(champion)}")
-    elif champion and better:
-        there = measured_beside(client, where, run, str(champion.run_id), better)
-        found += comparison(
-            client, where, run.info.run_id, str(champion.run_id), str(champion.version), better, there=there
-        )
+    if not champion or not comparisons:
+        return found
+    if not registry.run_of(client, champion):
+        return [*found, f"better: {registry.runless(champion)}"]
+    ours, theirs, version = run.info.run_id, str(champion.run_id), str(champion.version)
+    for better in comparisons:
+        there = measured_beside(client, where, run, theirs, better)
+        found += comparison(client, where, ours, theirs, version, better, there=there)
     return found
 
 
@@ -243,7 +260,7 @@ def comparison(
     *,
     there: Better | None = None,
 ) -> list[str]:
-    """Why the run `ours` is not better than `theirs`, that of champion `version`.
+    """Why the run `ours` is not better than `theirs`, that of champion `version`, or too much worse.
 
     Args:
         there: the champion's metric in `ours`, if it was measured beside.
@@ -263,12 +280,11 @@ def comparison(
         lengths = f"{', '.join(map(str, mine))}, and the champion's {', '.join(map(str, other))}"
         return [f"better: {better.metric} of this run is at {lengths}: nothing to compare"]
     a, b = mine[both[-1]], other[both[-1]]
-    if (a < b) if better.order == "lower" else (a > b):
+    if better.holds(a, b):
         return []
     at = f" at {both[-1]}" if both[-1] else ""
-    return [
-        f"better: {better.metric}{at} is {a:.6g}, and must be {better.order} than {b:.6g} of champion version {version}"
-    ]
+    needed = better.needed(f"{b:.6g} of champion version {version}")
+    return [f"better: {better.metric}{at} is {a:.6g}, and must be {needed}"]
 
 
 def values_of(client: MlflowClient, run_id: str, better: Better) -> dict[int, float]:
@@ -311,8 +327,15 @@ def verdict_of(where: Project, run: Run) -> dict[str, Any]:
     return verdict
 
 
+def comparisons_of(model: Artifact) -> list[Better]:
+    """`meta.better` of dvc.yaml: a list, or a single one."""
+    entries = model.meta.get("better", [])
+    return [Better(**entry) for entry in (entries if isinstance(entries, list) else [entries])]
+
+
 def better_of(model: Artifact) -> Better | None:
-    return Better(**model.meta["better"]) if "better" in model.meta else None
+    """The first comparison: what tables show, and a schedule watches."""
+    return next(iter(comparisons_of(model)), None)
 
 
 def lock_name(name: str) -> str:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import dummy
 import pytest
@@ -134,6 +135,58 @@ def test_a_better_one_takes_over_and_a_worse_one_is_told_why(empty):
     assert alias(client, "champion") == "3"
 
 
+def test_a_champion_does_not_fall_to_one_that_wins_by_a_hair_and_loses_keys(empty, shop, monkeypatch):
+    from mlflow.entities import Metric
+
+    from tasks import promotion, registry, runs
+
+    promote, client, where = empty
+    comparisons = [
+        promotion.Better("score/tuned", "higher"),
+        promotion.Better("keys/tuned", "higher", no_worse_than=0.05),
+    ]
+    monkeypatch.setattr(promotion, "comparisons_of", lambda model: comparisons)
+
+    def found(name: str, keys: int) -> None:
+        run = runs.chosen(client, where, shop[1][name]).info.run_id
+        client.log_batch(run, metrics=[Metric("keys/tuned", keys / 40, keys, 4)])
+
+    found("good", 40)
+    promote("good")
+    found("better", 34)
+    with pytest.raises(promotion.RefusalError) as caught:
+        promote("better")
+    assert str(caught.value).splitlines()[1:] == [
+        "  better: keys/tuned at 4 is 0.85, and must be at most 0.05 below 1 of champion version 1"
+    ]
+    found("better", 38)
+    assert promote("better").endswith(
+        "the verdict passed, and score/tuned is higher than version 1's, and keys/tuned is at most 0.05 below version 1's"
+    )
+    assert "keys/tuned is at most 0.05 below version 1's" in registry.moves(client, "dummy")[-1].why
+
+
+@pytest.mark.parametrize(
+    ("order", "ours", "theirs"), [("lower", 3.05, 3.0), ("higher", 0.95, 1.0), ("higher", 0.825, 0.875)]
+)
+def test_what_is_lost_by_just_the_tolerance_holds(order, ours, theirs):
+    from tasks.promotion import Better
+
+    assert Better("m", order, no_worse_than=0.05).holds(ours, theirs)
+    assert not Better("m", order, no_worse_than=0.05).holds(theirs + (ours - theirs) * 1.01, theirs)
+    assert not Better("m", order).holds(ours, theirs) and Better("m", order).holds(theirs, ours)
+    assert not Better("m", order, no_worse_than=0.05).holds(float("nan"), theirs)
+
+
+def test_ours_must_read_better_and_lose_few_keys(shop):
+    from tasks.outputs import artifacts_at
+    from tasks.promotion import comparisons_of
+
+    (model,) = (artifact for artifact in artifacts_at(Path(__file__).parents[1], None) if artifact.type == "model")
+    asked = {better.metric: better.no_worse_than for better in comparisons_of(model)}
+    assert asked == {"perplexity/extended": None, "passkey/extended": 0.05}
+
+
 def test_a_refused_verdict_gives_every_reason_even_without_a_champion(empty):
     from tasks.promotion import RefusalError
 
@@ -164,9 +217,9 @@ def test_what_is_equal_is_not_better(empty, shop):
     _, client, where = empty
     run = runs.chosen(client, where, shop[1]["good"])
     version = registry.register(client, "dummy", source="dvc://dummy/p?rev=r&repo=q", run=run, desc="", labels=[])
-    (reason,) = promotion.objections(client, where, run, version, Better("score/tuned", "higher"))
+    (reason,) = promotion.objections(client, where, run, version, [Better("score/tuned", "higher")])
     assert reason == "better: score/tuned at 4 is 2, and must be higher than 2 of champion version 1"
-    (reason,) = promotion.objections(client, where, run, version, Better("score/none", "lower"))
+    (reason,) = promotion.objections(client, where, run, version, [Better("score/none", "lower")])
     assert reason == "better: score/none is missing in this run"
 
 
