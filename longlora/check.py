@@ -26,6 +26,7 @@ MEASURES = {
     "perplexity": "perplexity",
     "sliding_perplexity": "perplexity",
     "passkey": "passkey",
+    "needle": "needle",
     "ruler": "ruler",
     "longeval_lines": "longeval",
     "longeval_topics": "longeval",
@@ -48,6 +49,8 @@ class Evaluate(Section):
     """The models that pick LongPPL's tokens."""
     longppl: list[str]
     """LongPPL, over the tokens that the models of `keytokens` pick."""
+    needle: list[str]
+    """Needles in held-out text."""
     ruler: list[str]
     """RULER's tasks."""
     longeval: list[str]
@@ -171,12 +174,13 @@ def models_of_the_gate(evaluate: Any, retrain: Any, rivals: Any, gate: Any) -> I
 
 
 def lengths_of_the_gate(
-    backbone: Any, position: Any, perplexity: Any, passkey: Any, ruler: Any, longeval: Any, gate: Any
+    backbone: Any, position: Any, perplexity: Any, passkey: Any, needle: Any, ruler: Any, longeval: Any, gate: Any
 ) -> Iterator[str]:
     """Every length that a rule asks for is measured; the base's window only where its config is on this machine."""
     measured = {
         "perplexity": perplexity.lengths,
         "passkey": passkey.lengths,
+        "needle": needle.lengths,
         "ruler": ruler.lengths,
         "longeval": longeval.lengths,
     }

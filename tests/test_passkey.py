@@ -19,7 +19,7 @@ from transformers import (
 
 from longlora.data.passkey_words import FILLER, PREAMBLE
 from longlora.evaluation import passkey
-from longlora.evaluation.passkey import Passkey, Prompt, Writer, hits, keys, measure, prefix_of
+from longlora.evaluation.passkey import Passkey, Prompt, Writer, hits, keys, measure, parted, prefix_of
 from longlora.model import cache
 from longlora.model.cache import shareable
 from longlora.stages.passkey import stage
@@ -46,13 +46,13 @@ def byte_level(merges: int = 60, marks: bool = False) -> PreTrainedTokenizerFast
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE)
 
 
-def sentencepiece_like() -> PreTrainedTokenizerFast:
-    """A Llama-2-like tokenizer: a space is put before every text."""
+def sentencepiece_like(*texts: str) -> PreTrainedTokenizerFast:
+    """A Llama-2-like tokenizer, which knows the letters of `texts`, too: a space is put before every text."""
     raw = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     raw.decoder = decoders.Metaspace(prepend_scheme="always")
     trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], max_token_length=8)
-    raw.train_from_iterator([PREAMBLE, FILLER, "The pass key is 1234567890.", "Remember it. What?"], trainer)
+    raw.train_from_iterator([PREAMBLE, FILLER, "The pass key is 1234567890.", "Remember it. What?", *texts], trainer)
     raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
@@ -118,13 +118,12 @@ def test_a_space_of_its_own_is_asked_for_by_nobody():
     written = Writer(letters, prompt="plain").write("70123", length=431, depth=0.5)
     assert letters.decode(written.answer) == "70123"
     assert letters.decode(written.question).endswith("The pass key is ")
-    parted = Writer(sentencepiece_like(), prompt="plain").parted
     tokens = sentencepiece_like()
     space, joined = (tokens.convert_tokens_to_ids(token) for token in ("▁", "▁The"))
     seven = tokens.convert_tokens_to_ids("7")
-    assert parted([space, seven]) == ([space], [seven])
-    assert parted([joined, seven]) == ([], [joined, seven])
-    assert parted([space]) == ([], [space])  # an answer has a token
+    assert parted(tokens, [space, seven]) == ([space], [seven])
+    assert parted(tokens, [joined, seven]) == ([], [joined, seven])
+    assert parted(tokens, [space]) == ([], [space])  # an answer has a token
 
 
 def test_chat_without_a_template_is_refused():

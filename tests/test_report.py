@@ -212,6 +212,24 @@ def test_questions_have_tables_by_length_and_a_picture_by_depth_where_they_were_
     }
 
 
+def test_needles_have_a_table_and_a_map_by_length_and_depth_where_they_were_scored(good, tmp_path):
+    paths = inputs(tmp_path)
+    for label, share in (("yarn", 0.25), ("extended", 0.75)):
+        nodes = {n: node(share, depth={"0.00": node(share), "1.00": node(0.0)}) for n in ("120", "480")}
+        put(tmp_path / f"scores/needle/{label}.json", {"needle": {label: {"prompt": "chat", **nodes}}})
+    stage(**paths, reports=tmp_path / "reports")
+    told = (tmp_path / "reports/summary.md").read_text()
+    assert "| Needles found at | 120 | 480 |" in told and "| **extended** | **75%** | **75%** |" in told
+    assert not (good / "needle.png").exists() and "needle.png" not in (good / "README.md").read_text()
+    with Image.open(tmp_path / "reports/needle.png") as picture:
+        assert min(picture.size) > 300
+    assert "Needles found by length and depth" in (tmp_path / "reports/index.html").read_text()
+    assert "](needle.png)" in (tmp_path / "reports/README.md").read_text()
+    findings = found(tmp_path)
+    assert findings.needle_prompt == "chat" and findings.prompt == "plain"
+    assert findings.model("extended").needles[480][0.0].value == 0.75 and not findings.models[0].needles
+
+
 class Tags(HTMLParser):
     VOID = ("meta", "img")
 
@@ -332,7 +350,7 @@ def test_the_card_tells_recipe_lineage_and_limits(good):
 def test_retrieval_reaches_the_last_length_before_the_first_failure():
     def model(*values: float | None) -> Model:
         found = {2**i: Figure(v, v, v) for i, v in enumerate(values)}
-        return Model("m", {"passkey": found}, depths={}, questions={}, positions={})
+        return Model("m", {"passkey": found}, depths={}, needles={}, questions={}, positions={})
 
     assert model(1.0, 0.8, 0.9).retrieves_to() == 4
     assert model(1.0, 0.79, 1.0).retrieves_to() == 1

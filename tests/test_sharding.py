@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_longeval
 import test_longqa
+import test_needle
 import test_passkey
 import test_perplexity
 import test_ruler
@@ -23,11 +25,11 @@ from longlora.evaluation import answer, passkey, windows
 from longlora.evaluation.longppl import LongPPL
 from longlora.evaluation.perplexity import Sliding
 from longlora.parallel import sharding
-from longlora.stages import keytokens, longppl, longqa, perplexity, ruler
+from longlora.stages import keytokens, longeval, longppl, longqa, needle, perplexity, ruler
 from longlora.stages import passkey as passkey_stage
 
 ROOT = Path(__file__).parent.parent
-MEASURES = ("perplexity", "longppl", "passkey", "unshared", "ruler", "longqa")
+MEASURES = ("perplexity", "longppl", "passkey", "unshared", "needle", "ruler", "longeval", "longqa")
 LONGPPL = LongPPL(
     length=45, short=12, stride=5, samples=3, alpha=0.4, beta=-4.5, seed=2
 )  # fmt: skip
@@ -70,6 +72,11 @@ def measure(name: str, place: Path, out: Path) -> None:
     elif name in ("passkey", "unshared"):
         model = place / ("finder" if name == "passkey" else "odd")
         passkey_stage.stage(model, out / "scores.json", test_passkey.settings(samples=5))
+    elif name == "needle":
+        needle.stage(place / "writer", words, out / "scores.json", test_needle.settings(samples=4))
+    elif name == "longeval":
+        given = test_longeval.settings(lengths=[1500], samples=3)
+        longeval.stage(place / "writer", out / "scores.json", given)
     elif name == "ruler":
         given = test_ruler.settings(lengths=[600], tasks=["single", "tracking"], samples=3)
         ruler.stage(place / "writer", words, out / "scores.json", given)

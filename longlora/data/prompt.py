@@ -82,3 +82,14 @@ def chat_turn(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     turn = [{"role": "user", "content": words}]
     before, after = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)).split(words)
     return before, after
+
+
+def hidden(lines: list[list[int]], *, hay: list[int], start: int, cuts: list[int], length: int) -> list[int]:
+    """`length` tokens of the text `hay` from `start` on, begun again where it ends, with each of `lines` put in after as many of
+    them as `cuts` says, which rise."""
+    endless = hay * (1 + -(-length // len(hay)))
+    body, done = [], 0
+    for cut, line in zip(cuts, lines, strict=True):
+        body += endless[start + done : start + cut] + line
+        done = cut
+    return body + endless[start + done : start + length]

@@ -4,10 +4,11 @@ The answer is checked without generating it: where a model's first choice at eve
 token, its greedy answer is the right answer, and the other way round. So one forward pass over prompt and answer decides.
 Prompts share the filler before their keys: the longest is computed once, into a cache that every prompt continues.
 
-Letters: C cells, S samples of a cell, B prompts of a batch, L tokens of a prompt with its answer, A tokens of an answer.
+Letters: C cells, D depths, S samples of a cell, B prompts of a batch, L tokens of a prompt with its answer, A tokens of an answer.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,17 +29,17 @@ QUESTION = "\n" + words.QUESTION.format(label=words.LABEL)
 LEAD = words.LEAD.format(label=words.LABEL)
 
 
-class Passkey(Section):
+class Grid(Section):
+    """Something is hidden in a text, at every depth of every length."""
+
     lengths: list[int] = Field(min_length=1)
     """Prompts in tokens, answer included."""
     depths: list[float] = Field(min_length=1)
-    """Where the key lies: the share of the filler that stands before it, 0 to 1."""
+    """Where it lies: the share of the text around it that stands before it, 0 to 1."""
     samples: int = Field(gt=0)
-    """Keys for each length and depth."""
-    digits: int = Field(gt=0)
-    """Of a key."""
+    """Prompts for each length and depth."""
     prompt: Literal["plain", "chat"]
-    """plain: the authors' text, to be continued; chat: the same as a user's turn in the tokenizer's own template."""
+    """plain: a text to be continued; chat: the same as a user's turn in the tokenizer's own template."""
     seed: Seed
 
     @field_validator("lengths", "depths")
@@ -52,8 +53,13 @@ class Passkey(Section):
     @classmethod
     def shares(cls, depths: list[float]) -> list[float]:
         if not all(0 <= d <= 1 for d in depths):
-            raise ValueError("a depth is a share of the filler, from 0 to 1")
+            raise ValueError("a depth is a share of the text, from 0 to 1")
         return depths
+
+
+class Passkey(Grid):
+    digits: int = Field(gt=0)
+    """Of a key."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class Writer:
         """
         fact = words.FACT.format(label=words.LABEL, value=key)
         needle = continuation(self.tokenizer, f"\n{fact}", after=WORD)
-        lead, answer = self.parted(continuation(self.tokenizer, " " + key, after=LEAD))
+        lead, answer = parted(self.tokenizer, continuation(self.tokenizer, " " + key, after=LEAD))
         room = length - len(self.head) - len(needle) - len(self.end) - len(lead + answer)
         if room < 0:
             raise ValueError(f"passkey.lengths: {length} tokens are too few, without filler it is {length - room}")
@@ -91,17 +97,18 @@ class Writer:
         question = self.head + self.filler(before) + needle + self.filler(room - before) + self.end + lead
         return Prompt(question, answer, shared=len(self.head) + before)
 
-    def parted(self, answer: list[int]) -> tuple[list[int], list[int]]:
-        """A space that is a token of its own, and the key. The space is the question's: a model that would go on in words, "The
-        pass key is the ...", may well have found the key, and what is measured is whether it has."""
-        spaces = 0
-        while spaces < len(answer) - 1 and not self.tokenizer.decode(answer[: spaces + 1]).strip():
-            spaces += 1
-        return answer[:spaces], answer[spaces:]
-
     def filler(self, count: int) -> list[int]:
         repeats = max(0, -(-(count - len(self.first)) // len(self.next)))
         return (self.first + self.next * repeats)[:count]
+
+
+def parted(tokenizer: PreTrainedTokenizerBase, answer: list[int]) -> tuple[list[int], list[int]]:
+    """A space that is a token of its own, and the rest. The space is the question's: a model that would go on in words, "The
+    pass key is the ...", may well have found the key, and what is measured is whether it has."""
+    spaces = 0
+    while spaces < len(answer) - 1 and not tokenizer.decode(answer[: spaces + 1]).strip():
+        spaces += 1
+    return answer[:spaces], answer[spaces:]
 
 
 @torch.inference_mode()
@@ -167,12 +174,16 @@ def measure(
     prefix = prefix_of(model, cells=[c for cells in cells_of.values() for c in cells]) if shareable(model) else None
     result: dict[str, Any] = {"prompt": settings.prompt}
     for length, cells in cells_of.items():
-        by_depth = hits(model, cells=cells, prefix=prefix)
-        found = [hit for row in by_depth for hit in row]
-        cuts = {f"{d:.2f}": of_trials(row) for d, row in zip(settings.depths, by_depth, strict=True)}
-        result[str(length)] = of_trials(found) | {"depth": cuts}
-        say(f"{length} tokens: {sum(found)} of {len(found)} keys found")
+        hit_DS = hits(model, cells=cells, prefix=prefix)
+        result[str(length)] = by_depth(hit_DS, depths=settings.depths)
+        say(f"{length} tokens: {sum(map(sum, hit_DS))} of {sum(map(len, hit_DS))} keys found")
     return {"passkey": {label: result}}
+
+
+def by_depth(hit_DS: Sequence[Sequence[float]], *, depths: list[float]) -> dict[str, Any]:
+    """The share of hits at one length, and within it at each depth."""
+    cuts = {f"{depth:.2f}": of_trials(row) for depth, row in zip(depths, hit_DS, strict=True)}
+    return of_trials([hit for row in hit_DS for hit in row]) | {"depth": cuts}
 
 
 def keys(settings: Passkey, *, length: int, depth: float) -> list[str]:

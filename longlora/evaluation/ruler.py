@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longlora.data.prompt import LINE, WORD, Prompt, continuation, continuations, frame
+from longlora.data.prompt import LINE, WORD, Prompt, continuation, continuations, frame, hidden
 from longlora.evaluation.answer import answers
 from longlora.evaluation.interval import of_trials
 from longlora.evaluation.ruler_tasks import Riddle, Task, common, frequent, needles, tracking
@@ -106,14 +106,9 @@ class Writer:
 
     def spread(self, lines: list[list[int]], *, spare: int, generator: random.Random) -> list[int]:
         """`spare` tokens of running text from a random place on, with the lines put in, in order, at random places."""
-        hay = self.hay * (1 + -(-spare // len(self.hay)))
         start = generator.randrange(len(self.hay))
         cuts = sorted(generator.randrange(spare + 1) for _ in lines)
-        body, done = [], 0
-        for cut, line in zip(cuts, lines, strict=True):
-            body += hay[start + done : start + cut] + line
-            done = cut
-        return body + hay[start + done : start + spare]
+        return hidden(lines, hay=self.hay, start=start, cuts=cuts, length=spare)
 
 
 def match_all(text: str, wanted: list[str]) -> float:

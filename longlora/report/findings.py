@@ -22,6 +22,7 @@ MEASURES = {
     "sliding_perplexity": ("Perplexity of sliding windows of", "{:.4g}"),
     "longppl": ("LongPPL, tokens picked by", "{:.4g}"),
     "passkey": ("Passkeys found at", "{:.0%}"),
+    "needle": ("Needles found at", "{:.0%}"),
     "ruler": ("RULER's tasks solved at", "{:.0%}"),
     "longeval_lines": ("LongEval's lines found at", "{:.0%}"),
     "longeval_topics": ("LongEval's topics found at", "{:.0%}"),
@@ -65,12 +66,13 @@ Cells = dict[int, dict[float, Cell]]
 @dataclass(frozen=True)
 class Model:
     """One model's scores by measure and column; `depths` are passkeys by length and depth (the share of filler before the key),
-    `questions` the F1 of answers by length of the document and depth of the evidence, `positions` nats per token by the end of
-    a band of positions. What was not scored is empty."""
+    `needles` the same of needles, `questions` the F1 of answers by length of the document and depth of the evidence, `positions`
+    nats per token by the end of a band of positions. What was not scored is empty."""
 
     label: str
     scores: dict[str, dict[Column, Figure]]
     depths: Cells
+    needles: Cells
     questions: Cells
     positions: dict[int, Figure]
 
@@ -116,6 +118,8 @@ class Findings:
     window: int
     target: int
     prompt: str
+    """Of passkeys."""
+    needle_prompt: str
     verdict: dict[str, Any]
     history: list[dict[str, float]]
     cost: dict[str, Any]
@@ -164,7 +168,8 @@ def gather(
         models=found,
         window=int(tree["integrity"]["window"]["value"]),
         target=int(tree["integrity"]["target"]["value"]),
-        prompt=next((scored["prompt"] for scored in tree.get("passkey", {}).values()), ""),
+        prompt=prompt_of("passkey", tree),
+        needle_prompt=prompt_of("needle", tree),
         verdict=json.loads(verdict.read_text()),
         history=rows,
         cost=json.loads(cost.read_text())["cost"],
@@ -176,6 +181,10 @@ def gather(
     )
     findings.model("extended")
     return findings
+
+
+def prompt_of(measure: str, tree: dict[str, Any]) -> str:
+    return next((scored["prompt"] for scored in tree.get(measure, {}).values()), "")
 
 
 def order(labels: set[str]) -> list[str]:
@@ -190,6 +199,7 @@ def model(label: str, tree: dict[str, Any]) -> Model:
         label=label,
         scores={measure: figures(tree.get(measure, {}).get(label, {})) for measure in MEASURES},
         depths=cells(tree.get("passkey", {}).get(label, {})),
+        needles=cells(tree.get("needle", {}).get(label, {})),
         questions=cells(tree.get("longqa_f1", {}).get(label, {})),
         positions=lengths(figures(tree.get("position_nats", {}).get(label, {}))),
     )

@@ -53,14 +53,16 @@ def colour(label: str, labels: Sequence[str]) -> str:
 
 
 def draw(findings: Findings, *, out: Path) -> None:
-    """Write perplexity.png, passkey.png and history.png to the folder `out`, and positions.png and questions.png where those
-    were scored."""
+    """Write perplexity.png, passkey.png and history.png to the folder `out`, and positions.png, needle.png and questions.png where
+    those were scored."""
     with mpl.rc_context(STYLE):
         save(perplexity(findings), out / "perplexity.png")
         save(passkey(findings), out / "passkey.png")
         save(history(findings), out / "history.png")
         if any(m.positions for m in findings.models):
             save(positions(findings), out / "positions.png")
+        if any(m.needles for m in findings.models):
+            save(needle(findings), out / "needle.png")
         if any(m.questions for m in findings.models):
             save(questions(findings), out / "questions.png")
 
@@ -203,6 +205,18 @@ def passkey(findings: Findings) -> Canvas:
         subtitle=f"per cent of hidden keys answered exactly ({findings.prompt} prompt); {BEYOND}",
         across_is="context length in tokens",
         down_is="depth of the key",
+    )
+
+
+def needle(findings: Findings) -> Canvas:
+    """A heat map per model: share of needles found, by length and depth."""
+    return maps(
+        findings,
+        {m.label: m.needles for m in findings.models},
+        title="Needles in held-out text by context length and depth",
+        subtitle=f"per cent of hidden sentences answered exactly ({findings.needle_prompt} prompt); {BEYOND}",
+        across_is="context length in tokens",
+        down_is="depth of the needle",
     )
 
 

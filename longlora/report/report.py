@@ -111,6 +111,11 @@ def card(findings: Findings) -> str:
         "",
         "![Passkey retrieval by length and depth](passkey.png)",
         "",
+        *(
+            ["![Needles in held-out text by length and depth](needle.png)", ""]
+            if any(m.needles for m in findings.models)
+            else []
+        ),
         "## Limits",
         "",
         *(f"- {limit}" for limit in limits(findings)),
