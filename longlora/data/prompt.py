@@ -6,8 +6,8 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-Prompt = Literal["plain", "authors", "chat"]
-"""plain: text to be continued; authors: LongLoRA's supervised fine-tuning; chat: the tokenizer's own template."""
+Prompt = Literal["chat", "authors", "plain"]
+"""chat: the tokenizer's own template; authors: LongLoRA's supervised fine-tuning; plain: text to be continued."""
 AUTHORS = ("[INST]", "[/INST]")
 """What the authors write before and after an instruction."""
 WORD = "again"
