@@ -154,7 +154,7 @@ def begin(where: workspace.Project, state: workspace.Snapshot) -> RunDir:
     """The run's folder, nothing of an earlier attempt at work in it. Call it under the lock of its key."""
     name_run(where, f"{state.recipe or 'params'}-{state.key}")
     run_dir = open_run_dir(where, state)
-    supervise.sweep(run_dir.folder)
+    supervise.take_over(run_dir.folder)
     return run_dir
 
 
