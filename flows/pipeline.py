@@ -5,7 +5,9 @@ resumed, and what was done is not done twice. A lock of the flow run itself, hel
 """
 
 import os
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,16 +84,17 @@ def pipeline(
         StageError: a stage ended with an error; its last words.
     """
     where = workspace.project(Path.cwd())
-    servers.use_environment(where)  # a worker may not have it
-    seen = watched(where, watch, recipe=recipe, overrides=overrides or []) if watch else None
-    if seen and not seen.changed:
-        return Completed(name="Unchanged", message=f"{seen.path} is as it was when a run last finished")
-    added = brought(where, beside) + ([seen.addition()] if seen else [])
-    state = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=added)
-    if scheduled and state.dirty:
-        raise ValueError(
-            f"{where.tree} has uncommitted changes, and a scheduled run must be reproducible: commit them first"
-        )
+    with failure_told(Facts()):
+        servers.use_environment(where)  # a worker may not have it
+        seen = watched(where, watch, recipe=recipe, overrides=overrides or []) if watch else None
+        if seen and not seen.changed:
+            return Completed(name="Unchanged", message=f"{seen.path} is as it was when a run last finished")
+        added = brought(where, beside) + ([seen.addition()] if seen else [])
+        state = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=added)
+        if scheduled and state.dirty:
+            raise ValueError(
+                f"{where.tree} has uncommitted changes, and a scheduled run must be reproducible: commit them first"
+            )
     return run_snapshot(where, state, anyway=anyway, promote=promote, if_worse=if_worse, seen=seen)
 
 
@@ -119,8 +122,10 @@ def run_snapshot(
     seen: Watched | None = None,
 ) -> str | State[None]:
     with locks.hold(where, flow_lock(flow_run.get_id())):  # to its end: a promotion is part of it
-        with locks.hold(where, state.key):
+        facts = Facts(key=state.key)
+        with locks.hold(where, state.key), failure_told(facts):
             run_dir = begin(where, state)
+            facts.model = run_dir.name
             if if_worse is not None:
                 from flows.decay import still_good  # it imports MLflow
 
@@ -138,12 +143,33 @@ def run_snapshot(
             from tasks.promotion import RefusalError
 
             try:
-                print(promote_flow(state.key), flush=True)
+                with failure_told(facts, RefusalError):
+                    print(promote_flow(state.key), flush=True)
             except RefusalError:  # an answer; whatever else ends a promotion, the next look tries it again
                 remember(seen)
                 raise
         remember(seen)
         return state.key
+
+
+@dataclass
+class Facts:
+    """What is known of a run so far."""
+
+    key: str | None = None
+    model: str | None = None
+
+
+@contextmanager
+def failure_told(facts: Facts, *but: type[Exception]) -> Iterator[None]:
+    """Tell the hooks of a failure inside; an interruption is none, nor is what is told by others."""
+    try:
+        yield
+    except (InterruptedStageError, *but):
+        raise
+    except Exception as error:
+        hooks.tell("failed", " ".join(str(error).split()), key=facts.key, model=facts.model)
+        raise
 
 
 def remember(seen: Watched | None) -> None:
@@ -155,27 +181,23 @@ def begin(where: workspace.Project, state: workspace.Snapshot) -> RunDir:
     """The run's folder, nothing of an earlier attempt at work in it. Call it under the lock of its key."""
     name_run(where, f"{state.recipe or 'params'}-{state.key}")
     run_dir = open_run_dir(where, state)
-    supervise.sweep(run_dir.folder)
+    supervise.take_over(run_dir.folder)
     return run_dir
 
 
 def run_and_record(run_dir: RunDir) -> None:
     """Run and record; whatever happens, no process is left, and MLflow knows how it ended."""
     writer = MlflowWriter(run_dir)
-    status = "FAILED"
+    status = "KILLED"  # by KeyboardInterrupt, or what Prefect makes of SIGTERM
     try:
         run_stages(run_dir, writer)
         commit = record(run_dir, writer)
         run_id = writer.wait()
         status = "FINISHED"
     except InterruptedStageError:
-        status = "KILLED"
         raise
-    except Exception as error:
-        hooks.tell("failed", " ".join(str(error).split()), key=run_dir.state.key, model=run_dir.name)
-        raise
-    except BaseException:  # KeyboardInterrupt, or what Prefect makes of SIGTERM
-        status = "KILLED"
+    except Exception:
+        status = "FAILED"
         raise
     finally:
         run_dir.dvc.close()

@@ -137,16 +137,43 @@ def interrupt() -> None:
 
 def sweep(folder: Path) -> list[int]:
     """Kill what an earlier run in `folder` left behind; the ids. Only safe for the holder of the run's lock."""
+    found = marked(folder)
+    for process in found:
+        tell(process, signal.SIGKILL)
+    psutil.wait_procs(found, timeout=5)
+    return [process.pid for process in found]
+
+
+def take_over(folder: Path) -> None:
+    """See to it that nothing of an earlier run in `folder` is at work. Only safe for the holder of the run's lock.
+
+    A supervisor whose run was killed is ending its stage, which may be saving: it has its grace. What is left then is killed.
+    """
+    ending = [process for process in marked(folder) if is_supervisor(process)]
+    if psutil.wait_procs(ending, timeout=1)[1]:
+        print("waiting: a stage of this run is still ending, from the time before", flush=True)
+        psutil.wait_procs(ending, timeout=grace() + 5)
+    sweep(folder)
+
+
+def marked(folder: Path) -> list[psutil.Process]:
+    """Every process that bears the mark of `folder`, but this one."""
     found = []
     for process in psutil.process_iter():
         try:
             if process.pid != os.getpid() and process.environ().get(MARK) == str(folder):
-                process.kill()
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
-    psutil.wait_procs(found, timeout=5)
-    return [process.pid for process in found]
+    return found
+
+
+def is_supervisor(process: psutil.Process) -> bool:
+    """Whether it is this file, as a `Child` runs it; not its command, which has the same words behind."""
+    try:
+        return process.cmdline()[1:2] == [str(Path(__file__))]
+    except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+        return False
 
 
 # --- the supervisor's side

@@ -1,6 +1,9 @@
 """Projects and servers that tests share. Every test gets real git, DVC, MLflow and Prefect, on folders of its own."""
 
+import http.server
+import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,3 +95,31 @@ def run_flow(own, environment, monkeypatch):
         monkeypatch.setenv(name, value)
     with temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}):
         yield pipeline
+
+
+@pytest.fixture
+def listener() -> Iterator[tuple[list[dict], str]]:
+    """A local web server; the requests it got, and its address. It refuses what comes to /no."""
+    got: list[dict] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(500 if self.path.startswith("/no") else 200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield got, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def heard(listener, monkeypatch) -> list[dict]:
+    """What the webhook is told."""
+    got, address = listener
+    monkeypatch.setenv("LONGLORA_HOOK_URL", f"{address}/hook")
+    return got

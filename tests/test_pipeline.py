@@ -205,7 +205,7 @@ def test_each_stage_is_a_task_its_output_in_the_log_and_the_run_goes_to_git(
 
 
 def test_after_a_failure_only_what_does_not_depend_on_it_runs(
-    run_flow, own, environment, mlflow_uri, tmp_path, monkeypatch
+    run_flow, own, environment, mlflow_uri, tmp_path, monkeypatch, heard
 ):
     from tasks.stages import StageError
 
@@ -219,8 +219,9 @@ def test_after_a_failure_only_what_does_not_depend_on_it_runs(
         "score",
     ]  # a wrong parameter: no retry
     key = key_of(own, "train.fail=true")
-    heard = {"event": "failed", "message": "stage 'train': train.fail is set", "key": key, "model": "dummy"}
-    assert json.loads((tmp_path / "heard").read_text()) == heard
+    told = {"event": "failed", "message": "stage 'train': train.fail is set", "key": key, "model": "dummy"}
+    assert json.loads((tmp_path / "heard").read_text()) == told
+    assert heard == [told]
     states = task_states(environment["PREFECT_API_URL"], key)
     assert (states["train"], states["score@base"]) == ("Failed", "Completed")
     assert {states[name] for name in ("score@tuned", "gate", "report")} == {"NotReady"}
@@ -244,11 +245,15 @@ def test_a_stage_over_its_time_is_ended_with_all_its_processes(run_flow, own):
     assert not alive(own / ".longlora" / "worktrees" / key_of(own, "train.seconds=60"))
 
 
-def test_a_scheduled_run_refuses_a_dirty_checkout_and_any_other_says_so(run_flow, own, mlflow_uri):
+def test_a_scheduled_run_refuses_a_dirty_checkout_and_any_other_says_so(run_flow, own, mlflow_uri, heard):
     (own / "own").write_text("changed")
     with pytest.raises(ValueError, match="uncommitted changes"):
         run_flow(scheduled=True)
+    (told,) = heard
+    assert (told["event"], told["key"]) == ("failed", None)
+    assert "has uncommitted changes, and a scheduled run must be reproducible" in told["message"]
     run_flow()
+    assert heard == [told]
     assert mlflow_runs(mlflow_uri, key_of(own))[0].data.tags["longlora.dirty"] == "true"
 
 
@@ -370,7 +375,7 @@ def test_sigkill_leaves_no_process_and_the_next_run_ends_with_the_same_hashes(ow
 
 
 def test_a_training_that_can_not_fit_is_refused_before_any_stage_in_whatever_way_it_was_started(
-    run_flow, own, monkeypatch
+    run_flow, own, monkeypatch, heard
 ):
     def refuse(run_dir):
         raise ValueError("the run does not fit")
@@ -379,14 +384,24 @@ def test_a_training_that_can_not_fit_is_refused_before_any_stage_in_whatever_way
     with pytest.raises(ValueError, match="does not fit"):
         run_flow(scheduled=True)
     assert dummy.executions(own) == []
+    assert heard == [{"event": "failed", "message": "the run does not fit", "key": key_of(own), "model": "dummy"}]
     run_flow(anyway=True)
     assert dummy.executions(own)[0] == "fetch base"
 
 
-def test_parameters_that_are_wrong_for_a_late_stage_are_refused_before_any_stage(run_flow, own):
+def test_parameters_that_are_wrong_for_a_late_stage_are_refused_before_any_stage(run_flow, own, heard):
     dummy.with_a_stage_of_the_library(own)
     with pytest.raises(ValueError, match=r"^params: key 'gate\.rules' is missing"):
         run_flow(anyway=True)
+    assert dummy.executions(own) == []
+    assert [each["message"][:35] for each in heard] == ["params: key 'gate.rules' is missing"]
+
+
+def test_a_run_that_finds_no_mlflow_tells_of_it(run_flow, own, monkeypatch, heard):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI") as caught:
+        run_flow()
+    assert [(each["event"], each["message"]) for each in heard] == [("failed", str(caught.value))]
     assert dummy.executions(own) == []
 
 

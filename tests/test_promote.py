@@ -1,11 +1,9 @@
 """Which model becomes champion: recorded runs on real git and DVC, a real MLflow server."""
 
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import dummy
@@ -464,26 +462,6 @@ def test_twenty_processes_at_once_leave_one_champion_and_an_unbroken_record(empt
     assert record[-1].to == champion
     assert {move.how for move in record} == {"promote"}
     assert len({move.to for move in record}) == len(record)  # each moved once: a worse one never came back
-
-
-@pytest.fixture
-def listener():
-    """A local web server; the requests it got, and its address. It refuses what comes to /no."""
-    got: list[dict] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            got.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(500 if self.path.startswith("/no") else 200)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield got, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 def test_hooks_hear_of_promotion_refusal_and_rollback(empty, shop, listener, monkeypatch, tmp_path):

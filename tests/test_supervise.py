@@ -188,6 +188,37 @@ def test_sigkill_of_both_leaves_what_sweep_finds(tmp_path, parent):
     assert not alive(tmp_path)
 
 
+SAVING = """
+import signal, sys, time
+def end(*_):
+    time.sleep(3)
+    open("checkpoint", "w").close()
+    sys.exit(143)
+signal.signal(15, end); print("ready", flush=True); time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("grace", "saved"), [("20", True), ("1", False)])
+def test_the_next_run_waits_for_a_stage_that_is_still_saving_as_long_as_it_may(
+    tmp_path, monkeypatch, capsys, grace, saved
+):
+    monkeypatch.setenv("LONGLORA_GRACE", grace)
+    flow = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), SAVING], stdout=subprocess.PIPE, text=True)
+    assert flow.stdout and flow.stdout.readline() == "ready\n"
+    flow.kill()
+    flow.wait()
+    supervise.take_over(tmp_path)
+    assert not alive(tmp_path)
+    assert (tmp_path / "checkpoint").exists() == saved
+    assert capsys.readouterr().out == "waiting: a stage of this run is still ending, from the time before\n"
+
+
+def test_a_supervisor_that_does_not_end_is_not_waited_for_for_ever(tmp_path, monkeypatch, parent):
+    monkeypatch.setattr(supervise, "grace", lambda: -4)  # one second in all
+    supervise.take_over(tmp_path)  # its parent lives
+    assert not alive(tmp_path)
+
+
 def test_sweep_spares_other_folders(tmp_path, parent):
     assert supervise.sweep(tmp_path / "another") == []
     assert len(alive(tmp_path)) == 4

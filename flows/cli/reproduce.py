@@ -101,7 +101,7 @@ def bring_back(where: Project, sought: Sought, remote: str | None) -> DvcRepo:
 def compute_again(where: Project, key: str, again: str) -> Path:
     """A folder in which every stage of run `key` was run anew, without cache and without checkpoints."""
     folder = worktree(where, replace(storage.recorded_snapshot(where, key), key=again))
-    supervise.sweep(folder)
+    supervise.take_over(folder)
     link(folder, to=where.tree, cache_home=where.root)
     with tempfile.TemporaryDirectory(dir=where.state) as checkpoints:
         dvc = DvcRepo(folder, environment=stage_settings(Path(checkpoints)), afresh=True)
