@@ -82,9 +82,11 @@ class MlflowWriter:
 
 
 def open_tracker(run_dir: RunDir) -> "Tracker":
-    """The MLflow run of the key of `run_dir`."""
+    """The MLflow run of the key of `run_dir`, the machine watched."""
     from tasks import tracking
 
-    return tracking.Tracker(
+    tracker = tracking.Tracker(
         tracking.connect(), run_dir.where, run_dir.state, experiment=run_dir.name, folder=run_dir.folder
     )
+    tracker.watch()
+    return tracker

@@ -8,6 +8,7 @@ A score is, if it is another: the newest counts.
 
 import csv
 import json
+import logging
 import math
 import os
 import platform
@@ -24,6 +25,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from tasks.locks import is_held
 from tasks.machine import gpu_names
@@ -34,6 +36,8 @@ from tasks.tags import DIRTY, HOME, KEY, OVERRIDES, RECIPE, SNAPSHOT, SWEEPS
 from tasks.workspace import Project, Snapshot, home, person
 
 BATCH = 1000  # metrics in one request: MLflow's own limit
+EVERY = 10.0  # seconds between two looks at the machine
+MACHINE = "system/"  # MLflow's own name for what it sees there
 LONGEST_PARAM = 6000  # characters: MLflow's own limit
 PICTURES = {".png", ".svg", ".jpg", ".html", ".md", ".json"}
 PACKAGES = (
@@ -133,12 +137,21 @@ class Tracker:
         self.run_id: str = run.info.run_id
         self._sent: dict[str, dict[int, float]] = {}
         self._resumed = known is not None
+        self._machine: SystemMetricsMonitor | None = None
         if known:
             client.update_run(self.run_id, status="RUNNING")
             client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         params = [Param(key, value) for key, value in flat(yaml.safe_load((folder / "params.yaml").read_text()))]
         for start in range(0, len(params), 100):
             client.log_batch(self.run_id, params=params[start : start + 100])
+
+    def watch(self) -> None:
+        """Draw what the machine does as curves until the run ends: processors, memory, disk, network; GPUs with nvidia-ml-py."""
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)  # it tells each start and end on stderr
+        self._machine = SystemMetricsMonitor(
+            self.run_id, sampling_interval=EVERY, resume_logging=True, tracking_uri=self.client.tracking_uri
+        )
+        self._machine.start()
 
     def follow(self, outs: list[Out], points: Sequence[tuple[str, float, int]] = ()) -> None:
         """Send the points of `outs`' curves that are new, and those of `points` (name, value, step)."""
@@ -177,10 +190,14 @@ class Tracker:
 
     def finish(self, status: str) -> None:
         """End the run, with what it ran from and what it made."""
-        for name in ("params.yaml", "dvc.lock"):
-            if (self.folder / name).exists():
-                self.client.log_artifact(self.run_id, str(self.folder / name))
-        self.client.set_terminated(self.run_id, status)
+        if self._machine:
+            self._machine.finish()
+        try:
+            for name in ("params.yaml", "dvc.lock"):
+                if (self.folder / name).exists():
+                    self.client.log_artifact(self.run_id, str(self.folder / name))
+        finally:  # where these cannot be written, the disk is full
+            self.client.set_terminated(self.run_id, status)
 
     def _send(self, metrics: Iterator[Metric], *, again: bool = False) -> None:
         """Send what MLflow has not; `again`: also what it has with another value, for data outside of git may have changed."""

@@ -33,6 +33,7 @@ def pair(template, tmp_path_factory, mlflow_uri):
             tracker.stage("train", [Out("metrics/history.csv", "plot", {"x": "step"}), Out("metrics/s.json", "metric")])
             same, other = Out("models/base", "out", md5="aa.dir"), Out("models/tuned", "out", md5=f"b{rank}.dir")
             tracker.stage("more", [same, other])
+            tracker.client.log_metric(tracker.run_id, "system/cpu_utilization_percentage", rank)
             tracker.finish("FINISHED")
             keys.append(state.key)
     return folder, keys
@@ -47,6 +48,7 @@ def test_what_differs_is_shown_by_length_and_what_is_equal_is_only_counted(pair,
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
     assert ["train.rank", "8", "16"] in rows
+    assert "system/" not in done.stdout  # what the machine did
     assert "parameters: 1 of 8 differ" in done.stdout
     assert "data: 1 of 2 differ" in done.stdout
     assert ["models/tuned", "b8.dir", "b16.dir"] in rows

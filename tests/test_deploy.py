@@ -1,16 +1,21 @@
 """Schedules and servers: a cron deployment must create a run and finish it, for a healthy server proves nothing."""
 
+import inspect
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import dummy
+import psutil
 import pytest
-from test_pipeline import ask, key_of, mlflow_runs
+import yaml
+from test_pipeline import ask, key_of, mlflow_runs, read_until
 from test_supervise import wait_until_gone
 
 pytestmark = pytest.mark.slow
@@ -110,3 +115,90 @@ def test_a_taken_port_is_one_line(deployed, prefect_url):
     assert (
         done.stderr == f"error: port {port} is taken: end what listens there, or choose another with --prefect-port\n"
     )
+
+
+def start_up(folder: Path, ports: list[str]) -> "subprocess.Popen[str]":
+    """`longlora up`, once it says that a worker is there."""
+    command = [str(Path(sys.executable).with_name("longlora")), "up", *ports]
+    env = {**dummy.clean_environment(), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    servers = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    read_until(servers, "a worker runs what is scheduled")
+    return servers
+
+
+def run_deployment(url: str) -> str:
+    """The id of a flow run of pipeline/killed, to be begun now."""
+    (found,) = ask(url, "deployments", {"deployments": {"name": {"any_": ["killed"]}}})
+    address, headers = f"{url}/deployments/{found['id']}/create_flow_run", {"content-type": "application/json"}
+    with urllib.request.urlopen(urllib.request.Request(address, b"{}", headers)) as reply:
+        return json.load(reply)["id"]
+
+
+def state_of(url: str, flow_run: str) -> str:
+    (found,) = ask(url, "flow_runs", {"flow_runs": {"id": {"any_": [flow_run]}}})
+    return found["state"]["name"]
+
+
+def wait_until(what: Callable[[], bool], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not what():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.3)
+
+
+def test_a_killed_worker_or_server_ends_up_with_all_it_ran_and_the_next_up_goes_on(deployed):
+    from tasks.servers import free_port
+
+    ports = ["--prefect-port", str(free_port()), "--mlflow-port", str(free_port())]
+    url, log = f"http://127.0.0.1:{ports[1]}/api", deployed / ".longlora" / "worker.log"
+    settings = ["train.seconds=0.5", "train.steps=20"]
+    key, ids = key_of(deployed, *settings), []
+    work = deployed / ".longlora" / "worktrees" / key
+    for killed, name in (("worker start", "the worker"), ("server start", "Prefect"), ("", "")):
+        servers = start_up(deployed, ports)
+        try:
+            if not ids:
+                done = dummy.longlora(
+                    deployed, "deploy", "--name", "killed", "--set", settings[0], "--set", settings[1]
+                )
+                assert done.returncode == 0, done.stderr
+            trained = dummy.executions(deployed).count("train base")
+            ids.append(run_deployment(url))
+            wait_until(lambda before=trained: dummy.executions(deployed).count("train base") > before, log)
+            if killed:
+                (victim,) = [
+                    each
+                    for each in psutil.Process(servers.pid).children(recursive=True)
+                    if killed in (words := " ".join(each.cmdline())) and "supervise.py" not in words
+                ]
+                victim.kill()
+                _, error = servers.communicate(timeout=90)
+                assert servers.returncode == 1
+                assert error.startswith(f"error: {name} ended: ") and error.count("\n") == 1
+                wait_until_gone(work, 5)
+            else:
+                wait_until(lambda: state_of(url, ids[-1]) == "Completed", log)
+                assert [state_of(url, each) for each in ids[:-1]] == ["Crashed", "Crashed"]
+                (run,) = mlflow_runs(f"http://127.0.0.1:{ports[3]}", key)
+                assert run.info.status == "FINISHED"
+                assert dummy.executions(deployed).count("fetch base") == 1
+        finally:
+            servers.terminate()
+            servers.communicate(timeout=60)
+
+
+def test_the_example_for_kubernetes_fits_prefects_template_and_the_flow():
+    from prefect.server.api import collections_data
+
+    from flows.pipeline import pipeline
+
+    page = (Path(__file__).parent.parent / "docs" / "schedule.md").read_text()
+    (entry,) = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])["deployments"]
+    assert entry["parameters"].keys() <= inspect.signature(pipeline.fn).parameters.keys()
+    views = Path(next(iter(collections_data.__path__))) / "views" / "aggregate-worker-metadata.json"
+    template = json.loads(views.read_text())["prefect-kubernetes"]["kubernetes"]["default_base_job_configuration"]
+    assert entry["work_pool"]["job_variables"].keys() <= template["variables"]["properties"].keys()
+    at = template["job_configuration"]
+    for name in re.search(r"jq '\.([\w.]+) \|=", page)[1].split("."):
+        at = at[name] if name != "job_configuration" else at
+    assert at["containers"][0]["image"] == "{{ image }}" and "limits" in at["containers"][0]["resources"]

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import byhand
 import dummy
@@ -99,6 +100,97 @@ def test_what_can_not_be_exported_is_one_line_and_leaves_nothing(copy, tmp_path)
     assert "damaged" in said(str(target), "--model", keys[2]) or "is not in" in said(str(target), "--model", keys[2])
     assert not target.exists()
     assert not list(tmp_path.glob(".target*"))
+
+
+class Hub:
+    """What stands in for the hub's client: what it was asked for."""
+
+    asked: ClassVar[list[tuple[str, dict]]] = []
+    error: Exception | None = None
+
+    def __getattr__(self, name):
+        def ask(*args, **kw):
+            if self.error and name != "whoami":
+                raise self.error
+            self.asked.append((name, {"args": args, **kw} if args else kw))
+            return "https://huggingface.co/lab/mine"
+
+        return ask
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    from tasks import hub
+
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "get_token", lambda: "hf_secret")
+    monkeypatch.setattr(hub, "HfApi", Hub)
+    monkeypatch.setattr(Hub, "asked", [])
+    monkeypatch.setattr(Hub, "error", None)
+    return hub
+
+
+def test_an_exported_model_is_uploaded_to_a_private_repository(hub, tmp_path):
+    folder, file = tmp_path / "mine", tmp_path / "mine.gguf"
+    folder.mkdir()
+    file.touch()
+    hub.must_be_open("lab/mine")
+    assert hub.upload("lab/mine", folder) == hub.upload("lab/mine", file) == "https://huggingface.co/lab/mine"
+    made = ("create_repo", {"args": ("lab/mine",), "private": True, "exist_ok": True})
+    assert Hub.asked == [
+        ("whoami", {}),
+        made,
+        ("upload_folder", {"repo_id": "lab/mine", "folder_path": folder}),
+        made,
+        ("upload_file", {"repo_id": "lab/mine", "path_or_fileobj": file, "path_in_repo": "mine.gguf"}),
+    ]
+    Hub.error = OSError("403 Forbidden:\n you may not")
+    with pytest.raises(ValueError, match="^--hub lab/mine: 403 Forbidden: you may not$"):
+        hub.upload("lab/mine", folder)
+
+
+def test_an_upload_that_can_not_be_is_refused_in_one_line_before_anything_is_exported(lab, hub, tmp_path, monkeypatch):
+    done = dummy.longlora(lab[0], "export", str(tmp_path / "out"), "--hub", "lab/mine")  # the tests are offline
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: --hub lab/mine: HF_HUB_OFFLINE is set, so nothing can be uploaded: unset it\n",
+    )
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="^--hub mine: must be OWNER/NAME, such as lab/longlora-16k$"):
+        hub.must_be_open("mine")
+    monkeypatch.setattr(hub, "get_token", lambda: None)
+    with pytest.raises(ValueError, match="^--hub lab/mine: nobody is logged in to the hub: `hf auth login`"):
+        hub.must_be_open("lab/mine")
+
+
+def test_the_hub_gets_what_was_exported(hub, lab, tmp_path, monkeypatch):
+    from flows.cli.export import export
+
+    monkeypatch.chdir(lab[0])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{lab[0]}/.longlora/mlflow.db")
+    said = export(tmp_path / "out", model="champion", gguf=False, dtype=None, hub="lab/mine")
+    assert said.splitlines()[1:] == ["https://huggingface.co/lab/mine has it"]
+    assert Hub.asked[-1] == ("upload_folder", {"repo_id": "lab/mine", "folder_path": tmp_path / "out"})
+    assert (tmp_path / "out" / "weights").read_text() == "b" * 4
+
+
+def test_gc_by_its_command_deletes_when_told_to_and_keeps_the_champion(lab, copy):
+    folder, (champion, old, newest) = copy
+    dummy.git(folder, "remote", "add", "lab", str(lab[0]))  # where the registry's version points to
+    asked = folder / ".longlora" / "asked" / "4567"
+    dummy.write(asked / "model" / "weights", "x" * 500)
+    for path in (asked / "model" / "weights", asked / "model", asked):
+        os.utime(path, (0, 0))
+    listed = dummy.longlora(folder, "gc", "--keep", "1")
+    assert listed.returncode == 0, listed.stderr
+    assert asked.exists() and (folder / ".longlora" / "worktrees" / old).exists()
+    done = dummy.longlora(folder, "gc", "--keep", "1", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:-1] == listed.stdout.splitlines()[:-1]
+    assert done.stdout.splitlines()[-1] == "deleted"
+    assert {path.name for path in (folder / ".longlora" / "worktrees").iterdir()} == {champion, newest}
+    assert not asked.exists()
+    assert dummy.longlora(folder, "gc", "--keep", "1").stdout == "nothing may go\n"
 
 
 def test_gc_lists_first_and_deletes_what_nobody_needs(copy, tmp_path):

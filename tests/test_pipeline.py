@@ -166,6 +166,7 @@ def test_each_stage_is_a_task_its_output_in_the_log_and_the_run_goes_to_git(
 ):
     dummy.git(tmp_path, "init", "--quiet", "--bare", "shared.git")
     monkeypatch.setenv("LONGLORA_GIT_REMOTE", str(tmp_path / "shared.git"))
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
     run_flow()
     from mlflow import MlflowClient
 
@@ -193,6 +194,7 @@ def test_each_stage_is_a_task_its_output_in_the_log_and_the_run_goes_to_git(
     tasks = ask(url, "task_runs", {"task_runs": {"id": {"any_": [progress["task_run_id"]]}}})
     assert [task["name"] for task in tasks] == ["train"]
     client, run_id = MlflowClient(mlflow_uri), mlflow_runs(mlflow_uri, key)[0].info.run_id
+    assert client.get_run(run_id).data.metrics["system/system_memory_usage_megabytes"] > 0
     paces = [(point.step, point.value) for point in client.get_metric_history(run_id, "history/tokens_per_second")]
     assert sorted(paces) == [(1, 1001), (2, 1002), (3, 1003)]
 

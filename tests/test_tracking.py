@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import dummy
@@ -38,6 +39,23 @@ def points(tracker, key: str) -> list[tuple[int, float]]:
 def write_history(folder: Path, text: str) -> list[Out]:
     dummy.write(folder / "metrics" / "history.csv", text)
     return [Out("metrics/history.csv", "plot", {"x": "step", "y": "loss"})]
+
+
+def test_the_machine_is_watched_until_the_run_ends_and_a_resumed_run_goes_on_counting(opened, monkeypatch, capfd):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    seen: list[list[int]] = []
+    for _ in range(2):
+        tracker = opened()
+        tracker.watch()
+        before, deadline = len(seen[-1]) if seen else 0, time.monotonic() + 20
+        while len(points(tracker, "system/cpu_utilization_percentage")) < before + 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        tracker.finish("FAILED")
+        seen.append([step for step, _ in points(tracker, "system/cpu_utilization_percentage")])
+    assert len(seen[0]) >= 2 and len(seen[1]) >= len(seen[0]) + 2
+    assert seen[1] == list(range(len(seen[1])))  # no step twice
+    assert "system/system_memory_usage_megabytes" in tracker.client.get_run(tracker.run_id).data.metrics
+    assert "monitoring" not in capfd.readouterr().err
 
 
 def test_a_length_becomes_the_step_and_the_rest_the_name():

@@ -73,7 +73,8 @@ def compare(where: Project, one: str, other: str, *, html: Path | None) -> None:
 
 
 def side(client: MlflowClient, where: Project, run: Run) -> Side:
-    history = {key: client.get_metric_history(run.info.run_id, key) for key in run.data.metrics}
+    names = [key for key in run.data.metrics if not key.startswith(tracking.MACHINE)]  # the machine is not what differs
+    history = {key: client.get_metric_history(run.info.run_id, key) for key in names}
     metrics = {key: {point.step: point.value for point in points} for key, points in history.items()}
     return Side(run.data.tags.get(KEY, run.info.run_id)[:12], run, metrics, runs.digests_of(where, run))
 

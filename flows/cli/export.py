@@ -6,16 +6,21 @@ from pathlib import Path
 from flows.cli.options import Dtype, here
 
 
-def export(target: Path, *, model: str, gguf: bool, dtype: Dtype | None) -> str:
-    """Write `model` to `target`. Returns what was done.
+def export(target: Path, *, model: str, gguf: bool, dtype: Dtype | None, hub: str | None = None) -> str:
+    """Write `model` to `target`, and upload that to repository `hub`. Returns what was done.
 
     Raises:
         ValueError: a dtype without `gguf`, `target` is taken, there is no such model, its data is damaged, or llama.cpp would read
-            the model otherwise than transformers.
+            the model otherwise than transformers; the hub does not take it.
     """
     if dtype is not None and not gguf:
         raise ValueError("--dtype is of a GGUF file: say --gguf too; a folder holds the weights as they were recorded")
-    return as_gguf(target, model=model, dtype=dtype) if gguf else recorded(target, model=model)
+    if hub:
+        from tasks.hub import must_be_open, upload
+
+        must_be_open(hub)
+    said = as_gguf(target, model=model, dtype=dtype) if gguf else recorded(target, model=model)
+    return f"{said}\n{upload(hub, target)} has it" if hub else said
 
 
 def recorded(target: Path, *, model: str) -> str:

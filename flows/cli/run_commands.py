@@ -48,11 +48,14 @@ def export(
     ] = "champion",
     gguf: Annotated[bool, typer.Option("--gguf", help="One GGUF file, for llama.cpp; Llama models only.")] = False,
     dtype: Annotated[Dtype | None, typer.Option(help="Of a GGUF file's matrices; default: as they are.")] = None,
+    hub: Annotated[
+        str | None, typer.Option(help="Upload it, too: OWNER/NAME on the Hugging Face hub, private if it is new.")
+    ] = None,
 ) -> None:
     """Write a model, checked by hash: a plain folder of merged safetensors and card, or one GGUF file."""
     from flows.cli.export import export as export_model
 
-    print(export_model(target, model=model, gguf=gguf, dtype=dtype))
+    print(export_model(target, model=model, gguf=gguf, dtype=dtype, hub=hub))
 
 
 @app.command()
