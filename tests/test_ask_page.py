@@ -30,6 +30,8 @@ needs_browser = pytest.mark.skipif(
     not BROWSER or not importlib.util.find_spec("playwright"),
     reason="no browser: apt-get install chromium; pip install playwright",
 )
+NEW = 48
+"""Tokens of an answer: enough that it is seen as it comes."""
 ANSWERED = ".answer:has(.said:not(.waiting))"
 
 
@@ -40,7 +42,7 @@ def url(tmp_path_factory) -> Iterator[str]:
     command = [sys.executable, "-m", "flows.cli.main", "page", "--model", str(TINY)]
     with (folder.parent / "page.log").open("w") as log:
         server = subprocess.Popen(
-            [*command, "--port", str(port), "--max-new-tokens", "12"],
+            [*command, "--port", str(port), "--max-new-tokens", str(NEW)],
             cwd=folder,
             env={
                 k: v for k, v in (os.environ | ENV).items() if k != "PYTEST_CURRENT_TEST"
@@ -104,7 +106,7 @@ def ask(tab, question: str, *, number: int):
 @needs_nicegui
 @needs_browser
 def test_a_document_is_sent_asked_twice_and_cited(tab):
-    here = desk(open_model(TINY), open_tokenizer(TINY))
+    here = desk(open_model(TINY), open_tokenizer(TINY), max_new_tokens=NEW)
     assert send(tab, "report.txt", TEXT.encode()) == f"report: {here.length} tokens, read whole"
     for number, question in enumerate(QUESTIONS, start=1):
         expected = here.ask(question)
@@ -116,6 +118,26 @@ def test_a_document_is_sent_asked_twice_and_cited(tab):
         assert shown.query_selector("blockquote").inner_text().startswith(f"“{TEXT[start:end]}”")
         assert tab.inner_text("mark") == TEXT[start:end]
     assert expected.read == len(here.question_ids(question, here.text)), "the document was read once"
+
+
+WATCH = """() => {
+    window.seen = [];
+    new MutationObserver(() => {
+        const said = document.querySelector(".answer .said");
+        if (said && said.innerText !== window.seen.at(-1)) window.seen.push(said.innerText);
+    }).observe(document.body, {subtree: true, childList: true, characterData: true});
+}"""
+
+
+@needs_nicegui
+@needs_browser
+def test_an_answer_is_shown_as_it_comes(tab):
+    send(tab, "report.txt", TEXT.encode())
+    tab.evaluate(WATCH)
+    ask(tab, QUESTIONS[0], number=1)
+    *before, last = tab.evaluate("window.seen")
+    partial_ = [text for text in before if text != "…"]
+    assert len(partial_) > 1 and all(0 < len(text) < len(last) and last.startswith(text.rstrip()) for text in partial_)
 
 
 @needs_nicegui

@@ -17,9 +17,12 @@ import torch
 from safetensors.torch import load_file
 from specimens import ADAPTER, ATTENTION, FIT, POSITION
 from training import cut_off, history, run, weights
+from transformers import AutoConfig
 
 from longlora.data.packing import Pair
 from longlora.data.packing import write as write_pairs
+from longlora.model.merge import merge
+from longlora.model.position import Position
 from longlora.parallel.layout import accumulation
 from longlora.training import checkpoint
 from longlora.training import fit as module
@@ -275,7 +278,7 @@ def test_pairs_are_learnt_by_the_same_training_with_noise_if_asked_for(place, ca
     pairs.mkdir()
     asked = [np.concatenate([np.full(20 + i, 7), [40, 41, 1]]) for i in range(30)]
     write_pairs([Pair(t, np.arange(len(t)) >= len(t) - 3) for t in asked], pairs / "train.safetensors", vocabulary=300)
-    both = {"pairs": pairs, "recall_share": 0.0, "pairs_share": 1.0, "global_batch_size": 2, "save_steps": 100}
+    both = {"pairs": pairs, **ONLY_PAIRS}
     run(place, "taught", steps=8, **both)
     losses = [row["loss"] for row in history(place / "taught.csv")]
     assert losses[-1] < losses[0] - 0.3
@@ -283,3 +286,44 @@ def test_pairs_are_learnt_by_the_same_training_with_noise_if_asked_for(place, ca
     assert "the pairs are not trained on: fit.pairs_share is 0" in capsys.readouterr().out
     run(place, "noisy", steps=1, neftune_noise_alpha=5.0, **both)
     assert history(place / "noisy.csv")[0]["loss"] != losses[0]
+
+
+ONLY_PAIRS = {"recall_share": 0.0, "pairs_share": 1.0, "global_batch_size": 2, "save_steps": 100}
+
+
+def some_pairs(place: Path) -> list[Pair]:
+    """Two that fill one block together, their answers of different lengths, written to place/pairs."""
+    draw = np.random.default_rng(2)
+    found = [Pair(draw.integers(0, 300, n), np.arange(n) >= n - answer) for n, answer in ((40, 3), (70, 9))]
+    (place / "pairs").mkdir()
+    write_pairs(found, place / "pairs/train.safetensors", vocabulary=300)
+    return found
+
+
+def test_of_pairs_the_answers_alone_are_learnt(place):
+    nats, inside = 0.0, 0
+    model = module.build(place / "base", position=POSITION, adapter=ADAPTER, dtype="float32").eval()
+    for pair in some_pairs(place):
+        logits_LV = model(torch.from_numpy(pair.tokens)[None]).logits[0].log_softmax(-1)
+        for at in np.flatnonzero(pair.answer):
+            nats -= logits_LV[at - 1, pair.tokens[at]].item()
+            inside += 1
+    full = ATTENTION.model_copy(update={"pattern": "full"})
+    run(place, "taught", steps=1, pairs=place / "pairs", attention=full, **ONLY_PAIRS)
+    assert inside == 12
+    assert history(place / "taught.csv")[0]["loss"] == pytest.approx(nats / inside, rel=1e-5)
+
+
+def test_pairs_are_learnt_on_a_model_that_was_extended_before(place):
+    merge(place / "base", run(place, "longer", steps=1), out=place / "extended")
+    (place / "base").rename(place / "short")
+    (place / "extended").rename(place / "base")
+    some_pairs(place)
+    kept = {"position": Position(method="none", context=POSITION.context), "warmup_steps": 0}
+    run(place, "taught", steps=1, pairs=place / "pairs", **kept, **ONLY_PAIRS)
+    merge(place / "base", place / "taught", out=place / "out")
+    before, after = (AutoConfig.from_pretrained(place / name) for name in ("base", "out"))
+    assert after.rope_parameters == before.rope_parameters and after.rope_parameters["rope_type"] == "yarn"
+    assert (after.max_position_embeddings, after.rope_parameters["original_max_position_embeddings"]) == (128, 64)
+    weights_of = (load_file(place / name / "model.safetensors") for name in ("base", "out"))
+    assert not torch.equal(*(w["model.embed_tokens.weight"] for w in weights_of))

@@ -30,7 +30,7 @@ def run(place: Path, name: str, **changes) -> Path:
         adapter_folder=place / name,
         history=place / f"{name}.csv",
         cost=place / f"{name}.json",
-        position=POSITION,
+        position=changes.pop("position", POSITION),
         attention=changes.pop("attention", ATTENTION),
         adapter=changes.pop("adapter", ADAPTER),
         settings=FIT.model_copy(update=changes),
