@@ -144,8 +144,11 @@ def test_ruler_has_a_table_where_it_was_scored_and_none_elsewhere(good, tmp_path
     for name in ("summary.md", "README.md"):
         text = (tmp_path / "reports" / name).read_text()
         assert "| RULER's tasks solved at | 60 |" in text and "| **extended** | **50%** |" in text
+        assert "| Effective context by RULER's tasks | tokens |" in text and "| **extended** | **60** |" in text
         assert "RULER" not in (good / "summary.md").read_text()
-    assert "RULER&#x27;s tasks solved at" in (tmp_path / "reports/index.html").read_text()
+    page = (tmp_path / "reports/index.html").read_text()
+    assert "RULER&#x27;s tasks solved at" in page
+    assert "Effective context by RULER&#x27;s tasks</th><th>tokens</th>" in page and "<td>60</td>" in page
 
 
 def test_sliding_windows_have_a_table_where_they_were_scored(good, tmp_path):

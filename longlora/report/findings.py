@@ -23,6 +23,7 @@ MEASURES = {
     "longppl": ("LongPPL, tokens picked by", "{:.4g}"),
     "passkey": ("Passkeys found at", "{:.0%}"),
     "ruler": ("RULER's tasks solved at", "{:.0%}"),
+    "ruler_effective": ("Effective context by RULER's tasks", "{:,.0f}"),
     "longeval_lines": ("LongEval's lines found at", "{:.0%}"),
     "longeval_topics": ("LongEval's topics found at", "{:.0%}"),
     "longqa": ("Questions on documents", "{:.3f}"),
@@ -186,9 +187,11 @@ def order(labels: set[str]) -> list[str]:
 
 
 def model(label: str, tree: dict[str, Any]) -> Model:
+    scores = {measure: figures(tree.get(measure, {}).get(label, {})) for measure in MEASURES}
+    scores["ruler_effective"] = effective(tree.get("ruler", {}).get(label, {}))
     return Model(
         label=label,
-        scores={measure: figures(tree.get(measure, {}).get(label, {})) for measure in MEASURES},
+        scores=scores,
         depths=cells(tree.get("passkey", {}).get(label, {})),
         questions=cells(tree.get("longqa_f1", {}).get(label, {})),
         positions=lengths(figures(tree.get("position_nats", {}).get(label, {}))),
@@ -207,6 +210,11 @@ def figures(node: dict[str, Any]) -> dict[Column, Figure]:
         elif "value" not in entry:
             found |= {f"{name} {metric}": figure for metric, figure in figures(entry).items()}
     return found
+
+
+def effective(node: dict[str, Any]) -> dict[Column, Figure]:
+    """The longest length at which RULER's threshold is reached: it follows from scores, and so has no interval of its own."""
+    return {"tokens": Figure(node["effective"]["value"], None, None)} if node else {}
 
 
 def cells(node: dict[str, Any]) -> Cells:
