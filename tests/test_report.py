@@ -294,7 +294,8 @@ def test_card_and_page_name_the_pairs_with_their_licence(good, tmp_path):
 
 
 def test_a_licence_that_forbids_commercial_use_is_carried_by_the_card(good, tmp_path):
-    paths = inputs(tmp_path)
+    texts = {"source": "file", "name": "books", "license": "CC-BY-NC-4.0", "held_out_of": "books", "held_out": ["3"]}
+    paths = inputs(tmp_path, texts=texts)
     fact = {"value": 0, "reason": "books is under 'CC-BY-NC-4.0', which forbids commercial use"}
     put(tmp_path / "scores/licence.json", {"licence": {"base": {"value": 1, "reason": "fine"}, "texts": fact}})
     stage(**paths, reports=tmp_path / "reports")
@@ -302,7 +303,9 @@ def test_a_licence_that_forbids_commercial_use_is_carried_by_the_card(good, tmp_
         "**Commercial use is not cleared**: books is under 'CC-BY-NC-4.0'"
         in (tmp_path / "reports/README.md").read_text()
     )
-    assert front_matter(tmp_path / "reports")["tags"][-1] == "non-commercial"
+    matter = front_matter(tmp_path / "reports")
+    assert matter["tags"][-1] == "non-commercial"
+    assert (matter["license"], matter["license_name"]) == ("other", "Apache-2.0 AND CC-BY-NC-4.0")
     assert "non-commercial" not in front_matter(good)["tags"]
 
 

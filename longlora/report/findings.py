@@ -126,8 +126,8 @@ class Findings:
     pairs: list[dict[str, Any]]
     """Where question-answer pairs came from, if any did."""
     recipe: dict[str, dict[str, Any]]
-    forbidden: list[str]
-    """Why commercial use is not allowed, or not known to be; empty where it is."""
+    forbidden: dict[str, str]
+    """Why commercial use is not allowed, or not known to be, by what forbids it (base, texts, pairs); empty where it is."""
 
     def model(self, label: str) -> Model:
         """Raises ValueError where no model of that label was scored."""
@@ -173,7 +173,7 @@ def gather(
         texts=json.loads(texts.read_text()),
         pairs=json.loads(pairs.read_text())["sources"],
         recipe=json.loads(recipe.read_text()),
-        forbidden=[fact["reason"] for fact in tree.get("licence", {}).values() if not fact["value"]],
+        forbidden={what: fact["reason"] for what, fact in tree.get("licence", {}).items() if not fact["value"]},
     )
     findings.model("extended")
     return findings

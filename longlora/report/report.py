@@ -135,10 +135,9 @@ def card(findings: Findings) -> str:
 def front_matter(findings: Findings) -> dict[str, Any]:
     """What the model hub reads. A base or data set is linked only where it is the hub's own."""
     base, data = findings.base, [findings.texts, *findings.pairs]
-    licence = base["license"].lower()
     datasets = [each["name"] for each in data if each["source"] == "hub"]
     return {
-        **({"license": licence} if licence in SPDX else {"license": "other", "license_name": base["license"]}),
+        **licence(findings),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         **({"base_model": base["name"]} if base["source"] == "hub" else {}),
@@ -146,6 +145,15 @@ def front_matter(findings: Findings) -> dict[str, Any]:
         "tags": ["long-context", "longlora", *(["non-commercial"] if findings.forbidden else [])],
         "model-index": [{"name": f"{Path(base['name']).name}-{findings.target}", "results": results(findings)}],
     }
+
+
+def licence(findings: Findings) -> dict[str, str]:
+    """The base's, unless what was trained on forbids more than it does: the hub's filters read nothing else."""
+    if findings.forbidden.keys() - {"base"}:
+        stated = [each["license"] for each in (findings.base, findings.texts, *findings.pairs)]
+        return {"license": "other", "license_name": " AND ".join(dict.fromkeys(stated)), "license_link": "README.md"}
+    stated = findings.base["license"]
+    return {"license": stated.lower()} if stated.lower() in SPDX else {"license": "other", "license_name": stated}
 
 
 def results(findings: Findings) -> list[dict[str, Any]]:
@@ -221,7 +229,7 @@ def limits(findings: Findings) -> list[str]:
         "Independent studies found LongLoRA models weak at retrieval whose perplexity looked fine, so look at both tables.",
         "Scores come from few documents and seeded prompts; their intervals are in the run's score files.",
         "Everything the base does wrong, this model may do wrong as well; it was not aligned or filtered further.",
-        *(f"**Commercial use is not cleared**: {reason}." for reason in findings.forbidden),
+        *(f"**Commercial use is not cleared**: {reason}." for reason in findings.forbidden.values()),
         "Use is bound by the licences of the base and of all training data, as they stand above.",
     ]
 
