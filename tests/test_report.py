@@ -151,6 +151,34 @@ def test_ruler_has_a_table_where_it_was_scored_and_none_elsewhere(good, tmp_path
     assert "Effective context by RULER&#x27;s tasks</th><th>tokens</th>" in page and "<td>60</td>" in page
 
 
+def test_every_table_says_which_prompt_was_asked(tmp_path):
+    paths = inputs(tmp_path)
+    asked = {"prompt": "chat", "60": node(0.5)}
+    put(tmp_path / "scores/ruler/extended.json", {"ruler": {"extended": asked | {"effective": {"value": 60}}}})
+    put(tmp_path / "scores/longeval/extended.json", {"longeval_lines": {"extended": asked}})
+    put(
+        tmp_path / "scores/harness/extended.json",
+        {"harness": {"extended": {"prompt": "chat", "t": {"acc": node(0.5)}}}},
+    )
+    parts = {
+        "longqa": {"extended": {"prompt": "authors", "f1": node(0.5)}},
+        "longqa_f1": {"extended": {"64": node(0.5)}},
+    }
+    put(tmp_path / "scores/longqa/extended.json", parts)
+    stage(**paths, reports=tmp_path / "reports")
+    prompts = {
+        "Perplexity at": None, "Passkeys found at": "plain", "RULER's tasks solved at": "chat", "LongEval's lines found at": "chat",
+        "Questions on documents": "authors", "F1, documents up to": "authors", "lm-evaluation-harness": "chat",
+    }  # fmt: skip
+    page = (tmp_path / "reports/index.html").read_text()
+    for title, prompt in prompts.items():
+        for name in ("summary.md", "README.md"):
+            before = (tmp_path / "reports" / name).read_text().split(f"\n\n| {title} |")[0].splitlines()[-1]
+            assert (before == f"Asked with the {prompt} prompt:") == (prompt is not None), (title, before)
+        caption = f"<caption>asked with the {prompt} prompt</caption>" if prompt else ""
+        assert f'<table class="scores">{caption}<tr><th>{title.replace(chr(39), "&#x27;")}</th>' in page
+
+
 def test_sliding_windows_have_a_table_where_they_were_scored(good, tmp_path):
     paths = inputs(tmp_path)
     put(tmp_path / "scores/slid.json", {"sliding_perplexity": {"extended": {"60": node(3.5), "480": node(3.25)}}})

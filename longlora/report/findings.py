@@ -102,6 +102,8 @@ class Table:
     """A measure of all models: its title, how its numbers are written, and the figures by label and column."""
 
     title: str
+    prompt: str
+    """Plain, chat or authors': which prompt the models were asked with; '' where nothing was asked."""
     form: str
     rows: dict[str, dict[Column, Figure]]
 
@@ -116,7 +118,8 @@ class Findings:
     models: list[Model]
     window: int
     target: int
-    prompt: str
+    prompts: dict[str, str]
+    """The prompt that models were asked with, by measure; '' where nothing was asked."""
     verdict: dict[str, Any]
     history: list[dict[str, float]]
     cost: dict[str, Any]
@@ -139,7 +142,7 @@ class Findings:
     def tables(self) -> list[Table]:
         """What was scored, model by model, a table per measure."""
         all_tables = [
-            Table(title, form, {m.label: m.scores[measure] for m in self.models})
+            Table(title, self.prompts[measure], form, {m.label: m.scores[measure] for m in self.models})
             for measure, (title, form) in MEASURES.items()
         ]
         return [table for table in all_tables if table.columns()]
@@ -165,7 +168,7 @@ def gather(
         models=found,
         window=int(tree["integrity"]["window"]["value"]),
         target=int(tree["integrity"]["target"]["value"]),
-        prompt=next((scored["prompt"] for scored in tree.get("passkey", {}).values()), ""),
+        prompts={measure: prompt_of(measure, tree) for measure in MEASURES},
         verdict=json.loads(verdict.read_text()),
         history=rows,
         cost=json.loads(cost.read_text())["cost"],
@@ -196,6 +199,13 @@ def model(label: str, tree: dict[str, Any]) -> Model:
         questions=cells(tree.get("longqa_f1", {}).get(label, {})),
         positions=lengths(figures(tree.get("position_nats", {}).get(label, {}))),
     )
+
+
+def prompt_of(measure: str, tree: dict[str, Any]) -> str:
+    """Parts of a measure (longqa_f1) have its prompt; a floor is found without a model."""
+    whole = "" if measure.endswith("_floor") else measure.split("_")[0]
+    nodes = [node for name in (measure, whole) for node in tree.get(name, {}).values()]
+    return next((node["prompt"] for node in nodes if "prompt" in node), "")
 
 
 def figures(node: dict[str, Any]) -> dict[Column, Figure]:

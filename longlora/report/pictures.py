@@ -200,7 +200,7 @@ def passkey(findings: Findings) -> Canvas:
         findings,
         {m.label: m.depths for m in findings.models},
         title="Passkey retrieval by context length and depth",
-        subtitle=f"per cent of hidden keys answered exactly ({findings.prompt} prompt); {BEYOND}",
+        subtitle=f"per cent of hidden keys answered exactly ({findings.prompts['passkey']} prompt); {BEYOND}",
         across_is="context length in tokens",
         down_is="depth of the key",
     )

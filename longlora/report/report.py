@@ -60,9 +60,10 @@ def tables(findings: Findings) -> list[str]:
 
 
 def rows(findings: Findings, table: Table) -> list[str]:
-    """A row per model, a column per length (or what else a measure has); the extended model's row is bold."""
+    """A row per model, a column per length (or what else a measure has); the extended model's row is bold. Above, the prompt."""
     columns = table.columns()
     lines = [
+        *([f"Asked with the {table.prompt} prompt:", ""] if table.prompt else []),
         f"| {table.title} | " + " | ".join(map(heading, columns)) + " |",
         "| --- |" + " ---: |" * len(columns),
     ]
@@ -116,7 +117,7 @@ def card(findings: Findings) -> str:
         "## Results",
         "",
         "Perplexity is of the same last tokens of held-out documents while only the window before them grows; passkeys are "
-        f"answered greedily and exactly ({findings.prompt} prompt). Full attention throughout.",
+        f"answered greedily and exactly ({findings.prompts['passkey']} prompt). Full attention throughout.",
         "",
         *tables(findings),
         "",
