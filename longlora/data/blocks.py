@@ -68,6 +68,7 @@ def prepare(
         "license": blocks.license,
         "held_out_of": blocks.held_out.texts.name if blocks.held_out.texts else blocks.name,
         "held_out": list(held_out),
+        "passkey_words": blocks.recall.passkey and blocks.recall.count > 0,
     }
     write_json(provenance, out / "provenance.json")
     return {part: {"documents": len(n), "tokens": sum(n), "longest": max(n)} for part, n in lengths.items()}

@@ -26,6 +26,8 @@ SPDX = (
 )
 """Licences that the model hub knows by name; any other is `other`, with its own name beside it."""
 
+PASSKEY_WORDS = ", the passkey prompt's own words among them"
+
 
 def write(findings: Findings, *, out: Path) -> None:
     """Write summary.md, README.md (the model card), the pictures and index.html to the new folder `out`."""
@@ -189,7 +191,7 @@ def recipe(findings: Findings) -> list[tuple[str, str]]:
         ("full attention at the end", f"last {attention['full_attention_last']:.0%} of the steps"),
         ("trained", trained(adapter)),
         ("steps", f"{fit['steps']:,} of {fit['global_batch_size']:,} x {position['context']:,} tokens"),
-        ("of these, recall exercises", f"{fit['recall_share']:.0%}"),
+        ("of these, recall exercises", f"{fit['recall_share']:.0%}{PASSKEY_WORDS if knows_passkey(findings) else ''}"),
         *pairs(fit),
         (
             "learning rate",
@@ -198,6 +200,11 @@ def recipe(findings: Findings) -> list[tuple[str, str]]:
         ("precision", str(fit["dtype"])),
         ("seed", str(fit["seed"])),
     ]
+
+
+def knows_passkey(findings: Findings) -> bool:
+    """Whether the words that passkeys are asked in were trained on."""
+    return bool(findings.texts["passkey_words"] and findings.recipe["fit"]["recall_share"])
 
 
 def pairs(fit: dict[str, Any]) -> list[tuple[str, str]]:
@@ -227,6 +234,11 @@ def limits(findings: Findings) -> list[str]:
     return [
         f"{said}; the base reaches {base.retrieves_to():,}. Retrieval of one key is the easiest of long-context tasks: it says "
         "little about aggregation, reasoning over many places, or questions in other words.",
+        *(
+            ["The passkey prompt's own words were trained on, with other keys: passkeys do not show retrieval in new words."]
+            if knows_passkey(findings)
+            else []
+        ),
         "Independent studies found LongLoRA models weak at retrieval whose perplexity looked fine, so look at both tables.",
         "Scores come from few documents and seeded prompts; their intervals are in the run's score files.",
         "Everything the base does wrong, this model may do wrong as well; it was not aligned or filtered further.",
