@@ -325,7 +325,14 @@ def test_card_and_page_name_the_pairs_with_their_licence(good, tmp_path):
 
 
 def test_a_licence_that_forbids_commercial_use_is_carried_by_the_card(good, tmp_path):
-    texts = {"source": "file", "name": "books", "license": "CC-BY-NC-4.0", "held_out_of": "books", "held_out": ["3"], "passkey_words": False}
+    texts = {
+        "source": "file",
+        "name": "books",
+        "license": "CC-BY-NC-4.0",
+        "held_out_of": "books",
+        "held_out": ["3"],
+        "passkey_words": False,
+    }
     paths = inputs(tmp_path, texts=texts)
     fact = {"value": 0, "reason": "books is under 'CC-BY-NC-4.0', which forbids commercial use"}
     put(tmp_path / "scores/licence.json", {"licence": {"base": {"value": 1, "reason": "fine"}, "texts": fact}})

@@ -235,7 +235,9 @@ def limits(findings: Findings) -> list[str]:
         f"{said}; the base reaches {base.retrieves_to():,}. Retrieval of one key is the easiest of long-context tasks: it says "
         "little about aggregation, reasoning over many places, or questions in other words.",
         *(
-            ["The passkey prompt's own words were trained on, with other keys: passkeys do not show retrieval in new words."]
+            [
+                "The passkey prompt's own words were trained on, with other keys: passkeys do not show retrieval in new words."
+            ]
             if knows_passkey(findings)
             else []
         ),
