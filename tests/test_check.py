@@ -156,9 +156,6 @@ def test_a_run_asks_only_if_it_computes_and_has_stages_of_the_library(own, capsy
     parameters.must_be_right(run_dir(own, "unchanged"))
     said = r"^params: key 'gate\.rules' is missing; key 'gate\.more_rules' is missing; unknown key 'gate\.least'"
     with pytest.raises(ValueError, match=said):
-        ValueError,
-        match=r"^params: key 'gate\.rules' is missing; key 'gate\.more_rules' is missing; unknown key 'gate\.least'",
-    ):
         parameters.must_be_right(run_dir(own, "stale"))
     (own / "longlora").mkdir()
     (own / "longlora" / "__init__.py").touch()

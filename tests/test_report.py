@@ -162,7 +162,7 @@ def test_every_table_says_which_prompt_was_asked(tmp_path):
     )
     parts = {
         "longqa": {"extended": {"prompt": "authors", "f1": node(0.5)}},
-        "longqa_f1": {"extended": {"64": node(0.5)}},
+        "longqa_f1": {"extended": {"64": node(0.5, depth={})}},
     }
     put(tmp_path / "scores/longqa/extended.json", parts)
     stage(**paths, reports=tmp_path / "reports")
