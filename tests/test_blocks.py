@@ -1,6 +1,7 @@
 """Documents become blocks, and every token is where it should be."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,6 +86,7 @@ def test_prepared_tokens_are_the_documents_between_their_marks(texts, tmp_path):
     assert [len(d) for d in documents(tmp_path / "tokens/recall.safetensors")] == [9, 9]
     provenance = json.loads((tmp_path / "tokens/provenance.json").read_text())
     assert provenance["held_out"] == ["b"] and provenance["held_out_of"] == texts.name
+    assert provenance["passkey_words"] is (texts.recall.passkey and texts.recall.count > 0)
 
 
 def prepared(texts, *, out, exercises=()):
@@ -125,6 +127,14 @@ def test_another_source_can_be_evaluated_on_and_then_all_of_the_first_is_trained
     provenance = json.loads((tmp_path / "bin/tokens/provenance.json").read_text())
     assert provenance["held_out"] == ["test-0", "test-1"]
     assert provenance["held_out_of"] == str(tmp_path / "test.bin")
+
+
+@pytest.mark.parametrize("name", ["a", "b"])  # to train on, and held out
+def test_an_empty_document_is_refused_by_name(texts, tmp_path, name):
+    (Path(texts.name) / f"{name}.txt").write_text(" \n")
+    with pytest.raises(ValueError, match=f"^blocks: 1 of 3 documents are empty, {name} first$"):
+        prepared(texts, out=tmp_path / "tokens")
+    assert not (tmp_path / "tokens").exists()
 
 
 def test_a_held_out_document_that_is_trained_on_is_refused(texts, tmp_path):

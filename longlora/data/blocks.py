@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from longlora.data.heldout import HeldOut, split
 from longlora.data.recall import Recall
-from longlora.data.texts import Texts
+from longlora.data.texts import Texts, refuse_empty
 from longlora.data.tokens import tokenise, write
 from longlora.data.twins import refuse_twins
 from longlora.section import Seed, write_json
@@ -47,8 +47,9 @@ def prepare(
     They are apart, so that other training data leave the evaluation as it is.
 
     Raises:
-        ValueError: as `split`; a held-out document is a training document as well.
+        ValueError: as `split`; a document is empty; a held-out document is a training document as well.
     """
+    refuse_empty(texts, key="blocks")
     names = list(texts["name"])
     train, apart = split(names, held_out=blocks.held_out, seed=blocks.seed)
     trained = list(tokenise((texts[i]["text"] for i in train), tokenizer=tokenizer))
@@ -68,6 +69,7 @@ def prepare(
         "license": blocks.license,
         "held_out_of": blocks.held_out.texts.name if blocks.held_out.texts else blocks.name,
         "held_out": list(held_out),
+        "passkey_words": blocks.recall.passkey and blocks.recall.count > 0,
     }
     write_json(provenance, out / "provenance.json")
     return {part: {"documents": len(n), "tokens": sum(n), "longest": max(n)} for part, n in lengths.items()}

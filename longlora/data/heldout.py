@@ -8,7 +8,7 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerFast
 
 from longlora.data.flat import flat_documents
-from longlora.data.texts import Texts, read
+from longlora.data.texts import Texts, read, refuse_empty
 from longlora.data.tokens import tokenise
 from longlora.section import Section
 
@@ -66,8 +66,6 @@ def elsewhere(texts: OtherTexts, *, tokenizer: PreTrainedTokenizerFast) -> dict[
     if texts.source == "bin":
         return flat_documents(Path(texts.name), tokenizer=tokenizer)
     rows = read(texts)
-    empty = [name for name, text in zip(rows["name"], rows["text"], strict=True) if not text.strip()]
-    if empty:
-        raise ValueError(f"blocks.held_out.texts: {len(empty)} of {len(rows)} documents are empty, {empty[0]} first")
+    refuse_empty(rows, key="blocks.held_out.texts")
     tokens = tokenise(rows["text"], tokenizer=tokenizer)
     return {f"{texts.name}: {name}": t for name, t in zip(rows["name"], tokens, strict=True)}

@@ -54,6 +54,13 @@ def read(texts: Texts) -> "Dataset":
     return rows.map(document, with_indices=True, remove_columns=rows.column_names)
 
 
+def refuse_empty(rows: "Dataset", *, key: str) -> None:
+    """Raise ValueError where a document holds no text; `key` is where params.yaml names their source."""
+    empty = [name for name, text in zip(rows["name"], rows["text"], strict=True) if not text.strip()]
+    if empty:
+        raise ValueError(f"{key}: {len(empty)} of {len(rows)} documents are empty, {empty[0]} first")
+
+
 def from_hub(name: str, *, split: str | None) -> "Dataset":
     """A dataset of the hub; `split` None takes 'train'.
 

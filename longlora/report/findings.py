@@ -24,6 +24,7 @@ MEASURES = {
     "passkey": ("Passkeys found at", "{:.0%}"),
     "needle": ("Needles found at", "{:.0%}"),
     "ruler": ("RULER's tasks solved at", "{:.0%}"),
+    "ruler_effective": ("Effective context by RULER's tasks", "{:,.0f}"),
     "longeval_lines": ("LongEval's lines found at", "{:.0%}"),
     "longeval_topics": ("LongEval's topics found at", "{:.0%}"),
     "longqa": ("Questions on documents", "{:.3f}"),
@@ -103,6 +104,8 @@ class Table:
     """A measure of all models: its title, how its numbers are written, and the figures by label and column."""
 
     title: str
+    prompt: str
+    """Plain, chat or authors': which prompt the models were asked with; '' where nothing was asked."""
     form: str
     rows: dict[str, dict[Column, Figure]]
 
@@ -117,9 +120,8 @@ class Findings:
     models: list[Model]
     window: int
     target: int
-    prompt: str
-    """Of passkeys."""
-    needle_prompt: str
+    prompts: dict[str, str]
+    """The prompt that models were asked with, by measure; '' where nothing was asked."""
     verdict: dict[str, Any]
     history: list[dict[str, float]]
     cost: dict[str, Any]
@@ -129,8 +131,8 @@ class Findings:
     pairs: list[dict[str, Any]]
     """Where question-answer pairs came from, if any did."""
     recipe: dict[str, dict[str, Any]]
-    forbidden: list[str]
-    """Why commercial use is not allowed, or not known to be; empty where it is."""
+    forbidden: dict[str, str]
+    """Why commercial use is not allowed, or not known to be, by what forbids it (base, texts, pairs); empty where it is."""
 
     def model(self, label: str) -> Model:
         """Raises ValueError where no model of that label was scored."""
@@ -142,7 +144,7 @@ class Findings:
     def tables(self) -> list[Table]:
         """What was scored, model by model, a table per measure."""
         all_tables = [
-            Table(title, form, {m.label: m.scores[measure] for m in self.models})
+            Table(title, self.prompts[measure], form, {m.label: m.scores[measure] for m in self.models})
             for measure, (title, form) in MEASURES.items()
         ]
         return [table for table in all_tables if table.columns()]
@@ -168,8 +170,7 @@ def gather(
         models=found,
         window=int(tree["integrity"]["window"]["value"]),
         target=int(tree["integrity"]["target"]["value"]),
-        prompt=prompt_of("passkey", tree),
-        needle_prompt=prompt_of("needle", tree),
+        prompts={measure: prompt_of(measure, tree) for measure in MEASURES},
         verdict=json.loads(verdict.read_text()),
         history=rows,
         cost=json.loads(cost.read_text())["cost"],
@@ -177,14 +178,10 @@ def gather(
         texts=json.loads(texts.read_text()),
         pairs=json.loads(pairs.read_text())["sources"],
         recipe=json.loads(recipe.read_text()),
-        forbidden=[fact["reason"] for fact in tree.get("licence", {}).values() if not fact["value"]],
+        forbidden={what: fact["reason"] for what, fact in tree.get("licence", {}).items() if not fact["value"]},
     )
     findings.model("extended")
     return findings
-
-
-def prompt_of(measure: str, tree: dict[str, Any]) -> str:
-    return next((scored["prompt"] for scored in tree.get(measure, {}).values()), "")
 
 
 def order(labels: set[str]) -> list[str]:
@@ -195,14 +192,23 @@ def order(labels: set[str]) -> list[str]:
 
 
 def model(label: str, tree: dict[str, Any]) -> Model:
+    scores = {measure: figures(tree.get(measure, {}).get(label, {})) for measure in MEASURES}
+    scores["ruler_effective"] = effective(tree.get("ruler", {}).get(label, {}))
     return Model(
         label=label,
-        scores={measure: figures(tree.get(measure, {}).get(label, {})) for measure in MEASURES},
+        scores=scores,
         depths=cells(tree.get("passkey", {}).get(label, {})),
         needles=cells(tree.get("needle", {}).get(label, {})),
         questions=cells(tree.get("longqa_f1", {}).get(label, {})),
         positions=lengths(figures(tree.get("position_nats", {}).get(label, {}))),
     )
+
+
+def prompt_of(measure: str, tree: dict[str, Any]) -> str:
+    """Parts of a measure (longqa_f1) have its prompt; a floor is found without a model."""
+    whole = "" if measure.endswith("_floor") else measure.split("_")[0]
+    nodes = [node for name in (measure, whole) for node in tree.get(name, {}).values()]
+    return next((node["prompt"] for node in nodes if "prompt" in node), "")
 
 
 def figures(node: dict[str, Any]) -> dict[Column, Figure]:
@@ -217,6 +223,11 @@ def figures(node: dict[str, Any]) -> dict[Column, Figure]:
         elif "value" not in entry:
             found |= {f"{name} {metric}": figure for metric, figure in figures(entry).items()}
     return found
+
+
+def effective(node: dict[str, Any]) -> dict[Column, Figure]:
+    """The longest length at which RULER's threshold is reached: it follows from scores, and so has no interval of its own."""
+    return {"tokens": Figure(node["effective"]["value"], None, None)} if node else {}
 
 
 def cells(node: dict[str, Any]) -> Cells:

@@ -55,12 +55,18 @@ class Rule(Section):
 class Gate(Section):
     rules: list[Rule] = Field(min_length=1)
     """All must hold. No rule at all would let everything through."""
+    more_rules: list[Rule]
+    """These must hold as well: for a recipe, or for `--set`, which would replace the whole of `rules`."""
+
+    @property
+    def every_rule(self) -> list[Rule]:
+        return [*self.rules, *self.more_rules]
 
 
 def judge(gate: Gate, *, scores: Scores) -> dict[str, Any]:
     """The verdict: `passed`, and for each rule whether it holds and why."""
     rules = []
-    for rule in gate.rules:
+    for rule in gate.every_rule:
         try:
             found = [apply(each, scores=scores) for each in at_each_length(rule, scores=scores)]
             passed = all(held for held, _ in found)

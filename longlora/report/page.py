@@ -33,6 +33,7 @@ th { color: var(--faint); font-weight: 500; font-size: 14px; }
 tr:last-child td { border-bottom: 0; }
 .scores td:not(:first-child), .scores th:not(:first-child) { text-align: right; padding-right: 0; padding-left: 16px; }
 .scores small { display: block; color: var(--faint); font-size: 12px; white-space: nowrap; }
+.scores caption { text-align: left; color: var(--faint); font-size: 13px; }
 .scores .ours td { font-weight: 650; }
 .scores .ours small { font-weight: 400; }
 .scores + .scores { margin-top: 22px; }
@@ -157,7 +158,8 @@ def scored(findings: Findings, table: Table) -> str:
     body = "".join(
         line(m, [cell(table.rows[m.label].get(c), table.form) for c in columns], findings) for m in findings.models
     )
-    return f'<table class="scores"><tr><th>{escape(table.title)}</th>{head}</tr>{body}</table>'
+    caption = f"<caption>asked with the {escape(table.prompt)} prompt</caption>" if table.prompt else ""
+    return f'<table class="scores">{caption}<tr><th>{escape(table.title)}</th>{head}</tr>{body}</table>'
 
 
 def line(model: Model, cells: list[str], findings: Findings) -> str:

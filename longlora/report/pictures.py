@@ -202,7 +202,7 @@ def passkey(findings: Findings) -> Canvas:
         findings,
         {m.label: m.depths for m in findings.models},
         title="Passkey retrieval by context length and depth",
-        subtitle=f"per cent of hidden keys answered exactly ({findings.prompt} prompt); {BEYOND}",
+        subtitle=f"per cent of hidden keys answered exactly ({findings.prompts['passkey']} prompt); {BEYOND}",
         across_is="context length in tokens",
         down_is="depth of the key",
     )
@@ -214,7 +214,7 @@ def needle(findings: Findings) -> Canvas:
         findings,
         {m.label: m.needles for m in findings.models},
         title="Needles in held-out text by context length and depth",
-        subtitle=f"per cent of hidden sentences answered exactly ({findings.needle_prompt} prompt); {BEYOND}",
+        subtitle=f"per cent of hidden sentences answered exactly ({findings.prompts['needle']} prompt); {BEYOND}",
         across_is="context length in tokens",
         down_is="depth of the needle",
     )

@@ -13,6 +13,8 @@ from longlora.report.findings import HELD, Figure, Findings, Table, heading, nam
 from longlora.report.page import page
 from longlora.report.pictures import draw
 
+PASSKEY_WORDS = ", the passkey prompt's own words among them"
+
 
 def write(findings: Findings, *, out: Path) -> None:
     """Write summary.md, README.md (the model card), the pictures and index.html to the new folder `out`."""
@@ -47,9 +49,10 @@ def tables(findings: Findings) -> list[str]:
 
 
 def rows(findings: Findings, table: Table) -> list[str]:
-    """A row per model, a column per length (or what else a measure has); the extended model's row is bold."""
+    """A row per model, a column per length (or what else a measure has); the extended model's row is bold. Above, the prompt."""
     columns = table.columns()
     lines = [
+        *([f"Asked with the {table.prompt} prompt:", ""] if table.prompt else []),
         f"| {table.title} | " + " | ".join(map(heading, columns)) + " |",
         "| --- |" + " ---: |" * len(columns),
     ]
@@ -103,7 +106,7 @@ def card(findings: Findings) -> str:
         "## Results",
         "",
         "Perplexity is of the same last tokens of held-out documents while only the window before them grows; passkeys are "
-        f"answered greedily and exactly ({findings.prompt} prompt). Full attention throughout.",
+        f"answered greedily and exactly ({findings.prompts['passkey']} prompt). Full attention throughout.",
         "",
         *tables(findings),
         "",
@@ -129,7 +132,7 @@ def front_matter(findings: Findings) -> dict[str, Any]:
     base, data = findings.base, [findings.texts, *findings.pairs]
     datasets = [each["name"] for each in data if each["source"] == "hub"]
     return {
-        **hub_licence(base["license"]),
+        **licence(findings),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         **({"base_model": base["name"]} if base["source"] == "hub" else {}),
@@ -137,6 +140,14 @@ def front_matter(findings: Findings) -> dict[str, Any]:
         "tags": ["long-context", "longlora", *(["non-commercial"] if findings.forbidden else [])],
         "model-index": [{"name": f"{Path(base['name']).name}-{findings.target}", "results": results(findings)}],
     }
+
+
+def licence(findings: Findings) -> dict[str, str]:
+    """The base's, unless what was trained on forbids more than it does: the hub's filters read nothing else."""
+    if findings.forbidden.keys() - {"base"}:
+        stated = [each["license"] for each in (findings.base, findings.texts, *findings.pairs)]
+        return {"license": "other", "license_name": " AND ".join(dict.fromkeys(stated)), "license_link": "README.md"}
+    return hub_licence(findings.base["license"])
 
 
 def hub_licence(stated: str) -> dict[str, str]:
@@ -177,7 +188,7 @@ def recipe(findings: Findings) -> list[tuple[str, str]]:
         ("full attention at the end", f"last {attention['full_attention_last']:.0%} of the steps"),
         ("trained", trained(adapter)),
         ("steps", f"{fit['steps']:,} of {fit['global_batch_size']:,} x {position['context']:,} tokens"),
-        ("of these, recall exercises", f"{fit['recall_share']:.0%}"),
+        ("of these, recall exercises", f"{fit['recall_share']:.0%}{PASSKEY_WORDS if knows_passkey(findings) else ''}"),
         *pairs(fit),
         (
             "learning rate",
@@ -186,6 +197,11 @@ def recipe(findings: Findings) -> list[tuple[str, str]]:
         ("precision", str(fit["dtype"])),
         ("seed", str(fit["seed"])),
     ]
+
+
+def knows_passkey(findings: Findings) -> bool:
+    """Whether the words that passkeys are asked in were trained on."""
+    return bool(findings.texts["passkey_words"] and findings.recipe["fit"]["recall_share"])
 
 
 def pairs(fit: dict[str, Any]) -> list[tuple[str, str]]:
@@ -215,10 +231,17 @@ def limits(findings: Findings) -> list[str]:
     return [
         f"{said}; the base reaches {base.retrieves_to():,}. Retrieval of one key is the easiest of long-context tasks: it says "
         "little about aggregation, reasoning over many places, or questions in other words.",
+        *(
+            [
+                "The passkey prompt's own words were trained on, with other keys: passkeys do not show retrieval in new words."
+            ]
+            if knows_passkey(findings)
+            else []
+        ),
         "Independent studies found LongLoRA models weak at retrieval whose perplexity looked fine, so look at both tables.",
         "Scores come from few documents and seeded prompts; their intervals are in the run's score files.",
         "Everything the base does wrong, this model may do wrong as well; it was not aligned or filtered further.",
-        *(f"**Commercial use is not cleared**: {reason}." for reason in findings.forbidden),
+        *(f"**Commercial use is not cleared**: {reason}." for reason in findings.forbidden.values()),
         "Use is bound by the licences of the base and of all training data, as they stand above.",
     ]
 
