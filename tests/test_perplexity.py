@@ -12,7 +12,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from longlora.evaluation import perplexity, windows
 from longlora.evaluation.perplexity import Perplexity, Sliding, chosen_places, controlled, measure, sliding_windows
@@ -192,6 +192,14 @@ def measure_to_memory(model, documents, given, tmp="/dev/null"):
     from pathlib import Path
 
     return measure(model, label="tiny", documents=documents, settings=given, parts=Path(tmp))
+
+
+@pytest.mark.parametrize("bands", [None, 1])
+def test_learned_positions_that_end_before_the_longest_window_are_said_before_anything_is_read(bands, monkeypatch):
+    short = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_positions=20, n_embd=24, n_layer=1, n_head=3))
+    monkeypatch.setattr(short, "forward", lambda **k: pytest.fail("it was read"))
+    with pytest.raises(ValueError, match="this model has 20 positions"):
+        measure_to_memory(short, texts(60), settings(bands=bands))
 
 
 def test_logits_are_made_for_scored_tokens_only():

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from longlora.evaluation.interval import figure, grouped
 from longlora.evaluation.windows import Place, Window, nats, places, token_nats
+from longlora.model.load import must_reach
 from longlora.parallel.sharding import rank, say
 from longlora.section import Section, Seed
 
@@ -158,8 +159,9 @@ def measure(
     """All perplexities of the model `label`, by protocol, label and length; the nats of each place go to the CSV `parts`.
 
     Raises:
-        ValueError: no document is as long as the longest window, or there are none.
+        ValueError: no document is as long as the longest window, or there are none, or the model cannot read one.
     """
+    must_reach(model, max(settings.lengths) - 1)
     chosen = chosen_places(documents, settings)
     sums, nats_PL = controlled(model, documents=documents, chosen=chosen, settings=settings)
     if rank() == 0:
