@@ -127,6 +127,8 @@ def models(evaluate: Any, retrain: Any, rivals: Any) -> Iterator[str]:
 def questions(evaluate: Any, pairs: Any, longeval: Any, longqa: Any, harness: Any) -> Iterator[str]:
     if evaluate.longeval and not ((longeval.tasks and longeval.lengths) or longeval.cases):
         yield "longeval has neither tasks with lengths nor cases: name some, or leave evaluate.longeval empty"
+    if evaluate.longeval:
+        yield from longeval.misfits()
     if evaluate.longqa and not (longqa.cases or (longqa.held_out and pairs.casebook)):
         yield (
             "longqa.cases names no file, and there are no held-out cases (longqa.held_out and a pairs.casebook): name one, or "

@@ -73,6 +73,10 @@ def test_the_sections_of_the_pipeline_are_those_of_params_yaml_and_right():
         (["fit.global_batch_size=3", "fit.micro_batch_size=2"], ["must be a multiple of micro_batch_size = 2"]),
         (["retrain.patterns=[s2]"], ["retrain.patterns names s2, which is attention.pattern already: name full"]),
         (["evaluate.longeval=[base]", "longeval.lengths=[]"], ["longeval has neither tasks with lengths nor cases"]),
+        (
+            ["evaluate.longeval=[base]", "longeval.cases=[a/x.jsonl,b/x.jsonl]"],
+            ["longeval.cases: b/x.jsonl and a/x.jsonl would have one score, 'x'"],
+        ),
         (["evaluate.longqa=[base]", "longqa.held_out=true"], ["longqa.cases names no file"]),
         (
             [*PAIRS, "longqa.cases=[qa/a.jsonl]"],

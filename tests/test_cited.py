@@ -148,7 +148,7 @@ ASKED = [
 def scores(tmp_path, monkeypatch, *said: str) -> dict:
     """Scores of a model that says `said`, over the cases above and one without the key."""
     ids = [TOKENIZER(s, add_special_tokens=False)["input_ids"] for s in said]
-    monkeypatch.setattr(longqa, "answers", lambda model, *, prompts, max_new_tokens, kept: ids)
+    monkeypatch.setattr(longqa, "answers", lambda model, *, prompts, max_new_tokens, kept, documents: ids)
     file = put(tmp_path / "q.jsonl", *({"document": TEXT} | row for row in ASKED), CASES[0])
     return measure(tiny(), label="extended", tokenizer=TOKENIZER, settings=settings(file), held_out=None)
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from test_ruler import TOKENIZER, tiny
 
-from longlora.evaluation import longeval
+from flows.cli import evaluate
+from longlora.evaluation import answer, longeval
 from longlora.evaluation.answer import answers, keeping, read_kept
 from longlora.evaluation.longeval import (
     ROOM,
@@ -140,6 +141,22 @@ def test_a_topic_is_right_if_it_is_named_before_all_others(text, hit):
     assert right(Question("topics", "", "", TOPICS["topics"]), text, chat=False) is hit
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["a/2_lines.jsonl", "b/2_lines.jsonl"], "longeval.cases: {1} and {0} would have one score, '2_lines'"),
+        (
+            ["1500.jsonl"],
+            "longeval.cases: {0} and the length 1500 would have one score, '1500': give the file another name",
+        ),
+    ],
+)
+def test_files_whose_scores_would_replace_others_are_refused(tmp_path, files, said):
+    given = settings(cases=[str(tmp_path / file) for file in files])
+    with pytest.raises(ValueError, match=re.escape(said.format(*given.cases))):
+        measure(tiny(), label="m", tokenizer=TOKENIZER, settings=given)
+
+
 def test_right_answers_score_full_marks_by_length_and_by_file(tmp_path, monkeypatch):
     put(tmp_path / "2_lines.jsonl", LINES, LINES, LINES)
     truth = {}
@@ -210,3 +227,57 @@ def test_models_of_the_same_weights_and_measures_of_the_same_model_keep_their_an
     with keeping(tmp_path / "base", open_model(tmp_path / "base"), scores=Path("ruler.json")) as again:
         assert again == kept and kept.exists()
     assert not kept.exists()
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    """`longlora eval` of a folder, with a harness that scores at once."""
+    monkeypatch.setenv("LONGLORA_CHECKPOINTS", str(tmp_path / "kept"))
+    tiny().save_pretrained(tmp_path / "odd")
+    TOKENIZER.save_pretrained(tmp_path / "odd")
+    asked = []
+    monkeypatch.setattr(
+        evaluate.harness, "measure", lambda *a, **k: asked.append(k["settings"].tasks) or {"harness": {}}
+    )
+
+    def command(*cases, tasks=("x",)):
+        evaluate.evaluate(
+            tmp_path / "odd", tasks=list(tasks), folder_of_tasks=None, limit=None, cases=list(cases), chat=False,
+            out=tmp_path / "out.json",
+        )  # fmt: skip
+
+    return command, asked
+
+
+def test_outside_of_a_run_malformed_cases_are_said_before_the_harness_is_asked(outside, tmp_path):
+    command, asked = outside
+    with pytest.raises(ValueError, match="c.jsonl:1: prompt: String should have"):
+        command(put(tmp_path / "c.jsonl", LINES | {"prompt": ""}))
+    assert asked == [] and not (tmp_path / "out.json").exists()
+
+
+def test_outside_of_a_run_each_part_is_written_as_it_is_done_and_answers_are_kept_until_then(
+    outside, tmp_path, monkeypatch
+):
+    command, asked = outside
+    one, two = put(tmp_path / "1_lines.jsonl", LINES), put(tmp_path / "2_lines.jsonl", LINES | {"prompt": "Another. "})
+    greedy, calls = answer.greedy, []
+
+    def cut_off(*given, **more):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return greedy(*given, **more)
+
+    monkeypatch.setattr(answer, "greedy", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        command(one, two)
+    assert asked == [["x"]] and json.loads((tmp_path / "out.json").read_text()) == {"harness": {}}
+    command(one, two, tasks=())
+    assert len(calls) == 3  # the first file's answer was kept
+    assert json.loads((tmp_path / "out.json").read_text())["longeval_lines"]["odd"].keys() == {
+        "prompt",
+        "1_lines",
+        "2_lines",
+    }
+    assert list((tmp_path / "kept").iterdir()) == []

@@ -15,6 +15,7 @@ from longlora.data.pairs import tokenised
 from longlora.data.wording import asked
 from longlora.data.words import words
 from longlora.evaluation import longqa
+from longlora.evaluation.answer import answers
 from longlora.evaluation.interval import share
 from longlora.evaluation.longqa import (
     LongQA,
@@ -168,7 +169,7 @@ def test_a_base_model_answers_to_the_end_of_the_line_and_one_that_was_taught_to_
 def test_the_best_of_the_right_answers_counts(tmp_path, monkeypatch):
     said = ["in london.", "it was 1871", "everybody"]
 
-    def perfect(model, *, prompts, max_new_tokens, kept):
+    def perfect(model, *, prompts, max_new_tokens, kept, documents):
         return [TOKENIZER(s, add_special_tokens=False)["input_ids"] for s in said]
 
     monkeypatch.setattr(longqa, "answers", perfect)
@@ -181,6 +182,30 @@ def test_the_best_of_the_right_answers_counts(tmp_path, monkeypatch):
     documents = [each["document"] for each in CASES]
     low, high = share(np.array([1.0, 0.0, 0.0]), groups_N=documents)
     assert (result["exact"]["low"], result["exact"]["high"]) == pytest.approx((low, high), abs=1e-6)
+
+
+QUESTIONS = ("Where did Ada live?", "Who lived in London, and for how long?", "When?")
+
+
+@pytest.mark.parametrize("prompt", ["plain", "authors", "chat"])
+@pytest.mark.parametrize("length", [900, 300])  # whole, and cut in the middle
+def test_a_document_is_read_once_for_all_its_questions_and_their_answers_stay_the_same(
+    tmp_path, monkeypatch, prompt, length
+):
+    model, seen, given = tiny(), [], settings(prompt=prompt, length=length)
+    cases = [CASES[0] | {"question": q} for q in QUESTIONS]
+    prompts = [Writer(TOKENIZER, settings=given).write(Question(**case)).ids for case in cases]
+    apart = answers(model, prompts=prompts, max_new_tokens=[12] * 3)
+    found = []
+    monkeypatch.setattr(longqa, "answers", lambda *a, **k: found.append(answers(*a, **k)) or found[0])
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda **k: seen.append(k["input_ids"].numel()) or forward(**k))
+    file = put(tmp_path / "q.jsonl", *cases)
+    measure(model, label="m", tokenizer=TOKENIZER, settings=settings(file, prompt=prompt, length=length))
+    assert found == [apart]
+    same = next(n for n, tokens in enumerate(zip(*prompts, strict=False)) if len(set(tokens)) > 1)
+    assert same > min(map(len, prompts)) / 3
+    assert sum(seen) == same + sum(len(p) - same + len(a) - 1 for p, a in zip(prompts, apart, strict=True))
 
 
 def test_no_case_is_an_error():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from longlora.evaluation import perplexity, windows
 from longlora.evaluation.perplexity import Perplexity, Sliding, chosen_targets, controlled, measure, sliding_windows
@@ -132,6 +132,21 @@ def test_sliding_ends_with_its_budget():
     assert sum(w.scored for w in windows) == 100
 
 
+def test_a_long_first_window_is_read_once_and_scores_as_one_that_is_read_at_once(monkeypatch):
+    model, documents, seen = tiny(), texts(90, 55, 20), []
+    given = settings(lengths=[41], samples=1, sliding=Sliding(stride=5, tokens=1000))
+    at_once = measure_to_memory(model, documents, given)["sliding_perplexity"]["tiny"]["41"]
+    monkeypatch.setattr(perplexity, "SCORED", 8)
+    monkeypatch.setattr(windows, "CHUNK", 7)
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda **k: seen.append(k["input_ids"].numel()) or forward(**k))
+    in_pieces = perplexity.slide(model, documents=documents, settings=given, sliding=given.sliding)["41"]
+    assert in_pieces["value"] == pytest.approx(at_once["value"], rel=1e-5)
+    windows_ = sliding_windows([90, 55, 20], length=41, sliding=given.sliding)
+    assert sum(seen) == sum(w.end - w.start - 1 for w in windows_)
+    assert [w.scored for w in windows_ if w.start == 0] == [40, 40, 19]
+
+
 def test_sliding_perplexity_is_the_mean_over_all_tokens_of_a_document():
     model, documents = tiny(), texts(60)
     given = settings(lengths=[19], samples=1, sliding=Sliding(stride=5, tokens=1000))
@@ -169,10 +184,11 @@ def test_position_nats_are_each_tokens_own_with_all_of_its_window_before_it(monk
 
 def test_a_model_whose_cache_does_not_serve_longer_texts_is_read_anew_for_each_piece(monkeypatch):
     model, documents = tiny(), texts(90)
-    monkeypatch.setattr(windows, "CHUNK", 7)
     chosen = [Window(0, 0, 40, 39), Window(0, 33, 73, 39)]
     cached = windows.token_nats(model, documents=documents, windows=chosen)
     monkeypatch.setattr(windows, "shareable", lambda model: False)
+    monkeypatch.setattr(windows, "batch_tokens", lambda model: 80)
+    monkeypatch.setattr(windows, "BATCH_LOGITS", 7 * 2 * VOCABULARY)
     rows = []
     model.lm_head.register_forward_hook(lambda m, i, output: rows.append(output.shape[1]))
     assert windows.token_nats(model, documents=documents, windows=chosen) == pytest.approx(cached, rel=1e-4)
@@ -192,6 +208,14 @@ def measure_to_memory(model, documents, given, tmp="/dev/null"):
     from pathlib import Path
 
     return measure(model, label="tiny", documents=documents, settings=given, parts=Path(tmp))
+
+
+@pytest.mark.parametrize("bands", [None, 1])
+def test_learned_positions_that_end_before_the_longest_window_are_said_before_anything_is_read(bands, monkeypatch):
+    short = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_positions=20, n_embd=24, n_layer=1, n_head=3))
+    monkeypatch.setattr(short, "forward", lambda **k: pytest.fail("it was read"))
+    with pytest.raises(ValueError, match="this model has 20 positions"):
+        measure_to_memory(short, texts(60), settings(bands=bands))
 
 
 def test_logits_are_made_for_scored_tokens_only():

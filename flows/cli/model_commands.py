@@ -69,14 +69,14 @@ def evaluate(
 
     launcher.start()
     from flows.cli.evaluate import evaluate as measured
-    from longlora.parallel.sharding import say, together, write
+    from longlora.parallel.sharding import part, say, together
 
     tasks = lm_eval.split(",") if lm_eval else []
     with together():
-        scores = measured(model, tasks=tasks, folder_of_tasks=tasks_folder, limit=limit, cases=cases or [], chat=chat)
+        measured(model, tasks=tasks, folder_of_tasks=tasks_folder, limit=limit, cases=cases or [], chat=chat, out=out)
     if out is not None:
-        write(scores, out)
         say(f"written to {out}")
+    part()
 
 
 @app.command()

@@ -9,13 +9,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
+from longlora.model.cache import beginning, read, shareable
 from longlora.model.load import batch_tokens, must_reach
 from longlora.model.seal import WEIGHTS, sha256
 from longlora.parallel.sharding import merged, ours, rank
@@ -39,27 +41,37 @@ def keeping(folder: Path, model: PreTrainedModel, *, scores: Path) -> Generator[
 
 @torch.inference_mode()
 def answers(
-    model: PreTrainedModel, *, prompts: list[list[int]], max_new_tokens: list[int], kept: Path | None = None
+    model: PreTrainedModel,
+    *,
+    prompts: list[list[int]],
+    max_new_tokens: list[int],
+    kept: Path | None = None,
+    documents: Sequence[str] | None = None,
 ) -> list[list[int]]:
-    """The greedy continuation of each prompt, as ids; prompts of one length and room go together. Those that are `kept` in that
-    folder are taken from there, and new ones put there."""
+    """The greedy continuation of each prompt, as ids; prompts of one length and room go together. Those on one of `documents` (one
+    per prompt) go in turn, and what they begin with is read once. Those that are `kept` in that folder are taken from there, and
+    new ones put there."""
     must_reach(model, max((len(p) + r for p, r in zip(prompts, max_new_tokens, strict=True)), default=0))
     file = None if kept is None else kept / hashlib.sha256(json.dumps([prompts, max_new_tokens]).encode()).hexdigest()
     # What the first process finds is known to all, so that their batches agree.
     written = merged(read_kept(file) if file is not None and rank() == 0 else {})
+    left = [number for number in range(len(prompts)) if number not in written]
+    families = alike(left, documents) if documents is not None and shareable(model) else []
+    read_together = {number for family in families for number in family}
     groups: dict[tuple[int, int], list[int]] = {}
-    for number, (prompt, room) in enumerate(zip(prompts, max_new_tokens, strict=True)):
-        if number not in written:
-            groups.setdefault((len(prompt), room), []).append(number)
-    batches = []
+    for number in left:
+        if number not in read_together:
+            groups.setdefault((len(prompts[number]), max_new_tokens[number]), []).append(number)
+    batches: list[list[int]] = []
     for (length, room), numbers in groups.items():
         size = max(1, batch_tokens(model) // (length + room))
         batches += [numbers[first : first + size] for first in range(0, len(numbers), size)]
+    work = [
+        *(in_turn(model, family, prompts=prompts, max_new_tokens=max_new_tokens) for family in families),
+        *(at_once(model, batch, prompts=prompts, room=max_new_tokens[batch[0]]) for batch in batches),
+    ]
     given: dict[int, list[int]] = {}
-    for batch in (batch for number, batch in enumerate(batches) if ours(number)):
-        tokens_BL = torch.tensor([prompts[i] for i in batch], device=model.device)
-        out_BL = greedy(model, tokens_BL, room=max_new_tokens[batch[0]])
-        new = dict(zip(batch, out_BL[:, tokens_BL.shape[1] :].tolist(), strict=True))
+    for new in (new for number, part in enumerate(work) if ours(number) for new in part):
         given |= new
         if file is not None:
             keep(file, new)
@@ -67,12 +79,47 @@ def answers(
     return [written[number] for number in range(len(prompts))]
 
 
-def greedy(model: PreTrainedModel, tokens_BL: torch.Tensor, *, room: int) -> torch.Tensor:
-    """Prompts and their continuations of up to `room` tokens (B, L + room)."""
+def alike(numbers: list[int], documents: Sequence[str]) -> list[list[int]]:
+    """The numbers that have a document in common with another."""
+    of: dict[str, list[int]] = {}
+    for number in numbers:
+        of.setdefault(documents[number], []).append(number)
+    return [family for family in of.values() if len(family) > 1]
+
+
+def at_once(
+    model: PreTrainedModel, batch: list[int], *, prompts: list[list[int]], room: int
+) -> Iterator[dict[int, list[int]]]:
+    """The answers to prompts of one length, by number."""
+    tokens_BL = torch.tensor([prompts[number] for number in batch], device=model.device)
+    out_BL = greedy(model, tokens_BL, room=room)
+    yield dict(zip(batch, out_BL[:, tokens_BL.shape[1] :].tolist(), strict=True))
+
+
+def in_turn(
+    model: PreTrainedModel, family: list[int], *, prompts: list[list[int]], max_new_tokens: list[int]
+) -> Iterator[dict[int, list[int]]]:
+    """The answers to prompts that begin alike, each by its number as it is given. Their beginning is read once."""
+    columns = zip(*(prompts[number][:-1] for number in family), strict=False)  # the last token is asked after
+    known = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, columns))
+    cache = DynamicCache(config=model.config)
+    if known:
+        read(model, torch.tensor([prompts[family[0]][:known]], device=model.device), cache=cache, keep=1)
+    for number in family:
+        tokens_BL = torch.tensor([prompts[number]], device=model.device)
+        own = beginning(cache, length=known, rows=1) if known else None
+        out_BL = greedy(model, tokens_BL, room=max_new_tokens[number], cache=own)
+        yield {number: out_BL[0, tokens_BL.shape[1] :].tolist()}
+
+
+def greedy(
+    model: PreTrainedModel, tokens_BL: torch.Tensor, *, room: int, cache: DynamicCache | None = None
+) -> torch.Tensor:
+    """Prompts and their continuations of up to `room` tokens (B, L + room). The tokens in the `cache` are not read again."""
     end = model.generation_config.eos_token_id if model.generation_config else None
     plain = GenerationConfig(do_sample=False, max_new_tokens=room, eos_token_id=end, pad_token_id=0)
     out_BL = model.generate(  # type: ignore[reportCallIssue]  # nn.Module's attributes hide the method from the checker
-        tokens_BL, attention_mask=torch.ones_like(tokens_BL), generation_config=plain
+        tokens_BL, attention_mask=torch.ones_like(tokens_BL), generation_config=plain, past_key_values=cache
     )
     assert isinstance(out_BL, torch.Tensor)
     return out_BL

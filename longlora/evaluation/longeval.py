@@ -11,7 +11,7 @@ topics of the case, the first one is named first.
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from longlora.data.prompt import Prompt, frame
 from longlora.evaluation.answer import answers
 from longlora.evaluation.interval import of_trials
 from longlora.parallel.sharding import say
-from longlora.section import Section, Seed
+from longlora.section import Section, Seed, refuse
 
 Task = Literal["lines", "topics"]
 ROOM = {"lines": 24, "topics": 40}
@@ -54,6 +54,14 @@ class LongEval(Section):
     prompt: Literal["plain", "chat"]
     """plain: text to be continued after a lead; chat: a user's turn in the tokenizer's own template."""
     seed: Seed
+
+    def misfits(self) -> Iterator[str]:
+        """Files whose scores would replace others: they go by the name of their file, own cases by their length."""
+        taken = {str(length): f"the length {length}" for length in self.lengths}
+        for file in self.cases:
+            if (name := Path(file).stem) in taken:
+                yield f"longeval.cases: {file} and {taken[name]} would have one score, '{name}': give the file another name"
+            taken[name] = file
 
 
 class LinesCase(Case):
@@ -97,6 +105,16 @@ def read_cases(file: Path) -> list[Question]:
         if questions[-1].task != questions[0].task:
             raise ValueError(f"{place}: a case of {questions[-1].task} in a file of {questions[0].task}")
     return questions
+
+
+def read_published(settings: LongEval) -> dict[str, list[Question]]:
+    """The cases of all files, by the file's stem.
+
+    Raises:
+        ValueError: a file is malformed, or scores of two would have one name.
+    """
+    refuse(settings.misfits())
+    return {Path(file).stem: read_cases(Path(file)) for file in settings.cases}
 
 
 def own_lines(generator: random.Random, *, count: int) -> Question:
@@ -202,11 +220,11 @@ def measure(
 
     Raises:
         ValueError: a case file is malformed, a length has no room for a task, or there is no chat template for a chat prompt;
-            or nothing is asked.
+            or nothing is asked, or two files, or a file and a length, have one name.
     """
     if not (settings.tasks or settings.cases):
         raise ValueError("longeval names neither tasks nor cases; name some, or leave evaluate.longeval empty")
-    published = {Path(file).stem: read_cases(Path(file)) for file in settings.cases}
+    published = read_published(settings)
     writer = Writer(tokenizer, prompt=settings.prompt)
     result: dict[str, Any] = {}
     own: dict[tuple[Task, str], list[Question]] = {

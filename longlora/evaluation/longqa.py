@@ -163,8 +163,12 @@ def measure(
     writer = Writer(tokenizer, settings=settings)
     prompts = [writer.write(question) for question in questions]
     written = answers(
-        model, prompts=[prompt.ids for prompt in prompts], max_new_tokens=[settings.max_new_tokens] * len(prompts), kept=kept
-    )  # fmt: skip
+        model,
+        prompts=[prompt.ids for prompt in prompts],
+        max_new_tokens=[settings.max_new_tokens] * len(prompts),
+        kept=kept,
+        documents=[question.document for question in questions],
+    )
     said = [answer_of(str(tokenizer.decode(ids, skip_special_tokens=True)), prompt=settings.prompt) for ids in written]
     marked = mark(questions, prompts=prompts, said=said)
     result: dict[str, Any] = {

@@ -21,12 +21,13 @@ from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
 from longlora.evaluation.interval import figure, grouped
-from longlora.evaluation.windows import Target, Window, nats, targets, token_nats
+from longlora.evaluation.windows import SCORED, Target, Window, nats, targets, token_nats
+from longlora.model.load import must_reach
 from longlora.parallel.sharding import rank, say
 from longlora.section import Section, Seed
 
 SCORED = 2048
-"""Tokens scored by one sliding window, at most: the first window of a long length would need gigabytes of logits."""
+"""Tokens whose logits are made at once, at most: all of a long window would need gigabytes."""
 
 
 class Sliding(Section):
@@ -117,17 +118,15 @@ def by_position(nats_PL: np.ndarray, *, bands: int, documents_P: list[int]) -> d
 
 
 def sliding_windows(lengths_of_documents: list[int], *, length: int, sliding: Sliding) -> list[Window]:
-    """Windows that together score every token but a document's first, once, until `sliding.tokens` are scored.
-
-    A document's first window scores all of itself, in parts of at most SCORED tokens that all begin at the document's start.
-    """
+    """Windows that together score every token but a document's first, once, until `sliding.tokens` are scored. A document's first
+    window scores all of itself."""
     windows: list[Window] = []
     left = sliding.tokens
     for document, size in enumerate(lengths_of_documents):
         scored_to = 1
         while scored_to < size and left > 0:
             wanted = length - scored_to if scored_to < length else sliding.stride
-            count = min(wanted, size - scored_to, left, SCORED)
+            count = min(wanted, size - scored_to, left)
             end = scored_to + count
             windows.append(Window(document, max(0, end - length), end, count))
             left, scored_to = left - count, end
@@ -158,8 +157,9 @@ def measure(
     """All perplexities of the model `label`, by protocol, label and length; the nats of each place go to the CSV `parts`.
 
     Raises:
-        ValueError: no document is as long as the longest window, or there are none.
+        ValueError: no document is as long as the longest window, or there are none, or the model cannot read one.
     """
+    must_reach(model, max(settings.lengths) - 1)
     chosen = chosen_targets(documents, settings)
     sums, nats_PL = controlled(model, documents=documents, chosen=chosen, settings=settings)
     if rank() == 0:
@@ -191,11 +191,27 @@ def slide(
     result = {}
     for length in sorted(settings.lengths):
         windows = sliding_windows([len(d) for d in documents], length=length, sliding=sliding)
-        sums = nats(model, documents=documents, windows=windows)
+        sums = sums_of(model, documents=documents, windows=windows)
         counts = np.array([w.scored for w in windows])
         result[str(length)] = score(sums, counts_P=counts, documents_P=[w.document for w in windows])
         say(f"{length} tokens, sliding: perplexity {result[str(length)]['value']}")
     return result
+
+
+def sums_of(model: PreTrainedModel, *, documents: list[np.ndarray], windows: list[Window]) -> np.ndarray:
+    """`nats` of windows, of which some score more tokens than logits may be made at once: those are read in pieces."""
+    sums = np.zeros(len(windows))
+    parts: dict[int, list[int]] = {}
+    for number, window in enumerate(windows):
+        parts.setdefault(window.end - window.start if window.scored > SCORED else 0, []).append(number)
+    for length, numbers in parts.items():
+        part = [windows[number] for number in numbers]
+        if length:
+            nats_WL = token_nats(model, documents=documents, windows=part).astype(np.float64)
+            sums[numbers] = [row[-w.scored :].sum() for row, w in zip(nats_WL, part, strict=True)]
+        else:
+            sums[numbers] = nats(model, documents=documents, windows=part)
+    return sums
 
 
 def write_parts(file: Path, *, chosen: list[Target], sums: dict[int, np.ndarray], last: int) -> None:

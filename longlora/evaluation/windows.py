@@ -114,20 +114,21 @@ def token_nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: 
     """Nats (W, L - 1) of every token but the first of windows of one length L, with all of its window before it.
 
     The window is read in pieces over a cache, so no more than a piece's logits are in memory. Where a cache does not serve
-    longer texts, it is read once per piece.
+    longer texts, it is read once per piece, of which there are then as few as the logits allow.
     """
     length, vocabulary = windows[0].end - windows[0].start, model.config.get_text_config().vocab_size
     must_reach(model, length - 1)
     nats_WL = np.zeros((len(windows), length - 1), dtype=np.float32)
     size = max(1, batch_tokens(model) // length)
-    piece = max(1, min(CHUNK, BATCH_LOGITS // (size * vocabulary)))
+    shared = shareable(model)
+    piece = max(1, min(CHUNK if shared else length, BATCH_LOGITS // (size * vocabulary)))
 
     def work(first: int) -> None:
         group = windows[first : first + size]
         tokens_BL = torch.from_numpy(
             np.stack([documents[w.document][w.start : w.end].astype(np.int64) for w in group])
         ).to(model.device)
-        cache = DynamicCache(config=model.config) if shareable(model) else None
+        cache = DynamicCache(config=model.config) if shared else None
         for start in range(0, length - 1, piece):
             end = min(start + piece, length - 1)
             if cache is None:

@@ -121,10 +121,20 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def write(result: dict[str, Any], file: Path, *, indent: int | None = 2) -> None:
-    """The result as JSON, written once for all processes, which part here."""
+def put(result: dict[str, Any], file: Path, *, indent: int | None = 2) -> None:
+    """The result as JSON, written once for all processes."""
     if rank() == 0:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(result, indent=indent, allow_nan=False) + "\n")
+
+
+def write(result: dict[str, Any], file: Path, *, indent: int | None = 2) -> None:
+    """The result as JSON, written once for all processes, which part here."""
+    put(result, file, indent=indent)
+    part()
+
+
+def part() -> None:
+    """Nothing more is asked of the other processes."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
