@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
 from longlora.evaluation.interval import figure, grouped
-from longlora.evaluation.windows import SCORED, Target, Window, nats, targets, token_nats
+from longlora.evaluation.windows import Target, Window, nats, targets, token_nats
 from longlora.model.load import must_reach
 from longlora.parallel.sharding import rank, say
 from longlora.section import Section, Seed
