@@ -93,6 +93,11 @@ def test_up_cron_deployment_run_promotion_and_an_end_without_leftovers(deployed)
         (["--watch", "data", "--interval", "90"], "--watch data: there is nothing at"),
         (["--watch", ".gitignore", "--interval", "90"], "--watch .gitignore: no stage reads it; name "),
         (["--watch", "dummy/stage.py"], "--watch dummy/stage.py: say how often to look, with --interval or --cron"),
+        (["--beside", "champion"], "has no champion yet"),
+        (
+            ["--beside", "4711", "--interval", "90", "--if-worse", "0.1"],
+            "--beside 4711: with --if-worse it is the champion",
+        ),
         (["--set", "train.rnk=5"], "unknown key 'train.rnk'; did you mean 'rank'?"),
     ],
 )
