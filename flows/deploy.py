@@ -12,6 +12,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from pydantic import ValidationError
 
 from flows.parameters import must_all_be_right
+from flows.run_dir import brought
 from tasks.servers import running_prefect
 from tasks.watching import watchable
 from tasks.workspace import Project, snapshot
@@ -29,6 +30,7 @@ def deploy(
     promote: bool,
     watch: str | None = None,
     if_worse: float | None = None,
+    beside: str | None = None,
 ) -> str:
     """Deploy the pipeline as `name`. Returns what was done.
 
@@ -37,9 +39,10 @@ def deploy(
         interval: seconds between two runs; without either, it runs when asked to.
         watch: a file or folder that a stage reads: it runs only if that changed since a run last finished.
         if_worse: it trains only if the champion's metric, on the data as it is then, is worse by this share than when promoted.
+        beside: a model that is measured on the same data: champion, candidate, or a run; with `if_worse` the champion is.
 
     Raises:
-        ValueError: a wrong recipe, key, value or schedule, or no server.
+        ValueError: a wrong recipe, key, value or schedule, no such model, or no server.
     """
     # a slip in a key or value is said now, not at night
     must_all_be_right(where, [snapshot(where, recipe=recipe, overrides=overrides)])
@@ -49,12 +52,17 @@ def deploy(
             raise ValueError(f"{option} {wanted}: say how often to look, with --interval or --cron")
     if if_worse is not None and not 0 <= if_worse < 1:
         raise ValueError(f"--if-worse {if_worse:g}: a share, at least 0 and below 1, such as 0.05")
+    if if_worse is not None and beside not in (None, "champion"):
+        raise ValueError(f"--beside {beside}: with --if-worse it is the champion")
+    brought(where, beside)
     address = running_prefect(where)
     entry = deployment(where, "pipeline")
     entry |= {"name": name, "schedules": schedules(cron, interval, timezone)}
     entry["parameters"] |= {"recipe": recipe, "overrides": overrides, "promote": promote}
     if place:
         entry["parameters"] |= {"watch": str(place)}
+    if beside:
+        entry["parameters"] |= {"beside": beside}
     if if_worse is not None:
         entry["parameters"] |= {"beside": "champion", "if_worse": if_worse}
     ask_prefect(where, address, entry)

@@ -107,3 +107,33 @@ def snapshot_key(folder: Path) -> str:
 
     where = project(folder)
     return snapshot(where, additions=[addition(tracking.connect(), where, "champion")]).key
+
+
+def test_new_data_in_a_watched_place_is_promoted_on_where_the_champion_stands_beside(
+    run_flow, own, tmp_path, monkeypatch
+):
+    from flows import deploy
+    from tasks.promotion import RefusalError
+
+    data = tmp_path / "documents"
+    dummy.write(data / "one.txt", "one")
+    for name, old, new in (
+        ("dvc.yaml", "deps: [dummy/stage.py]", f"deps: [dummy/stage.py, {data}]"),
+        ("dummy/stage.py", 'write_text("b")', f'write_text("b" * len(os.listdir("{data}")))'),
+    ):
+        text = (own / name).read_text()
+        assert old in text
+        dummy.write(own / name, text.replace(old, new, 1))
+    (own / "prefect.yaml").write_text((Path(__file__).parent.parent / "prefect.yaml").read_text())
+    dummy.commit(own)
+    first = run_flow(watch=str(data), promote=True)
+    (data / "two.txt").write_text("two")
+    with pytest.raises(RefusalError, match="models/base is not what champion version 1 was measured on"):
+        run_flow(watch=str(data), promote=True, overrides=["train.rank=9"])
+
+    asked: dict = {}
+    monkeypatch.setattr(deploy, "ask_prefect", lambda where, address, entry: asked.update(entry["parameters"]))
+    words = {"cron": None, "interval": 300, "timezone": "UTC", "recipe": None, "overrides": []}
+    deploy.deploy(project(own), name="new", **words, promote=True, watch=str(data), beside="champion")
+    assert run_flow(**asked) != first
+    assert run_flow(**asked, return_state=True).name == "Unchanged"

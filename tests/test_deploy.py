@@ -15,8 +15,8 @@ import dummy
 import psutil
 import pytest
 import yaml
-from test_pipeline import ask, key_of, mlflow_runs, read_until
-from test_supervise import wait_until_gone
+from test_pipeline import SAVING, ask, cancel, key_of, mlflow_runs, read_until
+from test_supervise import alive, wait_until_gone
 
 pytestmark = pytest.mark.slow
 
@@ -86,6 +86,36 @@ def test_up_cron_deployment_run_promotion_and_an_end_without_leftovers(deployed)
         urllib.request.urlopen(said[0].split()[1], timeout=2)
 
 
+def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def test_a_cancel_of_a_workers_run_ends_it_after_the_stage_has_saved(own, environment):
+    dummy.write(own / "prefect.yaml", (Path(__file__).parent.parent / "prefect.yaml").read_text())
+    dummy.write(own / "dummy" / "stage.py", SAVING + (own / "dummy" / "stage.py").read_text())
+    dummy.commit(own)
+    env, url = {**environment, "LONGLORA_GRACE": "60"}, environment["PREFECT_API_URL"]
+    name, key = own.parent.name, key_of(own, "train.seconds=60")
+    assert dummy.longlora(own, "deploy", "--name", name, "--set", "train.seconds=60", env=env).returncode == 0
+    (deployment,) = ask(url, "deployments", {"deployments": {"name": {"any_": [name]}}})
+    address = f"{url}/deployments/{deployment['id']}/create_flow_run"
+    urllib.request.urlopen(urllib.request.Request(address, b"{}", {"content-type": "application/json"})).close()
+    command = [str(Path(sys.executable).with_name("longlora")), "worker"]
+    worker = subprocess.Popen(command, cwd=own, env={**dummy.clean_environment(), **env}, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: "train base" in dummy.executions(own))
+        assert alive(own / ".longlora" / "worktrees" / key)
+        cancel(url, key)
+        wait_until_gone(own / ".longlora" / "worktrees" / key, 60)
+        assert (own / ".longlora" / "checkpoints" / "saved").exists()
+    finally:
+        worker.terminate()
+        worker.wait(30)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -98,6 +128,11 @@ def test_up_cron_deployment_run_promotion_and_an_end_without_leftovers(deployed)
         (["--watch", "data", "--interval", "90"], "--watch data: there is nothing at"),
         (["--watch", ".gitignore", "--interval", "90"], "--watch .gitignore: no stage reads it; name "),
         (["--watch", "dummy/stage.py"], "--watch dummy/stage.py: say how often to look, with --interval or --cron"),
+        (["--beside", "champion"], "has no champion yet"),
+        (
+            ["--beside", "4711", "--interval", "90", "--if-worse", "0.1"],
+            "--beside 4711: with --if-worse it is the champion",
+        ),
         (["--set", "train.rnk=5"], "unknown key 'train.rnk'; did you mean 'rank'?"),
     ],
 )

@@ -106,6 +106,7 @@ def deploy(
     ] = None,
     recipe: Recipe = None,
     overrides: Overrides = None,
+    beside: Beside = None,
     promote: Promote = False,
 ) -> None:
     """Put the pipeline on a schedule."""
@@ -124,6 +125,7 @@ def deploy(
             promote=promote,
             watch=watch,
             if_worse=if_worse,
+            beside=beside,
         )
     )
 
