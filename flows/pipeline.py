@@ -30,6 +30,7 @@ from flows.plan import must_fit
 from flows.progress import Progress
 from flows.run_dir import RunDir, brought, open_run_dir
 from tasks import hooks, locks, servers, storage, supervise, workspace
+from tasks.config import must_reach_remote
 from tasks.stages import InterruptedStageError, ParameterError, Stage
 from tasks.tags import GIT, RECORD, REF, REMOTE, VERDICT
 from tasks.watching import Watched, watched
@@ -178,7 +179,12 @@ def remember(seen: Watched | None) -> None:
 
 
 def begin(where: workspace.Project, state: workspace.Snapshot) -> RunDir:
-    """The run's folder, nothing of an earlier attempt at work in it. Call it under the lock of its key."""
+    """The run's folder, nothing of an earlier attempt at work in it. Call it under the lock of its key.
+
+    Raises:
+        ValueError: its data could not be kept, for the DVC remote is not there.
+    """
+    must_reach_remote(where)
     name_run(where, f"{state.recipe or 'params'}-{state.key}")
     run_dir = open_run_dir(where, state)
     supervise.take_over(run_dir.folder)
@@ -282,6 +288,7 @@ def record(run_dir: RunDir, writer: MlflowWriter) -> str:
     """Keep the run: its commit under its own ref, its data on the remote, both named in MLflow. Returns the commit."""
     where, state = run_dir.where, run_dir.state
     commit = storage.record(where, state, run_dir.folder)
+    must_reach_remote(where)  # it may be lost since the run began
     remote = run_dir.dvc.push()
     address = storage.publish(where, state.key, commit)
     text = run_dir.summary()

@@ -5,12 +5,26 @@ from pathlib import Path
 
 from dvc.config import Config
 
+from tasks.workspace import Project
+
 
 def remote_of(checkout: Path) -> str:
     """The address of the default DVC remote, or ''."""
     config = Config(str(checkout / ".dvc"))
     name = config["core"].get("remote")
     return str(config["remote"][name]["url"]) if name else ""
+
+
+def must_reach_remote(where: Project) -> None:
+    """Check that a DVC remote which is a folder outside of the project is there: where its share is lost, DVC would make another.
+
+    Raises:
+        ValueError: it is not.
+    """
+    address = remote_of(where.tree)
+    place = Path(address)
+    if address and place.is_absolute() and not place.is_relative_to(where.root) and not place.is_dir():
+        raise ValueError(f"the DVC remote {address} is not there: bring it back, or make it if it is new")
 
 
 def cache_of(checkout: Path, root: Path) -> Path:

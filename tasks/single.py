@@ -7,21 +7,31 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from dvc.exceptions import DvcException
 from dvc.lock import make_lock
 from dvc.repo import Repo
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
+from dvc.stage.cache import StageCache
 from dvc.stage.exceptions import StageCmdFailedError
 
 CAUSE = "error: "
 AFRESH = "--afresh"  # run the stage even if its outputs are known, and leave the cache as it is
 
 
+class RunCache(StageCache):
+    """DVC's run cache, where a stage's folder that a kill or a full disk left empty counts as none: DVC's own fails on it."""
+
+    def _load_cache(self, key: str, value: str | None) -> Any:
+        return super()._load_cache(key, value) if value else None
+
+
 def reproduce_one() -> int:
     """Read the name, run the stage, end with its status."""
     logging.getLogger("dvc").setLevel(logging.ERROR)  # its advice (git add dvc.lock) is not for a run
     repo = Repo(_wait_for_lock=True)  # it reads neither dvc.yaml nor dvc.lock yet
+    repo.stage_cache = RunCache(repo)
     name = sys.stdin.readline().strip()
     if not name:
         return 0

@@ -28,7 +28,7 @@ from dvc.stage.cache import RunCacheNotFoundError
 from tasks import supervise
 from tasks.declared import Artifact, artifacts_in
 from tasks.errors import UserError
-from tasks.single import AFRESH, CAUSE, drop_cut_off_locks
+from tasks.single import AFRESH, CAUSE, RunCache, drop_cut_off_locks
 from tasks.slots import Slots
 from tasks.supervise import Child
 
@@ -96,6 +96,7 @@ class DvcRepo:
         self._spare_lock = threading.Lock()
         self._closed = False
         self._repo = Repo(str(folder), _wait_for_lock=True)
+        self._repo.stage_cache = RunCache(self._repo)
         try:
             Lockfile(self._repo, str(folder / "dvc.lock")).load()
         except DvcException:  # cut off by a kill: DVC writes it in place; what was computed is in the run cache

@@ -1,5 +1,6 @@
 """The command line: fast help, one-line errors."""
 
+import errno
 import json
 import re
 import subprocess
@@ -263,3 +264,11 @@ def test_a_wrong_word_is_one_line_and_status_2(folder, arguments, said):
     done = dummy.longlora(folder, *arguments)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert done.stderr.startswith(said)
+
+
+def test_a_disk_that_is_full_or_gone_is_one_line_and_another_trouble_with_files_keeps_its_traceback():
+    said = "^error: .*No space left on device: 'weights': the same command goes on"
+    with pytest.raises(SystemExit, match=said), plain_errors():
+        raise OSError(errno.ENOSPC, "No space left on device", "weights")
+    with pytest.raises(FileNotFoundError), plain_errors():
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "weights")

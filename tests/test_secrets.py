@@ -27,6 +27,7 @@ def leaks(folder: Path, *, allowed: set[Path]) -> list[str]:
 @pytest.mark.parametrize("fails", [False, True])
 def test_no_secret_is_in_logs_databases_artifacts_or_refs(folder, tmp_path, fails):
     remote = tmp_path / "remote"
+    remote.mkdir()
     dummy.git(tmp_path, "init", "--quiet", "--bare", "runs.git")
     dummy.git(folder, "remote", "add", "runs", f"file://ada:PLANTEDgitI@{tmp_path}/runs.git")
     dummy.git(

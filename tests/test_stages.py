@@ -264,3 +264,18 @@ def test_a_project_may_lie_below_a_name_that_is_not_ascii(tmp_path):
     assert list((where.root / ".longlora" / "remote").rglob("*.dir"))
     assert list((where.root / ".dvc" / "cache").rglob("*.dir"))
     assert not (run_dir.folder / ".dvc" / "cache").exists()
+
+
+def test_what_a_full_disk_cut_off_in_the_run_cache_is_made_anew(folder):
+    run_dir = run_dir_of(folder)
+    run_dir.dvc.run_stage("fetch", on_line=print, on_tick=lambda: None)
+    (entry,) = (folder / ".dvc" / "cache" / "runs").glob("??/*/*")
+    entry.chmod(0o644)
+    entry.write_text("")
+    (run_dir.folder / "dvc.lock").unlink()
+    for _ in range(2):  # the first look removes the file, and leaves its folder empty
+        assert statuses(run_dir)["fetch"] == "stale"
+    run_dir.dvc.run_stage("fetch", on_line=print, on_tick=lambda: None)
+    run_dir.dvc.close()
+    assert statuses(run_dir)["fetch"] == "unchanged"
+    assert entry.read_text() != ""

@@ -1,5 +1,6 @@
 """The command line. Help needs nothing but typer: each command imports what it uses."""
 
+import errno
 import gc
 import os
 import signal
@@ -16,6 +17,7 @@ from flows.cli import model_commands, promotion_commands, run_commands
 from flows.cli.options import Anyway, Beside, Overrides, Promote, Recipe, here
 from tasks.errors import UserError
 
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}  # full, or gone: no defect of ours
 app = typer.Typer(
     help="Extend a language model's context with LongLoRA: run the pipeline, compare runs, promote models.",
     no_args_is_help=True,
@@ -197,6 +199,10 @@ def plain_errors() -> Iterator[None]:
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        raise SystemExit(f"error: {error}: the same command goes on from here when that is mended") from None
     except Exception as error:
         # by name, not imported: what a command did not need must not be loaded to say that it failed
         kinds = {kind.__name__ for kind in type(error).__mro__}
