@@ -122,7 +122,7 @@ def parsed(raw: bytes, file: Path, *, encoding: str = "utf-8-sig") -> Document:
         text = epub_text(raw, file)
     elif suffix in HTML:
         own = EncodingDetector.find_declared_encoding(raw, is_html=True)
-        text = html_text(decoded(raw, file, encoding, own=WEB.get(own, own)))
+        text = html_text(decoded(raw, file, encoding, own=WEB.get(own or "", own)))
     elif suffix in PLAIN or not suffix:
         text = decoded(raw, file, encoding).replace("\r\n", "\n").replace("\r", "\n")
     else:
