@@ -19,7 +19,11 @@ ROOT = Path(__file__).parent.parent
 def retrain(place, pattern: str, *, patterns: list[str], attention=ATTENTION) -> None:
     (place / "pairs").mkdir(exist_ok=True)
     paths = {"tokens": place / "tokens", "pairs": place / "pairs", "base": place / "base"}
-    outs = {"tuned": place / pattern, "history": place / f"{pattern}.csv", "cost": place / f"cost_{pattern}.json"}
+    outs = {
+        "adapter_folder": place / pattern,
+        "history": place / f"{pattern}.csv",
+        "cost": place / f"cost_{pattern}.json",
+    }
     sections = {"position": POSITION, "attention": attention, "adapter": ADAPTER, "fit": FIT}
     stage(**paths, **outs, **sections, retrain=Retrain.model_validate({"patterns": patterns}))
 
