@@ -78,6 +78,14 @@ def test_every_stage_says_what_it_does(name):
     assert STAGES[name]["desc"].endswith(".")
 
 
+def test_dvc_draws_the_perplexity_of_the_models_that_every_run_scores():
+    (drawn,) = (plot["Perplexity by context length"] for plot in PIPELINE["plots"])
+    assert (ROOT / f".dvc/plots/{drawn['template']}.json").is_file()
+    (written,) = entries(STAGES["perplexity"], "outs")
+    asked = read_params(ROOT / "params.yaml")["evaluate"]["perplexity"]
+    assert [*drawn["y"]] == [written.replace("<{item.model}", model) for model in asked]
+
+
 SECTIONS = sections_of((ROOT / "dvc.yaml").read_text())
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 

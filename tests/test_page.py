@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_report import PERPLEXITY, report
+from test_report import PERPLEXITY, inputs, node, put
+
+from longlora.stages.report import stage
 
 BROWSER = shutil.which("chromium")
 pytestmark = [
@@ -26,6 +28,27 @@ CUT = """() => [...document.querySelectorAll("td, th, p, h1, h2, span, small, st
     && e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== "inline").map(e => e.outerHTML.slice(0, 80))"""
 
 
+FIRST_CUT = """() => [...document.querySelectorAll(".scores th:nth-child(2)")]
+    .filter(e => e.getBoundingClientRect().right > innerWidth).map(e => e.parentElement.innerText)"""
+
+
+def put_every_measure(scores: Path) -> None:
+    """What a run can have beside perplexity and passkeys, with names as long as they come."""
+    for label in ("base", "yarn", "extended"):
+        bands = {str(60 * n): node(1.2) for n in range(1, 9)}
+        put(scores / f"positions/{label}.json", {"position_nats": {label: bands}})
+        ruler = {"prompt": "chat", "60": node(0.2), "120": node(0.2), "480": node(0.2), "effective": {"value": 60}}
+        put(scores / f"ruler/{label}.json", {"ruler": {label: ruler}})
+        lengths = {n: node(0.5, depth={"0.00": node(0.5), "1.00": node(0.5)}) for n in ("64", "128", "256", "512")}
+        whole = {
+            name: node(0.5) for name in ("exact", "f1", "rouge1", "rouge2", "rougeL", "evidence", "evidence_floor")
+        }
+        parts = {f"longqa_{name}": {label: lengths} for name in ("exact", "f1", "evidence", "evidence_floor")}
+        put(scores / f"longqa/{label}.json", {"longqa": {label: {"prompt": "authors", **whole}}, **parts})
+        tasks = {f"longbench_hotpotqa_{n}": {"qa_f1_score": node(0.1)} for n in range(5)}
+        put(scores / f"harness/{label}.json", {"harness": {label: {"prompt": "chat", **tasks}}})
+
+
 @pytest.fixture(scope="module")
 def browser():
     from playwright.sync_api import sync_playwright
@@ -37,19 +60,23 @@ def browser():
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("refused", [(), ("retrieves",)])
-def test_the_page_is_whole_at_every_width(browser, tmp_path, width, refused):
+@pytest.mark.parametrize(("refused", "pictures"), [((), 3), (("retrieves",), 5)])
+def test_the_page_is_whole_at_every_width(browser, tmp_path, width, refused, pictures):
     perplexity = PERPLEXITY | {name: PERPLEXITY["yarn"] for name in ("linear", "full", "a-label-that-is-rather-long")}
-    page = report(tmp_path, perplexity=perplexity, refused=refused) / "index.html"
+    paths = inputs(tmp_path, perplexity=perplexity, refused=refused)
+    if pictures == 5:
+        put_every_measure(paths["scores"])
+    stage(**paths, reports=tmp_path / "reports")
+    page = tmp_path / "reports/index.html"
     tab = browser.new_page(viewport={"width": width, "height": 800})
     asked: list[str] = []
     tab.on("request", lambda request: asked.append(request.url))
     tab.goto(page.as_uri())
     assert tab.inner_text(".verdict h2") == ("Refused" if refused else "Passed")
     drawn = tab.evaluate("[...document.images].map(i => [i.complete, i.naturalWidth, i.clientWidth])")
-    assert len(drawn) == 3 and all(done and natural > 1000 and shown >= 340 for done, natural, shown in drawn)
+    assert len(drawn) == pictures and all(done and natural > 1000 and shown >= 340 for done, natural, shown in drawn)
     assert tab.evaluate("document.documentElement.scrollWidth") == width
-    assert tab.evaluate(STICKS_OUT) == [] and tab.evaluate(CUT) == []
+    assert tab.evaluate(STICKS_OUT) == [] and tab.evaluate(CUT) == [] and tab.evaluate(FIRST_CUT) == []
     assert len({round(e.bounding_box()["height"]) for e in tab.query_selector_all(".figures div")}) <= 2
     picture = tmp_path / f"{width}{'-refused' if refused else ''}.png"
     tab.screenshot(path=picture, full_page=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import dummy
 import pytest
+from PIL import Image
 
 from tasks.stages import Out
 from tasks.tags import RECORD
@@ -172,6 +173,7 @@ def test_a_finished_stage_shows_metrics_pictures_and_hashes(opened):
     dummy.write(folder / "metrics" / "score.json", json.dumps({"score": {"base": {"512": 1.5}}, "verdict": "good"}))
     dummy.write(folder / "reports" / "summary.md", "# hello")
     dummy.write(folder / "reports" / "deep" / "curve.svg", "<svg/>")
+    Image.new("RGB", (40, 30), "teal").save(folder / "reports" / "curve.png")
     dummy.write(folder / "models" / "weights.safetensors", "0" * 100)
     dummy.write(folder / "models" / "config.json", "{}")
     outs = [
@@ -200,6 +202,9 @@ def test_a_finished_stage_shows_metrics_pictures_and_hashes(opened):
         for f in tracker.client.list_artifacts(tracker.run_id, folder)
     }
     assert {"metrics/score.json", "reports/summary.md", "reports/deep/curve.svg", "params.yaml"} <= files
+    picture = tracker.client.download_artifacts(tracker.run_id, "reports/curve.png", str(folder))
+    with Image.open(picture) as shown:
+        assert (shown.format, shown.size) == ("PNG", (40, 30))
     assert "models" not in files  # weights are in DVC, and only there
 
 

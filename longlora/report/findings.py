@@ -101,7 +101,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Table:
-    """A measure of all models: its title, how its numbers are written, and the figures by label and column."""
+    """A measure of the models that it was asked of: its title, how its numbers are written, and the figures by label and column."""
 
     title: str
     prompt: str
@@ -144,7 +144,12 @@ class Findings:
     def tables(self) -> list[Table]:
         """What was scored, model by model, a table per measure."""
         all_tables = [
-            Table(title, self.prompts[measure], form, {m.label: m.scores[measure] for m in self.models})
+            Table(
+                title,
+                self.prompts[measure],
+                form,
+                {m.label: m.scores[measure] for m in self.models if m.scores[measure]},
+            )
             for measure, (title, form) in MEASURES.items()
         ]
         return [table for table in all_tables if table.columns()]

@@ -36,7 +36,8 @@ tr:last-child td { border-bottom: 0; }
 .scores caption { text-align: left; color: var(--faint); font-size: 13px; }
 .scores .ours td { font-weight: 650; }
 .scores .ours small { font-weight: 400; }
-.scores + .scores { margin-top: 22px; }
+.scores td:first-child { white-space: nowrap; }
+.scroll + .scroll { margin-top: 22px; }
 .dot { display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin-right: 9px; }
 .mark { white-space: nowrap; font-weight: 600; width: 86px; }
 .passed .mark { color: var(--good); }
@@ -54,7 +55,7 @@ tr:last-child td { border-bottom: 0; }
   .figures strong { font-size: 24px; }
   .picture { padding: 6px; overflow-x: auto; }
   .picture img { width: 680px; }
-  .scores td:first-child, .scores th:first-child { position: sticky; left: 0; background: white; white-space: nowrap; }
+  .scores td:first-child, .scores th:first-child { position: sticky; left: 0; background: white; }
   .mark { width: 56px; }
   .plain td:first-child { width: 104px; }
 }
@@ -84,7 +85,7 @@ def page(findings: Findings, *, pictures: Path, recipe: list[tuple[str, str]]) -
 {perhaps(pictures / "needle.png", "Needles found by length and depth, a map per model")}
 {perhaps(pictures / "positions.png", "Nats per token by position in the context, a line per model")}
 {perhaps(pictures / "questions.png", "F1 of answers by length of the document and depth of the evidence, a map per model")}
-<section><h2>Scores</h2><div class="scroll">{scores(findings)}</div></section>
+<section><h2>Scores</h2>{scores(findings)}</section>
 <section><h2>The gate's rules</h2>{rules(findings)}</section>
 <section class="picture">{picture(pictures / "history.png", "Training loss by step")}</section>
 <section><h2>Recipe</h2>{plain(recipe)}</section>
@@ -155,11 +156,10 @@ def scores(findings: Findings) -> str:
 def scored(findings: Findings, table: Table) -> str:
     columns = table.columns()
     head = "".join(f"<th>{escape(heading(c))}</th>" for c in columns)
-    body = "".join(
-        line(m, [cell(table.rows[m.label].get(c), table.form) for c in columns], findings) for m in findings.models
-    )
-    caption = f"<caption>asked with the {escape(table.prompt)} prompt</caption>" if table.prompt else ""
-    return f'<table class="scores">{caption}<tr><th>{escape(table.title)}</th>{head}</tr>{body}</table>'
+    asked = [m for m in findings.models if m.label in table.rows]
+    body = "".join(line(m, [cell(table.rows[m.label].get(c), table.form) for c in columns], findings) for m in asked)
+    caption = f"<caption>prompt: {escape(table.prompt)}</caption>" if table.prompt else ""
+    return f'<div class="scroll"><table class="scores">{caption}<tr><th>{escape(table.title)}</th>{head}</tr>{body}</table></div>'
 
 
 def line(model: Model, cells: list[str], findings: Findings) -> str:

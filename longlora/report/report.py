@@ -52,11 +52,11 @@ def rows(findings: Findings, table: Table) -> list[str]:
     """A row per model, a column per length (or what else a measure has); the extended model's row is bold. Above, the prompt."""
     columns = table.columns()
     lines = [
-        *([f"Asked with the {table.prompt} prompt:", ""] if table.prompt else []),
+        *([f"Prompt: {table.prompt}", ""] if table.prompt else []),
         f"| {table.title} | " + " | ".join(map(heading, columns)) + " |",
         "| --- |" + " ---: |" * len(columns),
     ]
-    for model in findings.models:
+    for model in (m for m in findings.models if m.label in table.rows):
         cells = [model.name, *(shown(table.rows[model.label].get(c), table.form) for c in columns)]
         bold = "**" if model.label == "extended" else ""
         lines.append("| " + " | ".join(f"{bold}{cell}{bold}" for cell in cells) + " |")
