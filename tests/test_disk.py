@@ -1,7 +1,6 @@
 """A full disk, a lost share: the run ends in one line; with room, or the share back, the same command ends it."""
 
 import shutil
-from pathlib import Path
 
 import dummy
 import pytest

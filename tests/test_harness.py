@@ -3,12 +3,14 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import dummy
 import pytest
 from test_ruler import TOKENIZER, tiny
 
-from longlora.evaluation.harness import Harness, measure, metrics
+from longlora.evaluation.harness import QUANTILE, Harness, interval, measure, metrics
+from longlora.evaluation.interval import binomial
 from longlora.model.load import open_model, open_tokenizer
 from longlora.report.findings import figures
 from longlora.report.gate import Gate, Rule, judge
@@ -70,14 +72,15 @@ def test_the_stage_asks_the_harness_and_writes_scores_that_the_report_reads(task
     right = [max(range(2), key=loglikelihoods(t, c).__getitem__) == a for t, c, a in QUESTIONS]
     assert sum(right) == 3
     accuracy = found["sayings"]["acc"]
-    error = math.sqrt(0.75 * 0.25 / 3)  # of the mean of four, Bessel's correction in it
     assert accuracy["value"] == 0.75
-    assert accuracy["high"] - accuracy["value"] == pytest.approx(1.96 * error, rel=1e-3)
+    assert (accuracy["low"], accuracy["high"]) == pytest.approx(binomial(3, 4), abs=1e-6)
     assert figures(found)["sayings acc"].value == 0.75
     limited = measure(
         open_model(TINY), label="m", tokenizer=open_tokenizer(TINY), settings=settings(tasks, limit=2)
     )  # fmt: skip
-    assert limited["harness"]["m"]["sayings"]["acc"]["value"] == 1.0
+    of_two = limited["harness"]["m"]["sayings"]["acc"]
+    assert (of_two["value"], of_two["high"], limited["harness"]["m"]["cut"]) == (1.0, 1.0, 0)
+    assert of_two["low"] == pytest.approx(0.025**0.5, abs=1e-6)
 
 
 def test_an_unknown_task_is_answered_with_the_nearest(tasks, monkeypatch):
@@ -127,14 +130,84 @@ def test_what_is_missing_is_said_before_anything_is_asked(changes, said):
         measure(tiny(), label="m", tokenizer=plain, settings=settings(None, **changes))
 
 
-def test_metrics_keep_their_filters_apart_and_an_unknown_error_gives_no_width():
+def test_metrics_keep_their_filters_apart_and_an_unknown_error_gives_no_interval():
     row = {
         "alias": "x", "sample_len": 4, "f1,none": 0.5, "f1_stderr,none": "N/A", "em,strict": 0.25, "em_stderr,strict": 0.1,
     }  # fmt: skip
-    assert metrics(row) == {
-        "f1": {"value": 0.5, "low": 0.5, "high": 0.5},
+    assert metrics(row, trials=40) == {
+        "f1": {"value": 0.5, "low": None, "high": None},
         "em strict": {"value": 0.25, "low": 0.054004, "high": 0.445996},
     }
+
+
+@pytest.mark.parametrize("scores", [[0, 1, 1, 1], [1, 1], [0, 0, 0], [0.5, 1.0, 0.5, 0.0], [0.5, 0.5, 0.5]])
+def test_shares_of_right_and_wrong_have_exact_intervals_and_what_never_differs_has_none(scores):
+    from lm_eval.api.metrics import mean, mean_stderr
+
+    value, error, trials = mean(scores), mean_stderr(scores), len(scores)
+    given = interval(value, error, trials=trials)
+    if set(scores) <= {0, 1}:
+        assert given == pytest.approx(binomial(sum(scores), trials), abs=1e-9)
+    elif error:
+        assert given == pytest.approx((value - QUANTILE * error, value + QUANTILE * error))
+    else:
+        assert all(map(math.isnan, given))
+    assert all(map(math.isnan, interval(1.0, 0.0, trials=None)))  # of a group
+
+
+def asked_as_ours_and_as_the_harness_does(positions: int):
+    """Our model in the harness, and the harness's own, of so many positions; and the rows of logits that were made."""
+    from lm_eval.models.huggingface import HFLM
+
+    from longlora.evaluation.harness_sharding import Dealt
+
+    model, rows = tiny(), []
+    model.config.max_position_embeddings = positions
+    model.lm_head.register_forward_hook(lambda m, i, output: rows.append(output.shape[1]))
+    return *(kind(pretrained=model, tokenizer=TOKENIZER, batch_size=1) for kind in (Dealt, HFLM)), rows
+
+
+def test_logits_are_made_for_continuations_alone_and_score_as_the_harness_does():
+    ours, theirs, rows = asked_as_ours_and_as_the_harness_does(64)
+    requests = [
+        (("a", str(n)), context, [*range(20, 20 + n)])
+        for context in ([*range(60, 90)], [*range(100, 112)])
+        for n in (1, 4, 2)
+    ]
+    found = ours._loglikelihood_tokens(requests, disable_tqdm=True)
+    assert max(rows) == 4 and ours.cut == 0
+    assert [total for total, _ in found] == pytest.approx(
+        [total for total, _ in theirs._loglikelihood_tokens(requests, disable_tqdm=True)], rel=1e-5
+    )
+
+
+def test_prompts_beyond_the_positions_are_cut_as_the_harness_does_and_counted(monkeypatch, capsys):
+    ours, theirs, _ = asked_as_ours_and_as_the_harness_does(16)
+    requests = [(("a", "b"), [*range(60, 90)], [20, 21]), (("c", "d"), [*range(60, 75)], [20, 21])]
+    found, expected = (lm._loglikelihood_tokens(requests, disable_tqdm=True) for lm in (ours, theirs))
+    assert [total for total, _ in found] == pytest.approx([total for total, _ in expected], rel=1e-5)
+    assert ours.cut == 1  # the other one's last token is predicted only
+    for text in ("The grass is green.", "green"):
+        ids, expected = (lm.tok_batch_encode([text], left_truncate_len=6)[0].tolist() for lm in (ours, theirs))
+        assert ids == expected and len(ids[0]) <= 6
+    assert ours.cut == 2
+    monkeypatch.setattr("lm_eval.simple_evaluate", lambda **given: setattr(given["model"], "cut", 2) or {"results": {}})
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda **given: SimpleNamespace(all_tasks=["sayings"]))
+    scores = measure(ours.model, label="m", tokenizer=TOKENIZER, settings=settings(None))
+    assert scores == {"harness": {"m": {"prompt": "plain", "cut": 2}}}
+    assert "2 prompts were longer than the model's 16 positions, and lost their beginning" in capsys.readouterr().out
+
+
+def test_answers_as_long_as_all_positions_are_refused_in_one_line():
+    from lm_eval.api.instance import Instance
+
+    ours, _, rows = asked_as_ours_and_as_the_harness_does(16)
+    asked = Instance("generate_until", {}, ("Who?", {"until": ["."], "max_gen_toks": 16}), 0, ("writing", 0, 1))
+    with pytest.raises(
+        ValueError, match="^task writing has answers of up to 16 tokens, which leaves no room .* 16 positions"
+    ):
+        ours.generate_until([asked], disable_tqdm=True)
+    assert rows == []
 
 
 def test_a_metric_that_is_not_a_number_is_null_told_as_such_and_refused_by_the_gate(

@@ -6,14 +6,15 @@ Among several processes each answers its share (longlora/evaluation/harness_shar
 """
 
 import importlib.util
+import math
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longlora.evaluation.interval import figure
-from longlora.parallel.sharding import rank, say
+from longlora.evaluation.interval import binomial, figure
+from longlora.parallel.sharding import gathered, rank, say
 from longlora.section import Section, Seed, nearest
 
 QUANTILE = 1.959964
@@ -39,8 +40,8 @@ class Harness(Section):
 def measure(
     model: PreTrainedModel, *, label: str, tokenizer: PreTrainedTokenizerBase, settings: Harness
 ) -> dict[str, Any]:
-    """Every metric of every task for the model `label`, with intervals of the harness's standard errors. Among several processes
-    only the first is told them.
+    """Every metric of every task for the model `label`, with 95 % intervals, and how many prompts were cut to its positions. Among
+    several processes only the first is told them.
 
     Raises:
         ValueError: the harness is not installed, a task is unknown (the nearest is named), or there is no chat template.
@@ -66,8 +67,9 @@ def measure(
     for task in settings.tasks:
         if task not in known.all_tasks:
             raise ValueError(f"harness.tasks: the harness has no task '{task}'{hint(task, known.all_tasks)}")
+    asked = Dealt(pretrained=model, tokenizer=tokenizer, batch_size=1)
     found = simple_evaluate(
-        model=Dealt(pretrained=model, tokenizer=tokenizer, batch_size=1),
+        model=asked,
         tasks=list(settings.tasks),
         task_manager=known,
         num_fewshot=settings.num_fewshot,
@@ -80,14 +82,19 @@ def measure(
         torch_random_seed=settings.seed,
         fewshot_random_seed=settings.seed,
     )
+    cut = sum(map(int, gathered(str(asked.cut).encode())))
     if rank() > 0:
         return {}
     assert found is not None  # it is None where LOCAL_RANK is not 0
-    scores = {str(task): metrics(row) for task, row in dict(found)["results"].items()}
+    found = dict(found)
+    trials = {task: counts["effective"] for task, counts in found.get("n-samples", {}).items()}
+    scores = {str(task): metrics(row, trials=trials.get(task)) for task, row in found["results"].items()}
     for task, row in scores.items():
         told = {name: "NaN" if score["value"] is None else f"{score['value']:.4g}" for name, score in row.items()}
         say(f"{task}: " + ", ".join(f"{name} {value}" for name, value in told.items()))
-    return {"harness": {label: {"prompt": settings.prompt, **scores}}}
+    if cut:
+        say(f"{cut} prompts were longer than the model's {asked.max_length} positions, and lost their beginning")
+    return {"harness": {label: {"prompt": settings.prompt, "cut": cut, **scores}}}
 
 
 def hint(task: str, known: list[str]) -> str:
@@ -96,15 +103,32 @@ def hint(task: str, known: list[str]) -> str:
     return said if said.startswith("; did you mean") else ""
 
 
-def metrics(row: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """The metrics of a task, `metric` or `metric filter`, with the ends of their 95 % intervals (no width without an error); null
-    where one is not finite (JSON has no NaN)."""
+def metrics(row: dict[str, Any], *, trials: int | None) -> dict[str, dict[str, float | None]]:
+    """The metrics of a task of so many `trials` (None for a group of tasks), `metric` or `metric filter`, with the ends of their
+    95 % intervals; null where one is not finite (JSON has no NaN)."""
     found = {}
     for key, value in row.items():
         metric, comma, kind = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
         error = row.get(f"{metric}_stderr,{kind}")
-        reach = QUANTILE * error if isinstance(error, int | float) else 0.0
-        found[metric if kind == "none" else f"{metric} {kind}"] = figure(value, (value - reach, value + reach))
+        found[metric if kind == "none" else f"{metric} {kind}"] = figure(value, interval(value, error, trials=trials))
     return found
+
+
+def interval(value: float, error: Any, *, trials: int | None) -> tuple[float, float]:
+    """Exact for a share of trials that are right or wrong, else by the harness's standard error; NaN without one, and where it is
+    zero, for trials that all came out alike say nothing of their spread.
+
+    Among scores from 0 to 1 of one mean those of 0 and 1 spread most, and only they: so the error tells them from others.
+    """
+    if not isinstance(error, int | float):
+        return math.nan, math.nan
+    if (
+        trials
+        and trials > 1
+        and 0 <= value <= 1
+        and math.isclose(error, math.sqrt(value * (1 - value) / (trials - 1)), abs_tol=1e-9)
+    ):
+        return binomial(round(value * trials), trials)
+    return (value - QUANTILE * error, value + QUANTILE * error) if error else (math.nan, math.nan)

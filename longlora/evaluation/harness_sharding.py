@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -19,7 +20,38 @@ from longlora.parallel.sharding import gathered, merged, ours, rank, world
 
 
 class Dealt(HFLM):
-    """A model that is open already. Each method takes all requests, and gives all answers, in every process."""
+    """A model that is open already. Each method takes all requests, and gives all answers, in every process. One request at a time
+    is computed."""
+
+    kept = 0
+    """Tokens at the end of a prompt whose logits are asked for."""
+    cut = 0
+    """Requests of this process that were longer than the model's positions, and lost their beginning."""
+
+    def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+        """The harness makes the logits of whole prompts, of which it takes those of continuations."""
+        self.kept = max((len(continuation) for _, _, continuation in requests), default=0)
+        self.cut += sum(len(context) + len(continuation) > self.max_length + 1 for _, context, continuation in requests)
+        return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
+    def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Logits (1, L, vocabulary) of the last tokens alone; the harness counts from the end."""
+        assert len(inps) == 1 and not args and not kwargs
+        with torch.no_grad():
+            return self.model(input_ids=inps, use_cache=False, logits_to_keep=self.kept).logits
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ids_1L, mask_1L = super().tok_batch_encode(strings, padding_side=padding_side, truncation=truncation)
+        if left_truncate_len is None or ids_1L.shape[1] <= left_truncate_len:
+            return ids_1L, mask_1L
+        self.cut += 1
+        return ids_1L[:, -left_truncate_len:], mask_1L[:, -left_truncate_len:]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         return [(total, greedy) for total, greedy in dealt(super().loglikelihood, requests, quiet=disable_tqdm)]
@@ -28,15 +60,20 @@ class Dealt(HFLM):
         return dealt(super().loglikelihood_rolling, requests, quiet=disable_tqdm)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Raises ValueError: answers shall be drawn by chance, which would be another one in several processes."""
-        if world() > 1:
-            for request in requests:
-                settings: dict[str, Any] = list(request.args)[1]
-                if normalize_gen_kwargs(settings).get("do_sample"):
-                    raise ValueError(
-                        f"task {request.task_name} draws its answers by chance (do_sample), so its scores would depend on the "
-                        "number of processes: measure it in one, without LONGLORA_EVALUATION_LAUNCHER"
-                    )
+        """Raises ValueError: answers may be as long as all the model can read, or shall be drawn by chance, which would be another
+        one in several processes."""
+        for request in requests:
+            settings: dict[str, Any] = normalize_gen_kwargs(list(request.args)[1], self.max_gen_toks)
+            if (room := settings["max_gen_toks"]) >= self.max_length:
+                raise ValueError(
+                    f"task {request.task_name} has answers of up to {room} tokens, which leaves no room for a prompt in the "
+                    f"model's {self.max_length} positions: set max_gen_toks in the task below that, or ask another model"
+                )
+            if world() > 1 and settings.get("do_sample"):
+                raise ValueError(
+                    f"task {request.task_name} draws its answers by chance (do_sample), so its scores would depend on the "
+                    "number of processes: measure it in one, without LONGLORA_EVALUATION_LAUNCHER"
+                )
         return dealt(super().generate_until, requests, quiet=disable_tqdm)
 
 
