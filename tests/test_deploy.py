@@ -181,45 +181,41 @@ def wait_until(what: Callable[[], bool], log: Path) -> None:
         time.sleep(0.3)
 
 
-def test_a_killed_worker_or_server_ends_up_with_all_it_ran_and_the_next_up_goes_on(deployed):
+@pytest.mark.parametrize(("killed", "name"), [("worker start", "the worker"), ("prefect server start", "Prefect")])
+def test_a_killed_worker_or_server_ends_up_with_all_it_ran_and_the_next_up_goes_on(deployed, killed, name):
     from tasks.servers import free_port
 
     ports = ["--prefect-port", str(free_port()), "--mlflow-port", str(free_port())]
     url, log = f"http://127.0.0.1:{ports[1]}/api", deployed / ".longlora" / "worker.log"
     settings = ["train.seconds=0.5", "train.steps=20"]
-    key, ids = key_of(deployed, *settings), []
-    work = deployed / ".longlora" / "worktrees" / key
-    for killed, name in (("worker start", "the worker"), ("server start", "Prefect"), ("", "")):
+    key = key_of(deployed, *settings)
+    servers = start_up(deployed, ports)
+    try:
+        done = dummy.longlora(deployed, "deploy", "--name", "killed", "--set", settings[0], "--set", settings[1])
+        assert done.returncode == 0, done.stderr
+        cut_off = run_deployment(url)
+        wait_until(lambda: "train base" in dummy.executions(deployed), log)
+        (victim,) = [
+            each
+            for each in psutil.Process(servers.pid).children(recursive=True)
+            if killed in (words := " ".join(each.cmdline())) and "supervise.py" not in words
+        ]
+        victim.kill()
+        _, error = servers.communicate(timeout=90)
+        assert servers.returncode == 1
+        assert error.startswith(f"error: {name} ended: ") and error.count("\n") == 1
+        wait_until_gone(deployed / ".longlora" / "worktrees" / key, 5)
+
         servers = start_up(deployed, ports)
-        try:
-            if not ids:
-                done = dummy.longlora(
-                    deployed, "deploy", "--name", "killed", "--set", settings[0], "--set", settings[1]
-                )
-                assert done.returncode == 0, done.stderr
-            trained = dummy.executions(deployed).count("train base")
-            ids.append(run_deployment(url))
-            wait_until(lambda before=trained: dummy.executions(deployed).count("train base") > before, log)
-            if killed:
-                (victim,) = [
-                    each
-                    for each in psutil.Process(servers.pid).children(recursive=True)
-                    if killed in (words := " ".join(each.cmdline())) and "supervise.py" not in words
-                ]
-                victim.kill()
-                _, error = servers.communicate(timeout=90)
-                assert servers.returncode == 1
-                assert error.startswith(f"error: {name} ended: ") and error.count("\n") == 1
-                wait_until_gone(work, 5)
-            else:
-                wait_until(lambda: state_of(url, ids[-1]) == "Completed", log)
-                assert [state_of(url, each) for each in ids[:-1]] == ["Crashed", "Crashed"]
-                (run,) = mlflow_runs(f"http://127.0.0.1:{ports[3]}", key)
-                assert run.info.status == "FINISHED"
-                assert dummy.executions(deployed).count("fetch base") == 1
-        finally:
-            servers.terminate()
-            servers.communicate(timeout=60)
+        whole = run_deployment(url)
+        wait_until(lambda: state_of(url, whole) == "Completed", log)
+        assert state_of(url, cut_off) == "Crashed"
+        (run,) = mlflow_runs(f"http://127.0.0.1:{ports[3]}", key)
+        assert run.info.status == "FINISHED"
+        assert dummy.executions(deployed).count("fetch base") == 1
+    finally:
+        servers.terminate()
+        servers.wait(timeout=60)
 
 
 def test_the_example_for_kubernetes_fits_prefects_template_and_the_flow():

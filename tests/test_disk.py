@@ -1,6 +1,11 @@
 """A full disk, a lost share: the run ends in one line; with room, or the share back, the same command ends it."""
 
+import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import dummy
 import pytest
@@ -8,6 +13,100 @@ from test_pipeline import key_of, mlflow_runs, read_until, start
 
 pytestmark = pytest.mark.slow
 SLOW = ["train.seconds=0.3", "train.steps=8"]
+
+
+class Mount:
+    """A small file system of its own at `place`, that only the processes of `command` see."""
+
+    def __init__(self, place: Path, size: str) -> None:
+        script = f"mount -t tmpfs -o size={size} tmpfs '{place}' && echo mounted && read end"
+        self.holder = subprocess.Popen(
+            ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert self.holder.stdout
+        self.said = self.holder.stdout.readline().strip()
+        self.place = place
+        self.seen = Path(f"/proc/{self.holder.pid}/root{place}")
+        """The same folder, for everybody."""
+
+    def command(self, *words: str) -> list[str]:
+        return ["nsenter", "--target", str(self.holder.pid), "--user", "--preserve-credentials", "--mount", *words]
+
+    def git(self, *words: str) -> str:
+        env = {**os.environ, **dummy.ENV}
+        return subprocess.run(
+            self.command("git", *words), env=env, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    def close(self) -> None:
+        self.holder.kill()
+        self.holder.wait()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Mount]:
+    if not shutil.which("unshare") or not shutil.which("nsenter"):
+        pytest.skip("there is no unshare or nsenter here (util-linux)")
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = Mount(place, "24m")
+    if mount.said != "mounted":
+        mount.close()
+        pytest.skip(f"no file system can be mounted here: {mount.said}")
+    yield mount
+    mount.close()
+
+
+def fill(file: Path) -> None:
+    """Take all the room there is."""
+    with file.open("wb", buffering=0) as stream:
+        for size in (1 << 20, 1 << 12):
+            try:
+                while stream.write(b"x" * size) == size:
+                    pass
+            except OSError:
+                continue
+
+
+def longlora(mount: Mount, folder: Path, environment: dict[str, str]) -> "subprocess.Popen[str]":
+    settings = [word for override in SLOW for word in ("--set", override)]
+    command = ["sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", str(folder)]
+    command += [str(Path(sys.executable).with_name("longlora")), "run", *settings]
+    env = {**dummy.clean_environment(), **environment}
+    return subprocess.Popen(mount.command(*command), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("when", ["train | step 2", "gate | gate starts"])
+def test_a_run_on_a_full_disk_ends_in_one_line_and_with_room_again_as_if_nothing_had_happened(
+    own, small, environment, mlflow_uri, when
+):
+    folder = small.place / "dummy"
+    small.git("clone", "--quiet", str(own), str(folder))
+    process = longlora(small, folder, environment)
+    read_until(process, when)
+    fill(small.seen / "filler")
+    out, error = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert "No space left on device" in error
+    key = key_of(own, *SLOW)
+    assert [run.info.status for run in mlflow_runs(mlflow_uri, key)] == ["FAILED"]
+    (small.seen / "filler").unlink()
+
+    again = longlora(small, folder, environment)
+    out, error = again.communicate(timeout=200)
+    assert (again.returncode, error) == (0, ""), out + error
+    record = small.git("-C", str(folder), "rev-parse", f"refs/longlora/runs/{key}")
+
+    process = start(own, environment, *SLOW)
+    out, error = process.communicate(timeout=200)
+    assert (process.returncode, error) == (0, ""), out
+    assert dummy.git(own, "rev-parse", f"refs/longlora/runs/{key}") == record
+    assert [run.info.status for run in mlflow_runs(mlflow_uri, key)] == ["FINISHED"]
 
 
 def test_a_run_whose_remote_is_gone_ends_in_one_line_and_goes_on_when_it_is_back(
