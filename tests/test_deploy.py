@@ -15,7 +15,7 @@ import dummy
 import psutil
 import pytest
 import yaml
-from test_pipeline import SAVING, ask, cancel, key_of, mlflow_runs, read_until
+from test_pipeline import SAVING, ask, cancel, flow_runs, key_of, mlflow_runs, read_until
 from test_supervise import alive, wait_until_gone
 
 pytestmark = pytest.mark.slow
@@ -93,7 +93,7 @@ def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.5)
 
 
-def test_a_cancel_of_a_workers_run_ends_it_after_the_stage_has_saved(own, environment):
+def test_a_cancel_of_a_workers_run_ends_it_after_the_stage_has_saved(own, environment, mlflow_uri):
     dummy.write(own / "prefect.yaml", (Path(__file__).parent.parent / "prefect.yaml").read_text())
     dummy.write(own / "dummy" / "stage.py", SAVING + (own / "dummy" / "stage.py").read_text())
     dummy.commit(own)
@@ -111,6 +111,8 @@ def test_a_cancel_of_a_workers_run_ends_it_after_the_stage_has_saved(own, enviro
         cancel(url, key)
         wait_until_gone(own / ".longlora" / "worktrees" / key, 60)
         assert (own / ".longlora" / "checkpoints" / "saved").exists()
+        wait_for(lambda: [run["state"]["name"] for run in flow_runs(url, key)] == ["Cancelled"])
+        wait_for(lambda: [run.info.status for run in mlflow_runs(mlflow_uri, key)] == ["KILLED"])
     finally:
         worker.terminate()
         worker.wait(30)
