@@ -86,9 +86,9 @@ def measure(
     if rank() > 0:
         return {}
     assert found is not None  # it is None where LOCAL_RANK is not 0
-    found = dict(found)
-    trials = {task: counts["effective"] for task, counts in found.get("n-samples", {}).items()}
-    scores = {str(task): metrics(row, trials=trials.get(task)) for task, row in found["results"].items()}
+    results: dict[str, Any] = dict(found)
+    trials = {task: counts["effective"] for task, counts in results.get("n-samples", {}).items()}
+    scores = {str(task): metrics(row, trials=trials.get(task)) for task, row in results["results"].items()}
     for task, row in scores.items():
         told = {name: "NaN" if score["value"] is None else f"{score['value']:.4g}" for name, score in row.items()}
         say(f"{task}: " + ", ".join(f"{name} {value}" for name, value in told.items()))

@@ -63,7 +63,7 @@ class Dealt(HFLM):
         """Raises ValueError: answers may be as long as all the model can read, or shall be drawn by chance, which would be another
         one in several processes."""
         for request in requests:
-            settings: dict[str, Any] = normalize_gen_kwargs(list(request.args)[1], self.max_gen_toks)
+            settings: dict[str, Any] = dict(normalize_gen_kwargs(list(request.args)[1], self.max_gen_toks))
             if (room := settings["max_gen_toks"]) >= self.max_length:
                 raise ValueError(
                     f"task {request.task_name} has answers of up to {room} tokens, which leaves no room for a prompt in the "

@@ -100,7 +100,7 @@ def start(settings: Needle, *, sample: int, hay: int) -> int:
 def hits(model: PreTrainedModel, *, prompts_SND: list[list[list[Prompt]]]) -> np.ndarray:
     """Whether the greedy answer to each prompt is its answer (S, N, D), token for token. The prompts of a sample share what stands
     before their needles, so each process answers its share of the samples."""
-    hit_SND = np.zeros(np.shape(prompts_SND), dtype=np.uint8)
+    hit_SND = np.zeros((len(prompts_SND), len(prompts_SND[0]), len(prompts_SND[0][0])), dtype=np.uint8)
 
     def work(sample: int) -> None:
         prefix = prefix_of(model, cells=prompts_SND[sample]) if shareable(model) else None
