@@ -138,10 +138,11 @@ def test_a_run_whose_prefect_server_can_not_be_kept_up_ends_and_can_be_resumed(f
     killing = time.monotonic()
 
     def kill_all() -> None:
-        while process.poll() is None:
-            for each in prefects(process):
-                each.kill()
-            time.sleep(0.1)
+        with suppress(psutil.NoSuchProcess):  # it has ended between two looks
+            while process.poll() is None:
+                for each in prefects(process):
+                    each.kill()
+                time.sleep(0.1)
 
     threading.Thread(target=kill_all, daemon=True).start()
     _, error = process.communicate(timeout=120)
@@ -163,6 +164,7 @@ def test_a_run_whose_prefect_server_can_not_be_kept_up_ends_and_can_be_resumed(f
 
 
 RECORDER = """
+from contextlib import suppress
 from pathlib import Path
 from tasks.servers import use_environment
 from tasks.workspace import project
