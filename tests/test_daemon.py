@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import urllib.request
+from contextlib import suppress
 
 import dummy
 import psutil
@@ -164,7 +165,6 @@ def test_a_run_whose_prefect_server_can_not_be_kept_up_ends_and_can_be_resumed(f
 
 
 RECORDER = """
-from contextlib import suppress
 from pathlib import Path
 from tasks.servers import use_environment
 from tasks.workspace import project
