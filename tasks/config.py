@@ -23,7 +23,8 @@ def must_reach_remote(where: Project) -> None:
     """
     address = remote_of(where.tree)
     place = Path(address)
-    if address and place.is_absolute() and not place.is_relative_to(where.root) and not place.is_dir():
+    ours = any(place.is_relative_to(folder) for folder in (where.root, where.tree))
+    if address and place.is_absolute() and not ours and not place.is_dir():
         raise ValueError(f"the DVC remote {address} is not there: bring it back, or make it if it is new")
 
 

@@ -77,9 +77,11 @@ def host_memory_gb() -> float:
 
 
 def nvidia_smi(columns: str) -> list[list[str]]:
-    """What nvidia-smi says of each GPU, a cell per column; empty without it."""
+    """What nvidia-smi says of each GPU, a cell per column; empty without it, or where it finds no driver or no GPU."""
     if not shutil.which("nvidia-smi"):
         return []
     query = ["nvidia-smi", f"--query-gpu={columns}", "--format=csv,noheader,nounits"]
     done = subprocess.run(query, capture_output=True, text=True, timeout=30)
+    if done.returncode or done.stdout.startswith("No devices"):  # which it says on its standard output, too
+        return []
     return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]

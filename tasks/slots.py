@@ -30,7 +30,8 @@ class Slots:
             if wanted:
                 folder.mkdir(parents=True, exist_ok=True)
             self._files = {
-                place: [(folder / f"{place}.{n}").open("a+") for n in range(wanted)] for place in places() if wanted
+                place: [(folder / f"{place}.{n}").open("a+") for n in range(wanted)]
+                for place in (places() if wanted else [])
             }
         except OSError as error:
             raise ValueError(
@@ -66,10 +67,19 @@ class Slots:
 
 
 def locked(file: TextIO) -> bool:
+    """Lock `file`, if nobody else has.
+
+    Raises:
+        ValueError: its file system has no locks.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise ValueError(
+            f"{file.name}: {error.strerror}, so stages can not queue: {SLOTS}=0 runs them at once"
+        ) from None
     return True
 
 

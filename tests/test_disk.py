@@ -5,11 +5,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import dummy
 import pytest
 from test_pipeline import key_of, mlflow_runs, read_until, start
+
+from tasks.config import must_reach_remote
+from tasks.workspace import Project
 
 pytestmark = pytest.mark.slow
 SLOW = ["train.seconds=0.3", "train.steps=8"]
@@ -107,6 +111,15 @@ def test_a_run_on_a_full_disk_ends_in_one_line_and_with_room_again_as_if_nothing
     assert (process.returncode, error) == (0, ""), out
     assert dummy.git(own, "rev-parse", f"refs/longlora/runs/{key}") == record
     assert [run.info.status for run in mlflow_runs(mlflow_uri, key)] == ["FINISHED"]
+
+
+def test_a_remote_inside_of_any_checkout_of_the_project_may_be_new(tmp_path):
+    tree = tmp_path / "worktree"
+    (tree / ".dvc").mkdir(parents=True)
+    for address, refused in {str(tree / ".longlora/remote"): False, str(tmp_path / "share"): True}.items():
+        (tree / ".dvc" / "config").write_text(f"[core]\n remote = local\n['remote \"local\"']\n url = {address}\n")
+        with pytest.raises(ValueError, match="is not there") if refused else nullcontext():
+            must_reach_remote(Project(tree=tree, root=tmp_path / "main"))
 
 
 def test_a_run_whose_remote_is_gone_ends_in_one_line_and_goes_on_when_it_is_back(

@@ -172,6 +172,11 @@ def test_the_hub_gets_what_was_exported(hub, lab, tmp_path, monkeypatch):
     assert said.splitlines()[1:] == ["https://huggingface.co/lab/mine has it"]
     assert Hub.asked[-1] == ("upload_folder", {"repo_id": "lab/mine", "folder_path": tmp_path / "out"})
     assert (tmp_path / "out" / "weights").read_text() == "b" * 4
+    monkeypatch.setattr(Hub, "error", OSError("403 Forbidden"))
+    with pytest.raises(ValueError, match=r"403 Forbidden\. .*/two is written: `hf upload lab/mine .*/two` uploads it$"):
+        monkeypatch.setattr(hub, "must_be_open", lambda name: None)
+        export(tmp_path / "two", model="champion", gguf=False, dtype=None, hub="lab/mine")
+    assert (tmp_path / "two" / "weights").exists()
 
 
 def test_gc_by_its_command_deletes_when_told_to_and_keeps_the_champion(lab, copy):

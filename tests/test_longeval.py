@@ -229,6 +229,9 @@ def test_models_of_the_same_weights_and_measures_of_the_same_model_keep_their_an
     assert not kept.exists()
 
 
+HARNESS = {"harness": {"odd": {"x": {"acc": {"value": 0.5}}}}}
+
+
 @pytest.fixture
 def outside(tmp_path, monkeypatch):
     """`longlora eval` of a folder, with a harness that scores at once."""
@@ -236,9 +239,7 @@ def outside(tmp_path, monkeypatch):
     tiny().save_pretrained(tmp_path / "odd")
     TOKENIZER.save_pretrained(tmp_path / "odd")
     asked = []
-    monkeypatch.setattr(
-        evaluate.harness, "measure", lambda *a, **k: asked.append(k["settings"].tasks) or {"harness": {}}
-    )
+    monkeypatch.setattr(evaluate.harness, "measure", lambda *a, **k: asked.append(k["settings"].tasks) or HARNESS)
 
     def command(*cases, tasks=("x",)):
         evaluate.evaluate(
@@ -272,12 +273,10 @@ def test_outside_of_a_run_each_part_is_written_as_it_is_done_and_answers_are_kep
     monkeypatch.setattr(answer, "greedy", cut_off)
     with pytest.raises(KeyboardInterrupt):
         command(one, two)
-    assert asked == [["x"]] and json.loads((tmp_path / "out.json").read_text()) == {"harness": {}}
+    assert asked == [["x"]] and json.loads((tmp_path / "out.json").read_text()) == HARNESS
     command(one, two, tasks=())
     assert len(calls) == 3  # the first file's answer was kept
-    assert json.loads((tmp_path / "out.json").read_text())["longeval_lines"]["odd"].keys() == {
-        "prompt",
-        "1_lines",
-        "2_lines",
-    }
+    scores = json.loads((tmp_path / "out.json").read_text())
+    assert scores["longeval_lines"]["odd"].keys() == {"prompt", "1_lines", "2_lines"}
+    assert scores["harness"] == HARNESS["harness"]  # which the command that goes on did not ask for
     assert list((tmp_path / "kept").iterdir()) == []

@@ -11,7 +11,7 @@ import pytest
 from test_stages import NAMES, run_dir_of, statuses
 from test_supervise import STUBBORN, alive
 
-from tasks import slots, supervise
+from tasks import machine, slots, supervise
 from tasks.slots import Slots
 from tasks.stages import InterruptedStageError
 
@@ -50,6 +50,32 @@ def test_a_slot_says_who_has_it_and_is_free_again(monkeypatch):
         monkeypatch.setenv("LONGLORA_GPU_SLOTS", wrong)
         with pytest.raises(ValueError, match=f"^LONGLORA_GPU_SLOTS={wrong}: must be a whole number, 0 for no queue$"):
             Slots()
+
+
+@pytest.mark.parametrize(
+    ("said", "status"), [("NVIDIA-SMI has failed because it has no driver.", 9), ("No devices were found", 0)]
+)
+def test_an_nvidia_smi_without_a_driver_or_a_gpu_is_a_machine_without_one(tmp_path, monkeypatch, said, status):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho '{said}'\nexit {status}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    slots.places.cache_clear()
+    assert Slots().take("one") == ""
+    assert [place[:4] for place in slots.places()] == ["cpu-"]
+    assert machine.gpu_names() == "none"
+    slots.places.cache_clear()
+
+
+def test_a_file_system_without_locks_is_named_with_the_way_out(monkeypatch):
+    def refuse(*given):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(slots.fcntl, "flock", refuse)
+    with pytest.raises(
+        ValueError, match=r"Function not implemented, so stages can not queue: LONGLORA_GPU_SLOTS=0 runs"
+    ):
+        Slots().take("one")
 
 
 def test_who_sees_other_gpus_does_not_wait_and_who_shares_one_waits_for_all_of_his(gpus):

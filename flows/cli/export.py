@@ -20,7 +20,12 @@ def export(target: Path, *, model: str, gguf: bool, dtype: Dtype | None, hub: st
 
         must_be_open(hub)
     said = as_gguf(target, model=model, dtype=dtype) if gguf else recorded(target, model=model)
-    return f"{said}\n{upload(hub, target)} has it" if hub else said
+    if not hub:
+        return said
+    try:
+        return f"{said}\n{upload(hub, target)} has it"
+    except ValueError as error:
+        raise ValueError(f"{error}. {target} is written: `hf upload {hub} {target}` uploads it") from None
 
 
 def recorded(target: Path, *, model: str) -> str:
