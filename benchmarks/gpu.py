@@ -1,6 +1,7 @@
 """On one CUDA GPU: attention by every backend, and whole training steps of a model as large as Llama 2 7B, with random weights.
 
-python -m benchmarks.gpu --out docs/gpu.json  # some three minutes on an H100; written case by case
+python -m benchmarks.gpu --out docs/gpu.json  # some six minutes on an H100; written case by case
+python -m benchmarks.gpu --out docs/gpu.json --only step  # the others stay as they are in the file
 
 The authors' way is their path with flash attention: roll half of the heads, fold the groups into the batch, attend, unfold, roll
 back. Here PyTorch's own flash kernel attends in both, so that the difference is the method's. Of 16 bit numbers only bfloat16.
@@ -26,15 +27,25 @@ from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig
 from benchmarks.attention import RATIO
 from benchmarks.step import ADAPTER, CHUNK, SPARSE
 from longlora.attention.groups import group_size
+from longlora.attention.kernels import flash_version
 from longlora.attention.shifted import disable, enable, shifted_sparse_attention
 from longlora.model.adapter import attach, trained_parameters
 from longlora.training.loss import chunk_loss
+from longlora.training.tile import tile_mlp
 
 DEVICE = "cuda"
 LAYERS = {"Llama 2 7B": (32, 32, 128), "Llama 3 8B": (32, 8, 128)}
 """Query heads, key/value heads, head dimension."""
+LONGEST = 204800
 LENGTHS = (8192, 16384, 32768, 65536, 102400)
-STEPS = {16384: ("s2", "full", "authors"), 32768: ("s2", "full", "authors"), 102400: ("s2", "full")}
+STEPS = {
+    16384: ("s2", "full", "authors"),
+    32768: ("s2", "full", "authors"),
+    102400: ("s2", "full", "authors"),
+    LONGEST: ("s2",),
+}
+TILE = 8192
+"""Of the feed-forward, beyond 102,400 tokens, where the checkpoints lie in the host's memory too."""
 LLAMA_2_7B = LlamaConfig(
     vocab_size=32000,
     hidden_size=4096,
@@ -42,11 +53,11 @@ LLAMA_2_7B = LlamaConfig(
     num_hidden_layers=32,
     num_attention_heads=32,
     num_key_value_heads=32,
-    max_position_embeddings=max(LENGTHS),
+    max_position_embeddings=LONGEST,
     tie_word_embeddings=False,
     use_cache=False,
 )
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Attend = Callable[..., torch.Tensor]
 
 
 def full(q_BHLD: torch.Tensor, k_BKLD: torch.Tensor, v_BKLD: torch.Tensor) -> torch.Tensor:
@@ -55,9 +66,15 @@ def full(q_BHLD: torch.Tensor, k_BKLD: torch.Tensor, v_BKLD: torch.Tensor) -> to
     return out_BHLD.transpose(1, 2)
 
 
-def s2(backend: Any, q_BHLD: torch.Tensor, k_BKLD: torch.Tensor, v_BKLD: torch.Tensor) -> torch.Tensor:
+def s2(
+    backend: Any,
+    q_BHLD: torch.Tensor,
+    k_BKLD: torch.Tensor,
+    v_BKLD: torch.Tensor,
+    ids_BL: torch.Tensor | None = None,
+) -> torch.Tensor:
     size = group_size(q_BHLD.shape[2], RATIO)
-    return shifted_sparse_attention(q_BHLD, k_BKLD, v_BKLD, group_size=size, backend=backend)
+    return shifted_sparse_attention(q_BHLD, k_BKLD, v_BKLD, group_size=size, document_ids_BL=ids_BL, backend=backend)
 
 
 def authors(q_BHLD: torch.Tensor, k_BKLD: torch.Tensor, v_BKLD: torch.Tensor) -> torch.Tensor:
@@ -80,6 +97,7 @@ METHODS: dict[str, Attend] = {
     "full": full,
     "s2 varlen": partial(s2, "varlen"),
     "s2 sdpa": partial(s2, "sdpa"),
+    "s2 flash": partial(s2, "flash"),
     "s2 flex": partial(s2, "flex"),
     "authors": authors,
 }
@@ -109,8 +127,13 @@ def seconds(work: Callable[[], object]) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def attention_case(shape: str, length: int, names: list[str], turns: int = 7) -> dict[str, Any]:
-    """Forward and backward; the methods take turns, ratios are to full attention in the same turn, smallest and largest beside."""
+def attention_case(
+    shape: str, length: int, names: list[str], *, packed: bool = False, turns: int = 7
+) -> dict[str, Any]:
+    """Forward and backward; the methods take turns, ratios are to full attention in the same turn, smallest and largest beside.
+
+    `packed`: the sequence is documents of 500 to 4,000 tokens, which do not see each other; to full attention it is one.
+    """
     heads, kv_heads, dim = LAYERS[shape]
     generator = torch.Generator(DEVICE).manual_seed(0)
 
@@ -120,9 +143,11 @@ def attention_case(shape: str, length: int, names: list[str], turns: int = 7) ->
 
     inputs = [drawn(heads), drawn(kv_heads), drawn(kv_heads)]
     grad_BLHD = drawn(heads).detach().transpose(1, 2)
+    ids_BL = documents(length).to(DEVICE) if packed else None
 
     def once(name: str) -> None:
-        torch.autograd.grad(METHODS[name](*inputs), inputs, grad_BLHD)
+        more = [ids_BL] if name.startswith("s2") else []
+        torch.autograd.grad(METHODS[name](*inputs, *more), inputs, grad_BLHD)
 
     said: dict[str, Any] = {name: {} for name in names}
     for name in names:
@@ -140,6 +165,12 @@ def attention_case(shape: str, length: int, names: list[str], turns: int = 7) ->
     return said
 
 
+def documents(length: int) -> torch.Tensor:
+    """Ids of packed documents, (1, L)."""
+    sizes = torch.randint(500, 4001, (length // 500 + 1,), generator=torch.Generator().manual_seed(0))
+    return torch.repeat_interleave(torch.arange(len(sizes)), sizes)[None, :length]
+
+
 def adapted_llama(config: LlamaConfig) -> Any:
     """Random weights, LongLoRA's trainable parts, gradient checkpointing; all else as longlora/training/fit.py has it."""
     torch.manual_seed(0)
@@ -150,7 +181,7 @@ def adapted_llama(config: LlamaConfig) -> Any:
     model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.to(torch.bfloat16))
     attach(model, ADAPTER)
     chunk_loss(model, chunk=CHUNK)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     return model
 
 
@@ -180,6 +211,9 @@ def step_cases(config: LlamaConfig, lengths: dict[int, tuple[str, ...]]) -> Gene
         adam.zero_grad()
 
     for length, methods in lengths.items():
+        if length == LONGEST:
+            tile_mlp(model, tile=TILE)
+            model.activation_checkpointing_enable({"use_reentrant": False}, offload=DEVICE == "cuda")
         for method in methods:
             attending(model, method)
             step(min(1024, length))
@@ -191,20 +225,31 @@ def step_cases(config: LlamaConfig, lengths: dict[int, tuple[str, ...]]) -> Gene
             yield f"step, {length} tokens, {method}", said
 
 
-def cases() -> Generator[tuple[str, dict[str, Any]]]:
-    ready = [name for name in METHODS if name != "s2 flex"]
+def attention_cases() -> Generator[tuple[str, dict[str, Any]]]:
+    missing = {"s2 flex"} if flash_version() else {"s2 flex", "s2 flash"}
+    ready = [name for name in METHODS if name not in missing]
     for length in LENGTHS:
         yield f"attention, Llama 2 7B, {length} tokens", attention_case("Llama 2 7B", length, ready)
     yield "attention, Llama 3 8B, 32768 tokens", attention_case("Llama 3 8B", 32768, ready)
-    yield from step_cases(LLAMA_2_7B, STEPS)
+    alone = [name for name in ready if name != "authors"]  # theirs knows no documents
+    packed = attention_case("Llama 2 7B", 32768, alone, packed=True)
+    yield "attention, Llama 2 7B, 32768 tokens in documents", packed
     # Last, and at one length: it is compiled anew for each.
     yield "attention, Llama 2 7B, 16384 tokens, flex", attention_case("Llama 2 7B", 16384, ["full", "s2 flex"])
+
+
+CASES: dict[str, Callable[[], Generator[tuple[str, dict[str, Any]]]]] = {
+    "attention": attention_cases,
+    "step": partial(step_cases, LLAMA_2_7B, STEPS),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="the JSON that the results are written to")
-    out: Path = parser.parse_args().out
+    parser.add_argument("--only", choices=CASES, help="measure these; the others stay as they are in OUT")
+    given = parser.parse_args()
+    out: Path = given.out
     if not torch.cuda.is_available():
         sys.exit("benchmarks.gpu: needs a CUDA GPU, and PyTorch sees none; `python -m benchmarks` runs on a CPU")
     machine = {
@@ -212,11 +257,14 @@ def main() -> None:
         "cuda": torch.version.cuda,
         **{name: version(name) for name in ("torch", "transformers", "peft")},
     }
-    results: dict[str, Any] = {"machine": machine, "cases": {}}
-    for name, said in cases():
-        results["cases"][name] = said
-        print(name, json.dumps(said), flush=True)
-        out.write_text(json.dumps(results, indent=2) + "\n")
+    results: dict[str, Any] = json.loads(out.read_text()) if given.only and out.exists() else {"cases": {}}
+    if results.setdefault("machine", machine) != machine:
+        sys.exit(f"benchmarks.gpu: {out} is of another machine ({results['machine']}); measure all, without --only")
+    for kind in [given.only] if given.only else CASES:
+        for name, said in CASES[kind]():
+            results["cases"][name] = said
+            print(name, json.dumps(said), flush=True)
+            out.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from specimens import ADAPTER, ATTENTION, POSITION, tokenizer
 from training import cut_off, history, run, weights
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from longlora.attention.kernels import flash_version
 from longlora.attention.shifted import shifted_sparse_attention
 from longlora.model.load import open_model
 from longlora.model.merge import merge
@@ -33,10 +34,12 @@ def away(ours: torch.Tensor, true: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("documents", DOCUMENTS)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (9, 3)])
-@pytest.mark.parametrize("backend", ["sdpa", "varlen", "flex"])
+@pytest.mark.parametrize("backend", ["sdpa", "varlen", "flash", "flex"])
 def test_a_kernel_gives_what_the_mask_does_and_its_gradients(backend, heads, kv_heads, documents):
     if backend == "flex" and (heads, documents) not in ((6, "plain"), (9, "packed")):
         pytest.skip("compiles for minutes: two shapes of it are enough")
+    if backend == "flash" and flash_version() is None:
+        pytest.skip("flash-attn is not installed")
     generator = torch.Generator().manual_seed(3)
     drawn = [torch.randn(2, LENGTH, h, DIM, generator=generator).bfloat16() for h in (heads, kv_heads, kv_heads)]
     ours, true = (

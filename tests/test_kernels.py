@@ -62,6 +62,27 @@ def stand_in_flash(
     return by_segments(q, k, v, cu_seqlens_q, softmax_scale)
 
 
+def stand_in_flash_4(
+    q,
+    k,
+    v,
+    qv=None,
+    cu_seqlens_q=None,
+    cu_seqlens_k=None,
+    max_seqlen_q=None,
+    max_seqlen_k=None,
+    min_seqlen_k=None,
+    softmax_scale=None,
+    causal=False,
+    window_size=(None, None),
+):
+    """Those of flash-attn 4's arguments that say what is computed; it gives the logarithms of the sums too."""
+    assert qv is None and window_size == (None, None)
+    return stand_in_flash(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=softmax_scale, causal=causal
+    ), None
+
+
 def stand_in_varlen(*args, **keywords):
     """Bound to the signature of the installed PyTorch."""
     call = inspect.signature(real_varlen_attn).bind(*args, **keywords)
@@ -107,10 +128,15 @@ def tables(mask):
 
 
 @pytest.fixture
-def as_on_cuda(monkeypatch):
+def as_on_cuda(monkeypatch, request):
     """Choose the backend as if the machine had it, and put the reference in its place."""
-    monkeypatch.setattr("longlora.attention.shifted.choose", lambda name, **where: name)
-    monkeypatch.setattr(kernels, "flash_attn_varlen", lambda: stand_in_flash)
+    backend = request.getfixturevalue("backend")
+    monkeypatch.setattr(
+        "longlora.attention.shifted.choose", lambda name, **where: "flash" if name.startswith("flash") else name
+    )
+    monkeypatch.setattr(
+        kernels, "flash_attn_varlen", lambda: stand_in_flash_4 if backend == "flash 4" else stand_in_flash
+    )
     monkeypatch.setattr(kernels, "varlen_attn", stand_in_varlen)
     monkeypatch.setattr(kernels, "compiled_flex", lambda: stand_in_flex)
 
@@ -126,7 +152,7 @@ IDS = {
 
 @pytest.mark.parametrize("ids", IDS)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (9, 3)])
-@pytest.mark.parametrize("backend", ["flash", "varlen", "flex"])
+@pytest.mark.parametrize("backend", ["flash", "flash 4", "varlen", "flex"])
 @pytest.mark.usefixtures("as_on_cuda")
 def test_a_cuda_backend_is_called_so_that_the_result_is_that_of_the_mask(backend, heads, kv_heads, ids):
     inputs = tensors(batch=2, heads=heads, kv_heads=kv_heads, length=23)
@@ -139,7 +165,7 @@ def test_a_cuda_backend_is_called_so_that_the_result_is_that_of_the_mask(backend
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("backend", ["flash", "varlen", "flex"])
+@pytest.mark.parametrize("backend", ["flash", "flash 4", "varlen", "flex"])
 @pytest.mark.usefixtures("as_on_cuda")
 def test_nothing_but_padding_is_zeros_with_zero_gradients(backend):
     inputs = tensors(batch=1, heads=4, kv_heads=2, length=7)
@@ -185,23 +211,39 @@ def test_pytorchs_own_flex_attention_takes_the_blocks():
     torch.testing.assert_close(out[0].transpose(0, 1), expected)
 
 
+def having(monkeypatch, packages):
+    """As if these were installed."""
+    monkeypatch.setattr(kernels, "installed", lambda package: package in packages)
+    wanted = {name: (lambda name=name: name in packages, least) for name, (_, least) in kernels.FLASH.items()}
+    monkeypatch.setattr(kernels, "FLASH", wanted)
+
+
+def test_the_newest_flash_attn_that_the_gpu_runs_is_taken(monkeypatch):
+    having(monkeypatch, {"flash_attention_2", "flash_attention_4"})
+    for capability, name in {(7, 5): None, (8, 0): "flash_attention_2", (9, 0): "flash_attention_4"}.items():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda now=capability: now)
+        assert kernels.flash_version() == name
+
+
 @pytest.mark.parametrize(
     ("packages", "capability", "dtype", "name", "expected"),
     [
-        ({"flash_attn"}, (8, 0), torch.bfloat16, "auto", "flash"),
+        ({"flash_attention_2"}, (8, 0), torch.bfloat16, "auto", "flash"),
+        ({"flash_attention_4"}, (9, 0), torch.bfloat16, "auto", "flash"),
+        ({"flash_attention_4"}, (8, 0), torch.bfloat16, "auto", "varlen"),
         ({"kernels"}, (9, 0), torch.bfloat16, "auto", "varlen"),
         ({"kernels"}, (9, 0), torch.bfloat16, "flash", "flash"),
         (set(), (8, 0), torch.float16, "auto", "varlen"),
         (set(), (7, 5), torch.float16, "auto", "sdpa"),
-        ({"flash_attn"}, (8, 0), torch.float32, "auto", "sdpa"),
-        ({"flash_attn"}, (8, 0), torch.float32, "flex", "flex"),
-        ({"flash_attn"}, (8, 0), torch.bfloat16, "sdpa", "sdpa"),
+        ({"flash_attention_2"}, (8, 0), torch.float32, "auto", "sdpa"),
+        ({"flash_attention_2"}, (8, 0), torch.float32, "flex", "flex"),
+        ({"flash_attention_2"}, (8, 0), torch.bfloat16, "sdpa", "sdpa"),
     ],
 )
 def test_auto_takes_the_best_that_is_there_and_downloads_nothing(
     monkeypatch, caplog, packages, capability, dtype, name, expected
 ):
-    monkeypatch.setattr(kernels, "installed", lambda package: package in packages)
+    having(monkeypatch, packages)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     kernels.choose.cache_clear()
     with caplog.at_level(logging.INFO, logger="longlora.attention.kernels"):
@@ -212,7 +254,7 @@ def test_auto_takes_the_best_that_is_there_and_downloads_nothing(
 
 
 def test_heads_that_the_kernels_do_not_take_are_not_sent_there(monkeypatch):
-    monkeypatch.setattr(kernels, "installed", lambda package: True)
+    having(monkeypatch, {"kernels", *kernels.FLASH})
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     kernels.choose.cache_clear()
     for dim in (320, 12):
@@ -223,7 +265,7 @@ def test_heads_that_the_kernels_do_not_take_are_not_sent_there(monkeypatch):
 
 
 def test_without_documents_auto_takes_pytorchs_own_attention_and_a_name_is_obeyed(monkeypatch):
-    monkeypatch.setattr(kernels, "installed", lambda package: True)
+    having(monkeypatch, {"kernels", *kernels.FLASH})
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     kernels.choose.cache_clear()
     for name, chosen in (("auto", "sdpa"), ("varlen", "varlen"), ("flash", "flash")):

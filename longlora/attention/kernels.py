@@ -1,9 +1,9 @@
 """Causal attention inside segments, on whichever kernel the machine has. No mask is held, no key/value head is repeated.
 
 `sdpa` is PyTorch's fused attention: on a CPU longlora/attention/cpu.py, elsewhere scaled_dot_product_attention. `flash` (the
-flash-attn package, or the same kernel through transformers and `kernels`), `varlen` (torch.nn.attention.varlen) and `flex`
-(FlexAttention, compiled) need CUDA. tests/test_kernels.py holds the first to a dense reference, and the others to their call
-contract, with a reference in place of the kernel.
+flash-attn package, version 2, 3 or 4, or a kernel of it through transformers and `kernels`), `varlen`
+(torch.nn.attention.varlen) and `flex` (FlexAttention, compiled) need CUDA. tests/test_kernels.py holds the first to a dense
+reference, and the others to their call contract, with a reference in place of the kernel; tests/test_cuda.py has them for real.
 
 Letters: T tokens of all rows; S tokens of some segments; H query heads; K key/value heads; h some of them; D head dimension; N
 segments of G tokens each, or blocks of tokens; M = N + 1 cumulative lengths.
@@ -14,13 +14,14 @@ import itertools
 import logging
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_flash_attention_utils import lazy_import_flash_attention
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available, is_flash_attn_4_available
 
 from longlora.attention import cpu
 from longlora.attention.cpu import fold, unfold
@@ -34,6 +35,12 @@ BACKENDS: tuple[Backend, ...] = ("flash", "varlen", "sdpa", "flex")
 """In the order that auto prefers for documents, which are one call for the first two, and one per run of equal lengths for sdpa.
 Without documents there are three runs at most, and sdpa comes first: on an H200 it took 0.55 to 0.65 of varlen's time from 16,384
 tokens on (docs/gpus.md)."""
+FLASH: dict[str, tuple[Callable[[], bool], tuple[int, int]]] = {
+    "flash_attention_4": (is_flash_attn_4_available, (9, 0)),
+    "flash_attention_3": (is_flash_attn_3_available, (9, 0)),
+    "flash_attention_2": (is_flash_attn_2_available, (8, 0)),
+}
+"""By transformers' names, the newest first: whether the package is there, and the compute capability that it wants."""
 HALF = (torch.float16, torch.bfloat16)
 FLEX_BLOCK = 128
 
@@ -76,18 +83,20 @@ def needs(backend: Backend, *, device: str, dtype: torch.dtype, head_dim: int, a
         return "CUDA"
     fits = device == "cuda" and dtype in HALF and head_dim <= 256 and head_dim % 8 == 0
     if backend == "flash":
-        there = installed("flash_attn") or (asked and installed("kernels"))
-        return (
-            None
-            if fits and there
-            else "CUDA, 16 bit numbers, heads of a multiple of 8 up to 256, and flash-attn or kernels"
-        )
+        there = fits and (flash_version() or (asked and installed("kernels")))
+        return None if there else "CUDA, 16 bit numbers, heads of a multiple of 8 up to 256, and flash-attn or kernels"
     able = fits and torch.cuda.get_device_capability() >= (8, 0)
     return None if able else "CUDA of compute capability 8.0, 16 bit numbers and heads of a multiple of 8 up to 256"
 
 
 def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
+
+
+def flash_version() -> str | None:
+    """The newest flash-attn that is installed and runs on this GPU, by transformers' name; None: there is none."""
+    capability = torch.cuda.get_device_capability()
+    return next((name for name, (there, least) in FLASH.items() if capability >= least and there()), None)
 
 
 def attend(
@@ -149,7 +158,7 @@ def flash(
     """flash_attn_varlen_func of flash-attn 2 and later: grouped queries by shape, segments by cumulative lengths."""
     cumulative_M = cumulative(tuple(lengths), device=q_SHD.device)
     longest = max(lengths)
-    return flash_attn_varlen()(
+    out = flash_attn_varlen()(
         q_SHD,
         k_SKD,
         v_SKD,
@@ -160,12 +169,13 @@ def flash(
         softmax_scale=scaling,
         causal=True,
     )
+    return out[0] if isinstance(out, tuple) else out  # 4 gives the sums' logarithms too
 
 
 @lru_cache
-def flash_attn_varlen() -> Callable[..., torch.Tensor]:
-    """From the flash-attn package; where it is missing, transformers loads the same kernel through `kernels`."""
-    functions, _ = lazy_import_flash_attention("flash_attention_2")
+def flash_attn_varlen() -> Callable[..., Any]:
+    """From the flash-attn package; where it is missing, transformers loads the kernel of version 2 through `kernels`."""
+    functions, _ = lazy_import_flash_attention(flash_version() or "flash_attention_2")
     return functions[1]
 
 
