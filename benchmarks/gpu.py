@@ -1,7 +1,7 @@
 """On one CUDA GPU: attention by every backend, and whole training steps of a model as large as Llama 2 7B, with random weights.
 
-python -m benchmarks.gpu --out docs/gpu.json  # some six minutes on an H100; written case by case
-python -m benchmarks.gpu --out docs/gpu.json --only step  # the others stay as they are in the file
+python -m benchmarks.gpu --out gpu.json  # some six minutes on an H100; written case by case
+python -m benchmarks.gpu --out gpu.json --only step  # the others stay as they are in the file
 
 The authors' way is their path with flash attention: roll half of the heads, fold the groups into the batch, attend, unfold, roll
 back. Here PyTorch's own flash kernel attends in both, so that the difference is the method's. Of 16 bit numbers only bfloat16.

@@ -1,5 +1,6 @@
 """The plan is held to the paper's tables, to autograd and the memory profiler on a small Llama, and to itself."""
 
+import itertools
 import json
 import math
 import subprocess
@@ -165,6 +166,20 @@ def test_the_rates_are_the_least_squares_of_the_fitted_cells():
     slow, fast = least_squares(rows)
     assert 1 / slow == pytest.approx(hardware.UTILISATION, rel=2e-3)
     assert slow / fast == pytest.approx(hardware.ATTENTION_SPEED, rel=2e-3)
+
+
+@pytest.mark.parametrize(("gpu", "patterns"), [("H100-80GB", ("s2", "full")), ("H200", ("full",))])
+def test_steps_that_were_measured_on_one_gpu_are_foretold(gpu, patterns):
+    """One of them was fitted. On the H200, S2-Attn ran over another kernel than `auto` takes now."""
+    file = ROOT / f"docs/gpu-{gpu.partition('-')[0].lower()}.json"
+    measured = json.loads(file.read_text())["cases"]
+    for pattern, context in itertools.product(patterns, (16384, 32768, 102400)):
+        said = measured[f"step, {context} tokens, {pattern}"]
+        work = workload(context=context, pattern=pattern, method="lora", steps=1, global_batch_size=1, loss_chunk=1024)
+        alone = Hardware.of(gpu)
+        assert hardware.step_seconds(LLAMA, workload=work, hardware=alone) == pytest.approx(said["seconds"], rel=0.035)
+        held = memory(LLAMA, workload=work, hardware=alone)[0].total - hardware.ALONE_GB
+        assert held * hardware.GB / 1e9 == pytest.approx(said["peak_gb"], rel=0.03)
 
 
 def test_the_memory_constants_are_the_least_squares_of_the_fitted_cells():

@@ -22,7 +22,10 @@ from longlora.section import Frozen, complaint, nearest, refuse
 GB = 2**30
 
 UTILISATION = 0.459
-"""Share of the GPU's peak that matrix products reach (fitted)."""
+"""Share of an A100's peak that matrix products reach (fitted)."""
+H100_UTILISATION, H200_UTILISATION = 0.362, 0.394
+"""The same, each fitted to one training step of Llama 2 7B's size at 32,768 tokens: S2-Attn on an H100, full attention on an H200;
+the five and two others that docs/gpus.md has are within 3 % then (tests/test_plan.py)."""
 ATTENTION_SPEED = 1.504
 """Fused attention's rate over that of the products around it (fitted)."""
 RUNTIME_GB = 8.39
@@ -39,19 +42,20 @@ LIVE_PARAMETERS = 10**9
 
 
 class Gpu(NamedTuple):
-    """A maker's numbers: memory in GB that a program sees, dense TFLOP/s in 16 bit and float32, GB/s to the host."""
+    """A maker's numbers: memory in GB that a program sees, dense TFLOP/s in 16 bit and float32, GB/s to the host; and ours."""
 
     memory_gb: float
     tflops: float
     float32_tflops: float
     host_gb_s: float
+    utilisation: float = UTILISATION
 
 
 GPUS = {
     "A100-40GB": Gpu(39.4, 312, 19.5, 25),
     "A100-80GB": Gpu(79.1, 312, 19.5, 25),
-    "H100-80GB": Gpu(79.1, 989, 67, 50),
-    "H200": Gpu(139.7, 989, 67, 50),
+    "H100-80GB": Gpu(79.1, 989, 67, 50, H100_UTILISATION),
+    "H200": Gpu(139.7, 989, 67, 50, H200_UTILISATION),
 }
 
 
@@ -99,7 +103,7 @@ class Hardware(Frozen):
         given = {"memory_gb": memory_gb, "tflops": tflops, "float32_tflops": tflops}
         sizes = {**known._asdict(), **{name: number for name, number in given.items() if number is not None}}
         try:
-            hardware = cls(gpu=gpu, **sizes, **layout)
+            hardware = cls(gpu=gpu, **sizes | layout)
         except ValidationError as error:
             raise ValueError("; ".join(complaint(cls, "hardware", e) for e in error.errors())) from None
         gpus, degree, zero = hardware.gpus, hardware.sequence_parallel, hardware.zero

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from longlora.parallel.layout import sequence_misfits
 from longlora.planning.cost import Flops, Shape, Workload, check, forward_flops, trained_parameters
-from longlora.planning.hardware import Hardware, Memory, check_layout, memory, step_seconds
+from longlora.planning.hardware import GPUS, Hardware, Memory, check_layout, memory, step_seconds
 from longlora.section import Frozen, nearest
 
 KEYS = {
@@ -155,10 +155,12 @@ def reservations(workload: Workload, hardware: Hardware, *, gb: float) -> list[s
     notes = []
     if abs(gb / hardware.memory_gb - 1) < CLOSE:
         notes.append(f"within {CLOSE:.0%} of the GPU's memory: the estimate's own error may decide")
-    if not hardware.gpu.startswith("A100"):
+    if hardware.gpu not in GPUS:
         notes.append(
             f"utilisation {hardware.utilisation:.0%}: the default was fitted on A100s and is a guess elsewhere"
         )
+    elif hardware.gpus > 1 and not hardware.gpu.startswith("A100"):
+        notes.append(f"utilisation {hardware.utilisation:.0%}: it was fitted on one {hardware.gpu} alone")
     if not workload.fused:
         notes.append("eager attention is bound by memory traffic: the hours are a lower bound")
     if hardware.zero == 3 or hardware.sequence_parallel > 1:
