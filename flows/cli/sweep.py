@@ -22,7 +22,7 @@ from flows.run_dir import is_finished, open_run_dir
 from tasks import promotion, runs, servers, storage, tracking
 from tasks.declared import Artifact
 from tasks.locks import hold
-from tasks.stages import InterruptedStageError, StageError
+from tasks.stage_process import InterruptedStageError, StageError
 from tasks.tags import SWEEPS
 from tasks.workspace import Project, Snapshot, snapshot
 
