@@ -585,6 +585,16 @@ def test_a_block_without_a_server_is_one_line(shop, monkeypatch, capsys):
     assert said.count("\n") == 1
 
 
+def test_what_prefect_holds_back_is_sent_before_its_server_ends_though_no_flow_ran(monkeypatch):
+    from prefect.events.worker import EventsWorker
+
+    drained = []
+    monkeypatch.delitem(sys.modules, "prefect.flows", raising=False)
+    monkeypatch.setattr(EventsWorker, "drain_all", lambda timeout: drained.append(timeout))
+    servers.flush()
+    assert drained == [5]
+
+
 def test_a_run_is_chosen_by_the_alias_of_its_model(empty, shop):
     from tasks import runs
     from tasks.promotion import RefusalError
