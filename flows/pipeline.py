@@ -31,7 +31,8 @@ from flows.progress import Progress
 from flows.run_dir import RunDir, brought, open_run_dir
 from tasks import hooks, locks, servers, storage, supervise, workspace
 from tasks.config import must_reach_remote
-from tasks.stages import InterruptedStageError, ParameterError, Stage
+from tasks.stage_process import InterruptedStageError, ParameterError
+from tasks.stages import Stage
 from tasks.tags import GIT, RECORD, REF, REMOTE, VERDICT
 from tasks.watching import Watched, watched
 

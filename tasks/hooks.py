@@ -1,7 +1,8 @@
-"""Telling others what happened: a webhook, a command, both named in the environment.
+"""Telling others what happened: a webhook, a command, a notification block of Prefect's, each named in the environment.
 
-LONGLORA_HOOK_URL gets a POST with JSON, LONGLORA_HOOK_COMMAND the same on its stdin. What happened has happened: a hook that
-fails is said on stderr, and changes nothing. Addresses may carry secrets in their path, so only the host is ever printed.
+LONGLORA_HOOK_URL gets a POST with JSON, LONGLORA_HOOK_COMMAND the same on its stdin, LONGLORA_HOOK_BLOCK (its type and name, such
+as slack-webhook/team) the same as text. What happened has happened: a hook that fails is said on stderr, and changes nothing.
+Addresses may carry secrets in their path, so only the host is ever printed, and of a block only its name.
 """
 
 import json
@@ -9,12 +10,15 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 import httpx
 
+from tasks import servers
 from tasks.web import request
+from tasks.workspace import project
 
 Event = Literal["promoted", "rolled back", "refused", "failed"]
 PATIENCE = 10.0  # seconds for a webhook to answer; a command may take six times that
@@ -22,32 +26,73 @@ PATIENCE = 10.0  # seconds for a webhook to answer; a command may take six times
 
 def tell(event: Event, message: str, **facts: str | None) -> None:
     """Give `event`, a sentence about it, and `facts` to the hooks that the environment names."""
-    text = json.dumps({"event": event, "message": message, **facts})
-    for variable, send in {"LONGLORA_HOOK_URL": post, "LONGLORA_HOOK_COMMAND": run}.items():
+    told = {"event": event, "message": message, **facts}
+    for variable, send in {
+        "LONGLORA_HOOK_URL": post,
+        "LONGLORA_HOOK_COMMAND": run,
+        "LONGLORA_HOOK_BLOCK": notify,
+    }.items():
         target = os.environ.get(variable)
-        failure = send(target, text) if target else ""
+        failure = send(target, told) if target else ""
         if failure:
             print(f"warning: {variable}: {failure}; '{event}' stands, and was not told", file=sys.stderr)
 
 
-def post(url: str, text: str) -> str:
-    """POST `text`; what went wrong, or ''."""
+def post(url: str, told: dict[str, str | None]) -> str:
+    """POST what is told as JSON; what went wrong, or ''."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return "must be an http or https address"
     headers = {"content-type": "application/json"}
     try:
-        reply = request("POST", url, content=text.encode(), headers=headers, timeout=PATIENCE)
+        reply = request("POST", url, content=json.dumps(told).encode(), headers=headers, timeout=PATIENCE)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return f"{parts.hostname} did not take it ({type(error).__name__})"
     return "" if reply.is_success else f"{parts.hostname} did not take it (status {reply.status_code})"
 
 
-def run(command: str, text: str) -> str:
-    """Run `command` (words as a shell would split them, no shell) with `text` on its stdin; what went wrong, or ''."""
+def run(command: str, told: dict[str, str | None]) -> str:
+    """Run `command` (words as a shell would split them, no shell) with JSON on its stdin; what went wrong, or ''."""
     try:
         words = shlex.split(command)
-        done = subprocess.run(words, input=text, text=True, stdout=subprocess.DEVNULL, timeout=6 * PATIENCE)
+        done = subprocess.run(words, input=json.dumps(told), text=True, stdout=subprocess.DEVNULL, timeout=6 * PATIENCE)
     except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as error:
         return f"did not run ({type(error).__name__})"
     return f"ended with status {done.returncode}" if done.returncode else ""
+
+
+def notify(block: str, told: dict[str, str | None]) -> str:
+    """Give the sentence, with a line per fact, to a notification block of Prefect's; what went wrong, or ''.
+
+    Blocks are on its server: the one that is up, else one of our own, which has the same database.
+    """
+    if not all(block.partition("/")):
+        return "must be a block's type and name, such as slack-webhook/team"
+    facts = [f"{name}: {text}" for name, text in told.items() if text and name not in ("event", "message")]
+    try:
+        with servers.prefect_api(project(Path.cwd())) as ready:
+            ready()
+            return give(block, f"longlora: {told['event']}", "\n".join([f"{told['message']}", *facts]))
+    except ValueError as error:
+        return " ".join(str(error).split())
+
+
+def give(block: str, subject: str, body: str) -> str:
+    """Have the block send it; what went wrong, or ''."""
+    from prefect.blocks.abstract import NotificationBlock  # Prefect takes seconds to import
+    from prefect.blocks.core import Block
+    from prefect.exceptions import ObjectNotFound
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}):
+        try:
+            found = Block.load(block)
+            if not isinstance(found, NotificationBlock):
+                return f"{block} is no notification block"
+            with found.raise_on_failure():
+                found.notify(body, subject)
+        except Exception as error:  # a block is anybody's code; what it says may hold its secrets
+            if isinstance(error.__cause__, ObjectNotFound):
+                return f"Prefect has no block {block}: make it on its page (`longlora up`)"
+            return f"{block} did not take it ({type(error).__name__})"
+    return ""

@@ -135,7 +135,7 @@ def running_prefect(where: Project) -> str:
 
 def flush() -> None:
     """Have Prefect send what it still holds back: logs, and the events by which the server knows task runs."""
-    if "prefect.flows" not in sys.modules:
+    if "prefect.events.worker" not in sys.modules:
         return
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker

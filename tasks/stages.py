@@ -8,11 +8,9 @@ run cache, its remote. Nothing of it is remembered anywhere else.
 import logging
 import os
 import re
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import chdir, closing, contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,17 +23,13 @@ from dvc.exceptions import CheckoutError, DvcException
 from dvc.repo import Repo, lock_repo
 from dvc.stage.cache import RunCacheNotFoundError
 
-from tasks import supervise
 from tasks.declared import Artifact, artifacts_in
-from tasks.errors import UserError
-from tasks.single import AFRESH, CAUSE, RunCache, drop_cut_off_locks
-from tasks.slots import Slots
-from tasks.supervise import Child
+from tasks.single import RunCache, drop_cut_off_locks
+from tasks.stage_process import StageRunner
 
 Status = Literal["unchanged", "restored", "stale"]
 VARIES = "varies"
 GPU = "gpu"
-LOOK = 0.5  # seconds between two looks whether a slot is free
 
 
 @dataclass(frozen=True)
@@ -68,18 +62,6 @@ class Stage:
     """`restored`: computed before, by another run; its outputs came from the cache or the remote."""
 
 
-class StageError(UserError):
-    """A stage did not end well. The message is what the stage said last."""
-
-
-class ParameterError(StageError):
-    """The stage refused its parameters (status 2): to try again is of no use."""
-
-
-class InterruptedStageError(StageError):
-    """The run was told to end."""
-
-
 class DvcRepo:
     """dvc.yaml of one worktree. Its calls may come from several threads."""
 
@@ -89,12 +71,8 @@ class DvcRepo:
         logging.getLogger("dvc_data").setLevel(logging.ERROR)
         self.folder = folder
         self._afresh = afresh
-        self._environment = {**stage_environment(), **environment}
         self._lock = threading.RLock()
-        self._command = [sys.executable, "-P", "-m", "tasks.single", *([AFRESH] if afresh else [])]
-        self._spare: tuple[Child, Slots] | None = None
-        self._spare_lock = threading.Lock()
-        self._closed = False
+        self._runner = StageRunner(folder, environment=environment, afresh=afresh)
         self._repo = Repo(str(folder), _wait_for_lock=True)
         self._repo.stage_cache = RunCache(self._repo)
         try:
@@ -280,87 +258,19 @@ class DvcRepo:
         return status
 
     def run_stage(self, name: str, *, on_line: Callable[[str], None], on_tick: Callable[[], None]) -> None:
-        """Run one stage, as a supervised process, its output given to `on_line`.
+        """Run one stage, on a slot of the GPUs if it is tagged so.
 
         Raises:
-            StageError: it ended with an error; `ParameterError` if it refused its parameters, `InterruptedStageError` if
-                `close` was called.
-        """
-        said: list[str] = []
-
-        def hear(line: str) -> None:
-            if line:
-                said.append(line)
-                del said[:-50]
-                on_line(line)
-
-        self.warm()
-        with self._spare_lock:
-            spare, self._spare = self._spare, None
-        self.warm()
-        status = 0
-        if spare:
-            child, slots = spare
-            with closing(slots), closing(child):
-                self._wait_for_slot(name, slots, hear)
-                status = child.run(name, on_line=hear, on_tick=on_tick)
-        if self._closed or supervise.interrupted:
-            raise InterruptedStageError(f"stage '{name}': interrupted")
-        if status:
-            kind = ParameterError if status == 2 else StageError
-            raise kind(f"stage '{name}': {cause(said, status)}")
-
-    def _wait_for_slot(self, name: str, slots: Slots, say: Callable[[str], None]) -> None:
-        """Take a slot for a stage that is tagged so; says whom it waits for.
-
-        Raises:
-            InterruptedStageError: the run was told to end meanwhile.
+            StageError: as `StageRunner.run`.
         """
         with self._engine():
             meta = self._repo.stage.load_one("dvc.yaml", name).meta or {}
-        if GPU not in meta.get("tags", []):
-            return
-        said = ""
-        while taken := slots.take(f"stage '{name}' of {self.folder} (process {os.getpid()})"):
-            if self._closed or supervise.interrupted:
-                raise InterruptedStageError(f"stage '{name}': interrupted")
-            if taken != said:
-                say(f"waiting: {taken}")
-                said = taken
-            time.sleep(LOOK)
+        self._runner.run(name, queues=GPU in meta.get("tags", []), on_line=on_line, on_tick=on_tick)
 
     def warm(self) -> None:
-        """Have a process ready that waits for a stage's name: it imports DVC while we, or the stage before, do something else."""
-        with self._spare_lock:
-            if not (self._spare or self._closed or supervise.interrupted):
-                slots = Slots()
-                child = Child(self._command, cwd=self.folder, env=self._environment, handles=slots.handles())
-                self._spare = child, slots
+        """Have a process ready for the next stage."""
+        self._runner.warm()
 
     def close(self) -> None:
-        """Start nothing any more, and end the process that is waiting; `supervise.stop_all` ends those at work."""
-        with self._spare_lock:
-            self._closed = True
-            spare, self._spare = self._spare, None
-        if spare:
-            for each in spare:
-                each.close()
-
-
-def stage_environment() -> dict[str, str]:
-    """Ours without what is the orchestrator's: a stage needs no server, and no key to one. torchrun waits for its workers, when it
-    is told to end, as long as we wait for it.
-
-    Raises:
-        ValueError: LONGLORA_GRACE is no number of seconds.
-    """
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
-    return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(supervise.grace()), **ours}
-
-
-def cause(said: list[str], status: int) -> str:
-    """The stage's own last word."""
-    errors = [line for line in said if line.startswith(CAUSE)]
-    if errors:
-        return errors[-1].removeprefix(CAUSE)
-    return said[-1] if said else f"ended with status {status}"
+        """Start no stage any more."""
+        self._runner.close()

@@ -10,7 +10,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +53,18 @@ class Snapshot:
     """Whether files differed from `head` (recipe and overrides apart)."""
     recipe: str | None
     overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Files:
+    """A checkout as it was at one moment."""
+
+    content: str
+    """The id of its tree, as a git object."""
+    head: str
+    """The commit that was checked out."""
+    branch: str
+    """Its branch, or 'detached'."""
 
 
 @dataclass(frozen=True)
@@ -127,28 +140,29 @@ def snapshot(
     recipe: str | None = None,
     overrides: list[str] | None = None,
     additions: Sequence[Addition] = (),
+    files: Files | None = None,
 ) -> Snapshot:
     """Store the tree as it is now, with `recipe` and `overrides` in its params.yaml, and what these name by a path in its
     sources.yaml; the folder itself is not touched.
 
     Args:
         additions: overrides that come before the user's, and texts of further files, by path.
+        files: the tree as it was before, instead.
 
     Raises:
         ValueError: an unknown recipe or key, or a file too large for git.
     """
     tree = where.tree
     overrides = [*(word for each in additions for word in each.overrides), *(overrides or [])]
-    refuse_large_files(tree)
-    before = read_text(tree / "params.yaml")
-    params = merged(before, recipe=read_text(recipe_file(tree, recipe)) if recipe else None, overrides=overrides)
-    head = git("rev-parse", "HEAD", cwd=tree)
-    with tempfile.TemporaryDirectory() as scratch:
-        index = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
-        git("read-tree", "HEAD", cwd=tree, env=index)
-        # dvc.lock is what a run makes, not what it starts from: HEAD's stays
-        git("add", "--all", "--", ".", ":(exclude)dvc.lock", cwd=tree, env=index)
-        dirty = git("write-tree", cwd=tree, env=index) != git("rev-parse", "HEAD^{tree}", cwd=tree)
+    now = files or files_now(where)
+
+    def text_of(path: Path) -> str:
+        return git("show", f"{now.content}:{path.relative_to(tree)}", cwd=tree) if files else read_text(path)
+
+    before = text_of(tree / "params.yaml")
+    params = merged(before, recipe=text_of(recipe_file(tree, recipe)) if recipe else None, overrides=overrides)
+    head = git("rev-parse", f"{now.head}^{{tree}}", cwd=tree)
+    with scratch_index(tree, now.content) as index:
         if params != before:
             stage_file(tree, "params.yaml", params, index)
         for name, text in sources_now(tree, params).items():
@@ -157,19 +171,40 @@ def snapshot(
             for name, text in each.files.items():
                 stage_file(tree, name, text, index)
         content = git("write-tree", cwd=tree, env=index)
-    commit = (
-        head if content == git("rev-parse", "HEAD^{tree}", cwd=tree) else commit_tree(tree, content, head, "snapshot")
-    )
-    branch = git("rev-parse", "--abbrev-ref", "HEAD", cwd=tree)
     return Snapshot(
         key=content[:12],
-        commit=commit,
-        head=head,
-        branch="detached" if branch == "HEAD" else branch,
-        dirty=dirty,
+        commit=now.head if content == head else commit_tree(tree, content, now.head, "snapshot"),
+        head=now.head,
+        branch=now.branch,
+        dirty=now.content != head,
         recipe=recipe,
         overrides=tuple(overrides),
     )
+
+
+def files_now(where: Project) -> Files:
+    """Store the tree as it is now; the folder itself is not touched.
+
+    Raises:
+        ValueError: a file too large for git.
+    """
+    tree = where.tree
+    refuse_large_files(tree)
+    head, branch = (git("rev-parse", *words, "HEAD", cwd=tree) for words in ([], ["--abbrev-ref"]))
+    with scratch_index(tree, head) as index:
+        # dvc.lock is what a run makes, not what it starts from: HEAD's stays
+        git("add", "--all", "--", ".", ":(exclude)dvc.lock", cwd=tree, env=index)
+        content = git("write-tree", cwd=tree, env=index)
+    return Files(content, head, "detached" if branch == "HEAD" else branch)
+
+
+@contextmanager
+def scratch_index(tree: Path, content: str) -> Iterator[dict[str, str]]:
+    """An index with what the tree or commit `content` has, beside the user's own; yields git's setting for it."""
+    with tempfile.TemporaryDirectory() as folder:
+        index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
+        git("read-tree", content, cwd=tree, env=index)
+        yield index
 
 
 def refuse_large_files(tree: Path) -> None:

@@ -17,8 +17,8 @@ from flows.cli import options
 from flows.cli.ask import ask
 from flows.cli.main import app
 from longlora.asking.asking import Desk, Prompt, TooLong, windows
+from longlora.data.dialogue import tokenised
 from longlora.data.instructions import Turn
-from longlora.data.pairs import tokenised
 from longlora.data.wording import asked
 from longlora.model.gguf import Dtype
 from longlora.model.load import open_model, open_tokenizer

@@ -188,7 +188,7 @@ def test_a_result_that_can_not_be_written_is_said_before_the_work(tmp_path, monk
 
 def test_what_the_user_can_act_on_is_one_line_and_a_defect_keeps_its_traceback():
     from tasks.promotion import RefusalError
-    from tasks.stages import InterruptedStageError, StageError
+    from tasks.stage_process import InterruptedStageError, StageError
 
     for kind in (ValueError, StageError, InterruptedStageError, RefusalError):
         with pytest.raises(SystemExit, match="^error: said$"), plain_errors():

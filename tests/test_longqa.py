@@ -10,8 +10,8 @@ from hypothesis import given as anything
 from hypothesis import strategies
 from test_ruler import TOKENIZER, tiny
 
+from longlora.data.dialogue import tokenised
 from longlora.data.instructions import Turn
-from longlora.data.pairs import tokenised
 from longlora.data.wording import asked
 from longlora.data.words import words
 from longlora.evaluation import longqa

@@ -11,9 +11,10 @@ from tokenizers.processors import TemplateProcessing
 
 from longlora.data.casebook import Casebook, DocumentCase
 from longlora.data.curation import Contamination
+from longlora.data.dialogue import tokenised
 from longlora.data.instructions import Turn, read_records
 from longlora.data.packing import read
-from longlora.data.pairs import Pairs, PairSource, choose, gather, prepare, taught, tokenised
+from longlora.data.pairs import Pairs, PairSource, choose, gather, prepare, taught
 from longlora.model.position import Position
 from longlora.stages.pairs import stage
 

@@ -209,7 +209,7 @@ def test_each_stage_is_a_task_its_output_in_the_log_and_the_run_goes_to_git(
 def test_after_a_failure_only_what_does_not_depend_on_it_runs(
     run_flow, own, environment, mlflow_uri, tmp_path, monkeypatch, heard
 ):
-    from tasks.stages import StageError
+    from tasks.stage_process import StageError
 
     dummy.write(tmp_path / "hook.py", "import sys; open(sys.argv[1], 'a').write(sys.stdin.read())")
     monkeypatch.setenv("LONGLORA_HOOK_COMMAND", f"{sys.executable} {tmp_path}/hook.py {tmp_path}/heard")

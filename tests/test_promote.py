@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import dummy
@@ -412,6 +413,7 @@ def test_a_finished_run_of_a_notebook_is_not_the_last_of_ours(empty, shop):
 
 TWENTY = """
 import os, sys
+from contextlib import contextmanager
 from pathlib import Path
 from tasks import promotion, runs, tracking
 from tasks.workspace import project
@@ -502,6 +504,95 @@ def test_a_hook_that_fails_is_said_without_its_secrets_and_the_move_stands(
         "warning: LONGLORA_HOOK_COMMAND: ended with status 4; 'promoted' stands, and was not told",
     ]
     assert "T0K3N" not in caplog.text
+
+
+@pytest.fixture
+def blocks(prefect_url, monkeypatch):
+    """Prefect's server, where blocks are, as what a command finds; nothing in the environment names it."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from tasks import servers
+
+    @contextmanager
+    def prefect_api(where):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PREFECT_API_URL", prefect_url)
+            yield lambda: None
+
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr(servers, "prefect_api", prefect_api)
+    with temporary_settings({PREFECT_API_URL: prefect_url}):
+        yield
+
+
+def test_a_notification_block_of_prefect_hears_of_it_though_no_server_is_named(
+    shop, blocks, listener, monkeypatch, capsys
+):
+    from prefect.blocks.notifications import CustomWebhookNotificationBlock
+
+    from tasks import hooks
+
+    got, address = listener
+    fields = {"title": "{{subject}}", "text": "{{body}}", "token": "{{token}}"}
+    block = CustomWebhookNotificationBlock(
+        name="ops", url=f"{address}/hook", json_data=fields, secrets={"token": "T0K3N"}
+    )
+    block.save("ops", overwrite=True)
+    monkeypatch.chdir(shop[0])
+    monkeypatch.setenv("LONGLORA_HOOK_BLOCK", "custom-webhook/ops")
+    hooks.tell("failed", "stage 'fit': no memory", key="3f2a91", model=None)
+    assert capsys.readouterr().err == ""
+    assert got == [{"title": "longlora: failed", "text": "stage 'fit': no memory\nkey: 3f2a91", "token": "T0K3N"}]
+
+
+def test_a_block_that_fails_is_said_without_its_secrets(shop, blocks, listener, monkeypatch, capfd, caplog):
+    from prefect.blocks.notifications import CustomWebhookNotificationBlock, SlackWebhook
+    from prefect.blocks.system import Secret
+
+    from tasks import hooks
+
+    caplog.set_level("INFO")
+    got, address = listener
+    CustomWebhookNotificationBlock(name="no", url=f"{address}/no/T0K3N", json_data={}).save("no", overwrite=True)
+    SlackWebhook(url=f"{address.replace('http', 'json')}/no/T0K3N").save("no", overwrite=True)
+    Secret(value="T0K3N").save("no", overwrite=True)
+    monkeypatch.chdir(shop[0])
+    for block, said in {
+        "custom-webhook/no": "custom-webhook/no did not take it (HTTPStatusError)",
+        "slack-webhook/no": "slack-webhook/no did not take it (NotificationError)",
+        "secret/no": "secret/no is no notification block",
+        "slack-webhook/none": "Prefect has no block slack-webhook/none: make it on its page (`longlora up`)",
+        "team": "must be a block's type and name, such as slack-webhook/team",
+    }.items():
+        monkeypatch.setenv("LONGLORA_HOOK_BLOCK", block)
+        hooks.tell("failed", "it ended", key="3f2a91")
+        out, err = capfd.readouterr()
+        assert (out, err) == ("", f"warning: LONGLORA_HOOK_BLOCK: {said}; 'failed' stands, and was not told\n")
+    assert len(got) == 2
+    assert "T0K3N" not in caplog.text
+
+
+def test_a_block_without_a_server_is_one_line(shop, monkeypatch, capsys):
+    from tasks import hooks
+
+    monkeypatch.chdir(shop[0])
+    monkeypatch.setenv("LONGLORA_HOOK_BLOCK", "slack-webhook/team")
+    monkeypatch.setenv("PREFECT_API_URL", "http://ada:s3cret@127.0.0.1:9/api")
+    hooks.tell("failed", "it ended")
+    said = capsys.readouterr().err
+    assert said.startswith("warning: LONGLORA_HOOK_BLOCK: nobody answers at http://127.0.0.1:9 (")
+    assert said.endswith("): start it, or change PREFECT_API_URL; 'failed' stands, and was not told\n")
+    assert said.count("\n") == 1
+
+
+def test_what_prefect_holds_back_is_sent_before_its_server_ends_though_no_flow_ran(monkeypatch):
+    from prefect.events.worker import EventsWorker
+
+    drained = []
+    monkeypatch.delitem(sys.modules, "prefect.flows", raising=False)
+    monkeypatch.setattr(EventsWorker, "drain_all", lambda timeout: drained.append(timeout))
+    servers.flush()
+    assert drained == [5]
 
 
 def test_a_run_is_chosen_by_the_alias_of_its_model(empty, shop):

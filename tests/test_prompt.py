@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from longlora.asking.asking import Desk
 from longlora.asking.sinks import Dialogue
+from longlora.data.dialogue import tokenised
 from longlora.data.instructions import Turn
-from longlora.data.pairs import tokenised
 from longlora.evaluation import longeval, longqa, passkey, ruler
 from longlora.model.load import open_tokenizer
 from longlora.model.template import authors_template

@@ -14,8 +14,8 @@ from dummy import ENV
 from test_asking import QUESTIONS, TEXT, TINY, desk
 
 from flows.cli.serve import lay_out, serve, served_below
+from longlora.data.dialogue import tokenised
 from longlora.data.instructions import Turn
-from longlora.data.pairs import tokenised
 from longlora.data.wording import asked
 from longlora.model.load import open_model, open_tokenizer
 from longlora.model.template import authors_template

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from longlora.asking.sinks import Dialogue, sink_cache
+from longlora.data.dialogue import tokenised
 from longlora.data.instructions import Turn
-from longlora.data.pairs import tokenised
 from longlora.model.load import open_model, open_tokenizer
 
 torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from test_supervise import STUBBORN, alive
 
 from tasks import machine, slots, supervise
 from tasks.slots import Slots
-from tasks.stages import InterruptedStageError
+from tasks.stage_process import InterruptedStageError
 
 
 @pytest.fixture(autouse=True)

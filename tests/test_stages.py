@@ -12,7 +12,7 @@ import pytest
 from flows.run_dir import RunDir, open_run_dir
 from tasks import supervise
 from tasks.outputs import artifacts_at, read
-from tasks.stages import InterruptedStageError, ParameterError, StageError, stage_environment
+from tasks.stage_process import InterruptedStageError, ParameterError, StageError, stage_environment
 from tasks.storage import record
 from tasks.workspace import project, snapshot
 

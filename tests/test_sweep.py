@@ -1,12 +1,16 @@
-"""A sweep: every combination once, a failure among them does not stop the rest, nothing begins on bad input."""
+"""A sweep: every combination once, or those that a search draws; a failure among them does not stop the rest, nothing begins on bad
+input."""
 
+import math
+import statistics
+from contextlib import nullcontext
 from pathlib import Path
 
 import dummy
 import pytest
 from test_pipeline import mlflow_runs
 
-from tasks.workspace import project
+from tasks.workspace import project, snapshot
 
 
 @pytest.mark.parametrize(
@@ -50,6 +54,15 @@ def test_the_points_are_the_product_with_the_keys_that_single_runs_have(folder):
         (["train.rank=1", "train.rank=2"], "error: train.rank: is given twice; name it once, with all its values"),
         (["train.rank=1,2", "--set", "train.rank=3"], "error: train.rank: is given twice"),
         (["train.rank=1,2", "--recipe", "bgi"], "error: no recipe 'bgi'; did you mean 'big'?"),
+        (
+            ["train.rank=1..9"],
+            "error: sweep 'train.rank=1..9': is a range, to be searched by so many runs as --trials says",
+        ),
+        (["train.rank=9..1", "--trials", "2"], "error: sweep 'train.rank=9..1': "),
+        (["train.seconds=0.0..1.0:log", "--trials", "2"], "error: sweep 'train.seconds=0.0..1.0:log': "),
+        (["train.rnk=1..9", "--trials", "2"], "error: unknown key 'train.rnk'; did you mean 'rank'?"),
+        (["train.rank=1..9,20", "--trials", "2"], "error: train.rank = '1..9': must be a number"),
+        (["train.rank=1..9", "--trials", "2", "--set", "train.rank=3"], "error: train.rank: is given twice"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_begins(folder, arguments, said):
@@ -79,6 +92,126 @@ def test_a_run_that_dvc_or_mlflow_ends_is_a_failed_run_and_not_the_end_of_the_sw
             raise error
 
         assert sweep.attempt(where, point, run) == " ".join(str(error).split())
+
+
+@pytest.mark.parametrize(
+    ("axis", "found"),
+    [
+        ("a.b=1..64", "IntDistribution(high=64, log=False, low=1, step=1)"),
+        ("a.b= 4..64:log ", "IntDistribution(high=64, log=True, low=4, step=1)"),
+        ("a.b=1e-4..1.0e-3:log", "FloatDistribution(high=0.001, log=True, low=0.0001, step=None)"),
+        ("a.b=-1.5..2", "FloatDistribution(high=2.0, log=False, low=-1.5, step=None)"),
+        *(
+            (axis, "None")
+            for axis in ("a.b=1..2,5", "a.b=../1", "a.b=..", "a.b=1", "a.b=[1..2]", "a.b=1..2:lin", "a.b")
+        ),
+    ],
+)
+def test_a_range_is_two_numbers_and_nothing_else(axis, found):
+    from flows.cli.search import range_of
+
+    assert str(range_of(axis)) == found
+
+
+def searched(score, *, order: str = "lower", trials: int = 30, seed: int = 1) -> list[tuple[float, str]]:
+    """What a search draws of a rate and a kind, told `score` of them: a score, and how many rules refuse."""
+    from flows.cli.search import Search, range_of
+    from tasks.promotion import Better
+
+    search = Search(
+        {"rate": range_of("rate=1e-5..1e-1:log"), "kind": ["kind=a", "kind=b"]}, Better("m", order), seed=seed
+    )
+    found = []
+    for _ in range(trials):
+        trial, (rate, kind) = search.ask()
+        found.append((float(rate.removeprefix("rate=")), kind))
+        number, refusals = score(*found[-1])
+        search.tell(trial, number, refusals=refusals)
+    return found
+
+
+def test_a_search_draws_nearer_to_the_best_that_is_not_refused():
+    def away(rate, kind):
+        return abs(math.log10(rate) + 2) + (kind == "kind=b")
+
+    for order, sign in (("lower", 1), ("higher", -1)):
+        late = searched(lambda *values, sign=sign: (sign * away(*values), 0), order=order)[15:]
+        assert statistics.median(away(*values) for values in late) < 0.5
+    late = searched(lambda rate, kind: (away(rate, kind), 2 * (rate > 1e-4)))[15:]
+    assert statistics.median(rate for rate, _ in late) < 3e-4  # the best by score is at 1e-2
+
+
+def test_a_search_draws_the_same_again_whatever_failed():
+    def score(rate, kind):
+        return (None, 0) if kind == "kind=b" else (math.nan if rate > 1e-2 else rate, 0)
+
+    first = searched(score)
+    assert first[:12] == searched(score, trials=12)
+    assert first != searched(score, seed=2)
+    assert all(1e-5 <= rate <= 1e-1 and float(f"{rate:.4g}") == rate for rate, _ in first)
+
+
+def test_a_combination_that_is_drawn_again_is_not_run_again():
+    from flows.cli.search import Search
+    from flows.cli.sweep import Point, Result, drawn
+    from tasks.promotion import Better
+    from tasks.workspace import Snapshot
+
+    def point_of(values):
+        return Point(values, Snapshot(" ".join(values), "", "", "", False, None, ()))
+
+    results = {}
+    for point in drawn(Search({"a": ["a=1", "a=2"]}, Better("m", "lower"), seed=1), 8, point_of, results):
+        assert point.state.key not in results
+        results[point.state.key] = Result(point, "", "passed", 1.0, 0, 0)
+    assert sorted(results) == ["a=1", "a=2"]
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_search_goes_on_where_it_stopped_and_beyond_and_is_of_the_files_as_they_were(own, monkeypatch, capsys):
+    from flows.cli import sweep
+    from flows.cli.sweep import Result
+
+    where, keys = project(own), []
+    monkeypatch.setattr(sweep.servers, "prefect_api", lambda where: nullcontext(lambda: None))
+    monkeypatch.setattr(sweep.tracking, "connect", lambda: None)
+
+    def attempt(where, point, run):
+        keys.append(point.state.key)
+        dummy.write(own / "params.yaml", dummy.PARAMS.replace("steps: 3", f"steps: {3 + len(keys)}"))
+        dummy.write(own / "recipes" / "big.yaml", "train: {seconds: 1.0}\n")
+        return ""
+
+    def result(client, where, model, point, *, failure, sweep):
+        return Result(point, failure, "passed", float(point.values[0].partition("=")[2]), 4, 0)
+
+    monkeypatch.setattr(sweep, "attempt", attempt)
+    monkeypatch.setattr(sweep, "result", result)
+    found, said = [], []
+    for trials in (4, 7):
+        dummy.git(own, "checkout", ".")
+        axes = ["train.rank=2..4000", "train.seconds=1e-4..1e-2:log"]
+        found.append(sweep.sweep(where, axes, recipe="big", overrides=["gate.least=3"], trials=trials))
+        said.append(capsys.readouterr().out.rpartition("in MLflow")[2])
+    assert found[1][:4] == found[0]
+    assert len({each.point.state.key for each in found[1]}) == 7
+    assert keys[4:8] == keys[:4]
+    assert said[0] == said[1]  # the same tag
+    dummy.git(own, "checkout", ".")
+    for point in (each.point for each in found[1]):
+        assert point.state == snapshot(where, recipe="big", overrides=["gate.least=3", *point.values])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("run_flow")
+def test_a_search_is_told_how_many_rules_refuse_a_run(own):
+    from flows.cli import sweep
+
+    results = sweep.sweep(project(own), ["gate.least=1.0..6.0"], recipe=None, overrides=[], trials=3)
+    least = [float(each.point.values[0].partition("=")[2]) for each in results]
+    assert {each.score for each in results} == {2.0}  # at the longer length, and 4 at the other
+    assert [each.refusals for each in results] == [(floor > 2) + (floor > 4) for floor in least]
+    assert {each.verdict for each in results} == {"refused", "passed"}
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ def data(own, tmp_path):
 def test_a_watched_place_runs_once_for_each_state_of_its_data(run_flow, own, data, environment, mlflow_uri):
     from prefect import State
 
-    from tasks.stages import StageError
+    from tasks.stage_process import StageError
 
     first = run_flow(watch=str(data), scheduled=True)
     assert dummy.executions(own).count("train base") == 1

@@ -70,15 +70,25 @@ def run(
 
 @app.command()
 def sweep(
-    axes: Annotated[list[str], typer.Argument(metavar="KEY=VALUE,VALUE...", help="Such as adapter.rank=8,16.")],
+    axes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY=VALUE,VALUE...",
+            help="Such as adapter.rank=8,16; with --trials also a range, such as fit.learning_rate=1e-4..1e-3:log.",
+        ),
+    ],
     recipe: Recipe = None,
     overrides: Overrides = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Search: so many runs, each chosen by the scores of those before.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the search's draws.")] = 1,
 ) -> None:
-    """Run every combination of these values, one after the other, and show the results as one table."""
+    """Run every combination of these values, or search them, one run after the other; show the results as one table."""
     where = here()
     from flows.cli.sweep import sweep as sweep_runs
 
-    results = sweep_runs(where, axes, recipe=recipe, overrides=overrides or [])
+    results = sweep_runs(where, axes, recipe=recipe, overrides=overrides or [], trials=trials, seed=seed)
     failed = sum(bool(result.failure) for result in results)
     if failed:
         raise ValueError(f"{failed} of {len(results)} runs failed; the same command again runs them again")

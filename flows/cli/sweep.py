@@ -1,4 +1,4 @@
-"""Runs over the product of values of some parameters, and their results in one table.
+"""Runs over values of some parameters, every combination or those that a search draws, and their results in one table.
 
 Each is a run like any other: of the same key as `longlora run --set ...` gives it, so what was computed before is not computed
 again, and the same sweep again goes on where it stopped. In MLflow the runs of a sweep are found together by a tag.
@@ -6,7 +6,7 @@ again, and the same sweep again goes on where it stopped. In MLflow the runs of 
 
 import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from dvc.exceptions import DvcException
@@ -16,15 +16,16 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from flows.cli.listing import verdict_word
+from flows.cli.search import Search, range_of
 from flows.cli.terminal import console
 from flows.parameters import must_all_be_right
 from flows.run_dir import is_finished, open_run_dir
 from tasks import promotion, runs, servers, storage, tracking
 from tasks.declared import Artifact
 from tasks.locks import hold
-from tasks.stages import InterruptedStageError, StageError
+from tasks.stage_process import InterruptedStageError, StageError
 from tasks.tags import SWEEPS
-from tasks.workspace import Project, Snapshot, snapshot
+from tasks.workspace import Project, Snapshot, files_now, snapshot
 
 
 @dataclass(frozen=True)
@@ -46,40 +47,80 @@ class Result:
     """The metric that champions are compared by, at the longest length."""
     at: int
     """That length in tokens; 0 for a metric without lengths."""
+    refusals: int
+    """Rules of the gate that it fails."""
 
 
-def sweep(where: Project, axes: list[str], *, recipe: str | None, overrides: list[str]) -> list[Result]:
+def sweep(
+    where: Project,
+    axes: list[str],
+    *,
+    recipe: str | None,
+    overrides: list[str],
+    trials: int | None = None,
+    seed: int = 1,
+) -> list[Result]:
     """Run every combination of the values in `axes` (each `key=value,value`), one after the other; show and return the results.
+
+    Args:
+        trials: draw so many combinations instead, each by the scores of those before; then a key may have a range, too.
+        seed: of these draws.
 
     Raises:
         ValueError: a wrong key, value or recipe, or two combinations are the same run; nothing has begun then.
     """
-    found = points(where, axes, recipe=recipe, overrides=overrides)
-    must_all_be_right(where, [point.state for point in found if not storage.noted(where, point.state.key)])
-    name = name_of(found)
     model = runs.model_at(where)
+    better = promotion.better_of(model)
+    must_be_given_once(axes, overrides)
+    results: dict[str, Result] = {}
+    if trials is None:
+        found = points(where, axes, recipe=recipe, overrides=overrides)
+        name, count, tries = name_of(found), len(found), iter(found)
+    else:
+        if better is None:
+            raise ValueError(f"--trials: dvc.yaml does not say by which metric {model.name} is better (meta: better)")
+        search = Search({key_of(axis): range_of(axis) or axis_values(axis) for axis in axes}, better, seed=seed)
+        files = files_now(where)  # what is drawn later is of the same files
+
+        def point_of(values: tuple[str, ...]) -> Point:
+            return Point(values, snapshot(where, recipe=recipe, overrides=[*overrides, *values], files=files))
+
+        found = [point_of(values) for values in search.corners()]
+        name, count = digest([*axes, str(seed), found[0].state.key]), trials
+        tries = drawn(search, trials, point_of, results)
+    must_all_be_right(where, [point.state for point in found if not storage.noted(where, point.state.key)])
     client = tracking.connect()
-    results = []
     with servers.prefect_api(where) as ready:
         from flows.pipeline import pipeline_of
 
         ready()
-        for number, point in enumerate(found, 1):
-            print(f"\nrun {number} of {len(found)}, {point.state.key}: {' '.join(point.values)}", flush=True)
+        for number, point in enumerate(tries, 1):
+            print(f"\nrun {number} of {count}, {point.state.key}: {' '.join(point.values)}", flush=True)
             failure = attempt(where, point, pipeline_of)
-            results.append(result(client, where, model, point, failure=failure, sweep=name))
-    show(results, promotion.better_of(model), name)
-    return results
+            results[point.state.key] = result(client, where, model, point, failure=failure, sweep=name)
+    show([*results.values()], better, name)
+    return [*results.values()]
+
+
+def drawn(
+    search: Search, trials: int, point_of: Callable[[tuple[str, ...]], Point], results: dict[str, Result]
+) -> Iterator[Point]:
+    """The points of a search; what came of one is in `results`, by its key, when the next is asked for."""
+    for _ in range(trials):
+        trial, values = search.ask()
+        point = point_of(values)
+        if point.state.key not in results:  # a choice may be drawn twice
+            yield point
+        known = results[point.state.key]
+        search.tell(trial, known.score, refusals=known.refusals)
 
 
 def points(where: Project, axes: list[str], *, recipe: str | None, overrides: list[str]) -> list[Point]:
     """Every combination, the last key's values varying fastest. Each is checked, as `longlora run` would."""
+    for axis in axes:
+        if range_of(axis):
+            raise ValueError(f"sweep {axis!r}: is a range, to be searched by so many runs as --trials says")
     values = [axis_values(axis) for axis in axes]
-    keys = [axis.partition("=")[0].strip() for axis in axes]
-    taken = [item.partition("=")[0].strip() for item in overrides]
-    for place, key in enumerate(keys):
-        if key in keys[:place] or key in taken:
-            raise ValueError(f"{key}: is given twice; name it once, with all its values: {key}=1,2")
     found: dict[str, Point] = {}
     for combination in itertools.product(*values):
         state = snapshot(where, recipe=recipe, overrides=[*overrides, *combination])
@@ -88,6 +129,17 @@ def points(where: Project, axes: list[str], *, recipe: str | None, overrides: li
             raise ValueError(f"{first} and {second} are the same run: give each value once")
         found[state.key] = Point(combination, state)
     return list(found.values())
+
+
+def must_be_given_once(axes: list[str], overrides: list[str]) -> None:
+    keys, taken = [key_of(axis) for axis in axes], [key_of(item) for item in overrides]
+    for place, key in enumerate(keys):
+        if key in keys[:place] or key in taken:
+            raise ValueError(f"{key}: is given twice; name it once, with all its values: {key}=1,2")
+
+
+def key_of(axis: str) -> str:
+    return axis.partition("=")[0].strip()
 
 
 def axis_values(axis: str) -> list[str]:
@@ -114,7 +166,11 @@ def axis_values(axis: str) -> list[str]:
 
 def name_of(found: list[Point]) -> str:
     """The same for the same runs, so that a sweep that goes on is the same sweep."""
-    return hashlib.sha256(" ".join(sorted(point.state.key for point in found)).encode()).hexdigest()[:8]
+    return digest(sorted(point.state.key for point in found))
+
+
+def digest(words: list[str]) -> str:
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:8]
 
 
 def attempt(where: Project, point: Point, run: Callable[[Snapshot], object]) -> str:
@@ -139,13 +195,16 @@ def result(client: MlflowClient, where: Project, model: Artifact, point: Point, 
     """What MLflow knows of the point's run, which is tagged as one of `sweep`."""
     run = tracking.find(client, tracking.experiment_id(client, where, model.name), point.state.key)
     if run is None:  # it failed before it began
-        return Result(point, failure or "it was not recorded", "", None, 0)
+        return Result(point, failure or "it was not recorded", "", None, 0, 0)
     tracking.join_sweep(client, run, sweep)
     better = promotion.better_of(model)
     values = list(promotion.values_of(client, run.info.run_id, better).items()) if better and not failure else []
     at, score = values[-1] if values else (0, None)
     verdict = "" if failure else verdict_word(run)
-    return Result(point, failure, verdict, score, at)
+    refusals = 0
+    if verdict == "refused":
+        refusals = sum(not rule.get("passed") for rule in promotion.verdict_of(where, run).get("rules", [])) or 1
+    return Result(point, failure, verdict, score, at, refusals)
 
 
 def show(results: list[Result], better: promotion.Better | None, name: str) -> None:

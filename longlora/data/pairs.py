@@ -1,7 +1,5 @@
-"""Question and answer as tokens to train on: which tokens are the answer's is kept with them, so that only those are learnt.
-
-Two prompts: the tokenizer's own chat template, and the authors' `[INST]{instruction}[/INST]{output}` (LongLoRA's supervised
-fine-tuning). A prompt has the tokens that it has when the model is asked; the answer has those that follow it.
+"""Which question-answer pairs are trained on: those of all sources and of a casebook, each once, none about what is evaluated on,
+none too long; what was left out is written down.
 """
 
 import csv
@@ -20,10 +18,10 @@ from longlora.data.casebook import Built, Casebook, DocumentCase, build
 from longlora.data.casebook import tokens as token_ends
 from longlora.data.casebook import write as write_cases
 from longlora.data.curation import Contamination, about_held_out, apart, statistics, uncontaminated, unique
+from longlora.data.dialogue import tokenised
 from longlora.data.heldout import elsewhere, split
 from longlora.data.instructions import Bad, Dialogue, Records, Turn, read_hub, read_records
-from longlora.data.packing import Pair, write
-from longlora.data.prompt import AUTHORS, continuation, opening
+from longlora.data.packing import write
 from longlora.data.reading import Document
 from longlora.data.texts import read as read_texts
 from longlora.data.wording import asked
@@ -189,68 +187,6 @@ def taught(cases: Sequence[DocumentCase]) -> list[Dialogue]:
 def refusal(said: str, faults: Sequence[Bad]) -> str:
     named = "; ".join(f"{b.place}, {b.field}: {b.reason}" for b in faults[:SHOWN])
     return f"{said}. Mend them, or set pairs.faults: leave_out. The first: {named}"
-
-
-def tokenised(turns: Sequence[Turn], *, tokenizer: PreTrainedTokenizerBase, prompt: str) -> Pair:
-    """The tokens of a dialogue, and which of them are answers.
-
-    Raises:
-        ValueError: the tokenizer has no chat template, or one that says earlier turns in another way later on.
-    """
-    tokens: list[int] = []
-    answer: list[bool] = []
-    before = ""
-    for text, learnt in chat_pieces(turns, tokenizer) if prompt == "chat" else authors_pieces(turns):
-        opens = not before and prompt != "chat"  # a chat template writes its own begin mark
-        new = opening(tokenizer, text) if opens else continuation(tokenizer, text, after=before[-100:])
-        if learnt and prompt == "authors":
-            assert isinstance(tokenizer.eos_token_id, int)
-            new = [*new, tokenizer.eos_token_id]
-        tokens += new
-        answer += [learnt] * len(new)
-        before = text
-    return Pair(np.array(tokens, dtype=np.int64), np.array(answer, dtype=bool))
-
-
-def authors_pieces(turns: Sequence[Turn]) -> list[tuple[str, bool]]:
-    """Texts, and whether they are learnt. The authors' prompt has no place for a system turn: it goes before the user's words."""
-    system = "".join(f"{t.content}\n\n" for t in turns if t.role == "system")
-    (before, after), pieces = AUTHORS, []
-    for turn in turns:
-        if turn.role == "user":
-            pieces.append((f"{before}{system}{turn.content}{after}", False))
-            system = ""
-        elif turn.role == "assistant":
-            pieces.append((turn.content, True))
-    return pieces
-
-
-def chat_pieces(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
-    """As `authors_pieces`, by the tokenizer's template. What it writes behind an answer's end mark (a line break) is not learnt."""
-    if not tokenizer.chat_template:
-        raise ValueError(
-            "pairs.prompt = chat needs a tokenizer with a chat template, and this one has none: use authors"
-        )
-    messages = [{"role": t.role, "content": t.content} for t in turns]
-    pieces: list[tuple[str, bool]] = []
-    said = ""
-    for number, turn in enumerate(turns):
-        if turn.role != "assistant":
-            continue
-        open_ = rendered(tokenizer, messages[:number], open_turn=True)
-        whole = rendered(tokenizer, messages[: number + 1], open_turn=False)
-        if not (open_.startswith(said) and whole.startswith(open_)):
-            raise ValueError(
-                "pairs.prompt = chat: the template rewrites earlier turns, so answers cannot be told apart"
-            )
-        learnt = whole[len(open_) :].rstrip()
-        pieces += [(open_[len(said) :], False), (learnt, True)]
-        said = open_ + learnt
-    return pieces
-
-
-def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, open_turn: bool) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
 
 
 def prepare(

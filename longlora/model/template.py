@@ -1,7 +1,7 @@
 """The authors' prompt as a chat template, so that an OpenAI-compatible server asks a model as it was taught.
 
 `[INST]{instruction}[/INST]{output}` (LongLoRA's supervised fine-tuning), a system turn before the next user's words, an end
-mark after each answer: the tokens are those of `longlora.data.pairs.tokenised`, which tests/test_serve.py holds it to.
+mark after each answer: the tokens are those of `longlora.data.dialogue.tokenised`, which tests/test_serve.py holds it to.
 """
 
 import json

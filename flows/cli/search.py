@@ -1,0 +1,84 @@
+"""Which values a search tries: Optuna's TPE, told how the runs before scored and what the gate had against them.
+
+Nothing of it is kept. It is seeded, so the same search draws the same values as long as the same scores come back, and its runs
+are found by their keys: that is how it goes on where it stopped, and with more runs beyond that.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+
+from tasks.promotion import Better
+
+NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
+RANGE = re.compile(rf"\s*({NUMBER})\.\.({NUMBER})(:log)?\s*")
+DIGITS = 4
+"""Of a number drawn from a range: what is shown is what is run."""
+
+Range = IntDistribution | FloatDistribution
+
+
+class Search:
+    """Draws a value for every key, the better ones the more it was told."""
+
+    def __init__(self, space: dict[str, Range | list[str]], better: Better, *, seed: int) -> None:
+        """`space`: by key a range, or a choice of `key=value`."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells each trial on stderr
+        self._space = {
+            key: CategoricalDistribution(values) if isinstance(values, list) else values
+            for key, values in space.items()
+        }
+        self._study = optuna.create_study(
+            direction="minimize" if better.order == "lower" else "maximize",
+            sampler=optuna.samplers.TPESampler(seed=seed),
+        )
+
+    def corners(self) -> list[tuple[str, ...]]:
+        """A few combinations that hold both ends of every range and every choice, as `key=value`."""
+        axes: list[Sequence[str]] = []
+        for key, values in self._space.items():
+            known = values.choices if isinstance(values, CategoricalDistribution) else (values.low, values.high)
+            axes.append([text(key, value) for value in known])
+        return [tuple(axis[min(i, len(axis) - 1)] for axis in axes) for i in range(max(map(len, axes)))]
+
+    def ask(self) -> tuple[optuna.Trial, tuple[str, ...]]:
+        """What to try next: the trial that is to be told of, and its values as `key=value`."""
+        trial = self._study.ask(self._space)
+        return trial, tuple(text(key, trial.params[key]) for key in self._space)
+
+    def tell(self, trial: optuna.Trial, score: float | None, *, refusals: int) -> None:
+        """How it went: `score` is None if it failed; with `refusals` of the gate it is not feasible, whatever its score."""
+        if score is None or not math.isfinite(score):
+            self._study.tell(trial, state=TrialState.FAIL)
+            return
+        trial.set_constraint("gate", refusals)
+        self._study.tell(trial, score)
+
+
+def range_of(axis: str) -> Range | None:
+    """The range of `key=1..64` or `key=1e-4..1e-3:log`, of whole numbers if both ends are written so; None if it is none.
+
+    Raises:
+        ValueError: there is nothing between its ends, or no logarithm of them.
+    """
+    found = RANGE.fullmatch(axis.partition("=")[2])
+    if not found:
+        return None
+    low, high, log = found.groups()
+    try:
+        if re.fullmatch(r"[-+]?\d+", low) and re.fullmatch(r"[-+]?\d+", high):
+            return IntDistribution(int(low), int(high), log=bool(log))
+        return FloatDistribution(float(low), float(high), log=bool(log))
+    except ValueError as error:
+        raise ValueError(f"sweep {axis!r}: {error}") from None
+
+
+def text(key: str, value: object) -> str:
+    """`key=value`; a choice is that already."""
+    if isinstance(value, str):
+        return value
+    return f"{key}={value:.{DIGITS}g}" if isinstance(value, float) else f"{key}={value}"
