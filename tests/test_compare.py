@@ -72,6 +72,19 @@ def test_what_differs_is_shown_by_length_and_what_is_equal_is_only_counted(pair,
     assert not page.with_suffix(".partial").exists()
 
 
+def test_of_a_curve_each_run_shows_its_own_last_point():
+    from flows.cli.compare import Side, scores
+
+    curves = ({1: 1.0, 2: 0.5}, {1: 1.0, 2: 0.5, 1500: 0.25}, {})
+    one, other, none = (Side("", None, {"history/loss": curve, "score": {2: 1.0}}, {}) for curve in curves)
+
+    def shown(*sides: Side) -> list[str]:
+        return [str(list(column.cells)[0]) for column in scores([*sides], {"history"}).columns]
+
+    assert shown(one, other) == ["history/loss", "2 / 1,500", "0.5", "0.25", "-0.25"]
+    assert shown(one, none) == ["history/loss", "2", "0.5", "-", ""]
+
+
 @needs_browser
 def test_mlflows_own_pages_show_both_runs_and_each_one_whole(pair, mlflow_server):  # noqa: F811
     from mlflow import MlflowClient
