@@ -127,6 +127,7 @@ def test_a_person_reads_the_question_on_prefects_page_and_approves_there(desk, p
     assert (
         rows[last].startswith(time.strftime("%Y-%m-%d", time.gmtime())) and " promote  1     2   Grace " in rows[last]
     )
+    assert rows[last].split()[-1] == key
     reason = slice(header.index("why"), header.index("run"))  # it may take several lines
     assert " ".join(row[reason].strip() for row in rows[last:]).endswith(
         "; asked by Ada, approved: read twenty answers"

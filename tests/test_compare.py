@@ -79,7 +79,7 @@ def test_of_a_curve_each_run_shows_its_own_last_point():
     one, other, none = (Side("", None, {"history/loss": curve, "score": {2: 1.0}}, {}) for curve in curves)
 
     def shown(*sides: Side) -> list[str]:
-        return [str(list(column.cells)[0]) for column in scores([*sides], {"history"}).columns]
+        return [str(next(iter(column.cells))) for column in scores([*sides], {"history"}).columns]
 
     assert shown(one, other) == ["history/loss", "2 / 1,500", "0.5", "0.25", "-0.25"]
     assert shown(one, none) == ["history/loss", "2", "0.5", "-", ""]
