@@ -33,9 +33,10 @@ FOLLOW = 60.0  # seconds for the flow that was answered to do it
 class Answer(RunInput):
     """What Prefect's page asks for."""
 
-    approve: bool
-    who: str = Field(min_length=1, description="Your name, for the record.")
-    why: str = Field(min_length=1, description="Your reason, for the record.")
+    # the newer page sends nothing for a switch that was left off, the older one False
+    approve: bool = Field(False, description="On: it becomes champion. Off: the answer is no, and it stays candidate.")
+    who: str = Field(pattern=r"\S", description="Your name, for the record.")
+    why: str = Field(pattern=r"\S", description="Your reason, for the record.")
 
 
 @flow(name="promote")

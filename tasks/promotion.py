@@ -108,7 +108,8 @@ def promote(client: MlflowClient, where: Project, run: Run, *, approval: Approva
 
 
 def propose(client: MlflowClient, where: Project, run: Run) -> str:
-    """Register `run`'s model as candidate. Returns what to ask a person who is to approve its promotion.
+    """Register `run`'s model as candidate. Returns what to ask a person who is to approve its promotion, and how to look at it, as
+    Markdown.
 
     Raises:
         RefusalError: the rules are against it, so nobody need be asked.
@@ -121,7 +122,11 @@ def propose(client: MlflowClient, where: Project, run: Run) -> str:
     if found.against:
         refuse(found, found.against)
     instead = f"instead of version {found.champion}" if found.champion else "the first"
-    return f"Shall {found.name} version {found.version}, of run {found.key}, be champion, {instead}? {found.favour}."
+    both = f"`longlora compare {found.key} champion` shows both, " if found.champion else ""
+    return (
+        f"Shall {found.name} version {found.version}, of run {found.key}, be champion, {instead}? For it: {found.favour}.\n"
+        f"{both}`longlora chat --model staging` tries it."
+    )
 
 
 def candidate(client: MlflowClient, where: Project, run: Run) -> Candidate:

@@ -67,6 +67,12 @@ def commits(client: MlflowClient, repos: set[str]) -> set[str]:
     return {query["rev"][0] for query in queries if "rev" in query and query.get("repo", [""])[0] in repos}
 
 
+def keys(client: MlflowClient, name: str) -> dict[str, str]:
+    """The keys of the runs that made versions of model `name`, by MLflow's ids."""
+    versions = client.search_model_versions(f"name = '{name}'")
+    return {version.run_id: version.tags[KEY] for version in versions if version.run_id and KEY in version.tags}
+
+
 def holder(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
     """The version that `alias` points to."""
     try:

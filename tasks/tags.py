@@ -21,3 +21,6 @@ REMOTE = "longlora.remote"
 """The address of the DVC remote that has its data, or ''."""
 VERDICT = "longlora.verdict"
 """The path of the gate's verdict, or ''."""
+
+DATA = "data."
+"""Before the path of an output: its hash, as DVC gives it. MLflow's page compares tags, and not datasets."""

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -32,13 +33,14 @@ from tasks.machine import gpu_names
 from tasks.servers import is_served, must_be_reachable
 from tasks.stages import Out
 from tasks.storage import without_credentials
-from tasks.tags import DIRTY, HOME, KEY, OVERRIDES, RECIPE, SNAPSHOT, SWEEPS
+from tasks.tags import DATA, DIRTY, HOME, KEY, OVERRIDES, RECIPE, SNAPSHOT, SWEEPS
 from tasks.workspace import Project, Snapshot, home, person
 
 BATCH = 1000  # metrics in one request: MLflow's own limit
 EVERY = 10.0  # seconds between two looks at the machine
 MACHINE = "system/"  # MLflow's own name for what it sees there
 LONGEST_PARAM = 6000  # characters: MLflow's own limit
+NO_NAME = re.compile(r"[^\w. /-]")  # what MLflow refuses in a tag's name
 PICTURES = {".png", ".svg", ".jpg", ".html", ".md", ".json"}
 PACKAGES = (
     "torch",
@@ -174,9 +176,10 @@ class Tracker:
                 for picture in pictures(path):
                     target = picture.relative_to(self.folder).parent
                     self.client.log_artifact(self.run_id, str(picture), str(target))
-        data = [dataset(self.folder, name, out) for out in outs if out.kind == "out" and out.md5]
+        data = [out for out in outs if out.kind == "out" and out.md5]
         if data:
-            self.client.log_inputs(self.run_id, datasets=data)
+            self.client.log_inputs(self.run_id, datasets=[dataset(name, out) for out in data])
+            self.tag({DATA + NO_NAME.sub("_", out.path): str(out.md5) for out in data})
 
     def describe(self, text: str, picture: str) -> None:
         """Set the run's description (Markdown), and below it the artifact at path `picture`, if that is not ''."""
@@ -280,7 +283,7 @@ def pictures(path: Path) -> list[Path]:
     return small if any(file.suffix in PICTURES - {".json"} for file in small) else []
 
 
-def dataset(folder: Path, stage: str, out: Out) -> DatasetInput:
+def dataset(stage: str, out: Out) -> DatasetInput:
     """An output as an MLflow dataset: its DVC hash is the digest."""
     source = json.dumps({"path": out.path, "md5": out.md5, "bytes": out.size})
     entity = Dataset(name=out.path, digest=str(out.md5)[:36], source_type="dvc", source=source)

@@ -57,6 +57,7 @@ def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
+        "PREFECT_UI_API_URL": "/api",  # as `longlora up` has it: the page asks the server that it is from
         "DO_NOT_TRACK": "1",
     }
     with pytest.MonkeyPatch.context() as patch:

@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dummy
 import pytest
+from browser import keep, needs_browser, tab
 from test_pipeline import ask
 from test_promote import alias, empty, mlflow_server, shop  # noqa: F401
 
@@ -40,10 +42,18 @@ def desk(empty, shop, prefect_url, monkeypatch):  # noqa: F811
     return client, where, shop[1]["better"]
 
 
-def promote_in_background(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    command = [str(Path(sys.executable).with_name("longlora")), "promote", *arguments]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return process
+@pytest.fixture
+def promote_in_background() -> "Iterator[Callable[..., subprocess.Popen[str]]]":
+    begun = []
+
+    def promote(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+        command = [str(Path(sys.executable).with_name("longlora")), "promote", *arguments]
+        begun.append(subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return begun[-1]
+
+    yield promote
+    for process in begun:
+        process.kill()
 
 
 def paused(url: str, key: str) -> dict:
@@ -59,7 +69,7 @@ def paused(url: str, key: str) -> dict:
     return found[0]
 
 
-def test_a_model_that_is_approved_on_the_command_line_becomes_champion(desk, prefect_url):
+def test_a_model_that_is_approved_on_the_command_line_becomes_champion(desk, prefect_url, promote_in_background):
     from tasks import registry
 
     client, where, key = desk
@@ -76,7 +86,7 @@ def test_a_model_that_is_approved_on_the_command_line_becomes_champion(desk, pre
     out, error = process.communicate(timeout=200)
     assert (process.returncode, error) == (0, "")
     assert out.startswith(
-        f"Shall dummy version 2, of run {key}, be champion, instead of version 1? the verdict passed,"
+        f"Shall dummy version 2, of run {key}, be champion, instead of version 1? For it: the verdict passed,"
     )
     assert [alias(client, name) for name in ("champion", "candidate", "staging")] == ["2", "2", None]
     last = registry.moves(client, "dummy")[-1]
@@ -84,8 +94,48 @@ def test_a_model_that_is_approved_on_the_command_line_becomes_champion(desk, pre
     assert last.why.endswith("; asked by Ada, approved: read twenty answers")
 
 
+@needs_browser
+def test_a_person_reads_the_question_on_prefects_page_and_approves_there(desk, prefect_url, promote_in_background):
+    client, where, key = desk
+    process = promote_in_background(where.tree, key, "--approval")
+    waiting = paused(prefect_url, key)
+    with tab(f"{prefect_url.removesuffix('/api')}/runs/flow-run/{waiting['id']}") as page:
+        page.get_by_role("button", name="Resume").click()
+        form = page.locator(".p-modal__card")
+        form.get_by_text("Your reason, for the record.").wait_for()
+        said = form.inner_text()
+        assert f"Shall dummy version 2, of run {key}, be champion, instead of version 1? For it: the verdict" in said
+        assert f"longlora compare {key} champion shows both" in said
+        assert "On: it becomes champion. Off: the answer is no, and it stays candidate." in said
+        keep(page, "approval")
+        submit, (who, why) = form.get_by_role("button", name="Submit"), form.locator("textarea").all()
+        submit.click()
+        form.get_by_text("'who' is a required property").wait_for()
+        who.fill(" ")
+        why.fill("read twenty answers")
+        submit.click()
+        page.get_by_text("Validation failed for field 'who'").first.wait_for()
+        who.fill("Grace")
+        form.get_by_role("switch").click()
+        submit.click()
+        form.wait_for(state="hidden")
+    assert process.communicate(timeout=200)[1] == ""
+    assert [alias(client, name) for name in ("champion", "candidate", "staging")] == ["2", "2", None]
+    env = {"MLFLOW_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"]}
+    _, header, *rows = dummy.longlora(where.tree, "history", env=env).stdout.splitlines()
+    last = next(number for number, row in enumerate(rows) if " Grace " in row)
+    assert (
+        rows[last].startswith(time.strftime("%Y-%m-%d", time.gmtime())) and " promote  1     2   Grace " in rows[last]
+    )
+    assert rows[last].split()[-1] == key
+    reason = slice(header.index("why"), header.index("run"))  # it may take several lines
+    assert " ".join(row[reason].strip() for row in rows[last:]).endswith(
+        "; asked by Ada, approved: read twenty answers"
+    )
+
+
 def test_one_that_is_declined_in_the_page_stays_candidate_and_one_that_nobody_judges_too(
-    desk, prefect_url, monkeypatch
+    desk, prefect_url, promote_in_background, monkeypatch
 ):
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_CLIENT_RETRY_EXTRA_CODES, temporary_settings

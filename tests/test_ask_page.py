@@ -4,7 +4,6 @@ import asyncio
 import importlib.util
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
+import browser
 import pytest
+from browser import needs_browser
 from dummy import ENV
 from test_asking import LONG, QUESTIONS, TEXT, TINY, desk
 
@@ -24,12 +25,7 @@ from flows.cli.ask import page as ask_page
 from longlora.model.load import open_model, open_tokenizer
 from tasks.servers import answers, free_port
 
-BROWSER = shutil.which("chromium")
 needs_nicegui = pytest.mark.skipif(not importlib.util.find_spec("nicegui"), reason="NiceGUI is not installed")
-needs_browser = pytest.mark.skipif(
-    not BROWSER or not importlib.util.find_spec("playwright"),
-    reason="no browser: apt-get install chromium; pip install playwright",
-)
 NEW = 48
 """Tokens of an answer: enough that it is seen as it comes."""
 ANSWERED = ".answer:has(.said:not(.waiting))"
@@ -69,12 +65,8 @@ def url(tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def chromium():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    with browser.chromium() as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import dummy
@@ -272,3 +273,27 @@ def test_a_disk_that_is_full_or_gone_is_one_line_and_another_trouble_with_files_
         raise OSError(errno.ENOSPC, "No space left on device", "weights")
     with pytest.raises(FileNotFoundError), plain_errors():
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "weights")
+
+
+AT_AN_IMPORT = """
+import os, signal, sys
+
+class CtrlC:
+    def find_spec(name, path, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, CtrlC)
+sys.argv = ["longlora", "runs"]
+from {script} import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["flows.cli.main", "typer", "rich", "tasks.errors", "tasks.workspace", "mlflow"])
+def test_ctrl_c_while_modules_are_imported_ends_in_silence(folder, module):
+    settings = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    script = settings["project"]["scripts"]["longlora"].removesuffix(":main")
+    code = AT_AN_IMPORT.format(module=module, script=script)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -1,7 +1,13 @@
 """Two runs side by side: what differs and nothing else, in the terminal and as a page."""
 
+import json
+import re
+
 import dummy
 import pytest
+from browser import keep, needs_browser, tab
+from PIL import Image
+from test_promote import mlflow_server  # noqa: F401
 
 from tasks.stages import Out
 from tasks.workspace import project, snapshot, worktree
@@ -10,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def pair(template, tmp_path_factory, mlflow_uri):
+def pair(template, tmp_path_factory, mlflow_server):  # noqa: F811
     """A project with two runs in MLflow, their files written by hand; its folder and their keys."""
     from tasks import tracking
 
@@ -22,7 +28,7 @@ def pair(template, tmp_path_factory, mlflow_uri):
     dummy.commit(folder)
     where, keys = project(folder), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+        patch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
         for rank, loss in ((8, 0.5), (16, 0.25)):
             state = snapshot(where, overrides=[f"train.rank={rank}", "score.lengths=[2,4]"])
             work = worktree(where, state)
@@ -33,17 +39,21 @@ def pair(template, tmp_path_factory, mlflow_uri):
             tracker.stage("train", [Out("metrics/history.csv", "plot", {"x": "step"}), Out("metrics/s.json", "metric")])
             same, other = Out("models/base", "out", md5="aa.dir"), Out("models/tuned", "out", md5=f"b{rank}.dir")
             tracker.stage("more", [same, other])
+            (work / "reports").mkdir()
+            Image.new("RGB", (40, 30), "teal").save(work / "reports" / "score.png")
+            tracker.stage("report", [Out("reports", "out")])
+            tracker.describe(f"# Rank {rank}", "reports/score.png")
             tracker.client.log_metric(tracker.run_id, "system/cpu_utilization_percentage", rank)
             tracker.finish("FINISHED")
             keys.append(state.key)
     return folder, keys
 
 
-def test_what_differs_is_shown_by_length_and_what_is_equal_is_only_counted(pair, mlflow_uri, tmp_path):
+def test_what_differs_is_shown_by_length_and_what_is_equal_is_only_counted(pair, mlflow_server, tmp_path):  # noqa: F811
     folder, (one, other) = pair
     page = tmp_path / "page.html"
     done = dummy.longlora(
-        folder, "compare", one[:8], other, "--html", str(page), env={"MLFLOW_TRACKING_URI": mlflow_uri}
+        folder, "compare", one[:8], other, "--html", str(page), env={"MLFLOW_TRACKING_URI": mlflow_server}
     )
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
@@ -62,6 +72,49 @@ def test_what_differs_is_shown_by_length_and_what_is_equal_is_only_counted(pair,
     assert not page.with_suffix(".partial").exists()
 
 
+def test_of_a_curve_each_run_shows_its_own_last_point():
+    from flows.cli.compare import Side, scores
+
+    curves = ({1: 1.0, 2: 0.5}, {1: 1.0, 2: 0.5, 1500: 0.25}, {})
+    one, other, none = (Side("", None, {"history/loss": curve, "score": {2: 1.0}}, {}) for curve in curves)
+
+    def shown(*sides: Side) -> list[str]:
+        return [str(next(iter(column.cells))) for column in scores([*sides], {"history"}).columns]
+
+    assert shown(one, other) == ["history/loss", "2 / 1,500", "0.5", "0.25", "-0.25"]
+    assert shown(one, none) == ["history/loss", "2", "0.5", "-", ""]
+
+
+@needs_browser
+def test_mlflows_own_pages_show_both_runs_and_each_one_whole(pair, mlflow_server):  # noqa: F811
+    from mlflow import MlflowClient
+
+    client, keys = MlflowClient(mlflow_server), pair[1]
+    experiment = client.get_experiment_by_name("compared").experiment_id
+    ids = [client.search_runs([experiment], f"tags.`longlora.key` = '{key}'")[0].info.run_id for key in keys]
+    with tab(f"{mlflow_server}/#/compare-runs?runs={json.dumps(ids)}&experiments={json.dumps([experiment])}") as page:
+        page.get_by_text("Comparing 2 Runs from 1 Experiment").wait_for()
+        page.locator(".js-plotly-plot").get_by_text("train.rank").first.wait_for()  # parallel coordinates
+        page.get_by_text("longlora.snapshot").wait_for()
+        keep(page, "mlflow-compare")
+        text = page.inner_text("body")
+        rows = [re.split(r"\s*\t\s*", row) for row in text.splitlines()]
+        assert ["train.rank", "8", "16"] in rows and ["gate.least", "1.0", "1.0"] in rows
+        assert ["longlora.key", *keys] in rows
+        assert ["data.models/base", "aa.dir", "aa.dir"] in rows and ["data.models/tuned", "b8.dir", "b16.dir"] in rows
+        names = ["history/loss", "score", "score/high", "score/low", "system/cpu_utilization_percentage", "whole"]
+        values = ["0.5", "0.25", "2", "4", "9", "9", "1", "1", "8", "16", "1", "1"]  # those of the longest length
+        assert text.split("Metrics\nShow diff only\n")[1].split("\nArtifacts\n")[0].split() == [*names, *values]
+
+        page.goto(f"{mlflow_server}/#/experiments/{experiment}/runs/{ids[1]}")
+        page.get_by_text("Rank 16").wait_for()  # the description, as Markdown
+        page.wait_for_function("[...document.images].some(i => i.src.includes('score.png') && i.naturalWidth === 40)")
+        keep(page, "mlflow-run")
+        page.goto(f"{mlflow_server}/#/experiments/{experiment}/runs/{ids[1]}/model-metrics")
+        page.locator(".js-plotly-plot").nth(1).wait_for()
+        keep(page, "mlflow-metrics")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -73,7 +126,7 @@ def test_what_differs_is_shown_by_length_and_what_is_equal_is_only_counted(pair,
         ),
     ],
 )
-def test_a_mistake_is_one_line(pair, mlflow_uri, arguments, said):
-    done = dummy.longlora(pair[0], "compare", *arguments, env={"MLFLOW_TRACKING_URI": mlflow_uri})
+def test_a_mistake_is_one_line(pair, mlflow_server, arguments, said):  # noqa: F811
+    done = dummy.longlora(pair[0], "compare", *arguments, env={"MLFLOW_TRACKING_URI": mlflow_server})
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert done.stderr.startswith(said)

@@ -3,25 +3,18 @@
 With LONGLORA_SCREENSHOTS=FOLDER the screenshots are left there to be looked at.
 """
 
-import importlib.util
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+from browser import chromium, needs_browser
 from PIL import Image
 from test_report import PERPLEXITY, inputs, node, put
 
 from longlora.stages.report import stage
 
-BROWSER = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not BROWSER or not importlib.util.find_spec("playwright"),
-        reason="no browser: apt-get install chromium; pip install playwright",
-    ),
-]
+pytestmark = [pytest.mark.slow, needs_browser]
 STICKS_OUT = """() => [...document.querySelectorAll("main *")].filter(e => !e.closest(".scroll, .picture")
     && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80))"""
 CUT = """() => [...document.querySelectorAll("td, th, p, h1, h2, span, small, strong")].filter(e => !e.closest(".scroll")
@@ -51,12 +44,8 @@ def put_every_measure(scores: Path) -> None:
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -61,6 +61,39 @@ def test_another_clone_brings_everything_back_and_a_changed_byte_is_seen(shared,
     assert (work / "models" / "tuned" / "weights").read_text() == "b" * 5
 
 
+def test_another_clone_finds_a_run_by_its_mlflow_id_and_its_data_by_what_mlflow_says(
+    template, tmp_path, mlflow_uri, monkeypatch
+):
+    from flows.cli.reproduce import find
+    from tasks import tracking
+    from tasks.servers import local_tracking
+    from tasks.tags import GIT, REMOTE
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    for name in ("published", "empty"):  # the other clone's own origin has no run
+        dummy.git(tmp_path, "clone", "--quiet", "--bare", str(template), name)
+    dummy.git(tmp_path, "clone", "--quiet", str(tmp_path / "published"), "first")
+    key = byhand.run(tmp_path / "first", "train.rank=6", remote=str(tmp_path / "data"), tracked="dummy")
+    dummy.git(tmp_path / "first", "push", "--quiet", "origin", f"refs/longlora/runs/{key}")
+    client = tracking.connect()
+    run = tracking.find(client, client.get_experiment_by_name("dummy").experiment_id, key)
+    client.set_tag(run.info.run_id, GIT, str(tmp_path / "published"))  # as `longlora run` says it
+    client.set_tag(run.info.run_id, REMOTE, str(tmp_path / "data"))
+    shutil.rmtree(tmp_path / "first")
+
+    dummy.git(tmp_path, "clone", "--quiet", str(tmp_path / "empty"), "second")
+    done = dummy.longlora(tmp_path / "second", "reproduce", run.info.run_id, env={"MLFLOW_TRACKING_URI": mlflow_uri})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"run {key} is back in " in done.stdout and "7 of 7 outputs are equal by hash" in done.stdout
+
+    where, unknown = project(tmp_path / "second"), "0123456789abcdef" * 2
+    for address in (mlflow_uri, local_tracking(where)):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        said = f"^run '{unknown}': MLflow at {address} has no run of this id: set MLFLOW_TRACKING_URI to the server that has"
+        with pytest.raises(ValueError, match=said):
+            find(where, unknown)
+
+
 def test_rerun_computes_every_stage_again_and_finds_the_same_or_says_what_differs(shared, clone):
     home, key = shared
     done = dummy.longlora(clone, "reproduce", key, "--rerun", "--remote", str(home / "data"))

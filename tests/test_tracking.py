@@ -176,10 +176,12 @@ def test_a_finished_stage_shows_metrics_pictures_and_hashes(opened):
     Image.new("RGB", (40, 30), "teal").save(folder / "reports" / "curve.png")
     dummy.write(folder / "models" / "weights.safetensors", "0" * 100)
     dummy.write(folder / "models" / "config.json", "{}")
+    dummy.write(folder / "odd+name (1)", "1")
     outs = [
         Out("metrics/score.json", "metric", md5="a1", size=9),
         Out("reports", "out", md5="b2.dir", size=8),
         Out("models", "out", md5="c3.dir", size=102),
+        Out("odd+name (1)", "out", md5="d4", size=1),
     ]
     tracker.stage("score", outs)
     opened().stage("score", outs)  # resumed: nothing doubles
@@ -195,7 +197,12 @@ def test_a_finished_stage_shows_metrics_pictures_and_hashes(opened):
         "# hello",
     )
     found = sorted((i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs)
-    assert found == [("models", "c3.dir"), ("reports", "b2.dir")]
+    assert found == [("models", "c3.dir"), ("odd+name (1)", "d4"), ("reports", "b2.dir")]
+    assert {name: value for name, value in run.data.tags.items() if name.startswith("data.")} == {
+        "data.models": "c3.dir",
+        "data.odd_name _1_": "d4",
+        "data.reports": "b2.dir",
+    }
     files = {
         f.path
         for folder in ("", "metrics", "reports", "reports/deep")

@@ -110,18 +110,24 @@ def differing(what: str, column: str, sides: list[Side], values: list[dict[str, 
 
 
 def scores(sides: list[Side], curves: set[str]) -> Table:
-    """Final metrics by length; of a curve the last point, its step among the lengths."""
+    """Final metrics by length; of a curve each side's last point, their steps among the lengths."""
     shown = table("metrics", sides, "metric", "at", more="difference")
     names = sorted({name for each in sides for name in each.metrics})
     for name in names:
         if name.endswith(BOUNDS) and name.rpartition("/")[0] in names:
             continue
-        steps = sorted({step for each in sides for step in each.metrics.get(name, {})})
-        for step in steps[-1:] if name.partition("/")[0] in curves else steps:
-            values = [each.metrics.get(name, {}).get(step) for each in sides]
+        both = [each.metrics.get(name, {}) for each in sides]
+        places = [[step, step] for step in sorted(both[0].keys() | both[1].keys())]
+        if name.partition("/")[0] in curves:
+            places = [[max(points, default=0) for points in both]]
+        for steps in places:
+            at = " / ".join(f"{step:,}" for step in dict.fromkeys(steps) if step)
+            values = [points.get(step) for points, step in zip(both, steps, strict=True)]
             known = [value for value in values if value is not None]
             difference = f"{known[1] - known[0]:+.4g}" if len(known) == 2 else ""
-            add(shown, name, f"{step:,}" if step else "", *(score(each, name, step) for each in sides), difference)
+            add(
+                shown, name, at, *(score(each, name, step) for each, step in zip(sides, steps, strict=True)), difference
+            )
     return shown
 
 

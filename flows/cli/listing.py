@@ -17,12 +17,13 @@ from tasks.tags import DIRTY, KEY, OVERRIDES, RECIPE
 from tasks.workspace import Project
 
 
-def show_history(name: str, moves: list[Move]) -> None:
-    table = Table(
-        "when (UTC)", "how", "from", "to", "who", "why", "run", box=None, pad_edge=False, title=f"champion of {name}"
-    )
+def show_history(name: str, moves: list[Move], keys: dict[str, str]) -> None:
+    """A row per move; `keys`: those of runs, by MLflow's ids."""
+    columns = ("when (UTC)", "how", "from", "to", "who", "why", Column("run", no_wrap=True))
+    table = Table(*columns, box=None, pad_edge=False, title=f"champion of {name}")
     for move in moves:
-        table.add_row(move.when, move.how, move.origin or "-", move.to or "-", move.who, move.why, move.run[:8])
+        run = keys.get(move.run, move.run[:12])
+        table.add_row(move.when, move.how, move.origin or "-", move.to or "-", move.who, move.why, run)
     console().print(table if moves else f"{name} has had no champion yet")
 
 

@@ -78,5 +78,5 @@ def history() -> None:
     from flows.cli.listing import show_history
     from tasks import registry, runs, tracking
 
-    name = runs.model_at(where).name
-    show_history(name, registry.moves(tracking.connect(), name))
+    client, name = tracking.connect(), runs.model_at(where).name
+    show_history(name, registry.moves(client, name), registry.keys(client, name))

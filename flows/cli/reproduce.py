@@ -4,6 +4,7 @@ What ran is in git (the run's ref), what it made is on the DVC remote. Nothing i
 """
 
 import os
+import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,6 +74,12 @@ def find(where: Project, wanted: str | None) -> Sought:
             published = tags.get(GIT, "")
     if wanted is None:
         raise ValueError("no finished run yet: `longlora run`, or give the key of a run of another clone")
+    if re.fullmatch("[0-9a-f]{13,}", wanted):  # longer than a key
+        asked = storage.without_credentials(os.environ["MLFLOW_TRACKING_URI"])
+        raise ValueError(
+            f"run '{wanted}': MLflow at {asked} has no run of this id: set MLFLOW_TRACKING_URI to the server that has it, "
+            "or name the run's key"
+        )
     origin = ["origin"] if "origin" in git("remote", cwd=where.root).split() else []
     addresses = [os.environ.get("LONGLORA_GIT_REMOTE", ""), published, *origin]
     return Sought(storage.bring_record(where, wanted, list(dict.fromkeys(filter(None, addresses)))), data)
