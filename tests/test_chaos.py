@@ -120,22 +120,23 @@ def listen(process: "subprocess.Popen[str]") -> list[str]:
 
 
 def serve_mlflow(folder: Path, port: int, env: dict[str, str]) -> "subprocess.Popen[bytes]":
-    from tasks import servers
+    from tasks import daemon, servers
     from tasks.workspace import project
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in env.items():
             patch.setenv(name, value)
         log = folder / ".longlora" / "mlflow.log"
-        server = servers.start(servers.mlflow_command(project(folder), port), log)
-        servers.wait_for(f"http://{servers.HOST}:{port}/health", server, log)
+        server = daemon.start(servers.mlflow_command(project(folder), port), log)
+        daemon.wait_for(f"http://{servers.HOST}:{port}/health", server, log)
     return server
 
 
 @pytest.mark.parametrize("number", range(POINTS))
 def test_a_run_that_was_killed_anywhere_ends_the_same(number, unharmed, folder, prefect_url, monkeypatch):
-    from tasks import servers as ours
+    from tasks import daemon
     from tasks.outputs import compared
+    from tasks.servers import free_port
 
     commit, database = unharmed
     point, started = Point(number), time.monotonic()
@@ -144,7 +145,7 @@ def test_a_run_that_was_killed_anywhere_ends_the_same(number, unharmed, folder, 
     env = {**dummy.clean_environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     if point.target != "prefect":
         env["PREFECT_API_URL"] = prefect_url
-    server, port = None, ours.free_port()
+    server, port = None, free_port()
     if point.target == "mlflow":
         server = serve_mlflow(folder, port, env)
         env["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
@@ -178,13 +179,13 @@ def test_a_run_that_was_killed_anywhere_ends_the_same(number, unharmed, folder, 
     assert dummy.git(folder, "rev-parse", f"refs/longlora/runs/{key}") == commit
     assert all(out.equal for out in compared(folder, commit, work, varying=set()))
     wait_until_gone(work, 5)
-    must_be_recorded_once(f"sqlite:///{folder}/.longlora/mlflow.db", key)
+    must_be_recorded_once(f"sqlite:///{folder}/.longlora/mlflow.db", key, steps=6)
     if point.target != "prefect":
         states = [run["state"]["type"] for run in ask(prefect_url, "flow_runs", about(folder))]
         assert states.count("RUNNING") == 0
         assert states.count("COMPLETED") >= 1
     if server:
-        ours.stop(server)
+        daemon.stop(server)
 
 
 def about(folder: Path) -> dict:
@@ -193,7 +194,7 @@ def about(folder: Path) -> dict:
     return {"flow_runs": {"tags": {"all_": [home(project(folder))]}}}
 
 
-def must_be_recorded_once(uri: str, key: str) -> None:
+def must_be_recorded_once(uri: str, key: str, *, steps: int) -> None:
     """One finished run, each point of its curve once; one version, one champion, an unbroken record of its moves."""
     from mlflow import MlflowClient
 
@@ -202,7 +203,8 @@ def must_be_recorded_once(uri: str, key: str) -> None:
     client = MlflowClient(uri)
     (run,) = mlflow_runs(uri, key)
     assert run.info.status == "FINISHED"
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "history/loss")] == [1, 2, 3, 4, 5, 6]
+    points = client.get_metric_history(run.info.run_id, "history/loss")
+    assert [point.step for point in points] == list(range(1, steps + 1))
     (version,) = client.search_model_versions("name = 'dummy'")
     aliases = client.get_registered_model("dummy").aliases
     assert {name: str(number) for name, number in aliases.items()} == dict.fromkeys(

@@ -9,12 +9,14 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import dummy
 import psutil
 import pytest
 import yaml
+from test_chaos import must_be_recorded_once
 from test_pipeline import SAVING, ask, cancel, flow_runs, key_of, mlflow_runs, read_until
 from test_supervise import alive, wait_until_gone
 
@@ -218,6 +220,55 @@ def test_a_killed_worker_or_server_ends_up_with_all_it_ran_and_the_next_up_goes_
     finally:
         servers.terminate()
         servers.wait(timeout=60)
+
+
+def mlflow_of(servers: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """MLflow's server of `up`, and the process in it that answers; their supervisor apart."""
+    found = []
+    for each in psutil.Process(servers.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            words = " ".join(each.cmdline())
+            if "mlflow" in words and "supervise.py" not in words:
+                found.append(each)
+    return found
+
+
+def is_back(port: str) -> bool:
+    with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as reply:
+        return reply.status == 200
+    return False
+
+
+def test_mlflows_server_is_started_again_under_a_run_that_tells_it_and_the_run_is_recorded_once(deployed):
+    from tasks.servers import free_port
+
+    ports, settings = [str(free_port()), str(free_port())], ["train.seconds=0.2", "train.steps=20"]
+    key, store = key_of(deployed, *settings), f"sqlite:///{deployed}/.longlora/mlflow.db"
+    servers = start_up(deployed, ["--prefect-port", ports[0], "--mlflow-port", ports[1]])
+    try:
+        command = [str(Path(sys.executable).with_name("longlora")), "run", "--promote"]
+        command += [word for each in settings for word in ("--set", each)]
+        env = {**dummy.clean_environment(), "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{ports[1]}"}
+        run = subprocess.Popen(
+            command, cwd=deployed, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        read_until(run, "fetch | fetch starts")  # the run is being opened in MLflow
+        mlflow_of(servers)[0].kill()
+        read_until(run, "report | report starts")  # it is written, and promoted
+        wait_until(lambda: is_back(ports[1]), deployed / ".longlora" / "mlflow.log")
+        mlflow_of(servers)[-1].kill()
+        _, error = run.communicate(timeout=200)
+        assert (run.returncode, error) == (0, "")
+        must_be_recorded_once(store, key, steps=20)
+        again = dummy.longlora(deployed, *command[1:], env=env)
+        assert "is the champion already" in again.stdout, again.stderr
+        must_be_recorded_once(store, key, steps=20)
+    finally:
+        servers.terminate()
+        _, error = servers.communicate(timeout=60)
+    assert [line for line in error.splitlines() if "MLflow" in line] == [
+        f"MLflow ended, and is started again (what it said: {deployed}/.longlora/mlflow.log)"
+    ] * 2
 
 
 def test_the_example_for_kubernetes_fits_prefects_template_and_the_flow():

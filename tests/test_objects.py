@@ -20,18 +20,18 @@ def s3(tmp_path_factory) -> Iterator[str]:
     """The address of a server with one empty bucket, `runs`."""
     import boto3
 
-    from tasks import servers
+    from tasks import daemon, servers
 
     port, log = servers.free_port(), tmp_path_factory.mktemp("s3") / "log"
-    server = servers.start([sys.executable, "-m", "moto.server", "-H", servers.HOST, "-p", str(port)], log)
+    server = daemon.start([sys.executable, "-m", "moto.server", "-H", servers.HOST, "-p", str(port)], log)
     address = f"http://{servers.HOST}:{port}"
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**KEYS, "MLFLOW_S3_ENDPOINT_URL": address}.items():
             patch.setenv(name, value)
-        servers.wait_for(f"{address}/moto-api/data.json", server, log)
+        daemon.wait_for(f"{address}/moto-api/data.json", server, log)
         boto3.client("s3", endpoint_url=address).create_bucket(Bucket="runs")
         yield address
-    servers.stop(server)
+    daemon.stop(server)
 
 
 def test_a_run_is_pushed_and_another_clone_pulls_it(s3, folder, tmp_path, mlflow_uri, monkeypatch):

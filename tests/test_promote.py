@@ -9,7 +9,7 @@ from pathlib import Path
 import dummy
 import pytest
 
-from tasks import servers
+from tasks import daemon, servers
 from tasks.stages import Out
 from tasks.storage import kept_ref, record
 from tasks.tags import KEY, RECORD, REF, VERDICT
@@ -24,10 +24,10 @@ def mlflow_server(mlflow_uri, tmp_path_factory) -> str:
     home.joinpath(".longlora").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-        server = servers.start(servers.mlflow_command(where, port), home / "log")
-    servers.wait_for(f"http://{servers.HOST}:{port}/health", server, home / "log")
+        server = daemon.start(servers.mlflow_command(where, port), home / "log")
+    daemon.wait_for(f"http://{servers.HOST}:{port}/health", server, home / "log")
     yield f"http://{servers.HOST}:{port}"
-    servers.stop(server)
+    daemon.stop(server)
 
 
 SCORES = {
