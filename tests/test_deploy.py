@@ -156,10 +156,10 @@ def test_a_taken_port_is_one_line(deployed, prefect_url):
     )
 
 
-def start_up(folder: Path, ports: list[str]) -> "subprocess.Popen[str]":
+def start_up(folder: Path, ports: list[str], env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
     """`longlora up`, once it says that a worker is there."""
     command = [str(Path(sys.executable).with_name("longlora")), "up", *ports]
-    env = {**dummy.clean_environment(), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    env = {**dummy.clean_environment(), "PREFECT_WORKER_QUERY_SECONDS": "1", **(env or {})}
     servers = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     read_until(servers, "a worker runs what is scheduled")
     return servers
@@ -178,8 +178,8 @@ def state_of(url: str, flow_run: str) -> str:
     return found["state"]["name"]
 
 
-def wait_until(what: Callable[[], bool], log: Path) -> None:
-    deadline = time.monotonic() + 120
+def wait_until(what: Callable[[], bool], log: Path, *, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.3)
@@ -269,6 +269,81 @@ def test_mlflows_server_is_started_again_under_a_run_that_tells_it_and_the_run_i
     assert [line for line in error.splitlines() if "MLflow" in line] == [
         f"MLflow ended, and is started again (what it said: {deployed}/.longlora/mlflow.log)"
     ] * 2
+
+
+def looks(url: str, name: str) -> list[str]:
+    """How the runs of a deployment ended that its schedule began, the oldest first."""
+    query = {
+        "deployments": {"name": {"any_": [name]}},
+        "flow_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED", "RUNNING"]}}},
+        "sort": "EXPECTED_START_TIME_ASC",
+    }
+    return [run["state"]["name"] for run in ask(url, "flow_runs", query)]
+
+
+@pytest.mark.long
+def test_new_data_and_a_champion_that_got_worse_start_one_run_each_on_their_schedules(deployed, tmp_path):
+    from mlflow import MlflowClient
+
+    from tasks.servers import free_port
+
+    data, log = tmp_path / "documents", deployed / ".longlora" / "worker.log"
+    dummy.write(data / "one.txt", "one")
+    for name, old, new in (
+        (
+            "dvc.yaml",
+            '[dummy/stage.py, "${models}/${item.model}"',
+            f'[{data}, dummy/stage.py, "${{models}}/${{item.model}}"',
+        ),
+        ("dvc.yaml", '[dummy/stage.py, "rivals/', f'[{data}, dummy/stage.py, "rivals/'),
+        ("dummy/stage.py", "size / n", f'size / n / len(os.listdir("{data}"))'),
+    ):
+        text = (deployed / name).read_text()
+        assert old in text
+        dummy.write(deployed / name, text.replace(old, new))
+    dummy.commit(deployed)
+    ports = [str(free_port()), str(free_port())]
+    url = f"http://127.0.0.1:{ports[0]}/api"
+    servers = start_up(deployed, ["--prefect-port", ports[0], "--mlflow-port", ports[1]])
+    try:
+        for arguments in (
+            ["run", "--promote"],
+            ["deploy", "--name", "new-data", "--watch", str(data), "--interval", "60"],
+            [
+                "deploy",
+                "--name",
+                "retrain",
+                "--if-worse",
+                "0.1",
+                "--promote",
+                "--set",
+                "train.rank=30",
+                "--interval",
+                "60",
+            ],
+        ):
+            done = dummy.longlora(deployed, *arguments)
+            assert done.returncode == 0, done.stderr
+        wait_until(lambda: looks(url, "new-data")[-1:] == ["Unchanged"], log, seconds=300)
+        wait_until(lambda: looks(url, "retrain")[-1:] == ["StillGood"], log, seconds=300)
+        (data / "two.txt").write_text("two")  # every score is half of what it was
+        wait_until(lambda: looks(url, "new-data").count("Completed") == 2, log, seconds=300)
+        wait_until(lambda: looks(url, "retrain").count("Completed") == 1, log, seconds=300)
+        seen = [len(looks(url, name)) for name in ("new-data", "retrain")]
+        wait_until(lambda: looks(url, "new-data")[seen[0] :].count("Unchanged") >= 2, log, seconds=300)
+        wait_until(lambda: looks(url, "retrain")[seen[1] :].count("StillGood") >= 2, log, seconds=300)
+        print(f"\nnew-data: {looks(url, 'new-data')}\nretrain: {looks(url, 'retrain')}")
+        assert looks(url, "new-data").count("Completed") == 2  # the first look, and the new file
+        assert looks(url, "retrain").count("Completed") == 1
+        assert {*looks(url, "new-data"), *looks(url, "retrain")} <= {"Completed", "Unchanged", "StillGood", "Running"}
+        client = MlflowClient(f"sqlite:///{deployed}/.longlora/mlflow.db")
+        experiment = client.get_experiment_by_name("dummy").experiment_id
+        assert [run.info.status for run in client.search_runs([experiment])] == ["FINISHED"] * 4
+        assert len(client.search_model_versions("name = 'dummy'")) == 2
+        assert str(client.get_model_version_by_alias("dummy", "champion").version) == "2"
+    finally:
+        servers.terminate()
+        servers.wait(timeout=60)
 
 
 def test_the_example_for_kubernetes_fits_prefects_template_and_the_flow():
