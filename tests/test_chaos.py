@@ -2,6 +2,7 @@
 
 `make chaos` does 30 points and prints what happened at each; the first few are part of the normal suite. A point is a target and a
 moment, both drawn from its number. The end is compared with a run that nobody harmed: the commit of a run holds every hash.
+The real pipeline, made small, is killed again and again on its way (`make long`).
 """
 
 import os
@@ -18,11 +19,13 @@ from pathlib import Path
 import dummy
 import psutil
 import pytest
+import yaml
 from test_pipeline import ask, key_of, mlflow_runs
 from test_supervise import wait_until_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 POINTS = int(os.environ.get("CHAOS_POINTS", "2"))
+KILLS = int(os.environ.get("CHAOS_KILLS", "12"))  # of the real pipeline
 SETTINGS = ["--set", "train.steps=6", "--set", "train.seconds=0.05"]
 LINES = 22  # that an undisturbed run prints, roughly
 TARGETS = {  # a word of the process's command line, and how many such processes a run has
@@ -211,3 +214,81 @@ def must_be_recorded_once(uri: str, key: str, *, steps: int) -> None:
         ("champion", "candidate"), str(version.version)
     )
     assert [(move.origin, move.to) for move in registry.moves(client, "dummy")][-1:] == [(None, str(version.version))]
+
+
+SMALL = [
+    "fit.steps=6",
+    "fit.save_steps=2",
+    "fit.logging_steps=1",
+    "position.context=1024",
+    "blocks.recall.count=8",
+    "blocks.recall.reach=1024",
+    "perplexity.lengths=[512,1024]",
+    "perplexity.samples=2",
+    "passkey.lengths=[512,1024]",
+    "passkey.samples=1",
+]
+
+
+def start_real(folder: Path, env: dict[str, str], log: Path) -> "subprocess.Popen[bytes]":
+    command = [str(Path(sys.executable).with_name("longlora")), "run", *(w for each in SMALL for w in ("--set", each))]
+    with log.open("ab") as file:
+        return subprocess.Popen(command, cwd=folder, env=env, stdout=file, stderr=subprocess.STDOUT)
+
+
+def kill_on_the_way(number: int, process: "subprocess.Popen[bytes]") -> str:
+    """Kill one process of the run some seconds after a stage is at work. What was killed, or '' if the run ended before."""
+    draw, run = random.Random(number), psutil.Process(process.pid)
+    word = ["longlora run", "longlora.stages", "tasks.single", "supervise.py"][number % 4]
+    delay = draw.uniform(0, 20)
+    while process.poll() is None and not named(run, "longlora.stages"):
+        time.sleep(0.05)
+    try:
+        process.wait(delay)
+    except subprocess.TimeoutExpired:
+        while process.poll() is None:
+            found = [run] if word == "longlora run" else named(run, word)[-1:]
+            at = " ".join(w for each in named(run, "longlora.stages") for w in each.cmdline()[2:3])
+            if found and killed(found[0]):
+                return f"{word} at {at or 'no stage'}, after {delay:.1f} s"
+    return ""
+
+
+def hashes(folder: Path, key: str) -> dict[str, str]:
+    """Every output that does not hold times, of the run's record."""
+    from dvc.repo import Repo
+
+    lock = yaml.safe_load(dummy.git(folder, "show", f"refs/longlora/runs/{key}:dvc.lock"))
+    with Repo(str(folder / ".longlora" / "worktrees" / key)) as repo:
+        varying = {out.def_path for out in repo.index.outs if "varies" in out.annot.labels}
+    found = {out["path"]: out["md5"] for entry in lock["stages"].values() for out in entry["outs"]}
+    return {path: md5 for path, md5 in found.items() if path not in varying}
+
+
+@pytest.mark.long
+def test_the_real_pipeline_killed_again_and_again_ends_as_if_nothing_had_happened(tmp_path, prefect_url):
+    env = {**dummy.clean_environment(), "PREFECT_API_URL": prefect_url}
+    for name in ("unharmed", "harmed"):
+        dummy.git(tmp_path, "clone", "--quiet", str(Path(__file__).parent.parent), name)
+    unharmed = start_real(tmp_path / "unharmed", env, tmp_path / "unharmed.log")
+    folder, log = tmp_path / "harmed", tmp_path / "harmed.log"
+    key, starts, hits = key_of(folder, *SMALL), 1, []
+    process = start_real(folder, env, log)
+    while len(hits) < KILLS and process.returncode != 0:
+        if hit := kill_on_the_way(len(hits), process):
+            hits.append(hit)
+            print(f"\nkill {len(hits)}: {hit}", end="", flush=True)
+        if process.poll():
+            process, starts = start_real(folder, env, log), starts + 1
+    while process.wait():
+        assert starts < KILLS + 4, log.read_text()
+        process, starts = start_real(folder, env, log), starts + 1
+    assert hits and unharmed.wait() == 0, (tmp_path / "unharmed.log").read_text()
+    print(f"\n{len(hits)} kills, {starts} starts")
+    assert hashes(folder, key) == hashes(tmp_path / "unharmed", key)
+    assert len(hashes(folder, key)) > 15
+    wait_until_gone(folder / ".longlora" / "worktrees" / key, 5)
+    (run,) = mlflow_runs(f"sqlite:///{folder}/.longlora/mlflow.db", key)
+    assert run.info.status == "FINISHED"
+    states = [run["state"]["type"] for run in ask(prefect_url, "flow_runs", about(folder))]
+    assert (states.count("RUNNING"), states.count("COMPLETED")) == (0, 1)
