@@ -4,7 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 import dummy
 import pytest
@@ -82,3 +84,9 @@ def test_a_run_is_kept_on_s3_and_another_clone_has_it_from_there_alone(s3, track
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1), refused.stderr
     assert "neither the cache nor s3://nowhere/data has" in refused.stderr
     assert subprocess.run(["git", "status", "--porcelain"], cwd=tmp_path / "second", capture_output=True).stdout == b""
+
+
+def test_the_extra_brings_what_both_need():
+    """Here moto brings boto3; where only the extra is installed, MLflow could not write."""
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert project["optional-dependencies"]["s3"] == ["boto3", "dvc-s3"]
