@@ -237,20 +237,20 @@ def start_real(folder: Path, env: dict[str, str], log: Path) -> "subprocess.Pope
 
 
 def kill_on_the_way(number: int, process: "subprocess.Popen[bytes]") -> str:
-    """Kill one process of the run some seconds after a stage is at work. What was killed, or '' if the run ended before."""
+    """Let some stages pass, and kill one process of the run while one is at work. What was killed; '' if it ended before."""
     draw, run = random.Random(number), psutil.Process(process.pid)
     word = ["longlora run", "longlora.stages", "tasks.single", "supervise.py"][number % 4]
-    delay = draw.uniform(0, 20)
-    while process.poll() is None and not named(run, "longlora.stages"):
-        time.sleep(0.05)
-    try:
-        process.wait(delay)
-    except subprocess.TimeoutExpired:
-        while process.poll() is None:
+    seen: dict[int, str] = {}
+    wanted, delay = draw.randint(1, 3), draw.uniform(0, 12)
+    while process.poll() is None:
+        at = named(run, "longlora.stages")
+        seen |= {each.pid: " ".join(each.cmdline()[2:4]) for each in at if each.is_running()}
+        if len(seen) >= wanted and at:
+            time.sleep(delay)
             found = [run] if word == "longlora run" else named(run, word)[-1:]
-            at = " ".join(w for each in named(run, "longlora.stages") for w in each.cmdline()[2:3])
-            if found and killed(found[0]):
-                return f"{word} at {at or 'no stage'}, after {delay:.1f} s"
+            if found and process.poll() is None and killed(found[0]):
+                return f"{word}, {delay:.1f} s after the start of {seen[at[0].pid]}"
+        time.sleep(0.02)
     return ""
 
 
