@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -244,12 +245,14 @@ def kill_on_the_way(number: int, process: "subprocess.Popen[bytes]") -> str:
     wanted, delay = draw.randint(1, 3), draw.uniform(0, 12)
     while process.poll() is None:
         at = named(run, "longlora.stages")
-        seen |= {each.pid: " ".join(each.cmdline()[2:4]) for each in at if each.is_running()}
+        for each in at:
+            with suppress(psutil.Error):  # it has ended
+                seen[each.pid] = " ".join(each.cmdline()[2:4])
         if len(seen) >= wanted and at:
             time.sleep(delay)
             found = [run] if word == "longlora run" else named(run, word)[-1:]
             if found and process.poll() is None and killed(found[0]):
-                return f"{word}, {delay:.1f} s after the start of {seen[at[0].pid]}"
+                return f"{word}, {delay:.1f} s after the start of {seen.get(at[0].pid)}"
         time.sleep(0.02)
     return ""
 
