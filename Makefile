@@ -4,7 +4,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 AUDIT_URL ?= https://api.osv.dev/v1/query
 
-.PHONY: demo smoke test chaos lint audit bench experiments install clean
+.PHONY: demo smoke test chaos long lint audit bench experiments install clean
 
 demo: install
 	$(BIN)/longlora run
@@ -21,6 +21,10 @@ test: install
 # Thirty kills at seeded points of a run, each followed by the same command and compared with a run nobody harmed.
 chaos: install
 	CHAOS_POINTS=30 $(BIN)/pytest tests/test_chaos.py -s
+
+# What takes minutes each: schedules as they come, servers on PostgreSQL, kills of the real pipeline.
+long: install
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m long -s
 
 lint: install
 	$(BIN)/ruff check .

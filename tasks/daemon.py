@@ -2,7 +2,8 @@
 
 A client of Prefect's tries each request again for a minute, and sends each of many events for seven seconds: a run whose server
 is gone does not fail, it stands still for minutes. But clients outlast a restart. So the server that a run started for itself is
-started again when it ends, at the same address and on the same database; if that does not help, the run is told to end.
+started again when it ends, at the same address and on the same database; if that does not help, the run is told to end. MLflow's
+server of `longlora up` is started again likewise.
 """
 
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -19,7 +21,7 @@ from tasks import supervise
 from tasks.web import request
 
 STARTUP = 120.0  # seconds; about 6 on an idle machine
-RESTARTS = 3  # of one server, in one run
+RESTARTS = 3  # of one server, in one run or one `up`
 LAST_WORDS = 20.0  # seconds, beyond the stage's own, in which a run whose server is lost may say so to MLflow
 
 
@@ -27,10 +29,20 @@ class RestartingServer:
     """A server that is started again when it ends, once it was ready and until it is closed."""
 
     def __init__(
-        self, name: str, command: list[str], *, health: str, log: Path, env: dict[str, str] | None = None
+        self,
+        name: str,
+        command: list[str],
+        *,
+        health: str,
+        log: Path,
+        env: dict[str, str] | None = None,
+        restarts: int = RESTARTS,
+        on_lost: Callable[[str], None] = lambda said: None,
     ) -> None:
+        """`health`: the address that answers when it is ready, '' if there is none; `on_lost` is told when it ended for good."""
         self.name, self.lost = name, False
         self._command, self._health, self._log, self._env = command, health, log, env or {}
+        self._restarts, self._on_lost = restarts, on_lost
         self._mark = Path(f"{log}:{os.getpid()}")
         self._closed = False
         self._lock = threading.Lock()
@@ -42,7 +54,8 @@ class RestartingServer:
         Raises:
             ValueError: it ended, or was not ready in time.
         """
-        wait_for(self._health, self._process, self._log)
+        if self._health:
+            wait_for(self._health, self._process, self._log)
         threading.Thread(target=self._watch, daemon=True).start()
 
     def close(self) -> None:
@@ -50,26 +63,35 @@ class RestartingServer:
             self._closed = True
         stop(self._process)
 
+    def last_words(self) -> str:
+        """What to say of its end."""
+        times = f" {self._restarts + 1} times" if self._restarts else ""
+        return f"{self.name} ended{times}: {last_line(self._log)} (all of it: {self._log})"
+
     def _start(self) -> "subprocess.Popen[bytes]":
         return start(self._command, self._log, env={**self._env, supervise.MARK: str(self._mark)})
 
     def _watch(self) -> None:
-        for again in range(RESTARTS + 1):
+        for again in range(self._restarts + 1):
             self._process.wait()
             with self._lock:
                 if self._closed:
                     return
-                if again < RESTARTS:
+                if again < self._restarts:
                     said = f"{self.name} ended, and is started again (what it said: {self._log})"
                     print(said, file=sys.stderr, flush=True)
                     supervise.sweep(self._mark)  # if only its supervisor was killed, it still has the port
                     self._process = self._start()
         self.lost = True
-        said = f"error: {self.name} ended {RESTARTS + 1} times: {last_line(self._log)} (all of it: {self._log})"
-        print(f"{said}; the same command again goes on from here", file=sys.stderr, flush=True)
-        os.kill(os.getpid(), signal.SIGTERM)  # whoever is told to end leaves no child, and tells MLflow
-        time.sleep(supervise.grace() + LAST_WORDS)
-        os._exit(1)  # Prefect would go on telling the server, at the flow's end and at the interpreter's
+        self._on_lost(self.last_words())
+
+
+def end_run(said: str) -> None:
+    """End this process, whose server is gone for good."""
+    print(f"error: {said}; the same command again goes on from here", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)  # whoever is told to end leaves no child, and tells MLflow
+    time.sleep(supervise.grace() + LAST_WORDS)
+    os._exit(1)  # Prefect would go on telling the server, at the flow's end and at the interpreter's
 
 
 def start(command: list[str], log: Path, *, env: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":

@@ -49,11 +49,20 @@ def register(client: MlflowClient, name: str, *, source: str, run: Run, desc: st
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    for version in client.search_model_versions(f"name = '{name}'"):
-        if version.source == source:
-            return version
+    if known := of_source(client, name, source):
+        return known[0]
     tags = {key: run.data.tags.get(key, "") for key in (KEY, RECIPE, RECORD)}
-    return client.create_model_version(name, source, run_id=run.info.run_id, tags=tags, description=run.info.run_name)
+    made = client.create_model_version(name, source, run_id=run.info.run_id, tags=tags, description=run.info.run_name)
+    first = of_source(client, name, source)[0]
+    if first.version != made.version:  # MLflow's client asks again where an answer is lost
+        client.delete_model_version(name, str(made.version))
+    return first
+
+
+def of_source(client: MlflowClient, name: str, source: str) -> list[ModelVersion]:
+    """The versions of model `name` with this source, the oldest first."""
+    found = [each for each in client.search_model_versions(f"name = '{name}'") if each.source == source]
+    return sorted(found, key=lambda each: int(each.version))
 
 
 def commits(client: MlflowClient, repos: set[str]) -> set[str]:

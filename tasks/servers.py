@@ -7,17 +7,15 @@ that started it.
 
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from tasks.access import MLFLOW, PREFECT, Access, mlflow_server, must_be_asked, prefect_server
-from tasks.daemon import RestartingServer, answers, last_line, start, stop, wait_for
+from tasks.daemon import STARTUP, RestartingServer, answers, end_run
 from tasks.listening import LOCAL, LOOPBACK, Host, listening, must_be_free
 from tasks.locks import hold, is_held
 from tasks.workspace import Project
@@ -26,6 +24,7 @@ HOST = LOOPBACK
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}  # of the addresses that name a server
 UP = "up"  # the lock of who runs a project's servers
 POOL = "local"  # the work pool of prefect.yaml
+reached: set[tuple[str, int]] = set()  # host and port of servers that answered this process
 
 
 def use_environment(where: Project) -> None:
@@ -95,6 +94,7 @@ def prefect_api(where: Project) -> Iterator[Callable[[], None]]:
         health=f"http://{HOST}:{port}/api/health",
         log=log,
         env=prefect_server(),
+        on_lost=end_run,
     )
     os.environ["PREFECT_API_URL"] = f"http://{HOST}:{port}/api"
     try:
@@ -179,13 +179,11 @@ def mlflow_names(host: Host, port: int) -> dict[str, str]:
 class Up:
     """A server that `up` runs."""
 
-    name: str
+    server: RestartingServer
     page: str
     near: str
     """The address of its interface, from this machine."""
     access: Access | None
-    process: "subprocess.Popen[bytes]"
-    log: Path
 
     def ready(self) -> None:
         """Wait until it answers, and see that it asks for credentials, if there are any.
@@ -193,7 +191,7 @@ class Up:
         Raises:
             ValueError: it ended, was not ready in time, or lets anybody in.
         """
-        wait_for(f"{self.near}/health", self.process, self.log)
+        self.server.ready()
         if self.access and self.access.words():
             self.access.must_guard(self.near)
 
@@ -203,8 +201,8 @@ def up(
 ) -> None:
     """Run Prefect's server, a worker of its work pool, and MLflow's server, until one of them ends or we are interrupted.
 
-    `ready` is called once, with the servers that answer. What the user has elsewhere (PREFECT_API_URL, MLFLOW_TRACKING_URI) is
-    not started.
+    MLflow's is started again first, some times: clients outlast that, and what the worker runs does not need it. `ready` is called
+    once, with the servers that answer. What the user has elsewhere (PREFECT_API_URL, MLFLOW_TRACKING_URI) is not started.
 
     Raises:
         ValueError: no such host, other machines would be let in unasked, unsound credentials, a port is taken, the servers are up
@@ -244,9 +242,10 @@ def run_servers(
         if PREFECT in own:
             log, near = where.state / "prefect.log", f"http://{at.near}:{prefect_port}/api"
             # its page asks the server that the page is from, whatever the browser calls it
-            settings = {"PREFECT_API_URL": near, "PREFECT_UI_API_URL": "/api", **prefect_server()}
-            server = start(prefect_command(prefect_port, schedules=True, host=at), log, env=settings)
-            ours.append(Up("Prefect", f"http://{at.shown}:{prefect_port}", near, PREFECT, server, log))
+            env = {"PREFECT_API_URL": near, "PREFECT_UI_API_URL": "/api", **prefect_server()}
+            command = prefect_command(prefect_port, schedules=True, host=at)
+            server = RestartingServer("Prefect", command, health=f"{near}/health", log=log, env=env, restarts=0)
+            ours.append(Up(server, f"http://{at.shown}:{prefect_port}", near, PREFECT))
             os.environ["PREFECT_API_URL"] = near
         else:
             must_be_reachable("PREFECT_API_URL")
@@ -254,27 +253,30 @@ def run_servers(
             log, near = where.state / "mlflow.log", f"http://{at.near}:{mlflow_port}"
             guard = mlflow_server(where.state / "access", mlflow_port)
             command = mlflow_command(where, mlflow_port, host=at, guarded=bool(guard))
-            server = start(command, log, env={**guard, **mlflow_names(at, mlflow_port)})
-            ours.append(Up("MLflow", f"http://{at.shown}:{mlflow_port}", near, MLFLOW, server, log))
+            env = {**guard, **mlflow_names(at, mlflow_port)}
+            server = RestartingServer("MLflow", command, health=f"{near}/health", log=log, env=env)
+            ours.append(Up(server, f"http://{at.shown}:{mlflow_port}", near, MLFLOW))
         for each in ours:
             each.ready()
-        log = where.state / "worker.log"
-        worker = Up("the worker", "", "", None, start(worker_command(), log), log)
+        server = RestartingServer("the worker", worker_command(), health="", log=where.state / "worker.log", restarts=0)
+        worker = Up(server, "", "", None)
+        worker.ready()
         announced.write_text(os.environ["PREFECT_API_URL"])
         ready(at, ours)
         ours.append(worker)
-        while all(each.process.poll() is None for each in ours):
+        while not any(each.server.lost for each in ours):
             time.sleep(0.5)
-        ended = next(each for each in ours if each.process.poll() is not None)
-        raise ValueError(f"{ended.name} ended: {last_line(ended.log)} (all of it: {ended.log})")
+        raise ValueError(next(each.server.last_words() for each in ours if each.server.lost))
     finally:
         announced.unlink(missing_ok=True)
         for each in reversed(ours):  # the worker first: what it runs still has a server to tell
-            stop(each.process)
+            each.server.close()
 
 
 def must_be_reachable(variable: str) -> None:
     """Check that somebody listens at the address in environment variable `variable`, if it names a server, and lets us in.
+
+    One that did so before in this process, a run mostly, may be starting again: it has as long as a start may take.
 
     Raises:
         ValueError: nobody does, or not us. Without this, clients try again for minutes.
@@ -283,11 +285,18 @@ def must_be_reachable(variable: str) -> None:
     port = url.port or PORTS.get(url.scheme.partition("+")[0])  # postgresql+psycopg2: what stands behind + is a driver
     if not url.hostname or not port:
         return
-    try:
-        socket.create_connection((url.hostname, port), timeout=10).close()
-    except OSError as error:
-        where = f"{url.scheme}://{url.hostname}:{url.port or ''}".rstrip(":")
-        raise ValueError(f"nobody answers at {where} ({error}): start it, or change {variable}") from None
+    deadline = time.monotonic() + (STARTUP if (url.hostname, port) in reached else 0)
+    while True:
+        try:
+            socket.create_connection((url.hostname, port), timeout=10).close()
+            break
+        except OSError as error:
+            if time.monotonic() < deadline:
+                time.sleep(0.5)
+                continue
+            where = f"{url.scheme}://{url.hostname}:{url.port or ''}".rstrip(":")
+            raise ValueError(f"nobody answers at {where} ({error}): start it, or change {variable}") from None
+    reached.add((url.hostname, port))
     if is_served(os.environ[variable]):
         (PREFECT if variable == "PREFECT_API_URL" else MLFLOW).must_admit(os.environ[variable])
 

@@ -100,6 +100,16 @@ def find(client: MlflowClient, experiment: str, key: str) -> Run | None:
     return found[0] if found else None
 
 
+def begun(client: MlflowClient, experiment: str, tags: dict[str, str], *, name: str) -> Run:
+    """A new run. Where the answer is lost, MLflow's client asks again and a twin is made, of the same moment: that is deleted."""
+    run = client.create_run(experiment, tags=tags, run_name=name)
+    moment = f"tags.`{KEY}` = '{tags[KEY]}' and attributes.start_time = {run.info.start_time}"
+    for each in client.search_runs([experiment], moment):
+        if each.info.run_id != run.info.run_id and each.data.tags.get(HOME) == tags[HOME]:
+            client.delete_run(each.info.run_id)
+    return run
+
+
 def is_finished(client: MlflowClient, run_id: str) -> bool:
     """Whether there is a run of this id that ended well; one that was deleted is none."""
     try:
@@ -135,7 +145,7 @@ class Tracker:
         mark_dead_runs(client, where, found, but=state.key)
         known = find(client, found, state.key)
         tags = {**origin(where, state), **environment()}
-        run = known or client.create_run(found, tags=tags, run_name=f"{state.recipe or 'params'}-{state.key[:6]}")
+        run = known or begun(client, found, tags, name=f"{state.recipe or 'params'}-{state.key[:6]}")
         self.run_id: str = run.info.run_id
         self._sent: dict[str, dict[int, float]] = {}
         self._resumed = known is not None

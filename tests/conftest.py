@@ -49,7 +49,7 @@ def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Prefect server with its scheduler; ends with the session."""
-    from tasks import servers
+    from tasks import daemon, servers
 
     home = tmp_path_factory.mktemp("prefect")
     port, log = servers.free_port(), home / "server.log"
@@ -63,12 +63,12 @@ def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             patch.setenv(name, value)
-        server = servers.start(servers.prefect_command(port, schedules=True), log)
+        server = daemon.start(servers.prefect_command(port, schedules=True), log)
     try:
-        servers.wait_for(f"http://{servers.HOST}:{port}/api/health", server, log)
+        daemon.wait_for(f"http://{servers.HOST}:{port}/api/health", server, log)
         yield f"http://{servers.HOST}:{port}/api"
     finally:
-        servers.stop(server)
+        daemon.stop(server)
 
 
 @pytest.fixture

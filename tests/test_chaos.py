@@ -2,6 +2,7 @@
 
 `make chaos` does 30 points and prints what happened at each; the first few are part of the normal suite. A point is a target and a
 moment, both drawn from its number. The end is compared with a run that nobody harmed: the commit of a run holds every hash.
+The real pipeline, made small, is killed again and again on its way (`make long`).
 """
 
 import os
@@ -12,17 +13,20 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import dummy
 import psutil
 import pytest
+import yaml
 from test_pipeline import ask, key_of, mlflow_runs
 from test_supervise import wait_until_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 POINTS = int(os.environ.get("CHAOS_POINTS", "2"))
+KILLS = int(os.environ.get("CHAOS_KILLS", "12"))  # of the real pipeline
 SETTINGS = ["--set", "train.steps=6", "--set", "train.seconds=0.05"]
 LINES = 22  # that an undisturbed run prints, roughly
 TARGETS = {  # a word of the process's command line, and how many such processes a run has
@@ -120,22 +124,23 @@ def listen(process: "subprocess.Popen[str]") -> list[str]:
 
 
 def serve_mlflow(folder: Path, port: int, env: dict[str, str]) -> "subprocess.Popen[bytes]":
-    from tasks import servers
+    from tasks import daemon, servers
     from tasks.workspace import project
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in env.items():
             patch.setenv(name, value)
         log = folder / ".longlora" / "mlflow.log"
-        server = servers.start(servers.mlflow_command(project(folder), port), log)
-        servers.wait_for(f"http://{servers.HOST}:{port}/health", server, log)
+        server = daemon.start(servers.mlflow_command(project(folder), port), log)
+        daemon.wait_for(f"http://{servers.HOST}:{port}/health", server, log)
     return server
 
 
 @pytest.mark.parametrize("number", range(POINTS))
 def test_a_run_that_was_killed_anywhere_ends_the_same(number, unharmed, folder, prefect_url, monkeypatch):
-    from tasks import servers as ours
+    from tasks import daemon
     from tasks.outputs import compared
+    from tasks.servers import free_port
 
     commit, database = unharmed
     point, started = Point(number), time.monotonic()
@@ -144,7 +149,7 @@ def test_a_run_that_was_killed_anywhere_ends_the_same(number, unharmed, folder, 
     env = {**dummy.clean_environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     if point.target != "prefect":
         env["PREFECT_API_URL"] = prefect_url
-    server, port = None, ours.free_port()
+    server, port = None, free_port()
     if point.target == "mlflow":
         server = serve_mlflow(folder, port, env)
         env["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
@@ -178,13 +183,13 @@ def test_a_run_that_was_killed_anywhere_ends_the_same(number, unharmed, folder, 
     assert dummy.git(folder, "rev-parse", f"refs/longlora/runs/{key}") == commit
     assert all(out.equal for out in compared(folder, commit, work, varying=set()))
     wait_until_gone(work, 5)
-    must_be_recorded_once(f"sqlite:///{folder}/.longlora/mlflow.db", key)
+    must_be_recorded_once(f"sqlite:///{folder}/.longlora/mlflow.db", key, steps=6)
     if point.target != "prefect":
         states = [run["state"]["type"] for run in ask(prefect_url, "flow_runs", about(folder))]
         assert states.count("RUNNING") == 0
         assert states.count("COMPLETED") >= 1
     if server:
-        ours.stop(server)
+        daemon.stop(server)
 
 
 def about(folder: Path) -> dict:
@@ -193,7 +198,7 @@ def about(folder: Path) -> dict:
     return {"flow_runs": {"tags": {"all_": [home(project(folder))]}}}
 
 
-def must_be_recorded_once(uri: str, key: str) -> None:
+def must_be_recorded_once(uri: str, key: str, *, steps: int) -> None:
     """One finished run, each point of its curve once; one version, one champion, an unbroken record of its moves."""
     from mlflow import MlflowClient
 
@@ -202,10 +207,91 @@ def must_be_recorded_once(uri: str, key: str) -> None:
     client = MlflowClient(uri)
     (run,) = mlflow_runs(uri, key)
     assert run.info.status == "FINISHED"
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "history/loss")] == [1, 2, 3, 4, 5, 6]
+    points = client.get_metric_history(run.info.run_id, "history/loss")
+    assert [point.step for point in points] == list(range(1, steps + 1))
     (version,) = client.search_model_versions("name = 'dummy'")
     aliases = client.get_registered_model("dummy").aliases
     assert {name: str(number) for name, number in aliases.items()} == dict.fromkeys(
         ("champion", "candidate"), str(version.version)
     )
     assert [(move.origin, move.to) for move in registry.moves(client, "dummy")][-1:] == [(None, str(version.version))]
+
+
+SMALL = [
+    "fit.steps=6",
+    "fit.save_steps=2",
+    "fit.logging_steps=1",
+    "position.context=1024",
+    "blocks.recall.count=8",
+    "blocks.recall.reach=1024",
+    "perplexity.lengths=[512,1024]",
+    "perplexity.samples=2",
+    "passkey.lengths=[512,1024]",
+    "passkey.samples=1",
+]
+
+
+def start_real(folder: Path, env: dict[str, str], log: Path) -> "subprocess.Popen[bytes]":
+    command = [str(Path(sys.executable).with_name("longlora")), "run", *(w for each in SMALL for w in ("--set", each))]
+    with log.open("ab") as file:
+        return subprocess.Popen(command, cwd=folder, env=env, stdout=file, stderr=subprocess.STDOUT)
+
+
+def kill_on_the_way(number: int, process: "subprocess.Popen[bytes]") -> str:
+    """Let some stages pass, and kill one process of the run while one is at work. What was killed; '' if it ended before."""
+    draw, run = random.Random(number), psutil.Process(process.pid)
+    word = ["longlora run", "longlora.stages", "tasks.single", "supervise.py"][number % 4]
+    seen: dict[int, str] = {}
+    wanted, delay = draw.randint(1, 3), draw.uniform(0, 12)
+    while process.poll() is None:
+        at = named(run, "longlora.stages")
+        for each in at:
+            with suppress(psutil.Error):  # it has ended
+                seen[each.pid] = " ".join(each.cmdline()[2:4])
+        if len(seen) >= wanted and at:
+            time.sleep(delay)
+            found = [run] if word == "longlora run" else named(run, word)[-1:]
+            if found and process.poll() is None and killed(found[0]):
+                return f"{word}, {delay:.1f} s after the start of {seen.get(at[0].pid)}"
+        time.sleep(0.02)
+    return ""
+
+
+def hashes(folder: Path, key: str) -> dict[str, str]:
+    """Every output that does not hold times, of the run's record."""
+    from dvc.repo import Repo
+
+    lock = yaml.safe_load(dummy.git(folder, "show", f"refs/longlora/runs/{key}:dvc.lock"))
+    with Repo(str(folder / ".longlora" / "worktrees" / key)) as repo:
+        varying = {out.def_path for out in repo.index.outs if "varies" in out.annot.labels}
+    found = {out["path"]: out["md5"] for entry in lock["stages"].values() for out in entry["outs"]}
+    return {path: md5 for path, md5 in found.items() if path not in varying}
+
+
+@pytest.mark.long
+def test_the_real_pipeline_killed_again_and_again_ends_as_if_nothing_had_happened(tmp_path, prefect_url):
+    env = {**dummy.clean_environment(), "PREFECT_API_URL": prefect_url}
+    for name in ("unharmed", "harmed"):
+        dummy.git(tmp_path, "clone", "--quiet", str(Path(__file__).parent.parent), name)
+    unharmed = start_real(tmp_path / "unharmed", env, tmp_path / "unharmed.log")
+    folder, log = tmp_path / "harmed", tmp_path / "harmed.log"
+    key, starts, hits = key_of(folder, *SMALL), 1, []
+    process = start_real(folder, env, log)
+    while len(hits) < KILLS and process.returncode != 0:
+        if hit := kill_on_the_way(len(hits), process):
+            hits.append(hit)
+            print(f"\nkill {len(hits)}: {hit}", end="", flush=True)
+        if process.poll():
+            process, starts = start_real(folder, env, log), starts + 1
+    while process.wait():
+        assert starts < KILLS + 4, log.read_text()
+        process, starts = start_real(folder, env, log), starts + 1
+    assert hits and unharmed.wait() == 0, (tmp_path / "unharmed.log").read_text()
+    print(f"\n{len(hits)} kills, {starts} starts")
+    assert hashes(folder, key) == hashes(tmp_path / "unharmed", key)
+    assert len(hashes(folder, key)) > 15
+    wait_until_gone(folder / ".longlora" / "worktrees" / key, 5)
+    (run,) = mlflow_runs(f"sqlite:///{folder}/.longlora/mlflow.db", key)
+    assert run.info.status == "FINISHED"
+    states = [run["state"]["type"] for run in ask(prefect_url, "flow_runs", about(folder))]
+    assert (states.count("RUNNING"), states.count("COMPLETED")) == (0, 1)

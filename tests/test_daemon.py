@@ -100,6 +100,36 @@ def test_a_run_that_is_interrupted_at_its_very_end_still_waits_for_its_server_to
     assert children and not any(child.is_running() for child in children)
 
 
+def test_up_starts_mlflow_again_so_many_times_and_then_ends_all_with_one_line(folder, monkeypatch):
+    from tasks import servers
+    from tasks.access import MLFLOW
+    from tasks.listening import LOCAL
+    from tasks.workspace import project
+
+    port, killed = servers.free_port(), []
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/")
+    monkeypatch.setattr(servers, "must_be_reachable", lambda variable: None)
+    monkeypatch.setattr(servers, "mlflow_command", lambda *_, **__: [sys.executable, "-c", ANSWERS, str(port)])
+    monkeypatch.setattr(servers, "worker_command", lambda: [sys.executable, "-c", "input()"])
+
+    def kill() -> None:
+        for _ in range(4):
+            killed.append(pid_at(f"http://127.0.0.1:{port}/", but=killed[-1] if killed else 0))
+            psutil.Process(killed[-1]).kill()
+
+    where = project(folder)
+    where.state.mkdir()
+    others = psutil.Process().children()
+    killer = threading.Thread(target=kill)
+    with pytest.raises(ValueError, match="^MLflow ended 4 times: "):
+        servers.run_servers(
+            where, [MLFLOW], LOCAL, prefect_port=0, mlflow_port=port, ready=lambda at, ours: killer.start()
+        )
+    killer.join()
+    assert len(killed) == 4
+    assert psutil.Process().children() == others
+
+
 def prefects(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     """The Prefect server that a run has started for itself, its supervisor apart."""
     found = []

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import re
 import signal
 import subprocess
@@ -9,12 +10,15 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from unittest import mock
 
 import dummy
 import psutil
 import pytest
 import yaml
+from test_chaos import must_be_recorded_once
 from test_pipeline import SAVING, ask, cancel, flow_runs, key_of, mlflow_runs, read_until
 from test_supervise import alive, wait_until_gone
 
@@ -106,7 +110,8 @@ def test_a_cancel_of_a_workers_run_ends_it_after_the_stage_has_saved(own, enviro
     address = f"{url}/deployments/{deployment['id']}/create_flow_run"
     urllib.request.urlopen(urllib.request.Request(address, b"{}", {"content-type": "application/json"})).close()
     command = [str(Path(sys.executable).with_name("longlora")), "worker"]
-    worker = subprocess.Popen(command, cwd=own, env={**dummy.clean_environment(), **env}, stdout=subprocess.DEVNULL)
+    theirs = {**dummy.clean_environment(), **env, "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    worker = subprocess.Popen(command, cwd=own, env=theirs, stdout=subprocess.DEVNULL)
     try:
         wait_for(lambda: "train base" in dummy.executions(own))
         assert alive(own / ".longlora" / "worktrees" / key)
@@ -140,11 +145,16 @@ def test_a_cancel_of_a_workers_run_ends_it_after_the_stage_has_saved(own, enviro
         (["--set", "train.rnk=5"], "unknown key 'train.rnk'; did you mean 'rank'?"),
     ],
 )
-def test_a_wrong_schedule_is_one_line(deployed, prefect_url, arguments, said):
-    done = dummy.longlora(deployed, "deploy", *arguments, env={"PREFECT_API_URL": prefect_url})
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_a_wrong_schedule_is_one_line(deployed, prefect_url, monkeypatch, arguments, said):
+    from flows.cli.main import app, plain_errors
+
+    monkeypatch.chdir(deployed)
+    ours = {**dummy.clean_environment(), "PREFECT_API_URL": prefect_url}
+    with mock.patch.dict(os.environ, ours, clear=True), pytest.raises(SystemExit) as ended, plain_errors():
+        app(["deploy", *arguments], standalone_mode=False)
+    assert str(ended.value).startswith("error: ")  # Python prints it to stderr, with status 1
+    assert said in str(ended.value)
+    assert "\n" not in str(ended.value)
 
 
 def test_a_taken_port_is_one_line(deployed, prefect_url):
@@ -156,20 +166,21 @@ def test_a_taken_port_is_one_line(deployed, prefect_url):
     )
 
 
-def start_up(folder: Path, ports: list[str]) -> "subprocess.Popen[str]":
+def start_up(folder: Path, ports: list[str], env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
     """`longlora up`, once it says that a worker is there."""
     command = [str(Path(sys.executable).with_name("longlora")), "up", *ports]
-    env = {**dummy.clean_environment(), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    env = {**dummy.clean_environment(), "PREFECT_WORKER_QUERY_SECONDS": "1", **(env or {})}
     servers = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     read_until(servers, "a worker runs what is scheduled")
     return servers
 
 
-def run_deployment(url: str) -> str:
+def run_deployment(url: str, overrides: list[str] | None = None) -> str:
     """The id of a flow run of pipeline/killed, to be begun now."""
     (found,) = ask(url, "deployments", {"deployments": {"name": {"any_": ["killed"]}}})
     address, headers = f"{url}/deployments/{found['id']}/create_flow_run", {"content-type": "application/json"}
-    with urllib.request.urlopen(urllib.request.Request(address, b"{}", headers)) as reply:
+    asked = json.dumps({"parameters": {"overrides": overrides}} if overrides else {}).encode()
+    with urllib.request.urlopen(urllib.request.Request(address, asked, headers)) as reply:
         return json.load(reply)["id"]
 
 
@@ -178,45 +189,170 @@ def state_of(url: str, flow_run: str) -> str:
     return found["state"]["name"]
 
 
-def wait_until(what: Callable[[], bool], log: Path) -> None:
-    deadline = time.monotonic() + 120
+def wait_until(what: Callable[[], bool], log: Path, *, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.3)
 
 
-@pytest.mark.parametrize(("killed", "name"), [("worker start", "the worker"), ("prefect server start", "Prefect")])
-def test_a_killed_worker_or_server_ends_up_with_all_it_ran_and_the_next_up_goes_on(deployed, killed, name):
+def test_a_killed_worker_or_server_ends_up_with_all_it_ran_and_the_next_up_goes_on(deployed):
     from tasks.servers import free_port
 
     ports = ["--prefect-port", str(free_port()), "--mlflow-port", str(free_port())]
     url, log = f"http://127.0.0.1:{ports[1]}/api", deployed / ".longlora" / "worker.log"
-    settings = ["train.seconds=0.5", "train.steps=20"]
-    key = key_of(deployed, *settings)
+    slow = ["train.seconds=0.5", "train.steps=20"]
     servers = start_up(deployed, ports)
     try:
-        done = dummy.longlora(deployed, "deploy", "--name", "killed", "--set", settings[0], "--set", settings[1])
+        done = dummy.longlora(deployed, "deploy", "--name", "killed")
         assert done.returncode == 0, done.stderr
-        cut_off = run_deployment(url)
-        wait_until(lambda: "train base" in dummy.executions(deployed), log)
-        (victim,) = [
-            each
-            for each in psutil.Process(servers.pid).children(recursive=True)
-            if killed in (words := " ".join(each.cmdline())) and "supervise.py" not in words
-        ]
-        victim.kill()
-        _, error = servers.communicate(timeout=90)
-        assert servers.returncode == 1
-        assert error.startswith(f"error: {name} ended: ") and error.count("\n") == 1
-        wait_until_gone(deployed / ".longlora" / "worktrees" / key, 5)
+        for killed, name, rank in (("worker start", "the worker", 5), ("prefect server start", "Prefect", 6)):
+            settings = [*slow, f"train.rank={rank}"]
+            key, trained = key_of(deployed, *settings), dummy.executions(deployed).count("train base")
+            cut_off = run_deployment(url, overrides=settings)
+            wait_until(lambda: dummy.executions(deployed).count("train base") > trained, log)  # noqa: B023
+            (victim,) = [
+                each
+                for each in psutil.Process(servers.pid).children(recursive=True)
+                if killed in (words := " ".join(each.cmdline())) and "supervise.py" not in words
+            ]
+            victim.kill()
+            _, error = servers.communicate(timeout=90)
+            assert servers.returncode == 1
+            assert error.startswith(f"error: {name} ended: ") and error.count("\n") == 1
+            wait_until_gone(deployed / ".longlora" / "worktrees" / key, 5)
 
-        servers = start_up(deployed, ports)
-        whole = run_deployment(url)
-        wait_until(lambda: state_of(url, whole) == "Completed", log)
-        assert state_of(url, cut_off) == "Crashed"
-        (run,) = mlflow_runs(f"http://127.0.0.1:{ports[3]}", key)
-        assert run.info.status == "FINISHED"
-        assert dummy.executions(deployed).count("fetch base") == 1
+            servers = start_up(deployed, ports)
+            whole = run_deployment(url, overrides=settings)
+            wait_until(lambda: state_of(url, whole) == "Completed", log)  # noqa: B023
+            assert state_of(url, cut_off) == "Crashed"
+            (run,) = mlflow_runs(f"http://127.0.0.1:{ports[3]}", key)
+            assert run.info.status == "FINISHED"
+            assert dummy.executions(deployed).count("fetch base") == 1
+    finally:
+        servers.terminate()
+        servers.wait(timeout=60)
+
+
+def mlflow_of(servers: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """MLflow's server of `up`, and the process in it that answers; their supervisor apart."""
+    found = []
+    for each in psutil.Process(servers.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            words = " ".join(each.cmdline())
+            if "mlflow" in words and "supervise.py" not in words:
+                found.append(each)
+    return found
+
+
+def is_back(port: str) -> bool:
+    with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as reply:
+        return reply.status == 200
+    return False
+
+
+def test_mlflows_server_is_started_again_under_a_run_that_tells_it_and_the_run_is_recorded_once(deployed):
+    from tasks.servers import free_port
+
+    ports, settings = [str(free_port()), str(free_port())], ["train.seconds=0.2", "train.steps=20"]
+    key, store = key_of(deployed, *settings), f"sqlite:///{deployed}/.longlora/mlflow.db"
+    servers = start_up(deployed, ["--prefect-port", ports[0], "--mlflow-port", ports[1]])
+    try:
+        command = [str(Path(sys.executable).with_name("longlora")), "run", "--promote"]
+        command += [word for each in settings for word in ("--set", each)]
+        env = {**dummy.clean_environment(), "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{ports[1]}"}
+        run = subprocess.Popen(
+            command, cwd=deployed, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        read_until(run, "fetch | fetch starts")  # the run is being opened in MLflow
+        mlflow_of(servers)[0].kill()
+        read_until(run, "report | report starts")  # it is written, and promoted
+        wait_until(lambda: is_back(ports[1]), deployed / ".longlora" / "mlflow.log")
+        mlflow_of(servers)[-1].kill()
+        _, error = run.communicate(timeout=200)
+        assert (run.returncode, error) == (0, "")
+        must_be_recorded_once(store, key, steps=20)
+        again = dummy.longlora(deployed, *command[1:], env=env)
+        assert "is the champion already" in again.stdout, again.stderr
+        must_be_recorded_once(store, key, steps=20)
+    finally:
+        servers.terminate()
+        _, error = servers.communicate(timeout=60)
+    assert [line for line in error.splitlines() if "MLflow" in line] == [
+        f"MLflow ended, and is started again (what it said: {deployed}/.longlora/mlflow.log)"
+    ] * 2
+
+
+def looks(url: str, name: str) -> list[str]:
+    """How the runs of a deployment ended that its schedule began, the oldest first."""
+    query = {
+        "deployments": {"name": {"any_": [name]}},
+        "flow_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED", "RUNNING"]}}},
+        "sort": "EXPECTED_START_TIME_ASC",
+    }
+    return [run["state"]["name"] for run in ask(url, "flow_runs", query)]
+
+
+@pytest.mark.long
+def test_new_data_and_a_champion_that_got_worse_start_one_run_each_on_their_schedules(deployed, tmp_path):
+    from mlflow import MlflowClient
+
+    from tasks.servers import free_port
+
+    data, log = tmp_path / "documents", deployed / ".longlora" / "worker.log"
+    dummy.write(data / "one.txt", "one")
+    for name, old, new in (
+        (
+            "dvc.yaml",
+            '[dummy/stage.py, "${models}/${item.model}"',
+            f'[{data}, dummy/stage.py, "${{models}}/${{item.model}}"',
+        ),
+        ("dvc.yaml", '[dummy/stage.py, "rivals/', f'[{data}, dummy/stage.py, "rivals/'),
+        ("dummy/stage.py", "size / n", f'size / n / len(os.listdir("{data}"))'),
+    ):
+        text = (deployed / name).read_text()
+        assert old in text
+        dummy.write(deployed / name, text.replace(old, new))
+    dummy.commit(deployed)
+    ports = [str(free_port()), str(free_port())]
+    url = f"http://127.0.0.1:{ports[0]}/api"
+    servers = start_up(deployed, ["--prefect-port", ports[0], "--mlflow-port", ports[1]])
+    try:
+        for arguments in (
+            ["run", "--promote"],
+            ["deploy", "--name", "new-data", "--watch", str(data), "--interval", "60"],
+            [
+                "deploy",
+                "--name",
+                "retrain",
+                "--if-worse",
+                "0.1",
+                "--promote",
+                "--set",
+                "train.rank=30",
+                "--interval",
+                "60",
+            ],
+        ):
+            done = dummy.longlora(deployed, *arguments)
+            assert done.returncode == 0, done.stderr
+        wait_until(lambda: looks(url, "new-data")[-1:] == ["Unchanged"], log, seconds=300)
+        wait_until(lambda: looks(url, "retrain")[-1:] == ["StillGood"], log, seconds=300)
+        (data / "two.txt").write_text("two")  # every score is half of what it was
+        wait_until(lambda: looks(url, "new-data").count("Completed") == 2, log, seconds=300)
+        wait_until(lambda: looks(url, "retrain").count("Completed") == 1, log, seconds=300)
+        seen = [len(looks(url, name)) for name in ("new-data", "retrain")]
+        wait_until(lambda: looks(url, "new-data")[seen[0] :].count("Unchanged") >= 2, log, seconds=300)
+        wait_until(lambda: looks(url, "retrain")[seen[1] :].count("StillGood") >= 2, log, seconds=300)
+        print(f"\nnew-data: {looks(url, 'new-data')}\nretrain: {looks(url, 'retrain')}")
+        assert looks(url, "new-data").count("Completed") == 2  # the first look, and the new file
+        assert looks(url, "retrain").count("Completed") == 1
+        assert {*looks(url, "new-data"), *looks(url, "retrain")} <= {"Completed", "Unchanged", "StillGood", "Running"}
+        client = MlflowClient(f"sqlite:///{deployed}/.longlora/mlflow.db")
+        experiment = client.get_experiment_by_name("dummy").experiment_id
+        assert [run.info.status for run in client.search_runs([experiment])] == ["FINISHED"] * 4
+        assert len(client.search_model_versions("name = 'dummy'")) == 2
+        assert str(client.get_model_version_by_alias("dummy", "champion").version) == "2"
     finally:
         servers.terminate()
         servers.wait(timeout=60)

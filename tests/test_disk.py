@@ -84,22 +84,21 @@ def longlora(mount: Mount, folder: Path, environment: dict[str, str]) -> "subpro
     return subprocess.Popen(mount.command(*command), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("when", ["train | step 2", "gate | gate starts"])
 def test_a_run_on_a_full_disk_ends_in_one_line_and_with_room_again_as_if_nothing_had_happened(
-    own, small, environment, mlflow_uri, when
+    own, small, environment, mlflow_uri
 ):
-    folder = small.place / "dummy"
+    folder, key = small.place / "dummy", key_of(own, *SLOW)
     small.git("clone", "--quiet", str(own), str(folder))
-    process = longlora(small, folder, environment)
-    read_until(process, when)
-    fill(small.seen / "filler")
-    out, error = process.communicate(timeout=200)
-    assert process.returncode == 1
-    assert error.startswith("error: ") and error.count("\n") == 1
-    assert "No space left on device" in error
-    key = key_of(own, *SLOW)
-    assert [run.info.status for run in mlflow_runs(mlflow_uri, key)] == ["FAILED"]
-    (small.seen / "filler").unlink()
+    for when in ("train | step 2", "gate | gate starts"):
+        process = longlora(small, folder, environment)
+        read_until(process, when)
+        fill(small.seen / "filler")
+        out, error = process.communicate(timeout=200)
+        assert process.returncode == 1
+        assert error.startswith("error: ") and error.count("\n") == 1
+        assert "No space left on device" in error
+        assert [run.info.status for run in mlflow_runs(mlflow_uri, key)] == ["FAILED"]
+        (small.seen / "filler").unlink()
 
     again = longlora(small, folder, environment)
     out, error = again.communicate(timeout=200)

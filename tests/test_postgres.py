@@ -11,6 +11,7 @@ from typing import Any
 
 import dummy
 import pytest
+from test_deploy import run_deployment, start_up, state_of, wait_until
 from test_pipeline import NAMES, key_of, mlflow_runs
 
 from tasks.servers import HOST, free_port
@@ -100,6 +101,39 @@ def test_a_run_is_recorded_and_promoted_on_postgresql_and_its_password_is_kept_n
     assert len(kept) > 10
     assert not [str(path) for path in kept if SECRET.encode() in path.read_bytes()]
     assert SECRET not in done.stdout + json.dumps(run.data.tags)
+
+
+@pytest.mark.long
+def test_up_on_postgresql_runs_a_deployment_and_its_model_is_promoted(folder, postgres):
+    uri = f"postgresql+psycopg2://{postgres}/mlflow"
+    env = {
+        "MLFLOW_TRACKING_URI": uri,
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{postgres}/prefect",
+    }
+    (folder / "prefect.yaml").write_text((Path(__file__).parent.parent / "prefect.yaml").read_text())
+    text = (folder / "dvc.yaml").read_text().replace("\n  dummy:\n", "\n  deployed:\n")  # a model of its own
+    dummy.write(folder / "dvc.yaml", text)
+    dummy.commit(folder)
+    port = str(free_port())
+    url, log = f"http://{HOST}:{port}/api", folder / ".longlora" / "worker.log"
+    servers = start_up(folder, ["--prefect-port", port], env)
+    try:
+        done = dummy.longlora(folder, "deploy", "--name", "killed", "--promote", env=env)
+        assert done.returncode == 0, done.stderr
+        flow_run = run_deployment(url)
+        wait_until(lambda: state_of(url, flow_run) == "Completed", log)
+        (run,) = mlflow_runs(uri, key_of(folder))
+        assert run.info.status == "FINISHED"
+        aliases = "select alias, version from registered_model_aliases where name = 'deployed' order by alias"
+        assert rows(f"{postgres}/mlflow", aliases) == [("candidate", 1), ("champion", 1)]
+        named = f"select state_type from flow_run where id = '{flow_run}'"
+        assert rows(f"{postgres}/prefect", named) == [("COMPLETED",)]
+        assert "is the champion already" in dummy.longlora(folder, "promote", env=env).stdout
+        state = project(folder).state
+        assert not (state / "mlflow.db").exists() and not (state / "prefect" / "prefect.db").exists()
+    finally:
+        servers.terminate()
+        servers.wait(timeout=60)
 
 
 def test_a_database_that_does_not_answer_is_one_line_without_its_password(folder):

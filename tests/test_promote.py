@@ -1,16 +1,20 @@
 """Which model becomes champion: recorded runs on real git and DVC, a real MLflow server."""
 
+import http.server
 import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import dummy
+import httpx
 import pytest
 
-from tasks import servers
+from tasks import daemon, servers
 from tasks.stages import Out
 from tasks.storage import kept_ref, record
 from tasks.tags import KEY, RECORD, REF, VERDICT
@@ -25,10 +29,10 @@ def mlflow_server(mlflow_uri, tmp_path_factory) -> str:
     home.joinpath(".longlora").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-        server = servers.start(servers.mlflow_command(where, port), home / "log")
-    servers.wait_for(f"http://{servers.HOST}:{port}/health", server, home / "log")
+        server = daemon.start(servers.mlflow_command(where, port), home / "log")
+    daemon.wait_for(f"http://{servers.HOST}:{port}/health", server, home / "log")
     yield f"http://{servers.HOST}:{port}"
-    servers.stop(server)
+    daemon.stop(server)
 
 
 SCORES = {
@@ -464,6 +468,51 @@ def test_twenty_processes_at_once_leave_one_champion_and_an_unbroken_record(empt
     assert record[-1].to == champion
     assert {move.how for move in record} == {"promote"}
     assert len({move.to for move in record}) == len(record)  # each moved once: a worse one never came back
+
+
+@pytest.fixture
+def losing(mlflow_server) -> Iterator[str]:
+    """The address of a way to the MLflow server on which the first answer to each request that makes something is lost."""
+    lost: set[str] = set()
+
+    class Way(http.server.BaseHTTPRequestHandler):
+        def pass_on(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            headers = {"content-type": self.headers.get("content-type", "")}
+            reply = httpx.request(self.command, f"{mlflow_server}{self.path}", content=body, headers=headers)
+            if self.path.endswith("/create") and self.path not in lost:
+                lost.add(self.path)
+                return  # as if the server had been killed now
+            self.send_response(reply.status_code)
+            self.send_header("content-length", str(len(reply.content)))
+            self.end_headers()
+            self.wfile.write(reply.content)
+
+        do_GET = do_POST = do_PATCH = do_DELETE = pass_on  # noqa: N815
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Way) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+    assert len(lost) == 4
+
+
+def test_an_answer_that_was_lost_on_its_way_makes_no_second_run_and_no_second_version(
+    folder, losing, tmp_path, monkeypatch
+):
+    from tasks import registry, tracking
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", losing)
+    client, where, name = tracking.connect(), project(folder), tmp_path.name
+    state = snapshot(where)
+    tracker = tracking.Tracker(client, where, state, experiment=name, folder=worktree(where, state))
+    run = client.get_run(tracker.run_id)
+    version = registry.register(client, name, source=f"dvc://{name}/x", run=run, desc="", labels=[])
+    assert [each.info.run_id for each in client.search_runs([run.info.experiment_id])] == [tracker.run_id]
+    assert [each.version for each in client.search_model_versions(f"name = '{name}'")] == [version.version]
 
 
 def test_hooks_hear_of_promotion_refusal_and_rollback(empty, shop, listener, monkeypatch, tmp_path):

@@ -156,7 +156,7 @@ def up(
 
     def ready(at: listening.Host, ours: list[servers.Up]) -> None:
         for each in ours:
-            print(f"{each.name}: {each.page}")
+            print(f"{each.server.name}: {each.page}")
         if at.wide:
             print("by plain HTTP: whoever can listen to the network reads the passwords (docs/schedule.md: TLS)")
         print("a worker runs what is scheduled; Ctrl-C ends all of it")
