@@ -20,7 +20,7 @@ def chat(model: str, *, window: int | None, prompt: PromptName | None, max_new_t
 
     logging.disable_progress_bar()
     opened = open_model(folder)
-    size = window or int(opened.config.get_text_config().max_position_embeddings)
+    size = int(opened.config.get_text_config().max_position_embeddings) if window is None else window
     tokenizer = open_tokenizer(folder)
     dialogue = Dialogue(opened, tokenizer=tokenizer, size=size, max_new_tokens=max_new_tokens, prompt=prompt)
     told = False
