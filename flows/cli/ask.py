@@ -8,6 +8,8 @@ from pathlib import Path
 from flows.cli.options import PromptName, TooLong
 from longlora.data.reading import read_document
 
+NOTHING = "(it said nothing)"
+
 
 def ask(
     model: str,
@@ -54,11 +56,12 @@ def ask(
                 raise
             print(f"error: {error}", file=sys.stderr)  # the document is read; a shorter question may follow
             continue
+        print("" if answer.text else NOTHING)
         passage = evidence.passage(each, answer.text, within=answer.window)
         print(
-            f"\n  from {document.name}, {passage.place()}: {passage.text}"
+            f"  from {document.name}, {passage.place()}: {passage.text}"
             if passage
-            else "\n  from no passage that shares its words"
+            else "  from no passage that shares its words"
         )
         if answer.windows > 1:
             first, last = (text.line(at) for at in (answer.window.start, answer.window.end - 1))

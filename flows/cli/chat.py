@@ -2,7 +2,7 @@
 
 import sys
 
-from flows.cli.ask import model_folder, typed
+from flows.cli.ask import NOTHING, model_folder, typed
 from flows.cli.options import PromptName
 
 
@@ -25,8 +25,8 @@ def chat(model: str, *, window: int | None, prompt: PromptName | None, max_new_t
     dialogue = Dialogue(opened, tokenizer=tokenizer, size=size, max_new_tokens=max_new_tokens, prompt=prompt)
     told = False
     for line in typed():
-        dialogue.say(line, tell=lambda words: print(words, end="", flush=True))
-        print()
+        answer = dialogue.say(line, tell=lambda words: print(words, end="", flush=True))
+        print("" if answer else NOTHING)
         if dialogue.forgotten and not told:
             told = True
             print(
