@@ -65,6 +65,12 @@ def test_sentences_end_where_a_reader_would_end_them():
     assert parts("no heading") == []
 
 
+def test_a_comment_in_code_is_no_heading():
+    text = "# Use\n\nDo this:\n\n```sh\n# the demo\nlonglora run\n```\n\nWait.\n\n# End\n\nBye.\n\n~~~ py\n# open to the end\n"
+    assert [p.heading for p in parts(text)] == ["Use", "End", "open to the end"]
+    assert "```sh\n# the demo\nlonglora run\n```" in [text[s.start : s.end] for s in sentences(text)]
+
+
 def test_all_kinds_are_asked_at_all_lengths_and_depths(built):
     assert built.missing == []
     assert len(built.cases) == len(KINDS) * 3 * 3 * 4
