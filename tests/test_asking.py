@@ -15,10 +15,13 @@ from test_pairs import CHATML
 
 from flows.cli import options
 from flows.cli.ask import ask
+from flows.cli.chat import chat
 from flows.cli.main import app
-from longlora.asking.asking import Desk, Prompt, TooLong, windows
+from longlora.asking.asking import Answer, Desk, Prompt, TooLong, windows
+from longlora.asking.sinks import Dialogue
 from longlora.data.dialogue import tokenised
 from longlora.data.instructions import Turn
+from longlora.data.sentences import Span
 from longlora.data.wording import asked
 from longlora.model.gguf import Dtype
 from longlora.model.load import open_model, open_tokenizer
@@ -190,6 +193,34 @@ def test_a_typed_question_that_is_too_long_does_not_end_the_others(tmp_path, mon
     assert re.fullmatch(r"error: the question has \d+ tokens, and \d+ are left for it\n", said.err)
     with pytest.raises(ValueError, match="prompt, question and an answer of 8 need"):
         ask(document=tmp_path / "report.txt", question="Why? " * 400, **USUAL)
+
+
+def test_a_question_that_is_not_utf_8_is_said_to_be_and_does_not_end_the_others(tmp_path, monkeypatch, capsys):
+    (tmp_path / "report.txt").write_text(TEXT)
+    broken = b"Qui \xe9tait l\xe0?".decode(
+        errors="surrogateescape"
+    )  # as it comes from a terminal, a pipe or the command line
+    with pytest.raises(ValueError, match="^a question must be UTF-8, and this is not: Qui .tait l.[?]$"):
+        ask(document=tmp_path / "none.txt", question=broken, **USUAL)
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{broken}\n{QUESTIONS[0]}\n"))
+    ask(document=tmp_path / "report.txt", question=None, **USUAL)
+    said = capsys.readouterr()
+    assert said.out.count("\n  from ") == 1 and said.err.startswith("error: a question must be UTF-8")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{broken}\n"))
+    with pytest.raises(ValueError, match="a question must be UTF-8"):
+        chat(str(TINY), window=None, prompt=None, max_new_tokens=8)
+
+
+def test_an_answer_without_a_word_is_said_to_be_none(tmp_path, monkeypatch, capsys):
+    (tmp_path / "report.txt").write_text(TEXT)
+    empty = Answer("", Span(0, len(TEXT)), certainty=0.0, windows=1, read=1)
+    monkeypatch.setattr(Desk, "ask", lambda self, question, say: empty)
+    ask(document=tmp_path / "report.txt", question="Why?", **USUAL)
+    assert capsys.readouterr().out == "(it said nothing)\n  from no passage that shares its words\n"
+    monkeypatch.setattr(Dialogue, "say", lambda self, line, tell: "")
+    monkeypatch.setattr("sys.stdin", io.StringIO("Why?\n"))
+    chat(str(TINY), window=None, prompt=None, max_new_tokens=8)
+    assert capsys.readouterr().out == "(it said nothing)\n"
 
 
 @pytest.mark.parametrize(

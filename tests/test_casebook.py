@@ -12,6 +12,7 @@ import pytest
 from dummy import ENV
 from specimens import tokenizer
 
+from flows.cli import longqa
 from longlora.data.casebook import Casebook, build, tokens, words, write
 from longlora.data.instructions import read_records
 from longlora.data.questions import KINDS, Excerpt, ask
@@ -62,6 +63,12 @@ def test_sentences_end_where_a_reader_would_end_them():
     ]
     assert [(p.heading, text[p.start : p.end][:5]) for p in parts(text)] == [("A heading. Not one", "\nMr. ")]
     assert parts("no heading") == []
+
+
+def test_a_comment_in_code_is_no_heading():
+    text = "# Use\n\nDo this:\n\n```sh\n# the demo\nlonglora run\n```\n\nWait.\n\n# End\n\nBye.\n\n~~~ py\n# open to the end\n"
+    assert [p.heading for p in parts(text)] == ["Use", "End", "open to the end"]
+    assert "```sh\n# the demo\nlonglora run\n```" in [text[s.start : s.end] for s in sentences(text)]
 
 
 def test_all_kinds_are_asked_at_all_lengths_and_depths(built):
@@ -185,6 +192,15 @@ def test_one_short_document_is_asked_what_it_allows():
         build([Document("only", "Short.")], SETTINGS, measure=words)
 
 
+def test_short_documents_are_joined_whole_where_their_parts_are_too_little():
+    line = "The {}th of the ships came to the town of Ada Lovelace in 1843."
+    few = [Document(name, " ".join(line.format(f"{name}{n}") for n in range(23))) for name in "abc"]  # 299 words each
+    settings = Casebook(lengths=[500], depths=[0.5], kinds=["following"], samples=20, collections=0.5, seed=1)
+    found = build(few, settings, measure=words)
+    assert len(found.cases) == 20
+    assert all(400 <= c.length <= 500 and len(c.sources) > 1 for c in found.cases)
+
+
 def test_a_kind_that_a_text_does_not_allow_is_not_asked():
     bare = Excerpt("nothing to ask about here", foreign=[])
     assert [ask(kind, bare, depth=0.5, dice=random.Random(1)) for kind in KINDS] == [None] * 8
@@ -215,6 +231,24 @@ def test_a_setting_out_of_its_range_is_named_as_the_command_calls_it(tmp_path, w
 
     with pytest.raises(ValueError, match=f"^{said}$"):
         app(["longqa", "build", "README.md", str(tmp_path / "qa.jsonl"), *words], standalone_mode=False)
+
+
+def test_without_a_length_the_usual_ones_are_taken_that_the_documents_have(tmp_path):
+    line = "The {}th of the ships came to the town of Ada Lovelace in 1843."
+    usual = {"samples": 2, "collections": 0.5, "seed": 1}
+
+    def lengths(sentences, **more):
+        (tmp_path / "a.txt").write_text(" ".join(line.format(n) for n in range(sentences)))
+        said = longqa.build(
+            str(tmp_path / "a.txt"), out=tmp_path / "qa", settings=usual | more, tokenizer=None, encoding="utf-8"
+        )
+        assert len((tmp_path / "qa").read_text().splitlines()) == int(said[0].split()[0]) > 0
+        return said[2]
+
+    assert lengths(100) == "of up to 500, 1000 words: there is too little text for more"
+    assert lengths(20) == "of up to 280 words: there is too little text for more"
+    with pytest.raises(ValueError, match="have no excerpt of 500"):
+        lengths(20, lengths=[500])
 
 
 def test_the_command_writes_three_thousand_pairs_from_the_default_corpus(tmp_path):

@@ -135,7 +135,9 @@ def test_a_document_that_is_too_long_loses_its_middle_and_nothing_else(prompt):
     whole, length, uncut = Writer(TOKENIZER, settings=settings(length=9000, prompt=prompt)).write(question)
     assert not uncut and document in TOKENIZER.decode(whole)
     assert length == writer.write(question).tokens == len(TOKENIZER(document, add_special_tokens=False)["input_ids"])
-    with pytest.raises(ValueError, match="100 tokens are too few, without a document it is"):
+    with pytest.raises(
+        ValueError, match="100 tokens are too few for the question 'Which[?]', without a document it is"
+    ):
         Writer(TOKENIZER, settings=settings(length=100, prompt=prompt)).write(question)
 
 

@@ -18,6 +18,7 @@ from transformers import (
     StableLmForCausalLM,
 )
 
+from flows.cli.chat import chat
 from longlora.asking.sinks import Dialogue, sink_cache
 from longlora.data.dialogue import tokenised
 from longlora.data.instructions import Turn
@@ -192,3 +193,8 @@ def test_the_command_says_once_when_the_beginning_is_forgotten(tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) >= 3
     assert done.stderr.count("note: the dialogue has outgrown 64 tokens") == 1
+
+
+def test_a_window_of_no_tokens_is_refused_as_any_other_that_is_too_small():
+    with pytest.raises(ValueError, match="a window of 0 tokens: above 8"):
+        chat(str(TINY), window=0, prompt=None, max_new_tokens=8)

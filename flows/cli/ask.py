@@ -8,6 +8,8 @@ from pathlib import Path
 from flows.cli.options import PromptName, TooLong
 from longlora.data.reading import read_document
 
+NOTHING = "(it said nothing)"
+
 
 def ask(
     model: str,
@@ -24,6 +26,7 @@ def ask(
     Raises:
         ValueError: the model or the document is wrong; the document is too long and that is refused.
     """
+    must_be_text(question or "")
     text = read_document(document, encoding="utf-8-sig" if encoding == "utf-8" else encoding)
     folder = model_folder(model)
     # Seconds of imports, which a wrong name or a document that cannot be read need not wait for.
@@ -48,17 +51,19 @@ def ask(
     evidence = Evidence(text)
     for each in [question] if question is not None else typed():
         try:
+            must_be_text(each)
             answer = desk.ask(each, say=lambda words: print(words, end="", flush=True))
         except ValueError as error:
             if question is not None:
                 raise
             print(f"error: {error}", file=sys.stderr)  # the document is read; a shorter question may follow
             continue
+        print("" if answer.text else NOTHING)
         passage = evidence.passage(each, answer.text, within=answer.window)
         print(
-            f"\n  from {document.name}, {passage.place()}: {passage.text}"
+            f"  from {document.name}, {passage.place()}: {passage.text}"
             if passage
-            else "\n  from no passage that shares its words"
+            else "  from no passage that shares its words"
         )
         if answer.windows > 1:
             first, last = (text.line(at) for at in (answer.window.start, answer.window.end - 1))
@@ -91,6 +96,12 @@ def typed() -> Iterator[str]:
             return
         if line.strip():
             yield line.strip()
+
+
+def must_be_text(words: str) -> None:
+    """Raises ValueError: `words` came as bytes that are no UTF-8, which Python keeps in a form that no tokenizer takes."""
+    if any("\ud800" <= sign <= "\udfff" for sign in words):
+        raise ValueError(f"a question must be UTF-8, and this is not: {words.encode('utf-8', 'replace').decode()}")
 
 
 def model_folder(name: str) -> Path:

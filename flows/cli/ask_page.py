@@ -14,6 +14,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from flows.cli.ask import NOTHING
 from flows.cli.ask_style import STYLE
 from longlora.asking.asking import Answer, Desk, Prompt, TooLong
 from longlora.data.reading import LARGEST, SUFFIXES, Document, parsed
@@ -228,7 +229,7 @@ class Visit:
             self.able(self.desk is not None)
         if answer is None or self.client.is_deleted or self.evidence is not evidence:  # None: the server ends
             return
-        said.set_text(answer.text or "(it said nothing)")
+        said.set_text(answer.text or NOTHING)
         said.classes(replace="said")
         with below:
             self.cite(answer, passage)

@@ -2,7 +2,7 @@
 
 import sys
 
-from flows.cli.ask import model_folder, typed
+from flows.cli.ask import NOTHING, model_folder, must_be_text, typed
 from flows.cli.options import PromptName
 
 
@@ -10,7 +10,7 @@ def chat(model: str, *, window: int | None, prompt: PromptName | None, max_new_t
     """Answer every line that is typed.
 
     Raises:
-        ValueError: the model or the window is wrong.
+        ValueError: the model or the window is wrong, or a line is not UTF-8.
     """
     folder = model_folder(model)
     from transformers.utils import logging
@@ -20,13 +20,14 @@ def chat(model: str, *, window: int | None, prompt: PromptName | None, max_new_t
 
     logging.disable_progress_bar()
     opened = open_model(folder)
-    size = window or int(opened.config.get_text_config().max_position_embeddings)
+    size = int(opened.config.get_text_config().max_position_embeddings) if window is None else window
     tokenizer = open_tokenizer(folder)
     dialogue = Dialogue(opened, tokenizer=tokenizer, size=size, max_new_tokens=max_new_tokens, prompt=prompt)
     told = False
     for line in typed():
-        dialogue.say(line, tell=lambda words: print(words, end="", flush=True))
-        print()
+        must_be_text(line)
+        answer = dialogue.say(line, tell=lambda words: print(words, end="", flush=True))
+        print("" if answer else NOTHING)
         if dialogue.forgotten and not told:
             told = True
             print(

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from flows.cli.options import must_take
 from longlora.data.author import Endpoint, Plan, write_questions
-from longlora.data.casebook import Casebook, tokens, words, write
+from longlora.data.casebook import Casebook, Measure, tokens, words, write
 from longlora.data.casebook import build as build_cases
 from longlora.data.questions import KINDS
 from longlora.data.reading import Document, located, read_documents
@@ -30,9 +30,10 @@ def build(docs: str, *, out: Path, settings: dict[str, Any], tokenizer: Path | N
         ValueError: the documents or settings are wrong, `out` cannot be written, or there is too little text.
     """
     must_take("OUT", out)
-    casebook = casebook_of(settings)
+    casebook_of(settings)  # what is wrong is said before the documents are read
     documents = documents_at(docs, encoding)
     measure = tokens(open_tokenizer(tokenizer)) if tokenizer else words
+    casebook = casebook_of({"lengths": usual_lengths(documents, measure)} | settings)
     built = build_cases(documents, casebook, measure=measure)
     write(built.cases, out)
     kinds = Counter(case.kind for case in built.cases)
@@ -40,9 +41,22 @@ def build(docs: str, *, out: Path, settings: dict[str, Any], tokenizer: Path | N
         f"{len(built.cases)} questions on {len(documents)} documents: {out}",
         ", ".join(f"{kinds[kind]} {kind}" for kind in casebook.kinds),
     ]
+    if "lengths" not in settings and casebook.lengths != USUAL["lengths"]:
+        unit = "tokens" if tokenizer else "words"
+        said.append(f"of up to {', '.join(map(str, casebook.lengths))} {unit}: there is too little text for more")
     if built.missing:
         said.append(f"{len(built.missing)} could not be asked, the first: {built.missing[0]}")
     return said
+
+
+def usual_lengths(documents: Sequence[Document], measure: Measure) -> list[int]:
+    """The usual lengths that the documents together have; where they have none, all that they have."""
+    held = 0
+    for document in documents:
+        held += len(measure(document.text))
+        if held >= max(USUAL["lengths"]):
+            break
+    return [length for length in USUAL["lengths"] if length <= held] or [held]
 
 
 def casebook_of(settings: dict[str, Any]) -> Casebook:

@@ -163,9 +163,28 @@ def excerpt(
     long_enough = [s for s in sources if len(s.ends) >= length]
     if long_enough and (len(sources) == 1 or dice.random() >= collections):
         return single(long_enough, length=length, dice=dice)
-    text, names, share = "", [], length // dice.choice((2, 3, 4, 5))
-    left = length
-    for source in dice.sample(sources, len(sources)):
+    share = length // dice.choice((2, 3, 4, 5))
+    drawn = dice.sample(sources, len(sources))
+    text, names, held = joined(drawn, length=length, share=share, measure=measure, dice=dice)
+    if held < FULL * length and long_enough:  # so short that the parts of a collection would be less than sentences
+        return single(long_enough, length=length, dice=dice)
+    if held < FULL * length:  # few or short documents: their parts are not enough, perhaps all of them are
+        text, names, held = joined(drawn, length=length, share=length, measure=measure, dice=dice)
+    if held < FULL * length:
+        total = sum(len(s.ends) for s in sources)
+        raise ValueError(
+            f"{len(sources)} documents of {total} units together have no excerpt of {length}: lower the lengths"
+        )
+    return text, names
+
+
+def joined(
+    sources: Sequence[Source], *, length: int, share: int, measure: Measure, dice: random.Random
+) -> tuple[str, list[str], int]:
+    """Parts of at most `share` units of the `sources`, in their order, under their names, as long as there is room for them; the
+    names, and the units of all."""
+    text, names, left = "", [], length
+    for source in sources:
         title = f"# {source.name}\n\n"
         room = min(left, share) - len(measure(title))
         piece = source.cut(room, dice) if room > 0 else ""
@@ -175,14 +194,7 @@ def excerpt(
             left = length - len(measure(text))
         if left < length // 20:
             break
-    if length - left < FULL * length:
-        if long_enough:  # so short that the parts of a collection would be less than sentences
-            return single(long_enough, length=length, dice=dice)
-        total = sum(len(s.ends) for s in sources)
-        raise ValueError(
-            f"{len(sources)} documents of {total} units together have no excerpt of {length}: lower the lengths"
-        )
-    return text.rstrip("\n"), names
+    return text.rstrip("\n"), names, length - left
 
 
 def single(sources: Sequence[Source], *, length: int, dice: random.Random) -> tuple[str, list[str]]:

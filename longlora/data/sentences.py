@@ -17,6 +17,8 @@ ABBREVIATION = re.compile(
     r"|\b[A-Za-z]\.[A-Za-z])\.$"
 )
 HEADING = re.compile(r"^#{1,6} +(.*\S)[ #]*$", re.MULTILINE)
+FENCED = re.compile(r"^ {0,3}(`{3,}|~{3,})[^`\n]*\n.*?^ {0,3}\1", re.MULTILINE | re.DOTALL)
+"""Markdown's code between fences, where what looks like a heading is mostly a comment."""
 
 
 class Span(NamedTuple):
@@ -36,8 +38,7 @@ class Part(NamedTuple):
 
 def sentences(text: str) -> list[Span]:
     """In order, without the white space around them; headings are none."""
-    headings = [(h.start(), h.end()) for h in HEADING.finditer(text)]
-    borders = [0, *(edge for heading in headings for edge in heading), len(text)]
+    borders = [0, *(edge for heading in headings(text) for edge in heading.span()), len(text)]
     spans = []
     for first, last in zip(borders[::2], borders[1::2], strict=True):
         start = first
@@ -64,8 +65,14 @@ def stripped(text: str, start: int, end: int) -> Span:
     return Span(start + len(inside) - len(inside.lstrip()), end - len(inside) + len(inside.rstrip()))
 
 
+def headings(text: str) -> list[re.Match[str]]:
+    """Markdown headings, in order."""
+    code = [c.span() for c in FENCED.finditer(text)]
+    return [h for h in HEADING.finditer(text) if not any(start <= h.start() < end for start, end in code)]
+
+
 def parts(text: str) -> list[Part]:
     """The parts under headings; none for a text without."""
-    found = list(HEADING.finditer(text))
+    found = headings(text)
     ends = [*(h.start() for h in found), len(text)][1:]
     return [Part(h.group(1), h.end(), end) for h, end in zip(found, ends, strict=True)]

@@ -28,6 +28,9 @@ from longlora.evaluation.cited import Truth, cite, occurrences
 from longlora.parallel.sharding import say
 from longlora.section import Section
 
+SHOWN = 60
+"""Characters of a question that a message shows."""
+
 
 class LongQA(Section):
     cases: list[str]
@@ -131,8 +134,8 @@ class Writer:
         space = self.settings.length - self.settings.max_new_tokens - len(first) - len(end)
         if space < 2:
             raise ValueError(
-                f"longqa.length: {self.settings.length} tokens are too few, without a document it is "
-                f"{self.settings.length - space}"
+                f"longqa.length: {self.settings.length} tokens are too few for the question {question.question[:SHOWN]!r}, "
+                f"without a document it is {self.settings.length - space}"
             )
         if len(document) <= space:
             return Written(first + document + end, len(document), cut=False)
