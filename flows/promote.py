@@ -33,7 +33,7 @@ FOLLOW = 60.0  # seconds for the flow that was answered to do it
 class Answer(RunInput):
     """What Prefect's page asks for."""
 
-    # the newer page sends nothing for a switch that was left off, the older one False
+    # without a default the newer page sends nothing for a switch that was left off
     approve: bool = Field(False, description="On: it becomes champion. Off: the answer is no, and it stays candidate.")
     who: str = Field(pattern=r"\S", description="Your name, for the record.")
     why: str = Field(pattern=r"\S", description="Your reason, for the record.")

@@ -79,4 +79,4 @@ def gc(
         if cache := leftovers.shared_cache(where):
             print(f"left, for other projects may share it: {cache} (DVC's cache.dir, outside of this project)")
     if found:
-        print("deleted" if yes else "nothing was deleted: `longlora gc --yes` deletes it")
+        print("deleted" if yes else f"nothing was deleted: `longlora gc --keep {keep} --yes` deletes it")
