@@ -20,7 +20,7 @@ import psutil
 import pytest
 from test_pipeline import key_of, mlflow_runs, start
 
-from tasks import access, listening, servers
+from tasks import access, daemon, listening, servers
 from tasks.access import MLFLOW, PREFECT
 from tasks.workspace import Project
 
@@ -59,7 +59,7 @@ def bring_up(folder: Path, patch: pytest.MonkeyPatch, host: str) -> None:
     def start(*arguments: Any, **options: Any) -> None:
         raise AssertionError("a server was started")
 
-    patch.setattr(servers, "start", start)
+    patch.setattr(daemon, "start", start)
     where = Project(folder, folder)
     patch.setenv("MLFLOW_TRACKING_URI", servers.local_tracking(where))
     ports = {"prefect_port": servers.free_port(), "mlflow_port": servers.free_port()}
