@@ -33,7 +33,10 @@ def tell(event: Event, message: str, **facts: str | None) -> None:
         "LONGLORA_HOOK_BLOCK": notify,
     }.items():
         target = os.environ.get(variable)
-        failure = send(target, told) if target else ""
+        try:
+            failure = send(target, told) if target else ""
+        except Exception as error:  # what a hook meets is not ours to foresee; its words may hold its secrets
+            failure = f"failed ({type(error).__name__})"
         if failure:
             print(f"warning: {variable}: {failure}; '{event}' stands, and was not told", file=sys.stderr)
 
@@ -70,10 +73,11 @@ def notify(block: str, told: dict[str, str | None]) -> str:
         return "must be a block's type and name, such as slack-webhook/team"
     facts = [f"{name}: {text}" for name, text in told.items() if text and name not in ("event", "message")]
     try:
-        with servers.prefect_api(project(Path.cwd())) as ready:
+        # if it is lost, so is what was to be told; nothing else is
+        with servers.prefect_api(project(Path.cwd()), restarts=0, on_lost=lambda said: None) as ready:
             ready()
             return give(block, f"longlora: {told['event']}", "\n".join([f"{told['message']}", *facts]))
-    except ValueError as error:
+    except (OSError, ValueError) as error:  # what starting a server says
         return " ".join(str(error).split())
 
 
