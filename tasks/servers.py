@@ -270,7 +270,7 @@ def run_servers(
         ours.append(worker)
         while not any(each.server.lost for each in ours):
             time.sleep(0.5)
-        raise ValueError(next(each.server.last_words() for each in ours if each.server.lost))
+        raise ValueError(next(each.server.lost for each in ours if each.server.lost))
     finally:
         announced.unlink(missing_ok=True)
         for each in reversed(ours):  # the worker first: what it runs still has a server to tell

@@ -676,6 +676,7 @@ def test_a_hook_whose_own_server_is_lost_ends_nothing_and_has_it_not_again(folde
     monkeypatch.chdir(folder)
     monkeypatch.setenv("LONGLORA_HOOK_BLOCK", "slack-webhook/team")
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr(daemon, "PAUSE", 0.0)
     monkeypatch.setattr(servers, "prefect_command", lambda port, **_: [sys.executable, "-c", ANSWERS, str(port)])
     others = psutil.Process().children()
 
