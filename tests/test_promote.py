@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import dummy
@@ -418,7 +418,7 @@ def test_a_finished_run_of_a_notebook_is_not_the_last_of_ours(empty, shop):
 
 TWENTY = """
 import os, sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tasks import promotion, runs, tracking
 from tasks.workspace import project
@@ -691,6 +691,21 @@ def test_a_hook_whose_own_server_is_lost_ends_nothing_and_has_it_not_again(folde
     hooks.tell("rolled back", "it answers in rhyme")
     said = capfd.readouterr().err
     assert said == "warning: LONGLORA_HOOK_BLOCK: it is lost; 'rolled back' stands, and was not told\n"
+
+
+def test_a_block_that_takes_too_long_is_not_waited_for(folder, monkeypatch, capsys):
+    from tasks import hooks
+
+    ended = threading.Event()
+    monkeypatch.setattr(servers, "prefect_api", lambda where, **_: nullcontext(lambda: None))
+    monkeypatch.setattr(hooks, "give", lambda *_: str(ended.wait(20)))
+    monkeypatch.setattr(hooks, "LONG", 0.1)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("LONGLORA_HOOK_BLOCK", "slack-webhook/team")
+    hooks.tell("failed", "it ended")
+    ended.set()
+    said = "slack-webhook/team did not take it in 0.1 s; 'failed' stands, and was not told"
+    assert capsys.readouterr().err == f"warning: LONGLORA_HOOK_BLOCK: {said}\n"
 
 
 def test_whatever_a_hook_meets_is_said_without_its_secrets(monkeypatch, capsys):
