@@ -21,7 +21,9 @@ from tasks import supervise
 from tasks.web import request
 
 STARTUP = 120.0  # seconds; about 6 on an idle machine
-RESTARTS = 3  # of one server, in one run or one `up`
+RESTARTS = 3  # of one server, one soon after the other
+STEADY = 300.0  # seconds; a server that was up for so long has all its restarts again: `up` runs for weeks
+PAUSE = 1.0  # seconds before the first restart, twice as many before each that follows: what ended it may pass
 LAST_WORDS = 20.0  # seconds, beyond the stage's own, in which a run whose server is lost may say so to MLflow
 
 
@@ -40,11 +42,11 @@ class RestartingServer:
         on_lost: Callable[[str], None] = lambda said: None,
     ) -> None:
         """`health`: the address that answers when it is ready, '' if there is none; `on_lost` is told when it ended for good."""
-        self.name, self.lost = name, False
+        self.name, self.lost = name, ""  # what to say once it ended for good
         self._command, self._health, self._log, self._env = command, health, log, env or {}
         self._restarts, self._on_lost = restarts, on_lost
         self._mark = Path(f"{log}:{os.getpid()}")
-        self._closed = False
+        self._closed = threading.Event()
         self._lock = threading.Lock()
         self._process = self._start()
 
@@ -60,30 +62,41 @@ class RestartingServer:
 
     def close(self) -> None:
         with self._lock:
-            self._closed = True
+            self._closed.set()
         stop(self._process)
-
-    def last_words(self) -> str:
-        """What to say of its end."""
-        times = f" {self._restarts + 1} times" if self._restarts else ""
-        return f"{self.name} ended{times}: {last_line(self._log)} (all of it: {self._log})"
 
     def _start(self) -> "subprocess.Popen[bytes]":
         return start(self._command, self._log, env={**self._env, supervise.MARK: str(self._mark)})
 
     def _watch(self) -> None:
-        for again in range(self._restarts + 1):
+        try:
+            lost = self._kept_up()
+        except OSError as error:  # no disk, no memory, no process to be had
+            lost = f"{self.name} ended, and cannot be started again: {error}"
+        if lost:
+            self.lost = lost
+            self._on_lost(lost)
+
+    def _kept_up(self) -> str:
+        """Start it again whenever it ends; what to say once it did so too often, or '' when it is closed."""
+        again, since = 0, time.monotonic()
+        while True:
             self._process.wait()
+            if time.monotonic() - since > STEADY:
+                again = 0
+            if self._closed.wait(PAUSE * 2**again if again < self._restarts else 0):
+                return ""
+            if again == self._restarts:
+                times = f" {again + 1} times" if again else ""
+                return f"{self.name} ended{times}: {last_line(self._log)} (all of it: {self._log})"
             with self._lock:
-                if self._closed:
-                    return
-                if again < self._restarts:
-                    said = f"{self.name} ended, and is started again (what it said: {self._log})"
-                    print(said, file=sys.stderr, flush=True)
-                    supervise.sweep(self._mark)  # if only its supervisor was killed, it still has the port
-                    self._process = self._start()
-        self.lost = True
-        self._on_lost(self.last_words())
+                if self._closed.is_set():
+                    return ""
+                said = f"{self.name} ended, and is started again (what it said: {self._log})"
+                print(said, file=sys.stderr, flush=True)
+                supervise.sweep(self._mark)  # if only its supervisor was killed, it still has the port
+                self._process = self._start()
+            again, since = again + 1, time.monotonic()
 
 
 def end_run(said: str) -> None:

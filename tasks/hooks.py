@@ -10,6 +10,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -21,7 +22,8 @@ from tasks.web import request
 from tasks.workspace import project
 
 Event = Literal["promoted", "rolled back", "refused", "failed"]
-PATIENCE = 10.0  # seconds for a webhook to answer; a command may take six times that
+PATIENCE = 10.0  # seconds for a webhook to answer
+LONG = 60.0  # seconds for a command, or a block and Prefect's server, whose client tries again for minutes
 
 
 def tell(event: Event, message: str, **facts: str | None) -> None:
@@ -33,7 +35,10 @@ def tell(event: Event, message: str, **facts: str | None) -> None:
         "LONGLORA_HOOK_BLOCK": notify,
     }.items():
         target = os.environ.get(variable)
-        failure = send(target, told) if target else ""
+        try:
+            failure = send(target, told) if target else ""
+        except Exception as error:  # what a hook meets is not ours to foresee; its words may hold its secrets
+            failure = f"failed ({type(error).__name__})"
         if failure:
             print(f"warning: {variable}: {failure}; '{event}' stands, and was not told", file=sys.stderr)
 
@@ -55,7 +60,7 @@ def run(command: str, told: dict[str, str | None]) -> str:
     """Run `command` (words as a shell would split them, no shell) with JSON on its stdin; what went wrong, or ''."""
     try:
         words = shlex.split(command)
-        done = subprocess.run(words, input=json.dumps(told), text=True, stdout=subprocess.DEVNULL, timeout=6 * PATIENCE)
+        done = subprocess.run(words, input=json.dumps(told), text=True, stdout=subprocess.DEVNULL, timeout=LONG)
     except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as error:
         return f"did not run ({type(error).__name__})"
     return f"ended with status {done.returncode}" if done.returncode else ""
@@ -70,10 +75,16 @@ def notify(block: str, told: dict[str, str | None]) -> str:
         return "must be a block's type and name, such as slack-webhook/team"
     facts = [f"{name}: {text}" for name, text in told.items() if text and name not in ("event", "message")]
     try:
-        with servers.prefect_api(project(Path.cwd())) as ready:
+        # if it is lost, so is what was to be told; nothing else is
+        with servers.prefect_api(project(Path.cwd()), restarts=0, on_lost=lambda said: None) as ready:
             ready()
-            return give(block, f"longlora: {told['event']}", "\n".join([f"{told['message']}", *facts]))
-    except ValueError as error:
+            said: list[str] = []
+            words = (f"longlora: {told['event']}", "\n".join([f"{told['message']}", *facts]))
+            giving = threading.Thread(target=lambda: said.append(give(block, *words)), daemon=True)
+            giving.start()
+            giving.join(LONG)
+            return said[0] if said else f"{block} did not take it in {LONG:g} s"
+    except (OSError, ValueError) as error:  # what starting a server says
         return " ".join(str(error).split())
 
 

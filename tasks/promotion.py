@@ -5,6 +5,7 @@ metrics that dvc.yaml names (`artifacts: NAME: meta: better: [{metric, order}, {
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -178,11 +179,20 @@ def already(name: str, version: str) -> str:
     return f"{name} version {version} is the champion already"
 
 
-def rollback(client: MlflowClient, where: Project, why: str, *, to: str | None = None) -> str:
+def rollback(
+    client: MlflowClient,
+    where: Project,
+    why: str,
+    *,
+    to: str | None = None,
+    done: Callable[[str], None] = lambda said: None,
+) -> str:
     """Point champion at the version before the present one, or at an earlier champion. Returns what was done.
 
     Args:
         to: the number of a version that was champion, or its run's key, or the key's beginning.
+        done: told the same at once: hooks take their time, and whoever ends them must know that it is done, for a second rollback
+            is a second move.
 
     Raises:
         ValueError: there was none before, it is the present one, or it was deleted; `to` is no earlier champion, or several.
@@ -204,6 +214,7 @@ def rollback(client: MlflowClient, where: Project, why: str, *, to: str | None =
         run = version.run_id or ""
         made = registry.move(client, name, before, how="rollback", who=person(where), why=why, run=run)
     said = f"{name} version {before} is champion again"
+    done(said)
     hooks.tell("rolled back", said, model=name, key=version.tags.get(KEY, ""), **asdict(made))
     return said
 

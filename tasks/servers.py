@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from tasks.access import MLFLOW, PREFECT, Access, mlflow_server, must_be_asked, prefect_server
-from tasks.daemon import STARTUP, RestartingServer, answers, end_run
+from tasks.daemon import RESTARTS, STARTUP, RestartingServer, answers, end_run
 from tasks.listening import LOCAL, LOOPBACK, Host, listening, must_be_free
 from tasks.locks import hold, is_held
 from tasks.workspace import Project
@@ -77,8 +77,11 @@ def is_served(address: str) -> bool:
 
 
 @contextmanager
-def prefect_api(where: Project) -> Iterator[Callable[[], None]]:
-    """A Prefect server for the time of one run: the user's, one that `longlora up` runs, else one of our own.
+def prefect_api(
+    where: Project, *, restarts: int = RESTARTS, on_lost: Callable[[str], None] = end_run
+) -> Iterator[Callable[[], None]]:
+    """A Prefect server for the time of one run: the user's, one that `longlora up` runs, else one of our own, which is started
+    again `restarts` times; `on_lost` is told when it ended for good.
 
     Yields a function that waits until it is ready, so that the caller can import Prefect (two seconds) while it starts.
     """
@@ -94,7 +97,8 @@ def prefect_api(where: Project) -> Iterator[Callable[[], None]]:
         health=f"http://{HOST}:{port}/api/health",
         log=log,
         env=prefect_server(),
-        on_lost=end_run,
+        restarts=restarts,
+        on_lost=on_lost,
     )
     os.environ["PREFECT_API_URL"] = f"http://{HOST}:{port}/api"
     try:
@@ -266,7 +270,7 @@ def run_servers(
         ours.append(worker)
         while not any(each.server.lost for each in ours):
             time.sleep(0.5)
-        raise ValueError(next(each.server.last_words() for each in ours if each.server.lost))
+        raise ValueError(next(each.server.lost for each in ours if each.server.lost))
     finally:
         announced.unlink(missing_ok=True)
         for each in reversed(ours):  # the worker first: what it runs still has a server to tell

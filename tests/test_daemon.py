@@ -1,5 +1,7 @@
 """A server that ends is started again; a run whose server cannot be kept up ends, leaves nothing, and goes on when told to."""
 
+import queue
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -61,6 +63,85 @@ def test_a_killed_server_comes_back_at_its_address_and_none_is_left_behind(tmp_p
     assert not server.lost
 
 
+@pytest.fixture
+def watched(tmp_path):
+    """A function that starts a server that runs some code, and watches it; the files of its starts and what it says at its end."""
+    from tasks.daemon import RestartingServer
+
+    starts, said, servers = tmp_path / "starts", queue.SimpleQueue(), []
+
+    def watch(code: str, *, restarts: int):
+        note = f"import time; print(time.monotonic(), file=open({str(starts)!r}, 'a'), flush=True); {code}"
+        (tmp_path / "state").mkdir()
+        log = tmp_path / "state" / "log"
+        command = [sys.executable, "-c", note]
+        server = RestartingServer("the server", command, health="", log=log, restarts=restarts, on_lost=said.put)
+        servers.append(server)
+        server.ready()
+        return server
+
+    yield watch, lambda: [float(line) for line in starts.read_text().splitlines()] if starts.exists() else [], said
+    for server in servers:
+        server.close()
+
+
+def wait_until(true) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_server_that_was_up_for_long_has_all_its_restarts_again(watched, monkeypatch):
+    from tasks import daemon
+
+    watch, starts, said = watched
+    monkeypatch.setattr(daemon, "PAUSE", 0.01)
+    monkeypatch.setattr(daemon, "STEADY", 0.0)  # whatever it is up for is long
+    server = watch("", restarts=1)
+    wait_until(lambda: len(starts()) > 3)
+    assert not server.lost
+    monkeypatch.setattr(daemon, "STEADY", 300.0)
+    assert said.get(timeout=20).startswith("the server ended 2 times: ")
+    assert server.lost
+
+
+def test_a_server_that_ends_at_once_is_started_again_after_a_pause_which_grows(watched, monkeypatch):
+    from tasks import daemon
+
+    watch, starts, said = watched
+    monkeypatch.setattr(daemon, "PAUSE", 0.5)
+    watch("", restarts=2)
+    said.get(timeout=20)
+    first, second, third = starts()
+    assert second - first > 0.5 and third - second > 1.0
+
+
+def test_a_server_that_is_closed_while_it_waits_to_be_started_again_is_not(watched, monkeypatch):
+    from tasks import daemon
+
+    watch, starts, said = watched
+    monkeypatch.setattr(daemon, "PAUSE", 60.0)
+    threads = threading.active_count()
+    server = watch("", restarts=1)
+    wait_until(lambda: server._process.poll() is not None)
+    server.close()
+    wait_until(lambda: threading.active_count() == threads)
+    assert (len(starts()), said.empty(), server.lost) == (1, True, "")
+
+
+def test_a_server_that_cannot_be_started_again_is_lost(watched, monkeypatch, tmp_path):
+    from tasks import daemon
+
+    watch, _, said = watched
+    monkeypatch.setattr(daemon, "PAUSE", 0.01)
+    server = watch("input()", restarts=1)
+    shutil.rmtree(tmp_path / "state")
+    server._process.kill()
+    assert said.get(timeout=20).startswith("the server ended, and cannot be started again: [Errno 2] ")
+    assert server.lost
+
+
 @pytest.mark.parametrize(
     ("code", "said"),
     [
@@ -101,7 +182,7 @@ def test_a_run_that_is_interrupted_at_its_very_end_still_waits_for_its_server_to
 
 
 def test_up_starts_mlflow_again_so_many_times_and_then_ends_all_with_one_line(folder, monkeypatch):
-    from tasks import servers
+    from tasks import daemon, servers
     from tasks.access import MLFLOW
     from tasks.listening import LOCAL
     from tasks.workspace import project
@@ -121,6 +202,7 @@ def test_up_starts_mlflow_again_so_many_times_and_then_ends_all_with_one_line(fo
     where.state.mkdir()
     others = psutil.Process().children()
     killer = threading.Thread(target=kill)
+    monkeypatch.setattr(daemon, "PAUSE", 0.1)
     with pytest.raises(ValueError, match="^MLflow ended 4 times: "):
         servers.run_servers(
             where, [MLFLOW], LOCAL, prefect_port=0, mlflow_port=port, ready=lambda at, ours: killer.start()

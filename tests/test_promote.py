@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import dummy
@@ -417,7 +418,7 @@ def test_a_finished_run_of_a_notebook_is_not_the_last_of_ours(empty, shop):
 
 TWENTY = """
 import os, sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tasks import promotion, runs, tracking
 from tasks.workspace import project
@@ -538,6 +539,23 @@ def test_hooks_hear_of_promotion_refusal_and_rollback(empty, shop, listener, mon
     assert heard == "".join(json.dumps(each) for each in got)
 
 
+def test_a_rollback_is_said_before_its_hooks_which_may_be_interrupted(empty, monkeypatch, capsys):
+    from flows.cli import promotion_commands
+    from tasks import hooks
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    promote, _, where = empty
+    promote("good")
+    promote("better")
+    monkeypatch.chdir(where.root)
+    monkeypatch.setattr(hooks, "tell", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        promotion_commands.rollback(why="it answers in rhyme", to=None)
+    assert capsys.readouterr().out == "dummy version 1 is champion again\n"
+
+
 def test_a_hook_that_fails_is_said_without_its_secrets_and_the_move_stands(
     empty, listener, monkeypatch, capsys, caplog
 ):
@@ -563,7 +581,7 @@ def blocks(prefect_url, monkeypatch):
     from tasks import servers
 
     @contextmanager
-    def prefect_api(where):
+    def prefect_api(where, **_):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PREFECT_API_URL", prefect_url)
             yield lambda: None
@@ -632,6 +650,72 @@ def test_a_block_without_a_server_is_one_line(shop, monkeypatch, capsys):
     assert said.startswith("warning: LONGLORA_HOOK_BLOCK: nobody answers at http://127.0.0.1:9 (")
     assert said.endswith("): start it, or change PREFECT_API_URL; 'failed' stands, and was not told\n")
     assert said.count("\n") == 1
+
+
+def test_a_hook_whose_own_server_cannot_be_started_is_one_line(folder, monkeypatch, capsys):
+    from tasks import hooks
+
+    (folder / ".longlora" / "prefect.log").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("LONGLORA_HOOK_BLOCK", "slack-webhook/team")
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    hooks.tell("rolled back", "it answers in rhyme")
+    assert capsys.readouterr().err == (
+        f"warning: LONGLORA_HOOK_BLOCK: [Errno 21] Is a directory: '{folder}/.longlora/prefect.log'; "
+        "'rolled back' stands, and was not told\n"
+    )
+
+
+def test_a_hook_whose_own_server_is_lost_ends_nothing_and_has_it_not_again(folder, monkeypatch, capfd):
+    import psutil
+    from test_daemon import ANSWERS
+
+    from tasks import hooks
+
+    (folder / ".longlora").mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("LONGLORA_HOOK_BLOCK", "slack-webhook/team")
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr(daemon, "PAUSE", 0.0)
+    monkeypatch.setattr(servers, "prefect_command", lambda port, **_: [sys.executable, "-c", ANSWERS, str(port)])
+    others = psutil.Process().children()
+
+    def give(*_: object) -> str:
+        (supervisor,) = [each for each in psutil.Process().children() if each not in others]
+        for each in supervisor.children():
+            each.kill()
+        time.sleep(1)  # as long as a restart would take
+        return "it is lost"
+
+    monkeypatch.setattr(hooks, "give", give)
+    hooks.tell("rolled back", "it answers in rhyme")
+    said = capfd.readouterr().err
+    assert said == "warning: LONGLORA_HOOK_BLOCK: it is lost; 'rolled back' stands, and was not told\n"
+
+
+def test_a_block_that_takes_too_long_is_not_waited_for(folder, monkeypatch, capsys):
+    from tasks import hooks
+
+    ended = threading.Event()
+    monkeypatch.setattr(servers, "prefect_api", lambda where, **_: nullcontext(lambda: None))
+    monkeypatch.setattr(hooks, "give", lambda *_: str(ended.wait(20)))
+    monkeypatch.setattr(hooks, "LONG", 0.1)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("LONGLORA_HOOK_BLOCK", "slack-webhook/team")
+    hooks.tell("failed", "it ended")
+    ended.set()
+    said = "slack-webhook/team did not take it in 0.1 s; 'failed' stands, and was not told"
+    assert capsys.readouterr().err == f"warning: LONGLORA_HOOK_BLOCK: {said}\n"
+
+
+def test_whatever_a_hook_meets_is_said_without_its_secrets(monkeypatch, capsys):
+    from tasks import hooks
+
+    monkeypatch.setenv("LONGLORA_HOOK_URL", "http://[T0K3N/")
+    hooks.tell("promoted", "it is better")
+    assert capsys.readouterr().err == (
+        "warning: LONGLORA_HOOK_URL: failed (ValueError); 'promoted' stands, and was not told\n"
+    )
 
 
 def test_what_prefect_holds_back_is_sent_before_its_server_ends_though_no_flow_ran(monkeypatch):

@@ -68,7 +68,7 @@ def rollback(
     where = here()
     from tasks import promotion, tracking
 
-    print(promotion.rollback(tracking.connect(), where, why, to=to))
+    promotion.rollback(tracking.connect(), where, why, to=to, done=print)
 
 
 @app.command()
