@@ -13,6 +13,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tasks import supervise
 
@@ -24,18 +25,18 @@ def watched() -> Iterator[threading.Event]:
     """Be ended by SIGTERM if somebody cancels this flow run; the event says that it was that."""
     cancelled, over = threading.Event(), threading.Event()
     run = UUID(str(flow_run.get_id()))
-    threading.Thread(target=watch, args=(run, cancelled, over), daemon=True).start()
+    threading.Thread(target=watch, args=(run, PREFECT_API_URL.value(), cancelled, over), daemon=True).start()
     try:
         yield cancelled
     finally:
         over.set()
 
 
-def watch(run: UUID, cancelled: threading.Event, over: threading.Event) -> None:
-    """Look until it is `cancelled` or `over`."""
+def watch(run: UUID, server: str | None, cancelled: threading.Event, over: threading.Event) -> None:
+    """Look until it is `cancelled` or `over`. A thread does not inherit Prefect's settings, and without its `server` starts one."""
     while not over.wait(LOOK):
         try:
-            if is_cancelled(run) and not over.is_set():
+            if is_cancelled(run, server) and not over.is_set():
                 cancelled.set()
                 supervise.interrupt()
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -46,8 +47,8 @@ def watch(run: UUID, cancelled: threading.Event, over: threading.Event) -> None:
             return
 
 
-def is_cancelled(run: UUID) -> bool:
-    with get_client(sync_client=True) as client:
+def is_cancelled(run: UUID, server: str | None) -> bool:
+    with temporary_settings({PREFECT_API_URL: server}), get_client(sync_client=True) as client:
         state = client.read_flow_run(run).state
     return state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED)
 

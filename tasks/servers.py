@@ -34,6 +34,7 @@ def use_environment(where: Project) -> None:
     for name, value in {
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",  # its clients would start a server of their own where they are told of none
         "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the newer page asks amplitude.com for its settings, whatever stands above
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_CLI_PROMPT": "false",

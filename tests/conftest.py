@@ -1,6 +1,8 @@
 """Projects and servers that tests share. Every test gets real git, DVC, MLflow and Prefect, on folders of its own."""
 
 import http.server
+import importlib
+import importlib.util
 import json
 import os
 import threading
@@ -11,6 +13,13 @@ import dummy
 import pytest
 
 os.environ.update(dummy.ENV)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prefect_comes_first() -> None:
+    """Its import closes the log handlers that are there, and that of absl, which rouge-score brings, closes pytest's stderr."""
+    if importlib.util.find_spec("prefect"):
+        importlib.import_module("prefect.main")
 
 
 @pytest.fixture(scope="session")
