@@ -80,7 +80,7 @@ def sweep(
         if better is None:
             raise ValueError(f"--trials: dvc.yaml does not say by which metric {model.name} is better (meta: better)")
         search = Search({key_of(axis): range_of(axis) or axis_values(axis) for axis in axes}, better, seed=seed)
-        files = files_now(where)  # what is drawn later is of the same files
+        files = files_now(where, recipe=recipe)  # what is drawn later is of the same files
 
         def point_of(values: tuple[str, ...]) -> Point:
             return Point(values, snapshot(where, recipe=recipe, overrides=[*overrides, *values], files=files))
