@@ -113,6 +113,24 @@ def test_a_range_is_two_numbers_and_nothing_else(axis, found):
     assert str(range_of(axis)) == found
 
 
+@pytest.mark.parametrize(
+    ("axis", "shown"),
+    [
+        ("a.b=1e1..1e3:log", ["10", "31.62", "1000"]),
+        ("a.b=0.0..1e3", ["0", "62.5", "1000"]),
+        ("a.b=1e-4..1e-2:log", ["0.0001", "0.001", "0.01"]),
+        ("a.b=2000.0..4000.0", ["2000", "3000", "4000"]),  # with four digits, all are whole
+        ("a.b=10..1000:log", ["10", "1000"]),
+    ],
+)
+def test_of_a_range_that_is_not_of_whole_numbers_one_that_is_none_is_looked_at_first(axis, shown):
+    from flows.cli.search import Search, range_of
+    from tasks.promotion import Better
+
+    search = Search({"a.b": range_of(axis)}, Better("m", "lower"), seed=1)
+    assert search.corners() == [(f"a.b={number}",) for number in shown]
+
+
 def searched(score, *, order: str = "lower", trials: int = 30, seed: int = 1) -> list[tuple[float, str]]:
     """What a search draws of a rate and a kind, told `score` of them: a score, and how many rules refuse."""
     from flows.cli.search import Search, range_of

@@ -38,11 +38,8 @@ class Search:
         )
 
     def corners(self) -> list[tuple[str, ...]]:
-        """A few combinations that hold both ends of every range and every choice, as `key=value`."""
-        axes: list[Sequence[str]] = []
-        for key, values in self._space.items():
-            known = values.choices if isinstance(values, CategoricalDistribution) else (values.low, values.high)
-            axes.append([text(key, value) for value in known])
+        """A few combinations that hold both ends of every range, a number between them, and every choice, as `key=value`."""
+        axes = [[text(key, value) for value in examples(values)] for key, values in self._space.items()]
         return [tuple(axis[min(i, len(axis) - 1)] for axis in axes) for i in range(max(map(len, axes)))]
 
     def ask(self) -> tuple[optuna.Trial, tuple[str, ...]]:
@@ -75,6 +72,24 @@ def range_of(axis: str) -> Range | None:
         return FloatDistribution(float(low), float(high), log=bool(log))
     except ValueError as error:
         raise ValueError(f"sweep {axis!r}: {error}") from None
+
+
+def examples(values: Range | CategoricalDistribution) -> Sequence[object]:
+    """What shows whether a key takes such values: every choice, or both ends of a range and, if it is not of whole numbers, one
+    between them."""
+    if isinstance(values, CategoricalDistribution):
+        return list(values.choices)
+    inner = [between(values)] if isinstance(values, FloatDistribution) else []
+    return [values.low, *inner, values.high]
+
+
+def between(values: FloatDistribution) -> float:
+    """A number of this range with a fraction, as most draws have one even where the ends have none, so that a key of whole numbers
+    refuses it; the middle if all are whole."""
+    low, high = values.low, values.high
+    shares = [0.5**n for n in range(1, 12)]
+    found = [low * (high / low) ** share if values.log else low + share * (high - low) for share in shares]
+    return next((number for number in found if not float(f"{number:.{DIGITS}g}").is_integer()), found[0])
 
 
 def text(key: str, value: object) -> str:
