@@ -37,10 +37,13 @@ class Search:
             sampler=optuna.samplers.TPESampler(seed=seed),
         )
 
-    def corners(self) -> list[tuple[str, ...]]:
-        """A few combinations that hold both ends of every range, a number between them, and every choice, as `key=value`."""
+    def looked_at(self) -> list[tuple[str, ...]]:
+        """Combinations as `key=value` that show whether every key takes its values, one key at a time: the first value of each (of
+        a range the low end), and every other choice, the other end and a number between them beside the first of the other keys."""
         axes = [[text(key, value) for value in examples(values)] for key, values in self._space.items()]
-        return [tuple(axis[min(i, len(axis) - 1)] for axis in axes) for i in range(max(map(len, axes)))]
+        first = tuple(axis[0] for axis in axes)
+        others = [(place, value) for place, axis in enumerate(axes) for value in axis[1:]]
+        return [first, *((*first[:place], value, *first[place + 1 :]) for place, value in others)]
 
     def ask(self) -> tuple[optuna.Trial, tuple[str, ...]]:
         """What to try next: the trial that is to be told of, and its values as `key=value`."""

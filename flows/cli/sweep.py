@@ -85,7 +85,7 @@ def sweep(
         def point_of(values: tuple[str, ...]) -> Point:
             return Point(values, snapshot(where, recipe=recipe, overrides=[*overrides, *values], files=files))
 
-        found = [point_of(values) for values in search.corners()]
+        found = [point_of(values) for values in search.looked_at()]
         name, count = digest([*axes, str(seed), found[0].state.key]), trials
         tries = drawn(search, trials, point_of, results)
     must_all_be_right(where, [point.state for point in found if not storage.noted(where, point.state.key)])
