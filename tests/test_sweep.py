@@ -229,6 +229,47 @@ def test_a_search_goes_on_where_it_stopped_and_beyond_and_is_of_the_files_as_the
         assert point.state == snapshot(where, recipe="big", overrides=["gate.least=3", *point.values])
 
 
+@pytest.mark.parametrize("trials", [None, 4])
+def test_what_mlflow_does_not_tell_is_a_failed_run_and_the_table_is_shown_whatever_ends_the_sweep(
+    folder, monkeypatch, capsys, trials
+):
+    from mlflow.exceptions import MlflowException
+
+    from flows.cli import sweep
+    from flows.cli.sweep import Result
+
+    asked, begun = [], []
+
+    def connect():
+        asked.append("at the start, and after each run")
+        if len(asked) == 5:
+            raise ValueError("nobody answers at http://127.0.0.1:1")
+
+    def attempt(where, point, run):
+        begun.append(point.values[0])
+        return "no room" if len(begun) == 3 else ""
+
+    def known(client, where, model, point, *, failure, sweep):
+        if len(begun) == 2:
+            raise [ValueError("no recorded\nverdict"), MlflowException("gone")][trials is None]
+        return Result(point, failure, "" if failure else "passed", None if failure else 2.0, 4, 0)
+
+    monkeypatch.setattr(sweep.servers, "prefect_api", lambda where: nullcontext(lambda: None))
+    for name, replaced in {"attempt": attempt, "known": known}.items():
+        monkeypatch.setattr(sweep, name, replaced)
+    monkeypatch.setattr(sweep.tracking, "connect", connect)
+    axes = ["train.rank=1..4000"] if trials else ["train.rank=4,5,6,7"]
+    with pytest.raises(ValueError, match="nobody answers"):
+        sweep.sweep(project(folder), axes, recipe=None, overrides=[], trials=trials)
+    rows = [line.split() for line in capsys.readouterr().out.split("score/tuned")[1].splitlines()[1:5]]
+    assert [row[1:] for row in rows] == [
+        [begun[0].partition("=")[2], "passed", "2", "at", "4", "best"],
+        [begun[1].partition("=")[2], "failed", *(["no", "recorded", "verdict"] if trials else ["gone"])],
+        [begun[2].partition("=")[2], "failed", "no", "room"],
+        [begun[3].partition("=")[2], "failed", "it", "was", "not", "recorded"],
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("run_flow")
 def test_a_search_is_told_how_many_rules_refuse_a_run(own):

@@ -27,6 +27,9 @@ from tasks.stage_process import InterruptedStageError, StageError
 from tasks.tags import SWEEPS
 from tasks.workspace import Project, Snapshot, files_now, snapshot
 
+FAILURES = (StageError, TimeoutError, ValueError, DvcException, MlflowException)
+"""Of one run: the others go on."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -89,16 +92,21 @@ def sweep(
         name, count = digest([*axes, str(seed), found[0].state.key]), trials
         tries = drawn(search, trials, point_of, results)
     must_all_be_right(where, [point.state for point in found if not storage.noted(where, point.state.key)])
-    client = tracking.connect()
-    with servers.prefect_api(where) as ready:
-        from flows.pipeline import pipeline_of
+    tracking.connect()  # nobody there is said now
+    try:
+        with servers.prefect_api(where) as ready:
+            from flows.pipeline import pipeline_of
 
-        ready()
-        for number, point in enumerate(tries, 1):
-            print(f"\nrun {number} of {count}, {point.state.key}: {' '.join(point.values)}", flush=True)
-            failure = attempt(where, point, pipeline_of)
-            results[point.state.key] = result(client, where, model, point, failure=failure, sweep=name)
-    show([*results.values()], better, name)
+            ready()
+            for number, point in enumerate(tries, 1):
+                print(f"\nrun {number} of {count}, {point.state.key}: {' '.join(point.values)}", flush=True)
+                failure = attempt(where, point, pipeline_of)
+                results[point.state.key] = unrecorded(point, failure)  # what is known should MLflow be gone
+                client = tracking.connect()
+                results[point.state.key] = result(client, where, model, point, failure=failure, sweep=name)
+    finally:
+        if results:  # of hours, whatever ended it
+            show([*results.values()], better, name)
     return [*results.values()]
 
 
@@ -184,18 +192,34 @@ def attempt(where: Project, point: Point, run: Callable[[Snapshot], object]) -> 
             run(point.state)
     except InterruptedStageError:
         raise
-    except (StageError, TimeoutError, ValueError, DvcException, MlflowException) as error:
-        failure = " ".join(str(error).split())
-        print(f"failed: {failure}", flush=True)
-        return failure
+    except FAILURES as error:
+        return failed(error)
     return ""
 
 
+def failed(error: Exception) -> str:
+    failure = " ".join(str(error).split())
+    print(f"failed: {failure}", flush=True)
+    return failure
+
+
+def unrecorded(point: Point, failure: str) -> Result:
+    return Result(point, failure or "it was not recorded", "", None, 0, 0)
+
+
 def result(client: MlflowClient, where: Project, model: Artifact, point: Point, *, failure: str, sweep: str) -> Result:
+    """What MLflow knows of the point's run; if it or the run's record does not tell, that is a failure."""
+    try:
+        return known(client, where, model, point, failure=failure, sweep=sweep)
+    except FAILURES as error:
+        return unrecorded(point, failure or failed(error))
+
+
+def known(client: MlflowClient, where: Project, model: Artifact, point: Point, *, failure: str, sweep: str) -> Result:
     """What MLflow knows of the point's run, which is tagged as one of `sweep`."""
     run = tracking.find(client, tracking.experiment_id(client, where, model.name), point.state.key)
     if run is None:  # it failed before it began
-        return Result(point, failure or "it was not recorded", "", None, 0, 0)
+        return unrecorded(point, failure)
     tracking.join_sweep(client, run, sweep)
     better = promotion.better_of(model)
     values = list(promotion.values_of(client, run.info.run_id, better).items()) if better and not failure else []
