@@ -121,6 +121,7 @@ def test_a_range_is_two_numbers_and_nothing_else(axis, found):
         ("a.b=1e-4..1e-2:log", ["0.0001", "0.001", "0.01"]),
         ("a.b=2000.0..4000.0", ["2000", "3000", "4000"]),  # with four digits, all are whole
         ("a.b=10..1000:log", ["10", "1000"]),
+        ("a.b=0.9..0.99999", ["0.9", "0.95", "0.99999"]),  # with four digits, the end is 1
     ],
 )
 def test_of_a_range_that_is_not_of_whole_numbers_one_that_is_none_is_looked_at_first(axis, shown):

@@ -40,7 +40,7 @@ class Search:
     def looked_at(self) -> list[tuple[str, ...]]:
         """Combinations as `key=value` that show whether every key takes its values, one key at a time: the first value of each (of
         a range the low end), and every other choice, the other end and a number between them beside the first of the other keys."""
-        axes = [[text(key, value) for value in examples(values)] for key, values in self._space.items()]
+        axes = [[text(key, value, values) for value in examples(values)] for key, values in self._space.items()]
         first = tuple(axis[0] for axis in axes)
         others = [(place, value) for place, axis in enumerate(axes) for value in axis[1:]]
         return [first, *((*first[:place], value, *first[place + 1 :]) for place, value in others)]
@@ -48,7 +48,7 @@ class Search:
     def ask(self) -> tuple[optuna.Trial, tuple[str, ...]]:
         """What to try next: the trial that is to be told of, and its values as `key=value`."""
         trial = self._study.ask(self._space)
-        return trial, tuple(text(key, trial.params[key]) for key in self._space)
+        return trial, tuple(text(key, trial.params[key], values) for key, values in self._space.items())
 
     def tell(self, trial: optuna.Trial, score: float | None, *, refusals: int) -> None:
         """How it went: `score` is None if it failed; with `refusals` of the gate it is not feasible, whatever its score."""
@@ -95,8 +95,12 @@ def between(values: FloatDistribution) -> float:
     return next((number for number in found if not float(f"{number:.{DIGITS}g}").is_integer()), found[0])
 
 
-def text(key: str, value: object) -> str:
-    """`key=value`; a choice is that already."""
-    if isinstance(value, str):
-        return value
-    return f"{key}={value:.{DIGITS}g}" if isinstance(value, float) else f"{key}={value}"
+def text(key: str, value: object, values: Range | CategoricalDistribution) -> str:
+    """`key=value`, with four digits unless these lie outside of the range `values`; a choice is that already."""
+    if isinstance(values, CategoricalDistribution):
+        return str(value)
+    if isinstance(values, FloatDistribution):
+        shown = f"{value:.{DIGITS}g}"
+        end = min(max(float(shown), values.low), values.high)
+        return f"{key}={shown}" if float(shown) == end else f"{key}={end}"
+    return f"{key}={value}"
