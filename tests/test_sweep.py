@@ -58,6 +58,7 @@ def test_the_points_are_the_product_with_the_keys_that_single_runs_have(folder):
             ["train.rank=1..9"],
             "error: sweep 'train.rank=1..9': is a range, to be searched by so many runs as --trials says",
         ),
+        (["train.rank=1,2", "--seed", "3"], "error: --seed 3: is of the draws of a search, so give --trials, too"),
         (["train.rank=9..1", "--trials", "2"], "error: sweep 'train.rank=9..1': "),
         (["train.seconds=0.0..1.0:log", "--trials", "2"], "error: sweep 'train.seconds=0.0..1.0:log': "),
         (["train.rnk=1..9", "--trials", "2"], "error: unknown key 'train.rnk'; did you mean 'rank'?"),

@@ -61,13 +61,13 @@ def sweep(
     recipe: str | None,
     overrides: list[str],
     trials: int | None = None,
-    seed: int = 1,
+    seed: int | None = None,
 ) -> list[Result]:
     """Run every combination of the values in `axes` (each `key=value,value`), one after the other; show and return the results.
 
     Args:
         trials: draw so many combinations instead, each by the scores of those before; then a key may have a range, too.
-        seed: of these draws.
+        seed: of these draws; 1 if it is not given.
 
     Raises:
         ValueError: a wrong key, value or recipe, or two combinations are the same run; nothing has begun then.
@@ -75,6 +75,11 @@ def sweep(
     model = runs.model_at(where)
     better = promotion.better_of(model)
     must_be_given_once(axes, overrides)
+    if trials is None and seed is not None:
+        raise ValueError(
+            f"--seed {seed}: is of the draws of a search, so give --trials, too; without, every combination is run"
+        )
+    seed = 1 if seed is None else seed
     results: dict[str, Result] = {}
     if trials is None:
         found = points(where, axes, recipe=recipe, overrides=overrides)
