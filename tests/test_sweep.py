@@ -180,20 +180,18 @@ def test_a_search_draws_the_same_again_whatever_failed():
     assert all(1e-5 <= rate <= 1e-1 and float(f"{rate:.4g}") == rate for rate, _ in first)
 
 
-def test_a_combination_that_is_drawn_again_is_not_run_again():
-    from flows.cli.search import Search
-    from flows.cli.sweep import Point, Result, drawn
-    from tasks.promotion import Better
-    from tasks.workspace import Snapshot
+def test_a_combination_that_is_drawn_again_is_not_run_again(folder, monkeypatch, capsys):
+    from flows.cli import sweep
+    from flows.cli.sweep import Result
 
-    def point_of(values):
-        return Point(values, Snapshot(" ".join(values), "", "", "", False, None, ()))
-
-    results = {}
-    for point in drawn(Search({"a": ["a=1", "a=2"]}, Better("m", "lower"), seed=1), 8, point_of, results):
-        assert point.state.key not in results
-        results[point.state.key] = Result(point, "", "passed", 1.0, 0, 0)
-    assert sorted(results) == ["a=1", "a=2"]
+    begun = []
+    monkeypatch.setattr(sweep.servers, "prefect_api", lambda where: nullcontext(lambda: None))
+    monkeypatch.setattr(sweep.tracking, "connect", lambda: None)
+    monkeypatch.setattr(sweep, "attempt", lambda where, point, run: begun.append(point.values) or "")
+    monkeypatch.setattr(sweep, "known", lambda c, w, m, point, **_: Result(point, "", "passed", 1.0, 0, 0))
+    results = sweep.sweep(project(folder), ["train.rank=1,2"], recipe=None, overrides=[], trials=8)
+    assert sorted(begun) == sorted(each.point.values for each in results) == [("train.rank=1",), ("train.rank=2",)]
+    assert "run 2 of 8, " in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("environment")
