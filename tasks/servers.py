@@ -291,19 +291,24 @@ def must_be_reachable(variable: str) -> None:
     if not url.hostname or not port:
         return
     deadline = time.monotonic() + (STARTUP if (url.hostname, port) in reached else 0)
+    server = PREFECT if variable == "PREFECT_API_URL" else MLFLOW
+    where = f"{url.scheme}://{url.hostname}:{url.port or ''}".rstrip(":")
+    told = False
     while True:
         try:
             socket.create_connection((url.hostname, port), timeout=10).close()
             break
         except OSError as error:
             if time.monotonic() < deadline:
+                if not told:
+                    print(f"waiting for {server.server} at {where}", flush=True)
+                told = True
                 time.sleep(0.5)
                 continue
-            where = f"{url.scheme}://{url.hostname}:{url.port or ''}".rstrip(":")
             raise ValueError(f"nobody answers at {where} ({error}): start it, or change {variable}") from None
     reached.add((url.hostname, port))
     if is_served(os.environ[variable]):
-        (PREFECT if variable == "PREFECT_API_URL" else MLFLOW).must_admit(os.environ[variable])
+        server.must_admit(os.environ[variable])
 
 
 def free_port() -> int:

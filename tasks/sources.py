@@ -17,39 +17,46 @@ from tasks.hashes import hash_of
 SOURCES = "sources.yaml"
 
 
-def sources_now(tree: Path, params: str) -> dict[str, str]:
-    """sources.yaml of the checkout `tree`, by its name, where `params` makes it another; nothing if it stays, or is not there."""
-    file = tree / SOURCES
-    text = file.read_text("utf-8") if file.exists() else ""
-    now = hashed(text, params, tree)
-    return {SOURCES: now} if now != text else {}
+def hashed(text: str, params: str, tree: Path, seen: dict[str, str] | None = None) -> str:
+    """`text`, that of sources.yaml, with the hash of each path that its sections of `params` name; the very same, if it has them.
 
+    Args:
+        seen: the hash that each word of these sections had before, '' for one that is no path; new words are added.
 
-def hashed(text: str, params: str, tree: Path) -> str:
-    """The text of sources.yaml with the hash of each path that its sections of `params` name; the very same, if it has them."""
-    known, sections = yaml.safe_load(text) or {}, yaml.safe_load(params)
-    now = {name: {path: hash_at(path, tree) for path in paths(sections.get(name), tree)} for name in known}
+    Raises:
+        ValueError: a path's hash is another than the one in `seen`.
+    """
+    known, sections, seen = yaml.safe_load(text) or {}, yaml.safe_load(params), {} if seen is None else seen
+    now = {name: hashes(words(sections.get(name)), tree, seen) for name in known}
     return text if now == known else yaml.safe_dump(now, sort_keys=False, allow_unicode=True)
 
 
-def paths(value: Any, tree: Path) -> Iterator[str]:
-    """The words in `value` that are a path to something, seen from the checkout `tree`."""
+def hashes(named: Iterator[str], tree: Path, seen: dict[str, str]) -> dict[str, str]:
+    now = {word: hash_at(word, tree) for word in named}
+    for word, digest in now.items():
+        if seen.setdefault(word, digest) != digest:
+            raise ValueError(
+                f"{word}: its data is not what it was at the start, and scores on other data are other numbers"
+            )
+    return {word: digest for word, digest in now.items() if digest}
+
+
+def words(value: Any) -> Iterator[str]:
+    """All texts in `value`, whatever it is."""
     if isinstance(value, dict | list):
         for each in value.values() if isinstance(value, dict) else value:
-            yield from paths(each, tree)
+            yield from words(each)
     elif isinstance(value, str):
-        place = place_of(value, tree)
-        if os.path.exists(place) and not tree.resolve().is_relative_to(place.resolve()):  # "" and "." are no data
-            yield value
+        yield value
 
 
-def place_of(path: str, tree: Path) -> Path:
-    return tree / os.path.expanduser(path)
+def hash_at(word: str, tree: Path) -> str:
+    """The hash of what lies at the path `word`, seen from the checkout `tree`; '' if nothing does.
 
-
-def hash_at(path: str, tree: Path) -> str:
-    """The hash of what lies there, as DVC gives it, and remembers it by the files' times; what DVC tracks says it itself."""
-    place = place_of(path, tree)
+    It is as DVC gives it, and remembers it by the files' times; what DVC tracks says it itself."""
+    place = tree / os.path.expanduser(word)
+    if not os.path.exists(place) or tree.resolve().is_relative_to(place.resolve()):  # "" and "." are no data
+        return ""
     if (pointer := place.with_name(f"{place.name}.dvc")).is_file():
         return str(yaml.safe_load(pointer.read_text())["outs"][0]["md5"])
     from dvc.repo import Repo  # DVC takes half a second to import

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasks.overlay import merged, read_text, recipe_file
-from tasks.sources import sources_now
+from tasks.sources import SOURCES, hashed
 
 RUNS = "refs/longlora/runs/"
 LARGEST_UNTRACKED = 50_000_000  # bytes; a snapshot stores new files in git, and data belongs in DVC
@@ -65,6 +65,14 @@ class Files:
     """The commit that was checked out."""
     branch: str
     """Its branch, or 'detached'."""
+    params: str
+    """The text of params.yaml."""
+    recipe: str | None
+    """The text of the recipe that was asked for: it need not be a file that git knows."""
+    sources: str
+    """The text of sources.yaml, '' without one."""
+    data: dict[str, str] = field(default_factory=dict)
+    """The hash of the data at each path that a snapshot of these files named, as it was when it was first named."""
 
 
 @dataclass(frozen=True)
@@ -147,26 +155,22 @@ def snapshot(
 
     Args:
         additions: overrides that come before the user's, and texts of further files, by path.
-        files: the tree as it was before, instead.
+        files: the tree as it was before, with the same recipe, instead.
 
     Raises:
-        ValueError: an unknown recipe or key, or a file too large for git.
+        ValueError: an unknown recipe or key, a file too large for git, or data is not what snapshots of `files` had.
     """
     tree = where.tree
     overrides = [*(word for each in additions for word in each.overrides), *(overrides or [])]
-    now = files or files_now(where)
-
-    def text_of(path: Path) -> str:
-        return git("show", f"{now.content}:{path.relative_to(tree)}", cwd=tree) if files else read_text(path)
-
-    before = text_of(tree / "params.yaml")
-    params = merged(before, recipe=text_of(recipe_file(tree, recipe)) if recipe else None, overrides=overrides)
+    now = files or files_now(where, recipe=recipe)
+    params = merged(now.params, recipe=now.recipe, overrides=overrides)
+    sources = hashed(now.sources, params, tree, now.data)
     head = git("rev-parse", f"{now.head}^{{tree}}", cwd=tree)
     with scratch_index(tree, now.content) as index:
-        if params != before:
+        if params != now.params:
             stage_file(tree, "params.yaml", params, index)
-        for name, text in sources_now(tree, params).items():
-            stage_file(tree, name, text, index)
+        if sources != now.sources:
+            stage_file(tree, SOURCES, sources, index)
         for each in additions:
             for name, text in each.files.items():
                 stage_file(tree, name, text, index)
@@ -182,11 +186,11 @@ def snapshot(
     )
 
 
-def files_now(where: Project) -> Files:
-    """Store the tree as it is now; the folder itself is not touched.
+def files_now(where: Project, *, recipe: str | None = None) -> Files:
+    """Store the tree as it is now, and read what a snapshot changes; the folder itself is not touched.
 
     Raises:
-        ValueError: a file too large for git.
+        ValueError: an unknown recipe, or a file too large for git.
     """
     tree = where.tree
     refuse_large_files(tree)
@@ -195,7 +199,14 @@ def files_now(where: Project) -> Files:
         # dvc.lock is what a run makes, not what it starts from: HEAD's stays
         git("add", "--all", "--", ".", ":(exclude)dvc.lock", cwd=tree, env=index)
         content = git("write-tree", cwd=tree, env=index)
-    return Files(content, head, "detached" if branch == "HEAD" else branch)
+    return Files(
+        content=content,
+        head=head,
+        branch="detached" if branch == "HEAD" else branch,
+        params=read_text(tree / "params.yaml"),
+        recipe=read_text(recipe_file(tree, recipe)) if recipe else None,
+        sources=read_text(tree / SOURCES) if (tree / SOURCES).exists() else "",
+    )
 
 
 @contextmanager

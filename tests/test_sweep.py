@@ -58,6 +58,7 @@ def test_the_points_are_the_product_with_the_keys_that_single_runs_have(folder):
             ["train.rank=1..9"],
             "error: sweep 'train.rank=1..9': is a range, to be searched by so many runs as --trials says",
         ),
+        (["train.rank=1,2", "--seed", "3"], "error: --seed 3: is of the draws of a search, so give --trials, too"),
         (["train.rank=9..1", "--trials", "2"], "error: sweep 'train.rank=9..1': "),
         (["train.seconds=0.0..1.0:log", "--trials", "2"], "error: sweep 'train.seconds=0.0..1.0:log': "),
         (["train.rnk=1..9", "--trials", "2"], "error: unknown key 'train.rnk'; did you mean 'rank'?"),
@@ -113,6 +114,34 @@ def test_a_range_is_two_numbers_and_nothing_else(axis, found):
     assert str(range_of(axis)) == found
 
 
+@pytest.mark.parametrize(
+    ("axis", "shown"),
+    [
+        ("a.b=1e1..1e3:log", ["10", "31.62", "1000"]),
+        ("a.b=0.0..1e3", ["0", "62.5", "1000"]),
+        ("a.b=1e-4..1e-2:log", ["0.0001", "0.001", "0.01"]),
+        ("a.b=2000.0..4000.0", ["2000", "3000", "4000"]),  # with four digits, all are whole
+        ("a.b=10..1000:log", ["10", "1000"]),
+        ("a.b=0.9..0.99999", ["0.9", "0.95", "0.99999"]),  # with four digits, the end is 1
+    ],
+)
+def test_of_a_range_that_is_not_of_whole_numbers_one_that_is_none_is_looked_at_first(axis, shown):
+    from flows.cli.search import Search, range_of
+    from tasks.promotion import Better
+
+    search = Search({"a.b": range_of(axis)}, Better("m", "lower"), seed=1)
+    assert search.looked_at() == [(f"a.b={number}",) for number in shown]
+
+
+def test_each_key_s_values_are_looked_at_beside_the_first_ones_of_the_others():
+    from flows.cli.search import Search, range_of
+    from tasks.promotion import Better
+
+    search = Search({"a": ["a=3", "a=1", "a=2"], "b": range_of("b=0.0..0.6")}, Better("m", "lower"), seed=1)
+    beside = [(f"a={a}", f"b={b}") for a, b in [(3, 0), (1, 0), (2, 0), (3, 0.3), (3, 0.6)]]
+    assert search.looked_at() == beside  # (2, 0.6) may be wrong, and (1, 0.6) right
+
+
 def searched(score, *, order: str = "lower", trials: int = 30, seed: int = 1) -> list[tuple[float, str]]:
     """What a search draws of a rate and a kind, told `score` of them: a score, and how many rules refuse."""
     from flows.cli.search import Search, range_of
@@ -151,20 +180,18 @@ def test_a_search_draws_the_same_again_whatever_failed():
     assert all(1e-5 <= rate <= 1e-1 and float(f"{rate:.4g}") == rate for rate, _ in first)
 
 
-def test_a_combination_that_is_drawn_again_is_not_run_again():
-    from flows.cli.search import Search
-    from flows.cli.sweep import Point, Result, drawn
-    from tasks.promotion import Better
-    from tasks.workspace import Snapshot
+def test_a_combination_that_is_drawn_again_is_not_run_again(folder, monkeypatch, capsys):
+    from flows.cli import sweep
+    from flows.cli.sweep import Result
 
-    def point_of(values):
-        return Point(values, Snapshot(" ".join(values), "", "", "", False, None, ()))
-
-    results = {}
-    for point in drawn(Search({"a": ["a=1", "a=2"]}, Better("m", "lower"), seed=1), 8, point_of, results):
-        assert point.state.key not in results
-        results[point.state.key] = Result(point, "", "passed", 1.0, 0, 0)
-    assert sorted(results) == ["a=1", "a=2"]
+    begun = []
+    monkeypatch.setattr(sweep.servers, "prefect_api", lambda where: nullcontext(lambda: None))
+    monkeypatch.setattr(sweep.tracking, "connect", lambda: None)
+    monkeypatch.setattr(sweep, "attempt", lambda where, point, run: begun.append(point.values) or "")
+    monkeypatch.setattr(sweep, "known", lambda c, w, m, point, **_: Result(point, "", "passed", 1.0, 0, 0))
+    results = sweep.sweep(project(folder), ["train.rank=1,2"], recipe=None, overrides=[], trials=8)
+    assert sorted(begun) == sorted(each.point.values for each in results) == [("train.rank=1",), ("train.rank=2",)]
+    assert "run 2 of 8, " in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("environment")
@@ -200,6 +227,47 @@ def test_a_search_goes_on_where_it_stopped_and_beyond_and_is_of_the_files_as_the
     dummy.git(own, "checkout", ".")
     for point in (each.point for each in found[1]):
         assert point.state == snapshot(where, recipe="big", overrides=["gate.least=3", *point.values])
+
+
+@pytest.mark.parametrize("trials", [None, 4])
+def test_what_mlflow_does_not_tell_is_a_failed_run_and_the_table_is_shown_whatever_ends_the_sweep(
+    folder, monkeypatch, capsys, trials
+):
+    from mlflow.exceptions import MlflowException
+
+    from flows.cli import sweep
+    from flows.cli.sweep import Result
+
+    asked, begun = [], []
+
+    def connect():
+        asked.append("at the start, and after each run")
+        if len(asked) == 5:
+            raise ValueError("nobody answers at http://127.0.0.1:1")
+
+    def attempt(where, point, run):
+        begun.append(point.values[0])
+        return "no room" if len(begun) == 3 else ""
+
+    def known(client, where, model, point, *, failure, sweep):
+        if len(begun) == 2:
+            raise [ValueError("no recorded\nverdict"), MlflowException("gone")][trials is None]
+        return Result(point, failure, "" if failure else "passed", None if failure else 2.0, 4, 0)
+
+    monkeypatch.setattr(sweep.servers, "prefect_api", lambda where: nullcontext(lambda: None))
+    for name, replaced in {"attempt": attempt, "known": known}.items():
+        monkeypatch.setattr(sweep, name, replaced)
+    monkeypatch.setattr(sweep.tracking, "connect", connect)
+    axes = ["train.rank=1..4000"] if trials else ["train.rank=4,5,6,7"]
+    with pytest.raises(ValueError, match="nobody answers"):
+        sweep.sweep(project(folder), axes, recipe=None, overrides=[], trials=trials)
+    rows = [line.split() for line in capsys.readouterr().out.split("score/tuned")[1].splitlines()[1:5]]
+    assert [row[1:] for row in rows] == [
+        [begun[0].partition("=")[2], "passed", "2", "at", "4", "best"],
+        [begun[1].partition("=")[2], "failed", *(["no", "recorded", "verdict"] if trials else ["gone"])],
+        [begun[2].partition("=")[2], "failed", "no", "room"],
+        [begun[3].partition("=")[2], "failed", "it", "was", "not", "recorded"],
+    ]
 
 
 @pytest.mark.slow

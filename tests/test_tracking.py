@@ -224,6 +224,17 @@ def test_a_server_that_is_not_there_is_said_at_once(monkeypatch):
     assert "secret" not in str(caught.value)
 
 
+def test_a_server_that_answered_before_is_waited_for_and_that_is_said_once(monkeypatch, capsys):
+    from tasks import servers
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:1/x")
+    monkeypatch.setattr(servers, "reached", {("127.0.0.1", 1)})
+    monkeypatch.setattr(servers, "STARTUP", 1.2)
+    with pytest.raises(ValueError, match="nobody answers"):
+        servers.must_be_reachable("MLFLOW_TRACKING_URI")
+    assert capsys.readouterr().out == "waiting for MLflow at http://127.0.0.1:1\n"
+
+
 def test_a_deleted_experiment_is_said_with_what_brings_it_back(opened, mlflow_uri):
     tracker = opened()
     experiment = tracker.client.get_run(tracker.run_id).info.experiment_id

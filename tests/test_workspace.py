@@ -13,7 +13,7 @@ import pytest
 
 from tasks import workspace
 from tasks.locks import hold
-from tasks.workspace import project, record_ref, snapshot, worktree
+from tasks.workspace import files_now, project, record_ref, snapshot, worktree
 
 
 def test_a_clean_checkout_is_its_own_snapshot(folder):
@@ -69,6 +69,46 @@ def test_a_file_too_large_for_git_is_refused_before_it_is_stored(folder):
         file.truncate(workspace.LARGEST_UNTRACKED + 1)
     with pytest.raises(ValueError, match=r"weights.bin has 50 MB: new files up to 50 MB"):
         snapshot(project(folder))
+
+
+def test_snapshots_of_files_as_they_were_need_nothing_of_what_is_there_now(folder):
+    dummy.write(folder / ".git" / "info" / "exclude", "/recipes/own.yaml\n")
+    dummy.write(folder / "recipes" / "own.yaml", "train: {rank: 16}\n")
+    dummy.write(folder / "sources.yaml", "train: {}\n")
+    where = project(folder)
+    before, files = snapshot(where, recipe="own"), files_now(where, recipe="own")
+    shutil.rmtree(folder / "recipes")
+    dummy.write(folder / "params.yaml", "no: {such: 1}\n")
+    (folder / "sources.yaml").unlink()
+    dummy.commit(folder)
+    assert snapshot(where, recipe="own", files=files) == before
+    (folder / "params.yaml").write_bytes(b"name: \xff")
+    with pytest.raises(ValueError, match="params.yaml must be text in UTF-8: byte 6 is none"):
+        files_now(where)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("data", lambda path: dummy.write(path / "two.txt", "two")),
+        ("data", shutil.rmtree),
+        ("later", lambda path: dummy.write(path / "one.txt", "one")),
+    ],
+    ids=["more", "gone", "new"],
+)
+def test_files_as_they_were_are_no_snapshot_once_data_is_not_what_it_was(folder, tmp_path, name, change):
+    named = f"rank: 8, data: {tmp_path / 'data'}, more: {tmp_path / 'later'},"
+    dummy.write(folder / "params.yaml", dummy.PARAMS.lstrip().replace("rank: 8,", named))
+    dummy.write(folder / "sources.yaml", "train: {}\n")
+    dummy.write(tmp_path / "data" / "one.txt", "one")
+    where = project(folder)
+    files = files_now(where)
+    first = snapshot(where, files=files)
+    assert snapshot(where, files=files) == first
+    change(tmp_path / name)
+    with pytest.raises(ValueError, match=f"^{tmp_path / name}: its data is not what it was at the start"):
+        snapshot(where, files=files, overrides=["train.rank=9"])
+    assert snapshot(where).key != first.key
 
 
 def test_what_is_no_project_is_said_in_one_line(tmp_path, folder):

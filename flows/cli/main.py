@@ -82,7 +82,7 @@ def sweep(
     trials: Annotated[
         int | None, typer.Option(min=1, help="Search: so many runs, each chosen by the scores of those before.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the search's draws.")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, show_default="1", help="Of the search's draws.")] = None,
 ) -> None:
     """Run every combination of these values, or search them, one run after the other; show the results as one table."""
     where = here()

@@ -37,18 +37,18 @@ class Search:
             sampler=optuna.samplers.TPESampler(seed=seed),
         )
 
-    def corners(self) -> list[tuple[str, ...]]:
-        """A few combinations that hold both ends of every range and every choice, as `key=value`."""
-        axes: list[Sequence[str]] = []
-        for key, values in self._space.items():
-            known = values.choices if isinstance(values, CategoricalDistribution) else (values.low, values.high)
-            axes.append([text(key, value) for value in known])
-        return [tuple(axis[min(i, len(axis) - 1)] for axis in axes) for i in range(max(map(len, axes)))]
+    def looked_at(self) -> list[tuple[str, ...]]:
+        """Combinations as `key=value` that show whether every key takes its values, one key at a time: the first value of each (of
+        a range the low end), and every other choice, the other end and a number between them beside the first of the other keys."""
+        axes = [[text(key, value, values) for value in examples(values)] for key, values in self._space.items()]
+        first = tuple(axis[0] for axis in axes)
+        others = [(place, value) for place, axis in enumerate(axes) for value in axis[1:]]
+        return [first, *((*first[:place], value, *first[place + 1 :]) for place, value in others)]
 
     def ask(self) -> tuple[optuna.Trial, tuple[str, ...]]:
         """What to try next: the trial that is to be told of, and its values as `key=value`."""
         trial = self._study.ask(self._space)
-        return trial, tuple(text(key, trial.params[key]) for key in self._space)
+        return trial, tuple(text(key, trial.params[key], values) for key, values in self._space.items())
 
     def tell(self, trial: optuna.Trial, score: float | None, *, refusals: int) -> None:
         """How it went: `score` is None if it failed; with `refusals` of the gate it is not feasible, whatever its score."""
@@ -77,8 +77,30 @@ def range_of(axis: str) -> Range | None:
         raise ValueError(f"sweep {axis!r}: {error}") from None
 
 
-def text(key: str, value: object) -> str:
-    """`key=value`; a choice is that already."""
-    if isinstance(value, str):
-        return value
-    return f"{key}={value:.{DIGITS}g}" if isinstance(value, float) else f"{key}={value}"
+def examples(values: Range | CategoricalDistribution) -> Sequence[object]:
+    """What shows whether a key takes such values: every choice, or both ends of a range and, if it is not of whole numbers, one
+    between them."""
+    if isinstance(values, CategoricalDistribution):
+        return list(values.choices)
+    inner = [between(values)] if isinstance(values, FloatDistribution) else []
+    return [values.low, *inner, values.high]
+
+
+def between(values: FloatDistribution) -> float:
+    """A number of this range with a fraction, as most draws have one even where the ends have none, so that a key of whole numbers
+    refuses it; the middle if all are whole."""
+    low, high = values.low, values.high
+    shares = [0.5**n for n in range(1, 12)]
+    found = [low * (high / low) ** share if values.log else low + share * (high - low) for share in shares]
+    return next((number for number in found if not float(f"{number:.{DIGITS}g}").is_integer()), found[0])
+
+
+def text(key: str, value: object, values: Range | CategoricalDistribution) -> str:
+    """`key=value`, with four digits unless these lie outside of the range `values`; a choice is that already."""
+    if isinstance(values, CategoricalDistribution):
+        return str(value)
+    if isinstance(values, FloatDistribution):
+        shown = f"{value:.{DIGITS}g}"
+        end = min(max(float(shown), values.low), values.high)
+        return f"{key}={shown}" if float(shown) == end else f"{key}={end}"
+    return f"{key}={value}"

@@ -7,7 +7,8 @@ again, and the same sweep again goes on where it stopped. In MLflow the runs of 
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from dvc.exceptions import DvcException
 from mlflow import MlflowClient
@@ -26,6 +27,9 @@ from tasks.locks import hold
 from tasks.stage_process import InterruptedStageError, StageError
 from tasks.tags import SWEEPS
 from tasks.workspace import Project, Snapshot, files_now, snapshot
+
+FAILURES = (StageError, TimeoutError, ValueError, DvcException, MlflowException)
+"""Of one run: the others go on."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,37 @@ class Result:
     """Rules of the gate that it fails."""
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """Runs that are made one after the other, and found together."""
+
+    where: Project
+    model: Artifact
+    name: str
+    """Its word in the tag of its runs."""
+    count: int
+    """How many runs at most."""
+    results: dict[str, Result] = field(default_factory=dict)
+    """By the run's key, in the order of the runs."""
+
+    def run(self, point: Point) -> Result:
+        """What came of the point's run, which is not run again if it was here.
+
+        Raises:
+            ValueError: nobody answers at MLFLOW_TRACKING_URI.
+        """
+        from flows.pipeline import pipeline_of
+
+        key = point.state.key
+        if key not in self.results:
+            print(f"\nrun {len(self.results) + 1} of {self.count}, {key}: {' '.join(point.values)}", flush=True)
+            failure = attempt(self.where, point, pipeline_of)
+            self.results[key] = unrecorded(point, failure)  # what is known should MLflow be gone
+            client = tracking.connect()
+            self.results[key] = result(client, self.where, self.model, point, failure=failure, sweep=self.name)
+        return self.results[key]
+
+
 def sweep(
     where: Project,
     axes: list[str],
@@ -58,61 +93,75 @@ def sweep(
     recipe: str | None,
     overrides: list[str],
     trials: int | None = None,
-    seed: int = 1,
+    seed: int | None = None,
 ) -> list[Result]:
     """Run every combination of the values in `axes` (each `key=value,value`), one after the other; show and return the results.
 
     Args:
         trials: draw so many combinations instead, each by the scores of those before; then a key may have a range, too.
-        seed: of these draws.
+        seed: of these draws; 1 if it is not given.
 
     Raises:
-        ValueError: a wrong key, value or recipe, or two combinations are the same run; nothing has begun then.
+        ValueError: a wrong key, value or recipe, or two combinations are the same run: nothing has begun then; or MLflow is gone,
+            or data that a search began with has changed.
     """
+    must_be_given_once(axes, overrides)
+    if trials is not None:
+        seed = 1 if seed is None else seed
+        return search(where, axes, recipe=recipe, overrides=overrides, trials=trials, seed=seed)
+    if seed is not None:
+        raise ValueError(
+            f"--seed {seed}: is of the draws of a search, so give --trials, too; without, every combination is run"
+        )
+    return grid(where, axes, recipe=recipe, overrides=overrides)
+
+
+def grid(where: Project, axes: list[str], *, recipe: str | None, overrides: list[str]) -> list[Result]:
+    """Every combination."""
+    found = points(where, axes, recipe=recipe, overrides=overrides)
+    with begun(Sweep(where, runs.model_at(where), name_of(found), len(found)), found) as made:
+        return [made.run(point) for point in found]
+
+
+def search(
+    where: Project, axes: list[str], *, recipe: str | None, overrides: list[str], trials: int, seed: int
+) -> list[Result]:
+    """Combinations that are drawn, the better ones the more of them are run."""
     model = runs.model_at(where)
     better = promotion.better_of(model)
-    must_be_given_once(axes, overrides)
-    results: dict[str, Result] = {}
-    if trials is None:
-        found = points(where, axes, recipe=recipe, overrides=overrides)
-        name, count, tries = name_of(found), len(found), iter(found)
-    else:
-        if better is None:
-            raise ValueError(f"--trials: dvc.yaml does not say by which metric {model.name} is better (meta: better)")
-        search = Search({key_of(axis): range_of(axis) or axis_values(axis) for axis in axes}, better, seed=seed)
-        files = files_now(where)  # what is drawn later is of the same files
+    if better is None:
+        raise ValueError(f"--trials: dvc.yaml does not say by which metric {model.name} is better (meta: better)")
+    draws = Search({key_of(axis): range_of(axis) or axis_values(axis) for axis in axes}, better, seed=seed)
+    files = files_now(where, recipe=recipe)  # what is drawn later is of the same files
 
-        def point_of(values: tuple[str, ...]) -> Point:
-            return Point(values, snapshot(where, recipe=recipe, overrides=[*overrides, *values], files=files))
+    def point_of(values: tuple[str, ...]) -> Point:
+        return Point(values, snapshot(where, recipe=recipe, overrides=[*overrides, *values], files=files))
 
-        found = [point_of(values) for values in search.corners()]
-        name, count = digest([*axes, str(seed), found[0].state.key]), trials
-        tries = drawn(search, trials, point_of, results)
-    must_all_be_right(where, [point.state for point in found if not storage.noted(where, point.state.key)])
-    client = tracking.connect()
-    with servers.prefect_api(where) as ready:
-        from flows.pipeline import pipeline_of
-
-        ready()
-        for number, point in enumerate(tries, 1):
-            print(f"\nrun {number} of {count}, {point.state.key}: {' '.join(point.values)}", flush=True)
-            failure = attempt(where, point, pipeline_of)
-            results[point.state.key] = result(client, where, model, point, failure=failure, sweep=name)
-    show([*results.values()], better, name)
-    return [*results.values()]
+    looked_at = [point_of(values) for values in draws.looked_at()]
+    name = digest([*axes, str(seed), looked_at[0].state.key])
+    with begun(Sweep(where, model, name, trials), looked_at) as made:
+        for _ in range(trials):
+            trial, values = draws.ask()
+            known = made.run(point_of(values))
+            draws.tell(trial, known.score, refusals=known.refusals)
+    return [*made.results.values()]
 
 
-def drawn(
-    search: Search, trials: int, point_of: Callable[[tuple[str, ...]], Point], results: dict[str, Result]
-) -> Iterator[Point]:
-    """The points of a search; what came of one is in `results`, by its key, when the next is asked for."""
-    for _ in range(trials):
-        trial, values = search.ask()
-        point = point_of(values)
-        if point.state.key not in results:  # a choice may be drawn twice
-            yield point
-        known = results[point.state.key]
-        search.tell(trial, known.score, refusals=known.refusals)
+@contextmanager
+def begun(made: Sweep, looked_at: list[Point]) -> Iterator[Sweep]:
+    """What the runs of a sweep need, once `looked_at` is found right. At the end, whatever brought it, the results are shown."""
+    where = made.where
+    must_all_be_right(where, [point.state for point in looked_at if not storage.noted(where, point.state.key)])
+    tracking.connect()  # nobody there is said now
+    try:
+        with servers.prefect_api(where) as ready:
+            import flows.pipeline  # noqa: F401, it takes two seconds while the server starts
+
+            ready()
+            yield made
+    finally:
+        if made.results:
+            show([*made.results.values()], promotion.better_of(made.model), made.name)
 
 
 def points(where: Project, axes: list[str], *, recipe: str | None, overrides: list[str]) -> list[Point]:
@@ -121,9 +170,10 @@ def points(where: Project, axes: list[str], *, recipe: str | None, overrides: li
         if range_of(axis):
             raise ValueError(f"sweep {axis!r}: is a range, to be searched by so many runs as --trials says")
     values = [axis_values(axis) for axis in axes]
+    files = files_now(where, recipe=recipe)
     found: dict[str, Point] = {}
     for combination in itertools.product(*values):
-        state = snapshot(where, recipe=recipe, overrides=[*overrides, *combination])
+        state = snapshot(where, recipe=recipe, overrides=[*overrides, *combination], files=files)
         if state.key in found:
             first, second = " ".join(found[state.key].values), " ".join(combination)
             raise ValueError(f"{first} and {second} are the same run: give each value once")
@@ -184,18 +234,34 @@ def attempt(where: Project, point: Point, run: Callable[[Snapshot], object]) -> 
             run(point.state)
     except InterruptedStageError:
         raise
-    except (StageError, TimeoutError, ValueError, DvcException, MlflowException) as error:
-        failure = " ".join(str(error).split())
-        print(f"failed: {failure}", flush=True)
-        return failure
+    except FAILURES as error:
+        return failed(error)
     return ""
 
 
+def failed(error: Exception) -> str:
+    failure = " ".join(str(error).split())
+    print(f"failed: {failure}", flush=True)
+    return failure
+
+
+def unrecorded(point: Point, failure: str) -> Result:
+    return Result(point, failure or "it was not recorded", "", None, 0, 0)
+
+
 def result(client: MlflowClient, where: Project, model: Artifact, point: Point, *, failure: str, sweep: str) -> Result:
+    """What MLflow knows of the point's run; if it or the run's record does not tell, that is a failure."""
+    try:
+        return known(client, where, model, point, failure=failure, sweep=sweep)
+    except FAILURES as error:
+        return unrecorded(point, failure or failed(error))
+
+
+def known(client: MlflowClient, where: Project, model: Artifact, point: Point, *, failure: str, sweep: str) -> Result:
     """What MLflow knows of the point's run, which is tagged as one of `sweep`."""
     run = tracking.find(client, tracking.experiment_id(client, where, model.name), point.state.key)
     if run is None:  # it failed before it began
-        return Result(point, failure or "it was not recorded", "", None, 0, 0)
+        return unrecorded(point, failure)
     tracking.join_sweep(client, run, sweep)
     better = promotion.better_of(model)
     values = list(promotion.values_of(client, run.info.run_id, better).items()) if better and not failure else []
