@@ -280,6 +280,23 @@ def test_a_ratio_of_places_that_differ_is_not_taken(tmp_path):
     assert "(with its interval" in verdict_of(folder, **rule)[1]
 
 
+def test_a_ratio_beyond_any_number_is_refused_as_too_high(tmp_path):
+    folder = write(tmp_path / "s")
+    file = folder / "perplexity/extended.csv"
+    head, *rows = file.read_text().splitlines()
+    file.write_text(
+        "\n".join([head, *(f"{row.rpartition(',')[0]},{TOKENS * 1e4 + i % 3}" for i, row in enumerate(rows))])
+    )
+    passed, reason = verdict_of(
+        folder,
+        metric="perplexity/extended/4096",
+        at_most=1.0,
+        times="perplexity/yarn/4096",
+        with_interval=True,
+    )
+    assert not passed and "(inf to inf) x perplexity/yarn/4096" in reason
+
+
 def test_an_uncertain_ratio_is_refused_though_its_value_holds(tmp_path):
     folder = write(tmp_path / "s")
     file = folder / "perplexity/extended.csv"

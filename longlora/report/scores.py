@@ -11,6 +11,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from longlora.evaluation.interval import grouped
+
 FACTS = ("integrity", "licence")
 """What is scored of the run, and not of one model after another."""
 SHORT, LONG = "short", "long"
@@ -64,6 +68,19 @@ class Scores:
         if not math.isfinite(value):
             raise UnscoredError(f"{label} is not a number")
         return Score(label, value, low, high, str(figures.get("reason", "")))
+
+    def ratio(self, label: str, reference: str) -> tuple[float, float, float] | None:
+        """Of two perplexities over the same places, by their resolved paths: the first by the second, and the ends of the 95 %
+        interval (NaN where all places are of one document). None where they have no places in common."""
+        ours, theirs = self.parts.get(label), self.parts.get(reference)
+        if ours is None or theirs is None or ours.keys() != theirs.keys():
+            return None
+        tokens = np.array([ours[place][0] for place in ours])
+        difference = np.array([ours[place][1] - theirs[place][1] for place in ours])
+        low, high = grouped(difference, counts_N=tokens, groups_N=[document for document, _ in ours])
+        with np.errstate(over="ignore"):  # infinite where a model is that bad
+            middle, low, high = np.exp([difference.sum() / tokens.sum(), low, high]).tolist()
+        return middle, low, high
 
     def resolved(self, name: str, node: Any, *, path: str) -> str:
         """`name`, or the length that `target` and `window` stand for among the lengths measured at `node`."""
