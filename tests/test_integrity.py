@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from longlora.model.integrity import logits, measure
+from longlora.model.integrity import logits, measure, trained
 from longlora.model.position import Position, extend
 from longlora.model.seal import seal
 from longlora.report.gate import Gate, judge
@@ -174,6 +174,12 @@ def test_a_broken_folder_is_refused_by_the_rule_that_is_meant_for_it(kind, base,
     refused = {r["name"]: r["reason"] for r in verdict["rules"] if not r["passed"]}
     assert not verdict["passed"]
     assert reason in refused[FACTS[fact]]
+
+
+def test_a_base_that_is_only_rounded_was_not_trained(base, tmp_path):
+    """A config may name fewer bits than its weights have; the merge writes as many as it names."""
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(tmp_path / "rounded")
+    assert not trained(base, extended=tmp_path / "rounded").value
 
 
 @pytest.mark.parametrize("method", ["none", "linear", "ntk", "dynamic", "yarn", "llama3"])

@@ -117,7 +117,8 @@ def trained(base: Path, *, extended: Path) -> Fact:
         if name not in before:
             continue
         with safe_open(before[name], framework="pt") as stored:
-            old = stored.get_tensor(name).double()
+            # A base kept in more bits than its config says is rounded by the merge: that is no training.
+            old = stored.get_tensor(name).to(tensor.dtype).double()
         if old.shape != tensor.shape:
             return Fact(1, f"{name} has another shape than the base's")
         squares += (tensor.double() - old).square().sum().item()
