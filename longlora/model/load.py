@@ -67,7 +67,7 @@ def open_model(folder: Path) -> PreTrainedModel:
     )
     if sees_ahead(model.eval().requires_grad_(False)):
         raise ValueError(
-            f"the model at {folder} is no causal one: its tokens see those after them, the answer to a question too, so no score of "
+            f"the model at {folder} is no causal one: its tokens see those after them, answers too, so no score of "
             "it would mean anything; is_causal in its config.json must not be false"
         )
     return model
