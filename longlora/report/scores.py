@@ -83,16 +83,21 @@ class Scores:
         return middle, low, high
 
     def resolved(self, name: str, node: Any, *, path: str) -> str:
-        """`name`, or the length that `target` and `window` stand for among the lengths measured at `node`."""
-        if name not in ("target", "window") or path.startswith("integrity/"):
+        """`name`, or the length that `target`, `window` and `lowest` stand for among the lengths measured at `node`."""
+        if name not in ("target", "window", "lowest") or path.startswith("integrity/"):
             return name
-        length = int(self.find(f"integrity/{name}").value)
         if name == "target":
-            return str(length)
-        inside = [int(k) for k in node if k.isdigit() and int(k) <= length]
+            return str(int(self.find("integrity/target").value))
+        window = int(self.find("integrity/window").value)
+        inside = [k for k in node if k.isdigit() and int(k) <= window]
         if not inside:
-            raise UnscoredError(f"{path}: no length up to the base's window, {length}, was scored")
-        return str(max(inside))
+            raise UnscoredError(f"{path}: no length up to the base's window, {window}, was scored")
+        if name == "window":
+            return max(inside, key=int)
+        values = {k: number(node[k].get("value")) for k in inside}
+        return min(
+            values, key=lambda k: (math.isfinite(values[k]), values[k])
+        )  # what is no number is found, and refused
 
     def lengths(self, which: str, *, before: list[str]) -> list[int]:
         """The lengths that `which` of EACH stands for behind the names `before`.
