@@ -100,8 +100,8 @@ def chunk_loss(model: PreTrainedModel, *, chunk: int) -> Callable[[], None]:
     # The comparison below would not see it: a cap does nothing to logits that are small.
     if cap := getattr(model.config.get_text_config(), "final_logit_softcapping", None):
         raise ValueError(
-            f"{type(model).__name__} caps its logits at {cap:g}, and the chunked loss takes them as the head gives them: take a base "
-            "without final_logit_softcapping, or set it to null in its config"
+            f"{type(model).__name__} caps its logits at {cap:g}, and the chunked loss takes them as the head gives them: take a "
+            "base without final_logit_softcapping, or set it to null in its config"
         )
     head = model.get_output_embeddings()
     assert head is not None
