@@ -16,9 +16,11 @@ import httpx
 import pytest
 
 from tasks import daemon, servers
+from tasks.listening import LOOPBACK
 from tasks.stages import Out
 from tasks.storage import kept_ref, record
 from tasks.tags import KEY, RECORD, REF, VERDICT
+from tasks.up import mlflow_command
 from tasks.workspace import Project, project, snapshot, worktree
 
 
@@ -30,9 +32,9 @@ def mlflow_server(mlflow_uri, tmp_path_factory) -> str:
     home.joinpath(".longlora").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-        server = daemon.start(servers.mlflow_command(where, port), home / "log")
-    daemon.wait_for(f"http://{servers.HOST}:{port}/health", server, home / "log")
-    yield f"http://{servers.HOST}:{port}"
+        server = daemon.start(mlflow_command(where, port), home / "log")
+    daemon.wait_for(f"http://{LOOPBACK}:{port}/health", server, home / "log")
+    yield f"http://{LOOPBACK}:{port}"
     daemon.stop(server)
 
 
