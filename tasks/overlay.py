@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from tasks.errors import one_line
+
 SHAPES = "shapes.yaml"  # stands beside the recipes that name the models, and is none
 
 
@@ -58,7 +60,7 @@ def parse(text: str, source: str) -> Any:
     try:
         return OmegaConf.create(text)
     except (YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{source} is not readable as YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{source} is not readable as YAML: {one_line(error)}") from None
 
 
 def assignment(item: str) -> Any:
@@ -78,7 +80,7 @@ def plain(config: Any) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise ValueError(f"params: {' '.join(str(error).split())}") from None
+        raise ValueError(f"params: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise ValueError(f"params must be sections (name: {{key: value}}), not a {type(values).__name__}")
     return {str(key): value for key, value in values.items()}

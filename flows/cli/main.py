@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 
 from flows.cli import model_commands, promotion_commands, run_commands
 from flows.cli.options import Anyway, Beside, Overrides, Promote, Recipe, here
-from tasks.errors import UserError
+from tasks.errors import UserError, one_line
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}  # full, or gone: no defect of ours
 app = typer.Typer(
@@ -225,7 +225,7 @@ def plain_errors() -> Iterator[None]:
         theirs = [name for kind, name in {"MlflowException": "MLflow", "DvcException": "DVC"}.items() if kind in kinds]
         if not theirs:
             raise
-        raise SystemExit(f"error: {theirs[0]}: {' '.join(str(error).split())}") from None
+        raise SystemExit(f"error: {theirs[0]}: {one_line(error)}") from None
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from flows.parameters import must_all_be_right
 from flows.run_dir import is_finished, open_run_dir
 from tasks import promotion, runs, servers, storage, tracking
 from tasks.declared import Artifact
+from tasks.errors import one_line
 from tasks.locks import hold
 from tasks.stage_process import InterruptedStageError, StageError
 from tasks.tags import SWEEPS
@@ -240,7 +241,7 @@ def attempt(where: Project, point: Point, run: Callable[[Snapshot], object]) -> 
 
 
 def failed(error: Exception) -> str:
-    failure = " ".join(str(error).split())
+    failure = one_line(error)
     print(f"failed: {failure}", flush=True)
     return failure
 
