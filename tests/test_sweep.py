@@ -127,7 +127,7 @@ def test_a_range_is_two_numbers_and_nothing_else(axis, found):
 )
 def test_of_a_range_that_is_not_of_whole_numbers_one_that_is_none_is_looked_at_first(axis, shown):
     from flows.cli.search import Search, range_of
-    from tasks.promotion import Better
+    from tasks.comparison import Better
 
     search = Search({"a.b": range_of(axis)}, Better("m", "lower"), seed=1)
     assert search.looked_at() == [(f"a.b={number}",) for number in shown]
@@ -135,7 +135,7 @@ def test_of_a_range_that_is_not_of_whole_numbers_one_that_is_none_is_looked_at_f
 
 def test_each_key_s_values_are_looked_at_beside_the_first_ones_of_the_others():
     from flows.cli.search import Search, range_of
-    from tasks.promotion import Better
+    from tasks.comparison import Better
 
     search = Search({"a": ["a=3", "a=1", "a=2"], "b": range_of("b=0.0..0.6")}, Better("m", "lower"), seed=1)
     beside = [(f"a={a}", f"b={b}") for a, b in [(3, 0), (1, 0), (2, 0), (3, 0.3), (3, 0.6)]]
@@ -145,7 +145,7 @@ def test_each_key_s_values_are_looked_at_beside_the_first_ones_of_the_others():
 def searched(score, *, order: str = "lower", trials: int = 30, seed: int = 1) -> list[tuple[float, str]]:
     """What a search draws of a rate and a kind, told `score` of them: a score, and how many rules refuse."""
     from flows.cli.search import Search, range_of
-    from tasks.promotion import Better
+    from tasks.comparison import Better
 
     search = Search(
         {"rate": range_of("rate=1e-5..1e-1:log"), "kind": ["kind=a", "kind=b"]}, Better("m", order), seed=seed

@@ -145,7 +145,7 @@ def test_a_curve_is_followed_line_by_line_and_no_point_is_sent_twice(opened):
 
 
 def test_a_score_that_is_another_now_replaces_the_old_and_the_same_is_not_sent_again(opened):
-    from tasks.promotion import Better, values_of
+    from tasks.comparison import Better, values_of
 
     for scores in (
         {"ppl": {"512": 2.0, "1024": 3.0}, "odd": float("nan"), "all": float("inf")},

@@ -22,6 +22,7 @@ from flows.cli.terminal import console
 from flows.parameters import must_all_be_right
 from flows.run_dir import is_finished, open_run_dir
 from tasks import promotion, runs, servers, storage, tracking
+from tasks.comparison import Better, better_of, values_of
 from tasks.declared import Artifact
 from tasks.errors import one_line
 from tasks.locks import hold
@@ -129,7 +130,7 @@ def search(
 ) -> list[Result]:
     """Combinations that are drawn, the better ones the more of them are run."""
     model = runs.model_at(where)
-    better = promotion.better_of(model)
+    better = better_of(model)
     if better is None:
         raise ValueError(f"--trials: dvc.yaml does not say by which metric {model.name} is better (meta: better)")
     draws = Search({key_of(axis): range_of(axis) or axis_values(axis) for axis in axes}, better, seed=seed)
@@ -162,7 +163,7 @@ def begun(made: Sweep, looked_at: list[Point]) -> Iterator[Sweep]:
             yield made
     finally:
         if made.results:
-            show([*made.results.values()], promotion.better_of(made.model), made.name)
+            show([*made.results.values()], better_of(made.model), made.name)
 
 
 def points(where: Project, axes: list[str], *, recipe: str | None, overrides: list[str]) -> list[Point]:
@@ -264,8 +265,8 @@ def known(client: MlflowClient, where: Project, model: Artifact, point: Point, *
     if run is None:  # it failed before it began
         return unrecorded(point, failure)
     tracking.join_sweep(client, run, sweep)
-    better = promotion.better_of(model)
-    values = list(promotion.values_of(client, run.info.run_id, better).items()) if better and not failure else []
+    better = better_of(model)
+    values = list(values_of(client, run.info.run_id, better).items()) if better and not failure else []
     at, score = values[-1] if values else (0, None)
     verdict = "" if failure else verdict_word(run)
     refusals = 0
@@ -274,7 +275,7 @@ def known(client: MlflowClient, where: Project, model: Artifact, point: Point, *
     return Result(point, failure, verdict, score, at, refusals)
 
 
-def show(results: list[Result], better: promotion.Better | None, name: str) -> None:
+def show(results: list[Result], better: Better | None, name: str) -> None:
     """The table; the best score of those that passed is marked."""
     keys = [value.partition("=")[0] for value in results[0].point.values]
     table = Table(
