@@ -16,8 +16,9 @@ from mlflow.exceptions import MlflowException
 from rich.table import Column, Table
 from rich.text import Text
 
+from flows.cli.axes import axis_values, key_of, must_be_given_once, range_of
 from flows.cli.listing import verdict_word
-from flows.cli.search import Search, range_of
+from flows.cli.search import Search
 from flows.cli.terminal import console
 from flows.parameters import must_all_be_right
 from flows.run_dir import is_finished, open_run_dir
@@ -183,39 +184,6 @@ def points(where: Project, axes: list[str], *, recipe: str | None, overrides: li
     return list(found.values())
 
 
-def must_be_given_once(axes: list[str], overrides: list[str]) -> None:
-    keys, taken = [key_of(axis) for axis in axes], [key_of(item) for item in overrides]
-    for place, key in enumerate(keys):
-        if key in keys[:place] or key in taken:
-            raise ValueError(f"{key}: is given twice; name it once, with all its values: {key}=1,2")
-
-
-def key_of(axis: str) -> str:
-    return axis.partition("=")[0].strip()
-
-
-def axis_values(axis: str) -> list[str]:
-    """`key=1,2` as `key=1` and `key=2`; a comma inside brackets or quotes is part of a value."""
-    key, equals, text = axis.partition("=")
-    if not equals or not key.strip():
-        raise ValueError(f"sweep {axis!r}: must be key=value,value, such as adapter.rank=8,16")
-    values, depth, quote = [""], 0, ""
-    for letter in text:
-        if quote or letter in "'\"":
-            quote = "" if letter == quote else quote or letter
-        elif letter in "[{":
-            depth += 1
-        elif letter in "]}":
-            depth -= 1
-        if letter == "," and not depth and not quote:
-            values.append("")
-        else:
-            values[-1] += letter
-    if not all(value.strip() for value in values):
-        raise ValueError(f"sweep {axis!r}: a value is empty; write key=value,value, such as adapter.rank=8,16")
-    return [f"{key.strip()}={value.strip()}" for value in values]
-
-
 def name_of(found: list[Point]) -> str:
     """The same for the same runs, so that a sweep that goes on is the same sweep."""
     return digest(sorted(point.state.key for point in found))
@@ -277,7 +245,7 @@ def known(client: MlflowClient, where: Project, model: Artifact, point: Point, *
 
 def show(results: list[Result], better: Better | None, name: str) -> None:
     """The table; the best score of those that passed is marked."""
-    keys = [value.partition("=")[0] for value in results[0].point.values]
+    keys = [key_of(value) for value in results[0].point.values]
     table = Table(
         Column("run", no_wrap=True), *keys, "verdict", better.metric if better else "", "", box=None, pad_edge=False
     )
