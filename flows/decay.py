@@ -15,6 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.run_dir import RunDir
 from tasks import registry, runs, supervise, tracking
 from tasks.comparison import Better, better_of, values_of
+from tasks.entities import measured
 from tasks.stages import Stage
 
 
@@ -73,7 +74,7 @@ def measure(run_dir: RunDir, stages: list[Stage]) -> Path:
 
 def points(file: Path, better: Better) -> dict[int, float]:
     """The metric by step, as MLflow would have it."""
-    metrics, _ = tracking.measured(json.loads(file.read_text()))
+    metrics, _ = measured(json.loads(file.read_text()))
     return {m.step: m.value for m in metrics if m.key == better.metric and better.step in (None, m.step)}
 
 

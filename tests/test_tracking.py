@@ -60,7 +60,7 @@ def test_the_machine_is_watched_until_the_run_ends_and_a_resumed_run_goes_on_cou
 
 
 def test_a_length_becomes_the_step_and_the_rest_the_name():
-    from tasks.tracking import measured
+    from tasks.entities import measured
 
     metrics, words = measured(
         {"perplexity": {"base": {"512": 3.5, "4096": 90}, "window": 512}, "passed": True, "why": ["a"], "no": None}
@@ -81,7 +81,7 @@ def test_a_length_becomes_the_step_and_the_rest_the_name():
 
 
 def test_parameters_are_dotted_and_lists_are_json():
-    from tasks.tracking import LONGEST_PARAM, flat
+    from tasks.entities import LONGEST_PARAM, flat
 
     assert flat({"a": {"b": [1, 2.5], "c": None, "d": "x"}, "e": True}) == [
         ("a.b", "[1, 2.5]"),
