@@ -130,10 +130,9 @@ class Visit:
         """Read the file that was sent, and put it on the desk. Its name is a browser's word: only the last part is kept."""
         self.upload.reset()
         raw, file = await event.file.read(), Path(PurePath(event.file.name.replace("\\", "/")).name)
-        encoding = "utf-8-sig" if self.encoding.value in ("", "utf-8") else str(self.encoding.value)
         document = evidence = None
         try:
-            document = await run.io_bound(parsed, raw, file, encoding=encoding)
+            document = await run.io_bound(parsed, raw, file, encoding=self.encoding.value or "utf-8")
             evidence = await run.io_bound(Evidence, document)
         except ValueError as error:
             self.say("bad", str(error))
