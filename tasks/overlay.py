@@ -47,13 +47,22 @@ def merged(params: str, *, recipe: str | None = None, overrides: list[str] | Non
     Raises:
         ValueError: an overlay is no YAML, names an unknown key, or puts a value where a section or list is (or the reverse).
     """
-    base = plain(parse(params, "params.yaml"))
+    base = sections_of(params)
     layers = [parse(recipe, "the recipe")] if recipe is not None else []
     layers += [assignment(item) for item in overrides or []]
     for layer in layers:
         check(plain(layer), base, ())
     result = plain(OmegaConf.merge(OmegaConf.create(base), *layers))
     return params if result == base else OmegaConf.to_yaml(OmegaConf.create(result))
+
+
+def sections_of(params: str) -> dict[str, Any]:
+    """The text of params.yaml as plain containers. OmegaConf reads `2e-5` as a number.
+
+    Raises:
+        ValueError: it is no YAML, or no sections.
+    """
+    return plain(parse(params, "params.yaml"))
 
 
 def parse(text: str, source: str) -> Any:
