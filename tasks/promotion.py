@@ -164,9 +164,8 @@ def rollback(
     """
     name = runs.model_at(where).name
     with hold(where, lock_name(name)):
-        _, now = registry.present(
-            client, name, person(where)
-        )  # a move that was not ours is recorded first, for it counts
+        # a move that was not ours is recorded first, for it counts
+        _, now = registry.present(client, name, person(where))
         before = registry.predecessor(registry.moves(client, name)) if to is None else meant(client, name, to, now)
         if before is None:
             raise ValueError(f"{name} had no champion before the present one: see `longlora history`")
