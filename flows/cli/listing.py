@@ -45,18 +45,8 @@ def show_runs(client: MlflowClient, where: Project, model: Artifact) -> None:
         if version:
             titles[version.run_id] = f"{titles.get(version.run_id, '')} {alias}".strip()
     measure = [better.metric] if better else []
-    table = Table(
-        Column("run", no_wrap=True),
-        "started",
-        "state",
-        "recipe",
-        "set",
-        "verdict",
-        *measure,
-        "",
-        box=None,
-        pad_edge=False,
-    )
+    columns = (Column("run", no_wrap=True), "started", "state", "recipe", "set", "verdict", *measure, "")
+    table = Table(*columns, box=None, pad_edge=False)
     for run in found:
         tags = run.data.tags
         started = datetime.fromtimestamp(run.info.start_time / 1000).strftime("%Y-%m-%d %H:%M")
