@@ -13,8 +13,9 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.run_dir import RunDir
-from tasks import promotion, registry, runs, supervise, tracking
-from tasks.promotion import Better
+from tasks import registry, runs, supervise, tracking
+from tasks.comparison import Better, better_of, values_of
+from tasks.entities import measured
 from tasks.stages import Stage
 
 
@@ -26,7 +27,7 @@ def still_good(run_dir: RunDir, *, by: float) -> str:
         StageError: a stage ended with an error.
     """
     client, model = tracking.connect(), runs.model_at(run_dir.where, run_dir.state.commit)
-    champion, better = registry.holder(client, model.name, registry.CHAMPION), promotion.better_of(model)
+    champion, better = registry.holder(client, model.name, registry.CHAMPION), better_of(model)
     if not champion or not better:
         raise ValueError(f"{model.name} has no champion, or dvc.yaml no `meta.better`: nothing to be worse than")
     own = replace(better, metric=better.of(registry.CHAMPION, instead=Path(model.path).name))
@@ -34,7 +35,7 @@ def still_good(run_dir: RunDir, *, by: float) -> str:
     try:
         file = measure(run_dir, needed(run_dir.stages, own.metric))
         now = points(file, own)
-        before = promotion.values_of(client, str(champion.run_id), better)
+        before = values_of(client, str(champion.run_id), better)
         said = comparison(now, before, better=own, by=by)
     except BaseException:
         supervise.stop_all()  # a stage still runs if this thread was interrupted
@@ -73,7 +74,7 @@ def measure(run_dir: RunDir, stages: list[Stage]) -> Path:
 
 def points(file: Path, better: Better) -> dict[int, float]:
     """The metric by step, as MLflow would have it."""
-    metrics, _ = tracking.measured(json.loads(file.read_text()))
+    metrics, _ = measured(json.loads(file.read_text()))
     return {m.step: m.value for m in metrics if m.key == better.metric and better.step in (None, m.step)}
 
 

@@ -101,12 +101,8 @@ def schedules(cron: str | None, interval: float | None, timezone: str) -> list[d
 
 def ask_prefect(where: Project, address: str, entry: dict[str, Any]) -> None:
     """Make the work pool, if need be, and the deployment, by Prefect's own command."""
-    env = {
-        **os.environ,
-        "PREFECT_API_URL": address,
-        "PREFECT_CLI_PROMPT": "false",
-        "PWD": str(where.tree),
-    }  # prefect.yaml asks for PWD
+    # prefect.yaml asks for PWD
+    env = {**os.environ, "PREFECT_API_URL": address, "PREFECT_CLI_PROMPT": "false", "PWD": str(where.tree)}
     pool = entry["work_pool"]["name"]
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "prefect.yaml"

@@ -43,12 +43,10 @@ def ask(tree: Path, files: Sequence[Path]) -> None:
     if "-m longlora.stages." not in (tree / "dvc.yaml").read_text():
         return
     own = tree / "longlora"
-    if (
-        own.is_dir() and not (own / "check.py").is_file()
-    ):  # an installed library's rules would be asked of other parameters
-        print(
-            "whether the parameters are right was not checked: the library of this run is older than that", flush=True
-        )
+    # without its own check, an installed library's rules would be asked of other parameters
+    if own.is_dir() and not (own / "check.py").is_file():
+        older = "the library of this run is older than that"
+        print(f"whether the parameters are right was not checked: {older}", flush=True)
         return
     command = [sys.executable, "-m", "longlora.check", *map(str, files)]
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True)

@@ -31,6 +31,7 @@ from flows.progress import Progress
 from flows.run_dir import RunDir, brought, open_run_dir
 from tasks import hooks, locks, servers, storage, supervise, workspace
 from tasks.config import must_reach_remote
+from tasks.errors import one_line
 from tasks.stage_process import InterruptedStageError, ParameterError
 from tasks.stages import Stage
 from tasks.tags import GIT, RECORD, REF, REMOTE, VERDICT
@@ -170,7 +171,7 @@ def failure_told(facts: Facts, *but: type[Exception]) -> Iterator[None]:
     except (InterruptedStageError, *but):
         raise
     except Exception as error:
-        hooks.tell("failed", " ".join(str(error).split()), key=facts.key, model=facts.model)
+        hooks.tell("failed", one_line(error), key=facts.key, model=facts.model)
         raise
 
 

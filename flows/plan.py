@@ -17,7 +17,7 @@ from longlora.planning.cost import Shape, Workload
 from longlora.planning.hardware import ALONE_GB, Hardware
 from longlora.planning.plan import Estimate, estimate, shape_named, workload_from_params
 from tasks.machine import gpu_memory_gb, host_memory_gb, launched
-from tasks.overlay import SHAPES, merged, read_text, recipe_file
+from tasks.overlay import SHAPES, merged, read_text, recipe_file, sections_of
 from tasks.workspace import Project
 
 PROCESS_GB = 0.8
@@ -33,17 +33,12 @@ def plan(where: Project, *, recipe: str | None, overrides: list[str], hardware: 
         ValueError: a wrong recipe or key, a model whose sizes are not known, or a layout that cannot be.
     """
     text = read_text(recipe_file(where.tree, recipe)) if recipe else None
-    sections = plain(merged(read_text(where.tree / "params.yaml"), recipe=text, overrides=overrides))
+    sections = sections_of(merged(read_text(where.tree / "params.yaml"), recipe=text, overrides=overrides))
     try:
         shape = shape_of(where.tree, sections["backbone"])
     except LookupError as unknown:
         raise ValueError(unknown.args[0]) from None
     return estimate(shape, workload_from_params(sections), hardware)
-
-
-def plain(params: str) -> dict[str, Any]:
-    sections: Any = OmegaConf.to_container(OmegaConf.create(params), resolve=True)
-    return sections
 
 
 def must_fit(run_dir: RunDir) -> None:
@@ -56,7 +51,7 @@ def must_fit(run_dir: RunDir) -> None:
     """
     if not any(stage.name == "fit" and stage.status == "stale" for stage in run_dir.stages):
         return
-    params = plain((run_dir.folder / "params.yaml").read_text())
+    params = sections_of((run_dir.folder / "params.yaml").read_text())
     try:
         hardware = this_machine(activation_offloading=bool(params["fit"]["activation_offloading"]))
         shape = shape_of(run_dir.folder, params["backbone"], fetched=run_dir.folder / "models" / "base" / "config.json")

@@ -163,7 +163,7 @@ def unchecked(cases: list[str], checked: str | None) -> Iterator[str]:
 def models_of_the_gate(evaluate: Any, retrain: Any, rivals: Any, gate: Any) -> Iterator[str]:
     told = set()
     for rule in gate.every_rule:
-        for path in filter(None, (rule.metric, rule.times, rule.plus)):
+        for path in rule.paths:
             measure, label, *_ = [*path.split("/"), ""]
             stage = MEASURES.get(measure)
             if stage is None or (stage, label) in told:
@@ -189,7 +189,7 @@ def lengths_of_the_gate(
     window, context = window_of(backbone), position.context
     told = set()
     for rule in gate.every_rule:
-        for path in filter(None, (rule.metric, rule.times, rule.plus)):
+        for path in rule.paths:
             measure, *_, at = path.split("/")
             lengths = measured.get(MEASURES.get(measure, ""), [])
             key = f"{MEASURES.get(measure)}.lengths"

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from tasks import servers
+from tasks.errors import one_line
 from tasks.web import request
 from tasks.workspace import project
 
@@ -85,7 +86,7 @@ def notify(block: str, told: dict[str, str | None]) -> str:
             giving.join(LONG)
             return said[0] if said else f"{block} did not take it in {LONG:g} s"
     except (OSError, ValueError) as error:  # what starting a server says
-        return " ".join(str(error).split())
+        return one_line(error)
 
 
 def give(block: str, subject: str, body: str) -> str:

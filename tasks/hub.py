@@ -5,6 +5,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HTTPError
 
+from tasks.errors import one_line
+
 
 def must_be_open(name: str) -> None:
     """Check that repository `name` can be uploaded to: asked before a model is exported, which takes minutes.
@@ -43,4 +45,4 @@ def upload(name: str, exported: Path) -> str:
 
 
 def refused(name: str, error: Exception) -> ValueError:
-    return ValueError(f"--hub {name}: {' '.join(str(error).split())}")
+    return ValueError(f"--hub {name}: {one_line(error)}")

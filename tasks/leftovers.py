@@ -185,10 +185,13 @@ def remove(where: Project, found: list[Leftover]) -> None:
             if each.kind == "cache":
                 path.unlink(missing_ok=True)
             elif not is_held(where, path.name):
-                with hold(where, path.name), unpinned(where, path.name) as free:
-                    if free:
-                        shutil.rmtree(path)
-                        if (
-                            path.resolve() in known
-                        ):  # its entry alone: `prune` forgets those on a drive that is away, too
-                            git("worktree", "remove", "--force", "--force", str(path), cwd=where.root)
+                remove_folder(where, path, known)
+
+
+def remove_folder(where: Project, path: Path, known: list[Path]) -> None:
+    """Delete `path`, and git's entry if it is among the worktrees that git knows; unless a process reads from it."""
+    with hold(where, path.name), unpinned(where, path.name) as free:
+        if free:
+            shutil.rmtree(path)
+        if free and path.resolve() in known:  # its entry alone: `prune` forgets those on a drive that is away, too
+            git("worktree", "remove", "--force", "--force", str(path), cwd=where.root)

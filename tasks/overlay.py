@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from tasks.errors import one_line
+
 SHAPES = "shapes.yaml"  # stands beside the recipes that name the models, and is none
 
 
@@ -45,7 +47,7 @@ def merged(params: str, *, recipe: str | None = None, overrides: list[str] | Non
     Raises:
         ValueError: an overlay is no YAML, names an unknown key, or puts a value where a section or list is (or the reverse).
     """
-    base = plain(parse(params, "params.yaml"))
+    base = sections_of(params)
     layers = [parse(recipe, "the recipe")] if recipe is not None else []
     layers += [assignment(item) for item in overrides or []]
     for layer in layers:
@@ -54,11 +56,20 @@ def merged(params: str, *, recipe: str | None = None, overrides: list[str] | Non
     return params if result == base else OmegaConf.to_yaml(OmegaConf.create(result))
 
 
+def sections_of(params: str) -> dict[str, Any]:
+    """The text of params.yaml as plain containers. OmegaConf reads `2e-5` as a number.
+
+    Raises:
+        ValueError: it is no YAML, or no sections.
+    """
+    return plain(parse(params, "params.yaml"))
+
+
 def parse(text: str, source: str) -> Any:
     try:
         return OmegaConf.create(text)
     except (YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{source} is not readable as YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{source} is not readable as YAML: {one_line(error)}") from None
 
 
 def assignment(item: str) -> Any:
@@ -78,7 +89,7 @@ def plain(config: Any) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise ValueError(f"params: {' '.join(str(error).split())}") from None
+        raise ValueError(f"params: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise ValueError(f"params must be sections (name: {{key: value}}), not a {type(values).__name__}")
     return {str(key): value for key, value in values.items()}

@@ -1,22 +1,21 @@
 """Which model may be champion, and making it so.
 
-The gate's verdict is a file of the run; what only the registry knows is added here: the model must beat the present champion by the
-metrics that dvc.yaml names (`artifacts: NAME: meta: better: [{metric, order}, {metric, order, no_worse_than}]`).
+The gate's verdict is a file of the run; what only the registry knows is added here: the model must be better than the present
+champion (tasks/comparison.py).
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, NoReturn
+from dataclasses import asdict, dataclass
+from typing import Any, NoReturn
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from tasks import beside, hooks, registry, runs
+from tasks import hooks, registry, runs
 from tasks.approval import Approval
-from tasks.declared import Artifact
+from tasks.comparison import Better, comparisons_of, measured_beside, shortfall
 from tasks.errors import UserError
 from tasks.locks import hold
 from tasks.outputs import read
@@ -24,43 +23,9 @@ from tasks.registry import CANDIDATE, CHAMPION, STAGING
 from tasks.tags import KEY, RECORD, VERDICT
 from tasks.workspace import Project, person
 
-ROUNDING = 1e-9
-"""Two keys of forty are 0.05, whichever way the shares were rounded."""
-
 
 class RefusalError(UserError):
     """The candidate does not become champion; the message has a reason per line."""
-
-
-@dataclass(frozen=True)
-class Better:
-    """One of `meta.better` of the model in dvc.yaml: a metric that a champion must win by, or must not lose by."""
-
-    metric: str
-    """As MLflow knows it: names joined by '/'."""
-    order: Literal["lower", "higher"]
-    no_worse_than: float | None = None
-    """How much worse it may be, in the metric's own unit; None where it must be better."""
-    step: int | None = None
-    """The length, for a metric over lengths; None for the longest that both runs have."""
-    data: str | None = None
-    """The output that both must have been measured on, hash by hash."""
-    params: str | None = None
-    """The section of params.yaml that both must have been measured by: other places of the same texts are other numbers."""
-
-    def of(self, label: str, *, instead: str) -> str:
-        """The metric of the model `label`, where ours is that of `instead`."""
-        return "/".join(label if part == instead else part for part in self.metric.split("/"))
-
-    def holds(self, ours: float, theirs: float) -> bool:
-        loss = ours - theirs if self.order == "lower" else theirs - ours
-        return loss < 0 if self.no_worse_than is None else loss <= self.no_worse_than + ROUNDING
-
-    def needed(self, theirs: str) -> str:
-        """What ours must be, beside `theirs`."""
-        if self.no_worse_than is None:
-            return f"{self.order} than {theirs}"
-        return f"at most {self.no_worse_than:g} {'above' if self.order == 'lower' else 'below'} {theirs}"
 
 
 @dataclass(frozen=True)
@@ -199,9 +164,8 @@ def rollback(
     """
     name = runs.model_at(where).name
     with hold(where, lock_name(name)):
-        _, now = registry.present(
-            client, name, person(where)
-        )  # a move that was not ours is recorded first, for it counts
+        # a move that was not ours is recorded first, for it counts
+        _, now = registry.present(client, name, person(where))
         before = registry.predecessor(registry.moves(client, name)) if to is None else meant(client, name, to, now)
         if before is None:
             raise ValueError(f"{name} had no champion before the present one: see `longlora history`")
@@ -251,81 +215,8 @@ def objections(
     ours, theirs, version = run.info.run_id, str(champion.run_id), str(champion.version)
     for better in comparisons:
         there = measured_beside(client, where, run, theirs, better)
-        found += comparison(client, where, ours, theirs, version, better, there=there)
+        found += shortfall(client, where, ours, theirs, version, better, there=there)
     return found
-
-
-def measured_beside(client: MlflowClient, where: Project, run: Run, theirs: str, better: Better) -> Better | None:
-    """What `run` itself measured of the champion of run `theirs`, where its own run measured it otherwise; None if it did not."""
-    if not differing(client, where, run.info.run_id, theirs, better):
-        return None
-    label = beside.label_of(where, run, client.get_run(theirs))
-    if label is None:
-        return None
-    model = runs.source_and_model(where, run)[1]
-    return replace(better, metric=better.of(label, instead=Path(model.path).name))
-
-
-def comparison(
-    client: MlflowClient,
-    where: Project,
-    ours: str,
-    theirs: str,
-    version: str,
-    better: Better,
-    *,
-    there: Better | None = None,
-) -> list[str]:
-    """Why the run `ours` is not better than `theirs`, that of champion `version`, or too much worse.
-
-    Args:
-        there: the champion's metric in `ours`, if it was measured beside.
-    """
-    if not there and (what := differing(client, where, ours, theirs, better)):
-        return [
-            f"better: {what} is not what champion version {version} was measured on, so they cannot be compared; "
-            "`longlora run --beside champion` measures both"
-        ]
-    mine, other = values_of(client, ours, better), values_of(client, ours if there else theirs, there or better)
-    if not mine or not other:
-        return [
-            f"better: {better.metric} is missing in {f'the run of champion version {version}' if mine else 'this run'}"
-        ]
-    both = sorted(mine.keys() & other.keys())
-    if not both:
-        lengths = f"{', '.join(map(str, mine))}, and the champion's {', '.join(map(str, other))}"
-        return [f"better: {better.metric} of this run is at {lengths}: nothing to compare"]
-    a, b = mine[both[-1]], other[both[-1]]
-    if better.holds(a, b):
-        return []
-    at = f" at {both[-1]}" if both[-1] else ""
-    needed = better.needed(f"{b:.6g} of champion version {version}")
-    return [f"better: {better.metric}{at} is {a:.6g}, and must be {needed}"]
-
-
-def values_of(client: MlflowClient, run_id: str, better: Better) -> dict[int, float]:
-    """The metric by step (length), shortest first, the newest value of each; only `better.step` if it names one."""
-    points = {point.step: point.value for point in client.get_metric_history(run_id, better.metric)}
-    return {step: points[step] for step in sorted(points) if better.step in (None, step)}
-
-
-def differing(client: MlflowClient, where: Project, ours: str, theirs: str, better: Better) -> str:
-    """What both must have been measured on, and were not: the path of the data, or a parameter; '' if nothing differs."""
-    one, other = (client.get_run(run_id) for run_id in (ours, theirs))
-    if better.data:
-        found, wanted = (runs.digests_of(where, run).get(better.data) for run in (one, other))
-        if found != wanted:
-            return better.data
-    if better.params:
-        found, wanted = (of_section(run.data.params, better.params) for run in (one, other))
-        for name in sorted(found.keys() | wanted.keys()):
-            if found.get(name) != wanted.get(name):
-                return f"{name} = {found.get(name)}"
-    return ""
-
-
-def of_section(params: dict[str, str], section: str) -> dict[str, str]:
-    return {name: value for name, value in params.items() if name.startswith(f"{section}.")}
 
 
 def verdict_of(where: Project, run: Run) -> dict[str, Any]:
@@ -341,17 +232,6 @@ def verdict_of(where: Project, run: Run) -> dict[str, Any]:
     if not isinstance(verdict, dict):
         raise ValueError(f"{path} of {run.info.run_name} must be {{passed: ..., rules: [...]}}")
     return verdict
-
-
-def comparisons_of(model: Artifact) -> list[Better]:
-    """`meta.better` of dvc.yaml: a list, or a single one."""
-    entries = model.meta.get("better", [])
-    return [Better(**entry) for entry in (entries if isinstance(entries, list) else [entries])]
-
-
-def better_of(model: Artifact) -> Better | None:
-    """The first comparison: what tables show, and a schedule watches."""
-    return next(iter(comparisons_of(model)), None)
 
 
 def lock_name(name: str) -> str:

@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from tasks import registry, tracking
 from tasks.artifacts import DvcArtifactRepository
 from tasks.declared import Artifact
+from tasks.errors import one_line
 from tasks.outputs import artifacts_at
 from tasks.registry import CANDIDATE, CHAMPION, STAGING
 from tasks.tags import GIT, KEY, RECORD, REF
@@ -30,10 +31,10 @@ def data_of(model: str) -> Iterator[None]:
     try:
         yield
     except DataIndexError as error:  # of a folder; what it says itself names no cause
-        cause = " ".join(str(error.__cause__).split())
+        cause = one_line(error.__cause__)
         raise ValueError(f"{model}: its data is neither in the cache nor on the DVC remote ({cause})") from None
     except (MlflowException, DvcException, OSError) as error:
-        raise ValueError(f"{model}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{model}: {one_line(error)}") from None
 
 
 def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:

@@ -1,8 +1,7 @@
-"""Prefect's and MLflow's servers: where they are, and starting them on this machine.
+"""Prefect's and MLflow's servers: where they are, and a Prefect server for the time of one run (tasks/up.py keeps both up).
 
 What the user set in the environment is left alone. Otherwise everything lives in the project's state folder, and listens on
-127.0.0.1, or where the user says it, if it is known who may come (tasks/access.py). A server started here ends with the process
-that started it.
+127.0.0.1. A server started here ends with the process that started it.
 """
 
 import os
@@ -11,19 +10,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from tasks.access import MLFLOW, PREFECT, Access, mlflow_server, must_be_asked, prefect_server
+from tasks.access import MLFLOW, PREFECT, prefect_server
 from tasks.daemon import RESTARTS, STARTUP, RestartingServer, answers, end_run
-from tasks.listening import LOCAL, LOOPBACK, Host, listening, must_be_free
-from tasks.locks import hold, is_held
+from tasks.listening import LOCAL, LOOPBACK, Host
+from tasks.locks import is_held
 from tasks.workspace import Project
 
-HOST = LOOPBACK
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}  # of the addresses that name a server
 UP = "up"  # the lock of who runs a project's servers
-POOL = "local"  # the work pool of prefect.yaml
 reached: set[tuple[str, int]] = set()  # host and port of servers that answered this process
 
 
@@ -54,7 +50,7 @@ def use_environment(where: Project) -> None:
         "DO_NOT_TRACK": "1",
     }.items():
         os.environ.setdefault(name, value)
-    without_proxy(HOST, "localhost")
+    without_proxy(LOOPBACK, "localhost")
 
 
 def without_proxy(*hosts: str) -> None:
@@ -95,13 +91,13 @@ def prefect_api(
     server = RestartingServer(
         "Prefect's server",
         prefect_command(port, schedules=False),
-        health=f"http://{HOST}:{port}/api/health",
+        health=f"http://{LOOPBACK}:{port}/api/health",
         log=log,
         env=prefect_server(),
         restarts=restarts,
         on_lost=on_lost,
     )
-    os.environ["PREFECT_API_URL"] = f"http://{HOST}:{port}/api"
+    os.environ["PREFECT_API_URL"] = f"http://{LOOPBACK}:{port}/api"
     try:
         yield server.ready
     finally:
@@ -157,127 +153,6 @@ def prefect_command(port: int, *, schedules: bool, host: Host = LOCAL) -> list[s
     return [sys.executable, "-m", "prefect", "server", "start", *where, *scheduling]
 
 
-def worker_command() -> list[str]:
-    return [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
-
-
-def mlflow_command(where: Project, port: int, *, host: Host = LOCAL, guarded: bool = False) -> list[str]:
-    """MLflow's server on the project's own store; `guarded`: it asks for credentials."""
-    files = ["--default-artifact-root", (where.state / "mlartifacts").as_uri()]
-    store = ["--backend-store-uri", local_tracking(where), *files]
-    guard = ["--app-name", "basic-auth"] if guarded else []
-    listen = ["--host", host.address, "--port", str(port), "--workers", "1"]
-    return [sys.executable, "-m", "mlflow", "server", *listen, *store, *guard]
-
-
-def mlflow_names(host: Host, port: int) -> dict[str, str]:
-    """What MLflow's server may be called in a browser; it refuses other names, against pages that point theirs at our address."""
-    tunnels = ["localhost:*", f"{HOST}:*", "[[]::1]:*"]  # patterns of fnmatch: [[] is a bracket
-    known = {
-        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join([*tunnels, *(f"{name}:{port}" for name in host.names())]),
-        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{name}:{port}" for name in host.names()),
-    }
-    return {} if host == LOCAL else {name: os.environ.get(name, value) for name, value in known.items()}
-
-
-@dataclass(frozen=True)
-class Up:
-    """A server that `up` runs."""
-
-    server: RestartingServer
-    page: str
-    near: str
-    """The address of its interface, from this machine."""
-    access: Access | None
-
-    def ready(self) -> None:
-        """Wait until it answers, and see that it asks for credentials, if there are any.
-
-        Raises:
-            ValueError: it ended, was not ready in time, or lets anybody in.
-        """
-        self.server.ready()
-        if self.access and self.access.words():
-            self.access.must_guard(self.near)
-
-
-def up(
-    where: Project, *, host: str, prefect_port: int, mlflow_port: int, ready: Callable[[Host, list[Up]], None]
-) -> None:
-    """Run Prefect's server, a worker of its work pool, and MLflow's server, until one of them ends or we are interrupted.
-
-    MLflow's is started again first, some times: clients outlast that, and what the worker runs does not need it. `ready` is called
-    once, with the servers that answer. What the user has elsewhere (PREFECT_API_URL, MLFLOW_TRACKING_URI) is not started.
-
-    Raises:
-        ValueError: no such host, other machines would be let in unasked, unsound credentials, a port is taken, the servers are up
-            already, or one ended.
-    """
-    at = listening(host)
-    own = [
-        each
-        for each, wanted in ((PREFECT, "PREFECT_API_URL" not in os.environ), (MLFLOW, is_local_tracking(where)))
-        if wanted
-    ]
-    if at.wide:
-        must_be_asked(host, own)
-    for each, port, option in ((PREFECT, prefect_port, "--prefect-port"), (MLFLOW, mlflow_port, "--mlflow-port")):
-        if each in own:
-            must_be_free(at, port, option)
-            each.must_be_sound()
-    if is_held(where, UP):
-        raise ValueError(f"`longlora up` runs already for {where.root}: end that one first")
-    with hold(where, UP):
-        run_servers(where, own, at, prefect_port=prefect_port, mlflow_port=mlflow_port, ready=ready)
-
-
-def run_servers(
-    where: Project,
-    own: list[Access],
-    at: Host,
-    *,
-    prefect_port: int,
-    mlflow_port: int,
-    ready: Callable[[Host, list[Up]], None],
-) -> None:
-    without_proxy(at.near.strip("[]"))
-    announced = where.state / "prefect.url"
-    ours: list[Up] = []
-    try:
-        if PREFECT in own:
-            log, near = where.state / "prefect.log", f"http://{at.near}:{prefect_port}/api"
-            # its page asks the server that the page is from, whatever the browser calls it
-            env = {"PREFECT_API_URL": near, "PREFECT_UI_API_URL": "/api", **prefect_server()}
-            command = prefect_command(prefect_port, schedules=True, host=at)
-            server = RestartingServer("Prefect", command, health=f"{near}/health", log=log, env=env, restarts=0)
-            ours.append(Up(server, f"http://{at.shown}:{prefect_port}", near, PREFECT))
-            os.environ["PREFECT_API_URL"] = near
-        else:
-            must_be_reachable("PREFECT_API_URL")
-        if MLFLOW in own:
-            log, near = where.state / "mlflow.log", f"http://{at.near}:{mlflow_port}"
-            guard = mlflow_server(where.state / "access", mlflow_port)
-            command = mlflow_command(where, mlflow_port, host=at, guarded=bool(guard))
-            env = {**guard, **mlflow_names(at, mlflow_port)}
-            server = RestartingServer("MLflow", command, health=f"{near}/health", log=log, env=env)
-            ours.append(Up(server, f"http://{at.shown}:{mlflow_port}", near, MLFLOW))
-        for each in ours:
-            each.ready()
-        server = RestartingServer("the worker", worker_command(), health="", log=where.state / "worker.log", restarts=0)
-        worker = Up(server, "", "", None)
-        worker.ready()
-        announced.write_text(os.environ["PREFECT_API_URL"])
-        ready(at, ours)
-        ours.append(worker)
-        while not any(each.server.lost for each in ours):
-            time.sleep(0.5)
-        raise ValueError(next(each.server.lost for each in ours if each.server.lost))
-    finally:
-        announced.unlink(missing_ok=True)
-        for each in reversed(ours):  # the worker first: what it runs still has a server to tell
-            each.server.close()
-
-
 def must_be_reachable(variable: str) -> None:
     """Check that somebody listens at the address in environment variable `variable`, if it names a server, and lets us in.
 
@@ -313,5 +188,5 @@ def must_be_reachable(variable: str) -> None:
 
 def free_port() -> int:
     with socket.socket() as probe:
-        probe.bind((HOST, 0))
+        probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])

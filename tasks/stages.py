@@ -24,6 +24,7 @@ from dvc.repo import Repo, lock_repo
 from dvc.stage.cache import RunCacheNotFoundError
 
 from tasks.declared import Artifact, artifacts_in
+from tasks.errors import one_line
 from tasks.single import RunCache, drop_cut_off_locks
 from tasks.stage_process import StageRunner
 
@@ -158,7 +159,7 @@ class DvcRepo:
                 self._repo.fetch(source.addressing)
             self._repo.checkout(source.addressing, force=True)
         except DvcException as error:
-            reason = f" ({' '.join(str(error).split())})"
+            reason = f" ({one_line(error)})"
         if reason or source.changed():
             raise ValueError(f"{source.addressing}: its data is neither in the cache nor on a remote{reason}")
 
@@ -214,7 +215,7 @@ class DvcRepo:
             try:
                 self._repo.fetch()
             except (DvcException, OSError) as error:  # what was not fetched is what the checkout then misses
-                reason = f" ({' '.join(str(error).split())})"
+                reason = f" ({one_line(error)})"
             try:
                 self._repo.checkout(force=True)
             except CheckoutError as error:

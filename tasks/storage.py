@@ -8,12 +8,11 @@ outside of git; each record has a ref of its own besides, which never moves, for
 import json
 import os
 import re
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from tasks.workspace import RUNS, Project, Snapshot, commit_tree, git, record_ref, stage_file
+from tasks.workspace import RUNS, Project, Snapshot, commit_tree, git, record_ref, scratch_index, stage_file
 
 RECORDS = "refs/longlora/records/"
 SSH = ("ssh", "git+ssh", "ssh+git")  # as git calls it
@@ -43,9 +42,7 @@ def kept_ref(commit: str) -> str:
 
 def record_commit(where: Project, state: Snapshot, folder: Path) -> str:
     """The run's present record if it has these very files, on top of whatever commit; else a new one."""
-    with tempfile.TemporaryDirectory() as scratch:
-        index = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
-        git("read-tree", state.commit, cwd=where.root, env=index)
+    with scratch_index(where.root, state.commit) as index:
         stage_file(where.root, "dvc.lock", in_order((folder / "dvc.lock").read_text()), index)
         content = git("write-tree", cwd=where.root, env=index)
     present = recorded(where).get(state.key)

@@ -195,9 +195,8 @@ def supervise(command: Sequence[str]) -> int:
 
     def pass_on() -> None:
         with contextlib.suppress(BrokenPipeError):
-            while line := os.read(
-                0, 1024
-            ):  # empty when the last writer is gone: our parent has died, or wants us to end
+            # empty when the last writer is gone: our parent has died, or wants us to end
+            while line := os.read(0, 1024):
                 to_child.write(line)
                 to_child.flush()
         stop.set()

@@ -6,7 +6,6 @@ A curve is followed while its stage runs, and replayed where the stage was cache
 A score is, if it is another: the newest counts.
 """
 
-import csv
 import json
 import logging
 import math
@@ -14,20 +13,19 @@ import os
 import platform
 import re
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import psutil
 import yaml
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag
+from mlflow.entities import LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+from tasks.entities import curve, dataset, flat, measured, now, pictures
 from tasks.locks import is_held
 from tasks.machine import gpu_names
 from tasks.servers import is_served, must_be_reachable
@@ -39,21 +37,10 @@ from tasks.workspace import Project, Snapshot, home, person
 BATCH = 1000  # metrics in one request: MLflow's own limit
 EVERY = 10.0  # seconds between two looks at the machine
 MACHINE = "system/"  # MLflow's own name for what it sees there
-LONGEST_PARAM = 6000  # characters: MLflow's own limit
 NO_NAME = re.compile(r"[^\w. /-]")  # what MLflow refuses in a tag's name
-PICTURES = {".png", ".svg", ".jpg", ".html", ".md", ".json"}
 PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "deepspeed",
-    "flash-attn",
-    "datasets",
-    "dvc",
-    "mlflow",
-    "prefect",
-)
+    "torch", "transformers", "peft", "accelerate", "deepspeed", "flash-attn", "datasets", "dvc", "mlflow", "prefect",
+)  # fmt: skip
 
 
 def connect() -> MlflowClient:
@@ -152,7 +139,7 @@ class Tracker:
         self._machine: SystemMetricsMonitor | None = None
         if known:
             client.update_run(self.run_id, status="RUNNING")
-            client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+            self.tag(tags)
         params = [Param(key, value) for key, value in flat(yaml.safe_load((folder / "params.yaml").read_text()))]
         for start in range(0, len(params), 100):
             client.log_batch(self.run_id, params=params[start : start + 100])
@@ -178,7 +165,7 @@ class Tracker:
             if out.kind == "metric":
                 numbers, words = measured(json.loads(path.read_text()))
                 self._send(iter(numbers), again=True)
-                self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in words])
+                self.tag(dict(words))
                 self.client.log_artifact(self.run_id, str(path), str(Path(out.path).parent))
             elif out.kind == "plot":
                 self.client.log_artifact(self.run_id, str(path), str(Path(out.path).parent))
@@ -234,72 +221,6 @@ def as_kept(value: float) -> str:
     return repr(value if math.isnan(value) else min(max(value, -largest), largest))
 
 
-def flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested parameters as (dotted name, text)."""
-    if isinstance(values, dict):
-        return [
-            pair for key, value in values.items() for pair in flat(value, f"{prefix}.{key}" if prefix else str(key))
-        ]
-    text = values if isinstance(values, str) else json.dumps(values)
-    return [(prefix, text if len(text) <= LONGEST_PARAM else text[: LONGEST_PARAM - 1] + "…")]
-
-
-def measured(values: Any, path: tuple[str, ...] = ()) -> tuple[list[Metric], list[tuple[str, str]]]:
-    """Nested scores as metrics, names joined by '/', and what is no number as tags.
-
-    A name that is a whole number is a length: it becomes the metric's step, so that MLflow draws the score over lengths. The name
-    `value` is left out: beside `low` and `high` it is the score itself.
-    """
-    if isinstance(values, dict):
-        parts = [measured(value, (*path, str(key))) for key, value in values.items()]
-        return [metric for part in parts for metric in part[0]], [word for part in parts for word in part[1]]
-    if isinstance(values, bool | int | float):
-        steps = [int(name) for name in path if name.isdecimal()]
-        parts = [part for part in path if not part.isdecimal()]
-        name = "/".join(parts[:-1] if parts[1:] and parts[-1] == "value" else parts)
-        return [Metric(name, float(values), now(), steps[-1] if steps else 0)], []
-    if values is None:
-        return [], []
-    text = values if isinstance(values, str) else json.dumps(values)
-    return [], [("/".join(path), text[:5000])]
-
-
-def curve(folder: Path, out: Out) -> Iterator[Metric]:
-    """The points of a CSV plot: one metric per column. A last line still being written is left for the next call."""
-    path = folder / out.path
-    if path.suffix != ".csv" or not path.exists():
-        return
-    text = path.read_text()
-    step_column = str(out.options.get("x", "step"))
-    for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):
-        step = number(row.get(step_column))
-        for column, cell in row.items():
-            value = number(cell)
-            if step is not None and value is not None and column != step_column:
-                yield Metric(f"{path.stem}/{column}", value, now(), int(step))
-
-
-def number(cell: str | None) -> float | None:
-    try:
-        value = float(cell or "")
-    except ValueError:
-        return None
-    return value if math.isfinite(value) or cell in ("nan", "inf", "-inf") else None
-
-
-def pictures(path: Path) -> list[Path]:
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    small = [file for file in files if file.suffix in PICTURES and file.is_file()]
-    return small if any(file.suffix in PICTURES - {".json"} for file in small) else []
-
-
-def dataset(stage: str, out: Out) -> DatasetInput:
-    """An output as an MLflow dataset: its DVC hash is the digest."""
-    source = json.dumps({"path": out.path, "md5": out.md5, "bytes": out.size})
-    entity = Dataset(name=out.path, digest=str(out.md5)[:36], source_type="dvc", source=source)
-    return DatasetInput(dataset=entity, tags=[InputTag("mlflow.data.context", stage)])
-
-
 def origin(where: Project, state: Snapshot) -> dict[str, str]:
     """Tags that say what was run."""
     return {
@@ -330,7 +251,3 @@ def environment() -> dict[str, str]:
         "hardware.memory": f"{memory:.0f} GiB",
         "hardware.gpus": gpu_names(),
     }
-
-
-def now() -> int:
-    return int(time.time() * 1000)

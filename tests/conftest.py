@@ -59,6 +59,7 @@ def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Prefect server with its scheduler; ends with the session."""
     from tasks import daemon, servers
+    from tasks.listening import LOOPBACK
 
     home = tmp_path_factory.mktemp("prefect")
     port, log = servers.free_port(), home / "server.log"
@@ -74,8 +75,8 @@ def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             patch.setenv(name, value)
         server = daemon.start(servers.prefect_command(port, schedules=True), log)
     try:
-        daemon.wait_for(f"http://{servers.HOST}:{port}/api/health", server, log)
-        yield f"http://{servers.HOST}:{port}/api"
+        daemon.wait_for(f"http://{LOOPBACK}:{port}/api/health", server, log)
+        yield f"http://{LOOPBACK}:{port}/api"
     finally:
         daemon.stop(server)
 

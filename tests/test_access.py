@@ -22,6 +22,7 @@ from test_pipeline import key_of, mlflow_runs, start
 
 from tasks import access, daemon, listening, servers
 from tasks.access import MLFLOW, PREFECT
+from tasks.up import up as bring_servers_up
 from tasks.workspace import Project
 
 STRING, USER, PASSWORD = "ada:violet-harbour-51", "ada", "amber-lantern-62"
@@ -63,7 +64,7 @@ def bring_up(folder: Path, patch: pytest.MonkeyPatch, host: str) -> None:
     where = Project(folder, folder)
     patch.setenv("MLFLOW_TRACKING_URI", servers.local_tracking(where))
     ports = {"prefect_port": servers.free_port(), "mlflow_port": servers.free_port()}
-    servers.up(where, host=host, **ports, ready=lambda *_: None)
+    bring_servers_up(where, host=host, **ports, ready=lambda *_: None)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "0", "192.0.2.7"])

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from longlora.evaluation.breakdown import PARTED, Marked, by_depth, by_length, overall, upper_depth, upper_length
-from tasks.tracking import measured
+from tasks.entities import measured
 
 
 @pytest.mark.parametrize(

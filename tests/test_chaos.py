@@ -124,15 +124,17 @@ def listen(process: "subprocess.Popen[str]") -> list[str]:
 
 
 def serve_mlflow(folder: Path, port: int, env: dict[str, str]) -> "subprocess.Popen[bytes]":
-    from tasks import daemon, servers
+    from tasks import daemon
+    from tasks.listening import LOOPBACK
+    from tasks.up import mlflow_command
     from tasks.workspace import project
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in env.items():
             patch.setenv(name, value)
         log = folder / ".longlora" / "mlflow.log"
-        server = daemon.start(servers.mlflow_command(project(folder), port), log)
-        daemon.wait_for(f"http://{servers.HOST}:{port}/health", server, log)
+        server = daemon.start(mlflow_command(project(folder), port), log)
+        daemon.wait_for(f"http://{LOOPBACK}:{port}/health", server, log)
     return server
 
 

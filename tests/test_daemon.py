@@ -182,16 +182,16 @@ def test_a_run_that_is_interrupted_at_its_very_end_still_waits_for_its_server_to
 
 
 def test_up_starts_mlflow_again_so_many_times_and_then_ends_all_with_one_line(folder, monkeypatch):
-    from tasks import daemon, servers
+    from tasks import daemon, servers, up
     from tasks.access import MLFLOW
     from tasks.listening import LOCAL
     from tasks.workspace import project
 
     port, killed = servers.free_port(), []
     monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/")
-    monkeypatch.setattr(servers, "must_be_reachable", lambda variable: None)
-    monkeypatch.setattr(servers, "mlflow_command", lambda *_, **__: [sys.executable, "-c", ANSWERS, str(port)])
-    monkeypatch.setattr(servers, "worker_command", lambda: [sys.executable, "-c", "input()"])
+    monkeypatch.setattr(up, "must_be_reachable", lambda variable: None)
+    monkeypatch.setattr(up, "mlflow_command", lambda *_, **__: [sys.executable, "-c", ANSWERS, str(port)])
+    monkeypatch.setattr(up, "worker_command", lambda: [sys.executable, "-c", "input()"])
 
     def kill() -> None:
         for _ in range(4):
@@ -204,9 +204,7 @@ def test_up_starts_mlflow_again_so_many_times_and_then_ends_all_with_one_line(fo
     killer = threading.Thread(target=kill)
     monkeypatch.setattr(daemon, "PAUSE", 0.1)
     with pytest.raises(ValueError, match="^MLflow ended 4 times: "):
-        servers.run_servers(
-            where, [MLFLOW], LOCAL, prefect_port=0, mlflow_port=port, ready=lambda at, ours: killer.start()
-        )
+        up.run_servers(where, [MLFLOW], LOCAL, prefect_port=0, mlflow_port=port, ready=lambda at, ours: killer.start())
     killer.join()
     assert len(killed) == 4
     assert psutil.Process().children() == others

@@ -22,10 +22,11 @@ def s3(tmp_path_factory) -> Iterator[str]:
     import boto3
 
     from tasks import daemon, servers
+    from tasks.listening import LOOPBACK
 
     port, log = servers.free_port(), tmp_path_factory.mktemp("s3") / "log"
-    server = daemon.start([sys.executable, "-m", "moto.server", "-H", servers.HOST, "-p", str(port)], log)
-    address = f"http://{servers.HOST}:{port}"
+    server = daemon.start([sys.executable, "-m", "moto.server", "-H", LOOPBACK, "-p", str(port)], log)
+    address = f"http://{LOOPBACK}:{port}"
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**KEYS, "MLFLOW_S3_ENDPOINT_URL": address}.items():
             patch.setenv(name, value)
@@ -39,14 +40,15 @@ def s3(tmp_path_factory) -> Iterator[str]:
 def tracking_uri(s3, tmp_path) -> Iterator[str]:
     """The address of an MLflow server whose artifacts go to the bucket, as docs/schedule.md starts it."""
     from tasks import daemon, servers
+    from tasks.listening import LOOPBACK
 
     port, log = servers.free_port(), tmp_path / "mlflow.log"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", servers.HOST, "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--default-artifact-root", "s3://runs/mlflow"]
     settings = {**KEYS, "MLFLOW_S3_ENDPOINT_URL": s3, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     server = daemon.start(command, log, env=settings)
-    daemon.wait_for(f"http://{servers.HOST}:{port}/health", server, log)
-    yield f"http://{servers.HOST}:{port}"
+    daemon.wait_for(f"http://{LOOPBACK}:{port}/health", server, log)
+    yield f"http://{LOOPBACK}:{port}"
     daemon.stop(server)
 
 

@@ -14,7 +14,8 @@ import pytest
 from test_deploy import run_deployment, start_up, state_of, wait_until
 from test_pipeline import NAMES, key_of, mlflow_runs
 
-from tasks.servers import HOST, free_port
+from tasks.listening import LOOPBACK
+from tasks.servers import free_port
 from tasks.workspace import project
 
 pytestmark = pytest.mark.slow
@@ -44,15 +45,15 @@ def postgres() -> Iterator[str]:
     data, port = home / "data", free_port()
     how = ["-D", str(data), "-U", "lab", "--auth", "scram-sha-256", "--pwfile", str(home / "password"), "--no-sync"]
     subprocess.run([program("initdb"), *how], **other)
-    options = f"-c listen_addresses={HOST} -p {port} -k {home} -c fsync=off"
+    options = f"-c listen_addresses={LOOPBACK} -p {port} -k {home} -c fsync=off"
     control = [program("pg_ctl"), "-D", str(data), "-w", "-l", str(home / "log")]
     try:
         subprocess.run([*control, "-o", options, "start"], **{**other, "capture_output": False})
         for name in ("mlflow", "prefect"):
             settings = {**os.environ, "PGPASSWORD": SECRET}
-            create = [program("createdb"), "-h", HOST, "-p", str(port), "-U", "lab", name]
+            create = [program("createdb"), "-h", LOOPBACK, "-p", str(port), "-U", "lab", name]
             subprocess.run(create, env=settings, **other)
-        yield f"lab:{SECRET}@{HOST}:{port}"
+        yield f"lab:{SECRET}@{LOOPBACK}:{port}"
     finally:
         subprocess.run([*control, "-m", "immediate", "stop"], **{**other, "check": False})
         shutil.rmtree(home)
@@ -115,7 +116,7 @@ def test_up_on_postgresql_runs_a_deployment_and_its_model_is_promoted(folder, po
     dummy.write(folder / "dvc.yaml", text)
     dummy.commit(folder)
     port = str(free_port())
-    url, log = f"http://{HOST}:{port}/api", folder / ".longlora" / "worker.log"
+    url, log = f"http://{LOOPBACK}:{port}/api", folder / ".longlora" / "worker.log"
     servers = start_up(folder, ["--prefect-port", port], env)
     try:
         done = dummy.longlora(folder, "deploy", "--name", "killed", "--promote", env=env)
@@ -137,10 +138,10 @@ def test_up_on_postgresql_runs_a_deployment_and_its_model_is_promoted(folder, po
 
 
 def test_a_database_that_does_not_answer_is_one_line_without_its_password(folder):
-    uri = f"postgresql://lab:{SECRET}@{HOST}:1/mlflow"
+    uri = f"postgresql://lab:{SECRET}@{LOOPBACK}:1/mlflow"
     done = dummy.longlora(folder, "runs", env={"MLFLOW_TRACKING_URI": uri})
     assert done.returncode == 1
     assert done.stderr == (
-        f"error: nobody answers at postgresql://{HOST}:1 ([Errno 111] Connection refused): "
+        f"error: nobody answers at postgresql://{LOOPBACK}:1 ([Errno 111] Connection refused): "
         "start it, or change MLFLOW_TRACKING_URI\n"
     )

@@ -16,9 +16,11 @@ import httpx
 import pytest
 
 from tasks import daemon, servers
+from tasks.listening import LOOPBACK
 from tasks.stages import Out
 from tasks.storage import kept_ref, record
 from tasks.tags import KEY, RECORD, REF, VERDICT
+from tasks.up import mlflow_command
 from tasks.workspace import Project, project, snapshot, worktree
 
 
@@ -30,9 +32,9 @@ def mlflow_server(mlflow_uri, tmp_path_factory) -> str:
     home.joinpath(".longlora").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-        server = daemon.start(servers.mlflow_command(where, port), home / "log")
-    daemon.wait_for(f"http://{servers.HOST}:{port}/health", server, home / "log")
-    yield f"http://{servers.HOST}:{port}"
+        server = daemon.start(mlflow_command(where, port), home / "log")
+    daemon.wait_for(f"http://{LOOPBACK}:{port}/health", server, home / "log")
+    yield f"http://{LOOPBACK}:{port}"
     daemon.stop(server)
 
 
@@ -143,11 +145,12 @@ def test_a_champion_does_not_fall_to_one_that_wins_by_a_hair_and_loses_keys(empt
     from mlflow.entities import Metric
 
     from tasks import promotion, registry, runs
+    from tasks.comparison import Better
 
     promote, client, where = empty
     comparisons = [
-        promotion.Better("score/tuned", "higher"),
-        promotion.Better("keys/tuned", "higher", no_worse_than=0.05),
+        Better("score/tuned", "higher"),
+        Better("keys/tuned", "higher", no_worse_than=0.05),
     ]
     monkeypatch.setattr(promotion, "comparisons_of", lambda model: comparisons)
 
@@ -174,7 +177,7 @@ def test_a_champion_does_not_fall_to_one_that_wins_by_a_hair_and_loses_keys(empt
     ("order", "ours", "theirs"), [("lower", 3.05, 3.0), ("higher", 0.95, 1.0), ("higher", 0.825, 0.875)]
 )
 def test_what_is_lost_by_just_the_tolerance_holds(order, ours, theirs):
-    from tasks.promotion import Better
+    from tasks.comparison import Better
 
     assert Better("m", order, no_worse_than=0.05).holds(ours, theirs)
     assert not Better("m", order, no_worse_than=0.05).holds(theirs + (ours - theirs) * 1.01, theirs)
@@ -183,8 +186,8 @@ def test_what_is_lost_by_just_the_tolerance_holds(order, ours, theirs):
 
 
 def test_ours_must_read_better_and_lose_few_keys(shop):
+    from tasks.comparison import comparisons_of
     from tasks.outputs import artifacts_at
-    from tasks.promotion import comparisons_of
 
     (model,) = (artifact for artifact in artifacts_at(Path(__file__).parents[1], None) if artifact.type == "model")
     asked = {better.metric: better.no_worse_than for better in comparisons_of(model)}
@@ -216,7 +219,7 @@ def test_the_same_run_twice_is_one_version_and_one_move(empty):
 
 def test_what_is_equal_is_not_better(empty, shop):
     from tasks import promotion, registry, runs
-    from tasks.promotion import Better
+    from tasks.comparison import Better
 
     _, client, where = empty
     run = runs.chosen(client, where, shop[1]["good"])
@@ -228,7 +231,8 @@ def test_what_is_equal_is_not_better(empty, shop):
 
 
 def test_of_a_run_resumed_on_other_data_the_record_says_what_it_was_measured_on(empty, shop):
-    from tasks import promotion, runs, tracking
+    from tasks import runs, tracking
+    from tasks.comparison import Better, differing
 
     _, client, where = empty
     dummy.write(where.root / "verdict.json", "{}")
@@ -244,17 +248,17 @@ def test_of_a_run_resumed_on_other_data_the_record_says_what_it_was_measured_on(
         tracker.finish("FINISHED")
         assert runs.digests_of(where, client.get_run(tracker.run_id)) == {"models/base": data}
     good = runs.chosen(client, where, shop[1]["good"]).info.run_id
-    better = promotion.Better("ppl", "lower", data="models/base")
-    assert promotion.differing(client, where, tracker.run_id, good, better) == "models/base"
-    assert promotion.differing(client, where, tracker.run_id, tracker.run_id, better) == ""
+    better = Better("ppl", "lower", data="models/base")
+    assert differing(client, where, tracker.run_id, good, better) == "models/base"
+    assert differing(client, where, tracker.run_id, tracker.run_id, better) == ""
     client.delete_run(tracker.run_id)
 
 
 def test_models_are_compared_at_the_longest_length_that_both_have(empty, shop):
     from mlflow.entities import Metric, Param
 
-    from tasks import promotion, runs
-    from tasks.promotion import Better
+    from tasks import runs
+    from tasks.comparison import Better, shortfall
 
     _, client, where = empty
     home = runs.chosen(client, where, shop[1]["good"]).info.experiment_id
@@ -262,20 +266,20 @@ def test_models_are_compared_at_the_longest_length_that_both_have(empty, shop):
     for scores in ({512: 3.0, 1024: 5.0, 4096: 9.0}, {512: 2.0, 1024: 6.0}, {8192: 1.0}):
         made.append(client.create_run(home, tags={"mlflow.runName": "made by hand"}).info.run_id)
         client.log_batch(made[-1], metrics=[Metric("ppl", value, 0, step) for step, value in scores.items()])
-    assert promotion.comparison(client, where, made[0], made[1], "3", Better("ppl", "lower")) == []
-    assert promotion.comparison(client, where, made[1], made[0], "3", Better("ppl", "lower", step=512)) == []
-    (reason,) = promotion.comparison(client, where, made[1], made[0], "3", Better("ppl", "lower"))
+    assert shortfall(client, where, made[0], made[1], "3", Better("ppl", "lower")) == []
+    assert shortfall(client, where, made[1], made[0], "3", Better("ppl", "lower", step=512)) == []
+    (reason,) = shortfall(client, where, made[1], made[0], "3", Better("ppl", "lower"))
     assert reason == "better: ppl at 1024 is 6, and must be lower than 5 of champion version 3"
     for run, seed in zip(made, (1, 1, 7), strict=True):
         client.log_batch(run, params=[Param("perplexity.seed", str(seed)), Param("fit.seed", str(run))])
     at_places = Better("ppl", "lower", params="perplexity")
-    assert promotion.comparison(client, where, made[0], made[1], "3", at_places) == []
-    (reason,) = promotion.comparison(client, where, made[2], made[1], "3", at_places)
+    assert shortfall(client, where, made[0], made[1], "3", at_places) == []
+    (reason,) = shortfall(client, where, made[2], made[1], "3", at_places)
     assert reason.startswith("better: perplexity.seed = 7 is not what champion version 3 was measured on")
-    (reason,) = promotion.comparison(client, where, made[2], made[1], "3", Better("ppl", "lower"))
+    (reason,) = shortfall(client, where, made[2], made[1], "3", Better("ppl", "lower"))
     assert reason == "better: ppl of this run is at 8192, and the champion's 512, 1024: nothing to compare"
     good = runs.chosen(client, where, shop[1]["good"]).info.run_id
-    (reason,) = promotion.comparison(client, where, good, made[0], "3", Better("ppl", "lower", data="models/base"))
+    (reason,) = shortfall(client, where, good, made[0], "3", Better("ppl", "lower", data="models/base"))
     assert reason == (
         "better: models/base is not what champion version 3 was measured on, so they cannot be compared; "
         "`longlora run --beside champion` measures both"

@@ -24,7 +24,7 @@ from tasks.workspace import project, snapshot
     ],
 )
 def test_values_are_parted_by_commas_outside_of_brackets_and_quotes(axis, values):
-    from flows.cli.sweep import axis_values
+    from flows.cli.axes import axis_values
 
     assert axis_values(axis) == values
 
@@ -109,7 +109,7 @@ def test_a_run_that_dvc_or_mlflow_ends_is_a_failed_run_and_not_the_end_of_the_sw
     ],
 )
 def test_a_range_is_two_numbers_and_nothing_else(axis, found):
-    from flows.cli.search import range_of
+    from flows.cli.axes import range_of
 
     assert str(range_of(axis)) == found
 
@@ -126,16 +126,18 @@ def test_a_range_is_two_numbers_and_nothing_else(axis, found):
     ],
 )
 def test_of_a_range_that_is_not_of_whole_numbers_one_that_is_none_is_looked_at_first(axis, shown):
-    from flows.cli.search import Search, range_of
-    from tasks.promotion import Better
+    from flows.cli.axes import range_of
+    from flows.cli.search import Search
+    from tasks.comparison import Better
 
     search = Search({"a.b": range_of(axis)}, Better("m", "lower"), seed=1)
     assert search.looked_at() == [(f"a.b={number}",) for number in shown]
 
 
 def test_each_key_s_values_are_looked_at_beside_the_first_ones_of_the_others():
-    from flows.cli.search import Search, range_of
-    from tasks.promotion import Better
+    from flows.cli.axes import range_of
+    from flows.cli.search import Search
+    from tasks.comparison import Better
 
     search = Search({"a": ["a=3", "a=1", "a=2"], "b": range_of("b=0.0..0.6")}, Better("m", "lower"), seed=1)
     beside = [(f"a={a}", f"b={b}") for a, b in [(3, 0), (1, 0), (2, 0), (3, 0.3), (3, 0.6)]]
@@ -144,8 +146,9 @@ def test_each_key_s_values_are_looked_at_beside_the_first_ones_of_the_others():
 
 def searched(score, *, order: str = "lower", trials: int = 30, seed: int = 1) -> list[tuple[float, str]]:
     """What a search draws of a rate and a kind, told `score` of them: a score, and how many rules refuse."""
-    from flows.cli.search import Search, range_of
-    from tasks.promotion import Better
+    from flows.cli.axes import range_of
+    from flows.cli.search import Search
+    from tasks.comparison import Better
 
     search = Search(
         {"rate": range_of("rate=1e-5..1e-1:log"), "kind": ["kind=a", "kind=b"]}, Better("m", order), seed=seed

@@ -60,7 +60,7 @@ def test_the_machine_is_watched_until_the_run_ends_and_a_resumed_run_goes_on_cou
 
 
 def test_a_length_becomes_the_step_and_the_rest_the_name():
-    from tasks.tracking import measured
+    from tasks.entities import measured
 
     metrics, words = measured(
         {"perplexity": {"base": {"512": 3.5, "4096": 90}, "window": 512}, "passed": True, "why": ["a"], "no": None}
@@ -81,7 +81,7 @@ def test_a_length_becomes_the_step_and_the_rest_the_name():
 
 
 def test_parameters_are_dotted_and_lists_are_json():
-    from tasks.tracking import LONGEST_PARAM, flat
+    from tasks.entities import LONGEST_PARAM, flat
 
     assert flat({"a": {"b": [1, 2.5], "c": None, "d": "x"}, "e": True}) == [
         ("a.b", "[1, 2.5]"),
@@ -145,7 +145,7 @@ def test_a_curve_is_followed_line_by_line_and_no_point_is_sent_twice(opened):
 
 
 def test_a_score_that_is_another_now_replaces_the_old_and_the_same_is_not_sent_again(opened):
-    from tasks.promotion import Better, values_of
+    from tasks.comparison import Better, values_of
 
     for scores in (
         {"ppl": {"512": 2.0, "1024": 3.0}, "odd": float("nan"), "all": float("inf")},

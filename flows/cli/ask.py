@@ -27,7 +27,7 @@ def ask(
         ValueError: the model or the document is wrong; the document is too long and that is refused.
     """
     must_be_text(question or "")
-    text = read_document(document, encoding="utf-8-sig" if encoding == "utf-8" else encoding)
+    text = read_document(document, encoding=encoding)
     folder = model_folder(model)
     # Seconds of imports, which a wrong name or a document that cannot be read need not wait for.
     from transformers.utils import logging

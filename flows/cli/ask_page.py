@@ -20,7 +20,7 @@ from longlora.asking.asking import Answer, Desk, Prompt, TooLong
 from longlora.data.reading import LARGEST, SUFFIXES, Document, parsed
 from longlora.evaluation.evidence import Evidence, Passage
 from longlora.model.load import open_model, open_tokenizer
-from tasks.servers import HOST
+from tasks.listening import LOOPBACK
 
 SHOWN = 4000
 """Characters of the document before and after a passage that the page shows: a whole book would be too much for a browser."""
@@ -50,11 +50,11 @@ def serve_page(folder: Path, *, name: str, port: int, max_new_tokens: int, promp
     logging.disable_progress_bar()
     host = Host(name, open_model(folder), open_tokenizer(folder), max_new_tokens, prompt)
     # A page elsewhere whose name is made to point here has another Host, and is turned away.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
-    app.on_startup(lambda: print(f"ask at http://{HOST}:{port} (Ctrl-C ends it)", flush=True))
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[LOOPBACK, "localhost"])
+    app.on_startup(lambda: print(f"ask at http://{LOOPBACK}:{port} (Ctrl-C ends it)", flush=True))
     ui.run(
         lambda: Visit(host),
-        host=HOST,
+        host=LOOPBACK,
         port=port,
         title="Ask a document",
         favicon="📖",
@@ -130,10 +130,9 @@ class Visit:
         """Read the file that was sent, and put it on the desk. Its name is a browser's word: only the last part is kept."""
         self.upload.reset()
         raw, file = await event.file.read(), Path(PurePath(event.file.name.replace("\\", "/")).name)
-        encoding = "utf-8-sig" if self.encoding.value in ("", "utf-8") else str(self.encoding.value)
         document = evidence = None
         try:
-            document = await run.io_bound(parsed, raw, file, encoding=encoding)
+            document = await run.io_bound(parsed, raw, file, encoding=self.encoding.value or "utf-8")
             evidence = await run.io_bound(Evidence, document)
         except ValueError as error:
             self.say("bad", str(error))

@@ -47,15 +47,7 @@ def examine(where: Project) -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    for name in (
-        "torch",
-        "transformers",
-        "peft",
-        "prefect",
-        "dvc",
-        "mlflow",
-        *(n for n in BOUNDS if n != "transformers"),
-    ):
+    for name in dict.fromkeys(("torch", "transformers", "peft", "prefect", "dvc", "mlflow", *BOUNDS)):
         try:
             found = version(name)
         except PackageNotFoundError:
@@ -71,11 +63,8 @@ def packages() -> Iterator[Finding]:
         else "missing: install the project with pip, or registered models cannot be loaded"
     )
     yield Finding("dvc:// for MLflow", "ok" if "dvc" in schemes else "lacks", said)
-    for name, use in {
-        "deepspeed": "several GPUs",
-        "flash_attn": "fast attention on GPUs",
-        "bitsandbytes": "QLoRA",
-    }.items():
+    uses = {"deepspeed": "several GPUs", "flash_attn": "fast attention on GPUs", "bitsandbytes": "QLoRA"}
+    for name, use in uses.items():
         there = importlib.util.find_spec(name) is not None
         yield Finding(
             name.replace("_", "-"), "ok" if there else "note", "installed" if there else f"not installed (for {use})"

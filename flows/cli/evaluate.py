@@ -35,9 +35,8 @@ def evaluate(
     model, tokenizer = open_model(folder), open_tokenizer(folder)
     label = folder.resolve().name
     scores: dict[str, Any] = {}
-    if (
-        not tasks and out is not None and out.is_file()
-    ):  # what was cut off amid the cases has the harness's scores already
+    # what was cut off amid the cases has the harness's scores already
+    if not tasks and out is not None and out.is_file():
         found = json.loads(out.read_text()).get("harness", {})
         scores |= {"harness": {label: found[label]}} if label in found else {}
     if tasks:

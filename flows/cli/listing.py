@@ -9,7 +9,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from flows.cli.terminal import console
-from tasks import promotion, registry, tracking
+from tasks import registry, tracking
+from tasks.comparison import better_of, values_of
 from tasks.declared import Artifact
 from tasks.leftovers import Leftover
 from tasks.registry import Move
@@ -34,7 +35,7 @@ def verdict_word(run: Run) -> str:
 
 def show_runs(client: MlflowClient, where: Project, model: Artifact) -> None:
     """A row per run: what was varied, how it ended, its verdict, and the metric that champions are compared by."""
-    better = promotion.better_of(model)
+    better = better_of(model)
     experiment = tracking.experiment_id(client, where, model.name)
     tracking.mark_dead_runs(client, where, experiment)
     found = client.search_runs([experiment], order_by=["attributes.start_time DESC"])
@@ -44,22 +45,12 @@ def show_runs(client: MlflowClient, where: Project, model: Artifact) -> None:
         if version:
             titles[version.run_id] = f"{titles.get(version.run_id, '')} {alias}".strip()
     measure = [better.metric] if better else []
-    table = Table(
-        Column("run", no_wrap=True),
-        "started",
-        "state",
-        "recipe",
-        "set",
-        "verdict",
-        *measure,
-        "",
-        box=None,
-        pad_edge=False,
-    )
+    columns = (Column("run", no_wrap=True), "started", "state", "recipe", "set", "verdict", *measure, "")
+    table = Table(*columns, box=None, pad_edge=False)
     for run in found:
         tags = run.data.tags
         started = datetime.fromtimestamp(run.info.start_time / 1000).strftime("%Y-%m-%d %H:%M")
-        values = list(promotion.values_of(client, run.info.run_id, better).items()) if better else []
+        values = list(values_of(client, run.info.run_id, better).items()) if better else []
         value = [f"{values[-1][1]:.4g} at {values[-1][0]}" if values else ""] if better else []
         dirty = " (dirty)" if tags.get(DIRTY) == "true" else ""
         table.add_row(

@@ -96,4 +96,4 @@ def write_by_model(docs: str, *, out: Path, url: str, model: str, plan: dict[str
 
 
 def documents_at(docs: str, encoding: str) -> list[Document]:
-    return read_documents(located(docs), encoding="utf-8-sig" if encoding == "utf-8" else encoding)
+    return read_documents(located(docs), encoding=encoding)

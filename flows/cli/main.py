@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 
 from flows.cli import model_commands, promotion_commands, run_commands
 from flows.cli.options import Anyway, Beside, Overrides, Promote, Recipe, here
-from tasks.errors import UserError
+from tasks.errors import UserError, one_line
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}  # full, or gone: no defect of ours
 app = typer.Typer(
@@ -152,16 +152,18 @@ def up(
 ) -> None:
     """Run Prefect's server, a worker, and MLflow's server, until interrupted."""
     where = here()
-    from tasks import listening, servers
+    from tasks.listening import Host
+    from tasks.up import Up
+    from tasks.up import up as bring_up
 
-    def ready(at: listening.Host, ours: list[servers.Up]) -> None:
+    def ready(at: Host, ours: list[Up]) -> None:
         for each in ours:
             print(f"{each.server.name}: {each.page}")
         if at.wide:
             print("by plain HTTP: whoever can listen to the network reads the passwords (docs/schedule.md: TLS)")
         print("a worker runs what is scheduled; Ctrl-C ends all of it")
 
-    servers.up(where, host=host, prefect_port=prefect_port, mlflow_port=mlflow_port, ready=ready)
+    bring_up(where, host=host, prefect_port=prefect_port, mlflow_port=mlflow_port, ready=ready)
 
 
 app.add_typer(promotion_commands.app)
@@ -175,10 +177,11 @@ def worker() -> None:
     """Run scheduled runs on this machine, for a Prefect server that is up."""
     where = here()
     from tasks import servers
+    from tasks.up import worker_command
 
     os.environ["PREFECT_API_URL"] = servers.running_prefect(where)
     servers.must_be_reachable("MLFLOW_TRACKING_URI")  # said now, not at night
-    os.execv(sys.executable, servers.worker_command())
+    os.execv(sys.executable, worker_command())
 
 
 @app.command()
@@ -222,7 +225,7 @@ def plain_errors() -> Iterator[None]:
         theirs = [name for kind, name in {"MlflowException": "MLflow", "DvcException": "DVC"}.items() if kind in kinds]
         if not theirs:
             raise
-        raise SystemExit(f"error: {theirs[0]}: {' '.join(str(error).split())}") from None
+        raise SystemExit(f"error: {theirs[0]}: {one_line(error)}") from None
 
 
 def main() -> None:

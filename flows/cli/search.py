@@ -5,21 +5,17 @@ are found by their keys: that is how it goes on where it stopped, and with more 
 """
 
 import math
-import re
 from collections.abc import Sequence
 
 import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from tasks.promotion import Better
+from flows.cli.axes import Range
+from tasks.comparison import Better
 
-NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
-RANGE = re.compile(rf"\s*({NUMBER})\.\.({NUMBER})(:log)?\s*")
 DIGITS = 4
 """Of a number drawn from a range: what is shown is what is run."""
-
-Range = IntDistribution | FloatDistribution
 
 
 class Search:
@@ -57,24 +53,6 @@ class Search:
             return
         trial.set_constraint("gate", refusals)
         self._study.tell(trial, score)
-
-
-def range_of(axis: str) -> Range | None:
-    """The range of `key=1..64` or `key=1e-4..1e-3:log`, of whole numbers if both ends are written so; None if it is none.
-
-    Raises:
-        ValueError: there is nothing between its ends, or no logarithm of them.
-    """
-    found = RANGE.fullmatch(axis.partition("=")[2])
-    if not found:
-        return None
-    low, high, log = found.groups()
-    try:
-        if re.fullmatch(r"[-+]?\d+", low) and re.fullmatch(r"[-+]?\d+", high):
-            return IntDistribution(int(low), int(high), log=bool(log))
-        return FloatDistribution(float(low), float(high), log=bool(log))
-    except ValueError as error:
-        raise ValueError(f"sweep {axis!r}: {error}") from None
 
 
 def examples(values: Range | CategoricalDistribution) -> Sequence[object]:

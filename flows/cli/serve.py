@@ -30,8 +30,7 @@ def serve(model: str, *, port: int, prompt: PromptName | None) -> NoReturn:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"serving needs {', '.join(missing)}: pip install -c constraints.txt -e '.[serve]'")
-    from tasks.listening import LOCAL, must_be_free
-    from tasks.servers import HOST
+    from tasks.listening import LOCAL, LOOPBACK, must_be_free
 
     must_be_free(LOCAL, port, "--port")
     folder = model_folder(model).resolve()
@@ -42,14 +41,14 @@ def serve(model: str, *, port: int, prompt: PromptName | None) -> NoReturn:
 
     place = ["--device", "auto", "--dtype", "bfloat16"] if is_available() else ["--device", "cpu", "--dtype", "float32"]
     ways = "/v1/completions" if prompt == "plain" else "/v1/chat/completions, /v1/completions"
-    print(f"model '{name}' at http://{HOST}:{port}/v1 ({ways}; Ctrl-C ends it)", flush=True)
+    print(f"model '{name}' at http://{LOOPBACK}:{port}/v1 ({ways}; Ctrl-C ends it)", flush=True)
     quiet = {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
         "TRANSFORMERS_VERBOSITY": "error",
     }
-    where = ["--host", HOST, "--port", str(port), "--log-level", "error", "--no-trust-remote-code"]
+    where = ["--host", LOOPBACK, "--port", str(port), "--log-level", "error", "--no-trust-remote-code"]
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", name, *where, *place]
     os.chdir(home)  # so that the folder's name is the model's
     os.execve(sys.executable, [*command, "--attn-implementation", "sdpa"], os.environ | quiet)

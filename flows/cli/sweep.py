@@ -16,13 +16,16 @@ from mlflow.exceptions import MlflowException
 from rich.table import Column, Table
 from rich.text import Text
 
+from flows.cli.axes import axis_values, key_of, must_be_given_once, range_of
 from flows.cli.listing import verdict_word
-from flows.cli.search import Search, range_of
+from flows.cli.search import Search
 from flows.cli.terminal import console
 from flows.parameters import must_all_be_right
 from flows.run_dir import is_finished, open_run_dir
 from tasks import promotion, runs, servers, storage, tracking
+from tasks.comparison import Better, better_of, values_of
 from tasks.declared import Artifact
+from tasks.errors import one_line
 from tasks.locks import hold
 from tasks.stage_process import InterruptedStageError, StageError
 from tasks.tags import SWEEPS
@@ -128,7 +131,7 @@ def search(
 ) -> list[Result]:
     """Combinations that are drawn, the better ones the more of them are run."""
     model = runs.model_at(where)
-    better = promotion.better_of(model)
+    better = better_of(model)
     if better is None:
         raise ValueError(f"--trials: dvc.yaml does not say by which metric {model.name} is better (meta: better)")
     draws = Search({key_of(axis): range_of(axis) or axis_values(axis) for axis in axes}, better, seed=seed)
@@ -161,7 +164,7 @@ def begun(made: Sweep, looked_at: list[Point]) -> Iterator[Sweep]:
             yield made
     finally:
         if made.results:
-            show([*made.results.values()], promotion.better_of(made.model), made.name)
+            show([*made.results.values()], better_of(made.model), made.name)
 
 
 def points(where: Project, axes: list[str], *, recipe: str | None, overrides: list[str]) -> list[Point]:
@@ -179,39 +182,6 @@ def points(where: Project, axes: list[str], *, recipe: str | None, overrides: li
             raise ValueError(f"{first} and {second} are the same run: give each value once")
         found[state.key] = Point(combination, state)
     return list(found.values())
-
-
-def must_be_given_once(axes: list[str], overrides: list[str]) -> None:
-    keys, taken = [key_of(axis) for axis in axes], [key_of(item) for item in overrides]
-    for place, key in enumerate(keys):
-        if key in keys[:place] or key in taken:
-            raise ValueError(f"{key}: is given twice; name it once, with all its values: {key}=1,2")
-
-
-def key_of(axis: str) -> str:
-    return axis.partition("=")[0].strip()
-
-
-def axis_values(axis: str) -> list[str]:
-    """`key=1,2` as `key=1` and `key=2`; a comma inside brackets or quotes is part of a value."""
-    key, equals, text = axis.partition("=")
-    if not equals or not key.strip():
-        raise ValueError(f"sweep {axis!r}: must be key=value,value, such as adapter.rank=8,16")
-    values, depth, quote = [""], 0, ""
-    for letter in text:
-        if quote or letter in "'\"":
-            quote = "" if letter == quote else quote or letter
-        elif letter in "[{":
-            depth += 1
-        elif letter in "]}":
-            depth -= 1
-        if letter == "," and not depth and not quote:
-            values.append("")
-        else:
-            values[-1] += letter
-    if not all(value.strip() for value in values):
-        raise ValueError(f"sweep {axis!r}: a value is empty; write key=value,value, such as adapter.rank=8,16")
-    return [f"{key.strip()}={value.strip()}" for value in values]
 
 
 def name_of(found: list[Point]) -> str:
@@ -240,7 +210,7 @@ def attempt(where: Project, point: Point, run: Callable[[Snapshot], object]) -> 
 
 
 def failed(error: Exception) -> str:
-    failure = " ".join(str(error).split())
+    failure = one_line(error)
     print(f"failed: {failure}", flush=True)
     return failure
 
@@ -263,8 +233,8 @@ def known(client: MlflowClient, where: Project, model: Artifact, point: Point, *
     if run is None:  # it failed before it began
         return unrecorded(point, failure)
     tracking.join_sweep(client, run, sweep)
-    better = promotion.better_of(model)
-    values = list(promotion.values_of(client, run.info.run_id, better).items()) if better and not failure else []
+    better = better_of(model)
+    values = list(values_of(client, run.info.run_id, better).items()) if better and not failure else []
     at, score = values[-1] if values else (0, None)
     verdict = "" if failure else verdict_word(run)
     refusals = 0
@@ -273,9 +243,9 @@ def known(client: MlflowClient, where: Project, model: Artifact, point: Point, *
     return Result(point, failure, verdict, score, at, refusals)
 
 
-def show(results: list[Result], better: promotion.Better | None, name: str) -> None:
+def show(results: list[Result], better: Better | None, name: str) -> None:
     """The table; the best score of those that passed is marked."""
-    keys = [value.partition("=")[0] for value in results[0].point.values]
+    keys = [key_of(value) for value in results[0].point.values]
     table = Table(
         Column("run", no_wrap=True), *keys, "verdict", better.metric if better else "", "", box=None, pad_edge=False
     )

@@ -103,9 +103,8 @@ def turns_as_llama(model: PreTrainedModel, freq_F: torch.Tensor) -> bool:
     keys = []
     for first in (0, 1):
         cache = DynamicCache(config=model.config)
-        tokens_1L = torch.arange(4, device=model.device)[
-            None
-        ]  # several: a padding token's key is nothing, however turned
+        # several tokens: the key of a padding token is nothing, however turned
+        tokens_1L = torch.arange(4, device=model.device)[None]
         model(input_ids=tokens_1L, position_ids=tokens_1L + first, past_key_values=cache, use_cache=True)
         keys.append(cache.layers[0].keys)
     close = 0.05 if keys[0].dtype in (torch.bfloat16, torch.float16) else 1e-4
@@ -133,10 +132,8 @@ class Dialogue:
     ) -> None:
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
         self.cache = sink_cache(model, size=size, sinks=sinks)
-        self.size, self.chunk = (
-            size,
-            max(1, (size - sinks) // 2),
-        )  # at least half of the window is seen beside new words
+        self.size = size
+        self.chunk = max(1, (size - sinks) // 2)  # at least half of the window is seen beside new words
         self.prompt: Prompt = prompt or ("chat" if tokenizer.chat_template else "authors")
         self.frame, self.between = turns(tokenizer, self.prompt)
         end = model.generation_config.eos_token_id if model.generation_config else None

@@ -160,9 +160,8 @@ def call(client: httpx.Client, endpoint: Endpoint, order: str, *, wait: Callable
         try:
             response = client.post(f"{endpoint.url.rstrip('/')}/chat/completions", json=body)
         except httpx.LocalProtocolError:
-            raise Unavailable(
-                f"{endpoint.url} cannot be asked: what would be sent is not HTTP"
-            ) from None  # it may show the key
+            # without the error, which may show the key
+            raise Unavailable(f"{endpoint.url} cannot be asked: what would be sent is not HTTP") from None
         except (httpx.TransportError, httpx.InvalidURL) as error:
             said = f"{type(error).__name__}: {error}"
         else:

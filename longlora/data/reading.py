@@ -81,7 +81,7 @@ def located(name: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def read_documents(place: Path, *, encoding: str = "utf-8-sig") -> list[Document]:
+def read_documents(place: Path, *, encoding: str = "utf-8") -> list[Document]:
     """The document `place`, or all with a known suffix below it, in order of their paths.
 
     Raises:
@@ -95,7 +95,7 @@ def read_documents(place: Path, *, encoding: str = "utf-8-sig") -> list[Document
     return [read_document(file, encoding=encoding) for file in files]
 
 
-def read_document(file: Path, *, encoding: str = "utf-8-sig") -> Document:
+def read_document(file: Path, *, encoding: str = "utf-8") -> Document:
     """The text of a file; `encoding` is of plain text and HTML (HTML that is not in it may say its own).
 
     Raises:
@@ -108,12 +108,14 @@ def read_document(file: Path, *, encoding: str = "utf-8-sig") -> Document:
     return parsed(file.read_bytes(), file, encoding=encoding)
 
 
-def parsed(raw: bytes, file: Path, *, encoding: str = "utf-8-sig") -> Document:
+def parsed(raw: bytes, file: Path, *, encoding: str = "utf-8") -> Document:
     """The text of bytes that come from `file`, which need not be there: its suffix says how to read them.
 
     Raises:
         ValueError: they are encrypted, of another kind or encoding than they say, or hold no text.
     """
+    if encoding == "utf-8":
+        encoding = "utf-8-sig"  # a mark at the beginning, as Windows writes it, is no text
     suffix = file.suffix.lower()
     pages: tuple[int, ...] = ()
     if suffix == ".pdf":

@@ -251,9 +251,8 @@ def score(
     kept: Path | None,
 ) -> dict[str, Any]:
     prompts = [writer.ids(q) for q in questions]
-    max_new_tokens = [
-        ROOM[q.task] + (60 if writer.chat else 0) for q in questions
-    ]  # a chat model may talk around the answer
+    around = 60 if writer.chat else 0  # a chat model may talk around the answer
+    max_new_tokens = [ROOM[q.task] + around for q in questions]
     written = answers(model, prompts=prompts, max_new_tokens=max_new_tokens, kept=kept)
     texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
     hits = [right(q, text, chat=writer.chat) for q, text in zip(questions, texts, strict=True)]

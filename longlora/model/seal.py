@@ -21,17 +21,14 @@ def broken(folder: Path) -> list[str]:
     """What does not agree with the seal, one sentence each: a file that is gone, new or different, or no seal at all."""
     if not (folder / SEAL).is_file():
         return [f"there is no {SEAL}"]
-    stated = {name: digest for digest, _, name in (line.partition("  ") for line in read_lines(folder / SEAL))}
+    lines = (folder / SEAL).read_text(errors="replace").splitlines()
+    stated = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     there = {file.name: file for file in sorted(folder.glob(WEIGHTS))}
     return [
         *(f"{name} is missing" for name in stated if name not in there),
         *(f"{name} is not in {SEAL}" for name in there if name not in stated),
         *(f"{name} is not the file that was written" for name in stated if name in there and sha256(there[name]) != stated[name]),
     ]  # fmt: skip
-
-
-def read_lines(file: Path) -> list[str]:
-    return file.read_text(errors="replace").splitlines()
 
 
 def sha256(file: Path) -> str:

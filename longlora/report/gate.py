@@ -49,6 +49,22 @@ class Rule(Section):
                 raise ValueError(f"rule '{self.name}' has {word} in its reference alone; it is the metric's length")
         return self
 
+    @property
+    def upper(self) -> bool:
+        """Whether the bound is the highest value that passes."""
+        return self.at_most is not None
+
+    @property
+    def bound(self) -> float:
+        bound = self.at_most if self.at_most is not None else self.at_least
+        assert bound is not None
+        return bound
+
+    @property
+    def paths(self) -> list[str]:
+        """The metrics that it asks for."""
+        return [path for path in (self.metric, self.times, self.plus) if path]
+
 
 class Gate(Section):
     rules: list[Rule] = Field(min_length=1)
@@ -109,9 +125,7 @@ def apply(rule: Rule, *, scores: Scores) -> tuple[bool, str]:
     for figure in filter(None, (metric, reference)):
         if rule.with_interval and not math.isfinite(figure.low + figure.high):
             raise UnscoredError(f"{figure.label} has no interval: {NO_SPREAD}")
-    upper = rule.at_most is not None
-    bound = rule.at_most if rule.at_most is not None else rule.at_least
-    assert bound is not None
+    upper, bound = rule.upper, rule.bound
     value = (metric.high if upper else metric.low) if rule.with_interval else metric.value
     limit, meaning = bound, f"{bound:g}"
     if reference:
@@ -141,9 +155,7 @@ def paired(scores: Scores, metric: Score, reference: Score) -> tuple[float, floa
 
 def by_ratio(rule: Rule, *, metric: Score, reference: Score, ends: tuple[float, float]) -> tuple[bool, str]:
     """The rule, applied to the ratio of metric and reference at the unfavourable end of its interval."""
-    upper, (low, high) = rule.at_most is not None, ends
-    bound = rule.at_most if rule.at_most is not None else rule.at_least
-    assert bound is not None
+    upper, bound, (low, high) = rule.upper, rule.bound, ends
     return (high <= bound if upper else low >= bound), (
         f"{metric.label} is {metric.value:.4g}, {metric.value / reference.value:.4g} ({low:.4g} to {high:.4g}) x "
         f"{reference.label} = {reference.value:.4g}, required: at {'most' if upper else 'least'} {bound:g} x"

@@ -1,10 +1,11 @@
 """LongPPL of one model over the key tokens that an evaluator picked. The folder's name is the model's label, the key file's is
 the evaluator's."""
 
+import json
 from pathlib import Path
 
 from longlora.data.tokens import documents
-from longlora.evaluation.longppl import LongPPL, measure, read_keys
+from longlora.evaluation.longppl import LongPPL, measure
 from longlora.model.load import open_model
 from longlora.parallel.sharding import write
 from longlora.section import run
@@ -16,7 +17,7 @@ def stage(model: Path, keys: Path, heldout: Path, scores: Path, longppl: LongPPL
         label=model.name,
         evaluator=keys.stem,
         documents=documents(heldout),
-        keys=read_keys(keys),
+        keys=json.loads(keys.read_text()),
     )
     write(result, scores)
 
