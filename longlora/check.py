@@ -32,6 +32,10 @@ MEASURES = {
     "longeval_topics": "longeval",
 }
 """First words of the metrics that are by length, and the section that says at which lengths."""
+LENGTHLESS = {"longppl": "longppl", "harness": "harness"} | {
+    f"longqa{part}": "longqa" for part in ("", "_exact", "_f1", "_evidence", "_evidence_floor", "_depth")
+}
+"""The same of metrics whose lengths no section says, if they have some."""
 
 OWN = ("base", "linear", "yarn", "extended")
 """Labels of the models that every run makes."""
@@ -165,7 +169,7 @@ def models_of_the_gate(evaluate: Any, retrain: Any, rivals: Any, gate: Any) -> I
     for rule in gate.every_rule:
         for path in rule.paths:
             measure, label, *_ = [*path.split("/"), ""]
-            stage = MEASURES.get(measure)
+            stage = (MEASURES | LENGTHLESS).get(measure)
             if stage is None or (stage, label) in told:
                 continue
             told.add((stage, label))

@@ -110,6 +110,10 @@ def test_the_sections_of_the_pipeline_are_those_of_params_yaml_and_right():
             ["evaluate.ruler = [] lacks 'extended', which the gate's rule 'x' asks for: add it"],
         ),
         (
+            ["gate.more_rules=[{name: z, metric: longqa_f1/extended/4096, at_least: 0.5}]"],
+            ["evaluate.longqa = [] lacks 'extended', which the gate's rule 'z' asks for: add it"],
+        ),
+        (
             ["gate.more_rules=[{name: y, metric: ruler/extended/target, at_least: 0.5}]"],
             ["evaluate.ruler = [] lacks 'extended', which the gate's rule 'y' asks for: add it"],
         ),

@@ -168,6 +168,15 @@ def test_a_base_model_answers_to_the_end_of_the_line_and_one_that_was_taught_to_
     assert answer_of("", prompt="plain") == ""
 
 
+def test_an_answer_ends_with_the_mark_that_ends_a_turn_whatever_stands_behind_it(tmp_path, monkeypatch):
+    """A mark that is no end of a generation config, and the padding of a batch."""
+    ids = [TOKENIZER(said, add_special_tokens=False)["input_ids"] for said in ("London", "Where now")]
+    written = [[*ids[0], TOKENIZER.eos_token_id, *ids[1]]]
+    monkeypatch.setattr(longqa, "answers", lambda *given, **named: written)
+    given = settings(put(tmp_path / "q.jsonl", CASES[0]), prompt="authors")
+    assert measure(tiny(), label="m", tokenizer=TOKENIZER, settings=given)["longqa"]["m"]["exact"]["value"] == 1
+
+
 def test_the_best_of_the_right_answers_counts(tmp_path, monkeypatch):
     said = ["in london.", "it was 1871", "everybody"]
 

@@ -15,7 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 
 import torch
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.model.cache import beginning, read, shareable
 from longlora.model.load import batch_tokens, must_reach
@@ -123,6 +123,13 @@ def greedy(
     )
     assert isinstance(out_BL, torch.Tensor)
     return out_BL
+
+
+def text_of(ids: list[int], *, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What an answer says up to its first mark. A template may end a turn with one that no generation config names, and behind the
+    end of a batch's shorter answers stands padding, which is a word of some tokenizers."""
+    marks = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return str(tokenizer.decode(list(takewhile(lambda token: token not in marks, ids))))
 
 
 def keep(file: Path, given: dict[int, list[int]]) -> None:

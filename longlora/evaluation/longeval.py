@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.data.cases import Case, case, read_lines
 from longlora.data.prompt import Prompt, frame
-from longlora.evaluation.answer import answers
+from longlora.evaluation.answer import answers, text_of
 from longlora.evaluation.interval import of_trials
 from longlora.parallel.sharding import say
 from longlora.section import Section, Seed, refuse
@@ -254,6 +254,6 @@ def score(
     around = 60 if writer.chat else 0  # a chat model may talk around the answer
     max_new_tokens = [ROOM[q.task] + around for q in questions]
     written = answers(model, prompts=prompts, max_new_tokens=max_new_tokens, kept=kept)
-    texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
+    texts = [text_of(ids, tokenizer=tokenizer) for ids in written]
     hits = [right(q, text, chat=writer.chat) for q, text in zip(questions, texts, strict=True)]
     return of_trials(hits) | {"tokens": round(sum(map(len, prompts)) / len(prompts))}

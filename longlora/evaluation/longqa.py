@@ -22,7 +22,7 @@ from longlora.data.cases import Case, case, read_lines
 from longlora.data.prompt import LINE, WORD, continuation, frame
 from longlora.data.wording import PLAIN_LEAD, after_document, before_question
 from longlora.data.words import words
-from longlora.evaluation.answer import answers
+from longlora.evaluation.answer import answers, text_of
 from longlora.evaluation.breakdown import PARTED, Marked, by_depth, by_length, overall
 from longlora.evaluation.cited import Truth, cite, occurrences
 from longlora.parallel.sharding import say
@@ -172,7 +172,7 @@ def measure(
         kept=kept,
         documents=[question.document for question in questions],
     )
-    said = [answer_of(str(tokenizer.decode(ids, skip_special_tokens=True)), prompt=settings.prompt) for ids in written]
+    said = [answer_of(text_of(ids, tokenizer=tokenizer), prompt=settings.prompt) for ids in written]
     marked = mark(questions, prompts=prompts, said=said)
     result: dict[str, Any] = {
         "prompt": settings.prompt,

@@ -15,7 +15,7 @@ from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.data.prompt import LINE, WORD, Prompt, continuation, continuations, frame, hidden
-from longlora.evaluation.answer import answers
+from longlora.evaluation.answer import answers, text_of
 from longlora.evaluation.interval import of_trials
 from longlora.evaluation.ruler_tasks import Riddle, Task, common, frequent, needles, tracking
 from longlora.parallel.sharding import say
@@ -148,7 +148,7 @@ def measure(
             model, prompts=[ids for _, ids, _ in made], max_new_tokens=[e.room for _, _, e in made], kept=kept
         )
         scores = [
-            (task, match_all(str(tokenizer.decode(ids)), e.answers))
+            (task, match_all(text_of(ids, tokenizer=tokenizer), e.answers))
             for (task, _, e), ids in zip(made, texts_, strict=True)
         ]
         by_task = {task: of_trials([s for t, s in scores if t == task]) for task in settings.tasks}

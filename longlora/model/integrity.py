@@ -20,7 +20,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from longlora.model.position import Position, extend, reach
@@ -187,7 +187,7 @@ def tokenizer(base: Path, *, extended: Path) -> Fact:
     return Fact(1, f"the base's tokenizer, {len(own)} tokens")
 
 
-def rules(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+def rules(tokenizer: PreTrainedTokenizerFast) -> list[Any]:
     """By what a text is cut into pieces of the vocabulary: a probe shows a few of them."""
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     return [parts[part] for part in ("normalizer", "pre_tokenizer", "model")]

@@ -63,7 +63,7 @@ class Scores:
             node = node[name]
             names.append(name)
         label = "/".join(names)
-        figures = node if isinstance(node, dict) else {"value": node}
+        figures = figures_of(node)
         value, low, high = (number(figures.get(end)) for end in ("value", "low", "high"))
         if not math.isfinite(value):
             raise UnscoredError(f"{label} is not a number")
@@ -94,7 +94,7 @@ class Scores:
             raise UnscoredError(f"{path}: no length up to the base's window, {window}, was scored")
         if name == "window":
             return max(inside, key=int)
-        values = {k: number(node[k].get("value")) for k in inside}
+        values = {k: number(figures_of(node[k]).get("value")) for k in inside}
         return min(
             values, key=lambda k: (math.isfinite(values[k]), values[k])
         )  # what is no number is found, and refused
@@ -121,6 +121,10 @@ class Scores:
         if not (inside := sorted(n for n in scored if n <= window)):
             raise UnscoredError(f"{'/'.join(before)}: no length up to the base's window, {window}, was scored")
         return inside
+
+
+def figures_of(node: Any) -> dict[str, Any]:
+    return node if isinstance(node, dict) else {"value": node}
 
 
 def number(value: Any) -> float:
