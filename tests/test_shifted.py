@@ -1,4 +1,4 @@
-"""attention.py against a dense mask in float64: alone, by its properties, and through whole models of five families."""
+"""attention.py against a dense mask in float64: alone, by its properties, and through whole models of many families."""
 
 import copy
 import math
@@ -15,14 +15,25 @@ from transformers import (
     AttentionMaskInterface,
     AutoModelForCausalLM,
     BloomConfig,
+    Cohere2Config,
+    DeepseekV3Config,
     Gemma2Config,
     GPTNeoXConfig,
+    GraniteConfig,
+    Lfm2Config,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
+    StableLmConfig,
 )
 
 from longlora.attention.groups import group_size
@@ -32,6 +43,8 @@ from longlora.attention.shifted import (
     disabled,
     document_ids,
     enable,
+    must_part_documents,
+    register,
     shifted_sparse_attention,
 )
 
@@ -247,9 +260,14 @@ def test_a_group_is_even_and_there_are_never_more_than_the_ratio_says():
             group_size(length, ratio)
 
 
-# Whole models. Five families, odd heads, partial rotation, norms on queries and keys, grouped keys and one key for all.
+# Whole models. Odd heads, partial rotation, norms on queries and keys, grouped keys and one key for all, one matrix for the three,
+# layers without rotation, multipliers, norms after, parallel branches, experts, latent attention.
 
-SHAPE = {"vocab_size": 61, "num_hidden_layers": 2, "max_position_embeddings": 96}
+LENGTH, GROUP = 22, 6  # 22 x 1/4 = 5.5, so 6
+SHAPE = {"vocab_size": 61, "num_hidden_layers": 2, "max_position_embeddings": 96, "pad_token_id": 0}
+GROUPED = {"hidden_size": 32, "intermediate_size": 20, "num_attention_heads": 4, "num_key_value_heads": 2}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 10, "experts_implementation": "eager"}
+LATENT = {"q_lora_rank": 10, "kv_lora_rank": 12, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 7}
 FAMILIES = {
     "llama": LlamaConfig(
         **SHAPE, hidden_size=36, intermediate_size=20, num_attention_heads=9, num_key_value_heads=3, head_dim=4
@@ -262,8 +280,22 @@ FAMILIES = {
         **SHAPE, hidden_size=24, intermediate_size=20, num_attention_heads=5, num_key_value_heads=5, head_dim=6
     ),
     "gpt_neox": GPTNeoXConfig(**SHAPE, hidden_size=28, intermediate_size=20, num_attention_heads=7),
+    "phi3": Phi3Config(**SHAPE | GROUPED),
+    "phi": PhiConfig(**SHAPE | GROUPED),
+    "olmo2": Olmo2Config(**SHAPE | GROUPED),
+    "granite": GraniteConfig(**SHAPE | GROUPED, attention_multiplier=0.3, residual_multiplier=0.2, logits_scaling=8.0),
+    "smollm3": SmolLM3Config(**SHAPE | GROUPED, no_rope_layers=[1, 0]),
+    "stablelm": StableLmConfig(**SHAPE | GROUPED, qk_layernorm=True, use_parallel_residual=True),
+    "cohere2": Cohere2Config(
+        **SHAPE | GROUPED, sliding_window=GROUP, layer_types=["sliding_attention", "full_attention"]
+    ),
+    "qwen3_moe": Qwen3MoeConfig(**SHAPE | GROUPED | EXPERTS, head_dim=6, num_experts=3),
+    "qwen2_moe": Qwen2MoeConfig(**SHAPE | GROUPED | EXPERTS, num_experts=3, shared_expert_intermediate_size=10),
+    "deepseek_v3": DeepseekV3Config(
+        **SHAPE | GROUPED | EXPERTS | LATENT | {"num_key_value_heads": 4},
+        **{"n_routed_experts": 3, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+    ),
 }
-LENGTH, GROUP = 22, 6  # 22 x 1/4 = 5.5, so 6
 
 
 def build(config: PreTrainedConfig, *, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
@@ -311,7 +343,7 @@ def loss_and_gradients(
     model.zero_grad()
     loss = model(**given).loss
     loss.backward()
-    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("kind", ["plain", "left", "right", "packed"])
@@ -320,11 +352,14 @@ def loss_and_gradients(
 def test_a_model_trains_as_under_the_mask(family, kind, attention, group):
     model = build(FAMILIES[family])
     given, ids_BL = batch(kind)
+    if attention == FULL and getattr(model.config, "sliding_window", None) == GROUP:
+        pytest.skip("its window is no longer than a group, and full attention is refused")
     enable(model, attention)
     loss, gradients = loss_and_gradients(model, given)
     use_mask(model, ids_BL=ids_BL, group=group)
     expected, expected_gradients = loss_and_gradients(model, given)
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+    assert gradients.keys() == expected_gradients.keys() and len(gradients) > 10
     for name, gradient in expected_gradients.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-7, atol=1e-10)
 
@@ -426,21 +461,51 @@ def test_a_sliding_window_no_longer_than_a_group_is_refused_with_the_ratio_that_
                 model(**given)
 
 
+@pytest.mark.parametrize("kind", ["plain", "left", "packed"])
+def test_a_window_that_only_the_mask_knows_is_refused_too(kind):
+    """Qwen2-MoE's attention is not told of it."""
+    experts = EXPERTS | {"num_experts": 3, "shared_expert_intermediate_size": 10}
+    windows = {"use_sliding_window": True, "max_window_layers": 1}
+    for window, fits in ((GROUP - 1, False), (GROUP, True)):
+        model = build(Qwen2MoeConfig(**SHAPE | GROUPED | experts, **windows, sliding_window=window))
+        given, ids_BL = batch(kind)
+        enable(model, S2)
+        if fits:
+            loss = model(**given).loss
+            use_mask(model, ids_BL=ids_BL, group=GROUP)
+            torch.testing.assert_close(loss, model(**given).loss, rtol=1e-9, atol=0)
+        else:
+            with pytest.raises(ValueError, match=r"back 5 tokens, less than a group of 6: .* at most 0\.227"):
+                model(**given)
+    unused = build(Cohere2Config(**SHAPE | GROUPED, sliding_window=GROUP - 1, layer_types=["full_attention"] * 2))
+    enable(unused, S2)
+    unused(**given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pattern": "full"}, "full attention would look back 22: set attention.pattern to s2"),
+        ({"full_attention_last": 0.2}, "full attention would look back 22: set attention.full_attention_last to 0"),
+    ],
+)
+def test_a_window_that_full_attention_would_pass_over_is_refused_at_the_first_step(changes, words):
+    model = build(MistralConfig(**SHAPE | GROUPED, sliding_window=GROUP))
+    enable(model, S2.model_copy(update=changes))
+    with pytest.raises(ValueError, match=words):
+        model(**batch("plain")[0])
+    disable(model)
+    enable(model, S2)
+    model(**batch("plain")[0])
+
+
 def test_what_the_pattern_can_not_honour_is_refused():
     given, _ = batch("plain")
-    softcap = build(
-        Gemma2Config(
-            **SHAPE, hidden_size=24, intermediate_size=20, num_attention_heads=4, num_key_value_heads=2, head_dim=6
-        )
-    )
-    enable(softcap, S2)
-    with pytest.raises(ValueError, match="soft cap"):
-        softcap(**given)
-    dropout = build(
-        LlamaConfig(**SHAPE, hidden_size=24, intermediate_size=20, num_attention_heads=4, attention_dropout=0.1)
-    )
+    with pytest.raises(ValueError, match="Gemma2ForCausalLM has no fused attention .*soft caps .*take a base without"):
+        enable(build(Gemma2Config(**SHAPE | GROUPED, head_dim=6)), S2)
+    dropout = build(LlamaConfig(**SHAPE | GROUPED, attention_dropout=0.1))
     enable(dropout, S2)
-    with pytest.raises(ValueError, match="dropout"):
+    with pytest.raises(ValueError, match="a dropout of 0.1, .* set it to 0 in the model's config"):
         dropout(**given)
     one_head = build(LlamaConfig(**SHAPE, hidden_size=24, intermediate_size=20, num_attention_heads=1))
     with pytest.raises(ValueError, match="1 head is too few"):
@@ -449,6 +514,29 @@ def test_what_the_pattern_can_not_honour_is_refused():
     enable(ready, S2)
     with pytest.raises(ValueError, match="not a ready mask"):
         ready(input_ids=given["input_ids"], attention_mask=torch.zeros(3, 1, LENGTH, LENGTH))
+
+
+@pytest.mark.parametrize(
+    ("strange", "words"),
+    [
+        ({"softcap": 3.0}, "a soft cap of 3.0"),
+        ({"s_aux": torch.zeros(4)}, "sinks"),
+        ({"is_causal": False}, "no causal order"),
+    ],
+)
+def test_what_a_layer_asks_for_in_vain_is_named(strange, words):
+    attend = AttentionInterface()[register(S2, attend=shifted_sparse_attention, degree=1)]
+    q = torch.zeros(1, 4, 8, 6)
+    with pytest.raises(ValueError, match=f"the model's attention has {words}, .* take a base without"):
+        attend(torch.nn.Module().train(), q, q, q, None, **strange)
+
+
+def test_documents_that_see_each_other_elsewhere_than_in_the_attention_are_found():
+    for family in FAMILIES:
+        must_part_documents(build(FAMILIES[family]).eval())
+    hybrid = build(Lfm2Config(**SHAPE | GROUPED, layer_types=["conv", "full_attention"]))
+    with pytest.raises(ValueError, match="Lfm2ForCausalLM lets a document see another .* set fit.pairs_share to 0"):
+        must_part_documents(hybrid.eval())
 
 
 def test_a_mask_that_shows_the_future_is_refused():

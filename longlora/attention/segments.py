@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
+from transformers import PreTrainedConfig
 
 T = TypeVar("T")
 Shift = Literal["boundaries", "roll", "none"]
@@ -147,16 +148,20 @@ def document_ids(
     kv_length: int,
     mask_function: Callable[..., torch.Tensor],
     attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    config: PreTrainedConfig | None = None,
     device: torch.device | str = "cpu",
+    check_window: Callable[..., None] | None = None,
     **others: Any,  # transformers hands every mask function all it has
 ) -> torch.Tensor | None:
     """document_ids_BL, in place of a mask and in a mask's signature; None: one document per row and no padding.
 
     `mask_function(b, h, q, kv)` is transformers' description of a mask, element by element. A document begins where a token
-    does not see the one before it.
+    does not see the one before it; where one does not see all of its own, there is a sliding window of `local_size` tokens, which
+    `check_window` is asked about.
 
     Raises:
-        ValueError: there is a cache, or some token sees the one after it.
+        ValueError: there is a cache, or some token sees the one after it; or what `check_window` raises.
     """
     if q_length != kv_length:
         raise ValueError(
@@ -167,9 +172,17 @@ def document_ids(
     if bool(mask_function(row_B1, 0, before_1L, before_1L + 1).any()):
         raise ValueError("S2-Attn is causal, and this model lets some tokens see the ones after them")
     begins_BL = ~mask_function(row_B1, 0, before_1L + 1, before_1L).expand(batch_size, -1)
+    ids_BL = nn.functional.pad(begins_BL.cumsum(1), (1, 0))
+    taken = "sliding_attention" in (
+        getattr(config, "layer_types", None) or ["sliding_attention"]
+    )  # some are made for no layer
+    if check_window and taken and local_size and local_size < q_length:
+        far_1L = before_1L[:, : q_length - local_size]
+        hidden_BL = ~mask_function(row_B1, 0, far_1L + local_size, far_1L)
+        if bool((hidden_BL & (ids_BL[:, local_size:] == ids_BL[:, :-local_size])).any()):
+            check_window(local_size, length=q_length)
     if not begins_BL.any() and (attention_mask is None or attention_mask.all()):
         return None
-    ids_BL = nn.functional.pad(begins_BL.cumsum(1), (1, 0))
     return ids_BL if attention_mask is None else ids_BL.masked_fill(~attention_mask, -1)
 
 

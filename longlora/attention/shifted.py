@@ -12,6 +12,7 @@ Letters: B batch; L tokens of a row; T = B x L; H query heads; K key/value heads
 import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -166,7 +167,8 @@ def enable(model: PreTrainedModel, attention: Attention, *, attend: Attend | Non
     processes hold a sequence together, `attend` is how, and the model is given its `documents`: the ids of all its tokens.
 
     Raises:
-        ValueError: the model does not use transformers' attention interface, or has fewer than two heads to share out.
+        ValueError: the model does not use transformers' attention interface, has no fused attention to be measured in, or fewer
+            than two heads to share out.
     """
     heads = model.config.get_text_config().num_attention_heads
     if attention.pattern == "s2" and heads < 2:
@@ -176,6 +178,11 @@ def enable(model: PreTrainedModel, attention: Attention, *, attend: Attend | Non
     if model.config._attn_implementation != name:  # pyright: ignore[reportPrivateUsage]  # where transformers says it
         raise ValueError(
             f"{type(model).__name__} does not use transformers' attention interface, so S2-Attn cannot be set"
+        )
+    if not model._supports_sdpa:  # pyright: ignore[reportPrivateUsage]  # where transformers says it
+        raise ValueError(
+            f"{type(model).__name__} has no fused attention in transformers, such as its measures would take (soft caps and sinks "
+            "have none): take a base without"
         )
 
 
@@ -195,14 +202,61 @@ def disabled(model: PreTrainedModel) -> Generator[None]:
         model.set_attn_implementation(before)
 
 
+@torch.inference_mode()
+def must_part_documents(model: PreTrainedModel) -> None:
+    """Check that documents in one row (`position_ids` that start anew) know nothing of each other, in ordinary attention.
+
+    Raises:
+        ValueError: another first document changes what comes of the second.
+    """
+    device, vocabulary, half = model.device, model.config.get_text_config().vocab_size, 12
+    second_L = torch.arange(half, device=device)
+    firsts_BL = torch.stack([second_L + half, second_L.flip(0) + 2 * half])
+    tokens_BL = torch.cat([firsts_BL, second_L.expand(2, -1)], dim=1) % vocabulary
+    positions_BL = second_L.repeat(2, 2)
+    coarse = any(p.dtype == torch.bfloat16 for p in model.parameters())
+    # Two passes: experts of one row may round as the other's tokens have them.
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=coarse):
+        one, other = (
+            model(input_ids=t, position_ids=p, use_cache=False).logits[:, half:].float()
+            for t, p in zip(tokens_BL.split(1), positions_BL.split(1), strict=True)
+        )
+    if (one - other).abs().max() > (1e-2 if coarse else 1e-5) * one.abs().max():
+        raise ValueError(
+            f"{type(model).__name__} lets a document see another one in its sequence (it mixes tokens elsewhere than in its "
+            "attention, or does not look at position_ids): set fit.pairs_share to 0, and LONGLORA_SEQUENCE_PARALLEL to 1"
+        )
+
+
 def register(attention: Attention, *, attend: Attend, degree: int) -> str:
     """Make `attention` known to transformers; returns its name there. What differs has different names, so nothing is replaced."""
-    pattern = f"s2_{attention.shift}_{attention.group_ratio}" if attention.pattern == "s2" else "full_by_documents"
+    sparse = f"s2_{attention.shift}_{attention.group_ratio}_{attention.full_attention_last}"
+    pattern = sparse if attention.pattern == "s2" else "full_by_documents"
     # Upper case: transformers reads more into a name that contains 'flash' or 'sdpa'.
     name = f"{pattern}_{attention.backend.upper()}_{degree}"
     AttentionInterface.register(name, attention_function(attention, attend=attend, degree=degree))
-    AttentionMaskInterface.register(name, document_ids if degree == 1 else no_padding)
+    with_window = partial(document_ids, check_window=partial(check_window, attention=attention))
+    AttentionMaskInterface.register(name, with_window if degree == 1 else no_padding)
     return name
+
+
+def check_window(window: int, *, length: int, attention: Attention) -> None:
+    """Raises ValueError where queries would look back further in training than the model's sliding `window` lets them, be it only
+    in the last steps."""
+    size = group_size(length, attention.group_ratio)
+    null = "or set sliding_window: null in its config"
+    if window >= length:
+        return
+    if attention.pattern == "s2" and window < size:
+        raise ValueError(
+            f"the model looks back {window} tokens, less than a group of {min(size, length)}: lower "
+            f"attention.group_ratio to at most {window / length:.3g}, {null}"
+        )
+    if attention.pattern == "full" or attention.full_attention_last:
+        wanted = "attention.full_attention_last to 0" if attention.pattern == "s2" else "attention.pattern to s2"
+        raise ValueError(
+            f"the model looks back {window} tokens, and full attention would look back {length}: set {wanted}, {null}"
+        )
 
 
 def attention_function(
@@ -231,27 +285,50 @@ def attention_function(
         size = group_size(length, attention.group_ratio) if sparse else length
         if sparse and not module.training:
             raise ValueError("S2-Attn is for training; evaluate in full attention, inside `with disabled(model):`")
-        if dropout or softcap is not None or s_aux is not None or position_bias is not None or is_causal is False:
-            raise ValueError("S2-Attn is causal, and takes neither dropout, soft cap, sinks nor a position bias")
-        if sliding_window is not None and sliding_window < min(size, length):
-            raise ValueError(
-                f"the model looks back {sliding_window} tokens, less than a group of {min(size, length)}: lower "
-                f"attention.group_ratio to at most {sliding_window / length:.3g}, or set sliding_window: null in its config"
-            )
+        check_kind(
+            dropout=dropout, softcap=softcap, sinks=s_aux, position_bias=position_bias, non_causal=is_causal is False
+        )
+        if sliding_window is not None:  # a process of several is given no mask that would show it
+            check_window(sliding_window, length=length, attention=attention)
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(f"S2-Attn takes padding and documents, not a ready mask of {tuple(attention_mask.shape)}")
         if documents is None and degree > 1:
             raise ValueError(f"{type(module).__name__} is not given the `documents` of the whole sequence")
+        missing = query.shape[-1] - value.shape[-1]  # DeepSeek's values are narrower than its keys
         out_BLHD = attend(
             query,
             key,
-            value,
+            nn.functional.pad(value, (0, missing)) if missing > 0 else value,
             group_size=size,
             document_ids_BL=attention_mask if documents is None else documents,
             scaling=scaling,
             shift=attention.shift if sparse else "none",
             backend=attention.backend,
         )
-        return out_BLHD, None
+        return out_BLHD[..., : value.shape[-1]], None
 
     return forward
+
+
+def check_kind(
+    *,
+    dropout: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+    position_bias: torch.Tensor | None,
+    non_causal: bool,
+) -> None:
+    """Raises ValueError: the model's attention has something that S2-Attn does not compute."""
+    if dropout:
+        raise ValueError(
+            f"the model's attention has a dropout of {dropout:g}, which S2-Attn does not compute: set it to 0 in the model's config"
+        )
+    found = {
+        f"a soft cap of {softcap}": softcap is not None,
+        "sinks": sinks is not None,
+        "a position bias": position_bias is not None,
+        "no causal order": non_causal,
+    }
+    if any(found.values()):
+        said = ", ".join(what for what, there in found.items() if there)
+        raise ValueError(f"the model's attention has {said}, which S2-Attn does not compute: take a base without")

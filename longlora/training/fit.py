@@ -26,7 +26,7 @@ from transformers import (
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from longlora.attention.groups import group_size
-from longlora.attention.shifted import Attention, enable
+from longlora.attention.shifted import Attention, disabled, enable, must_part_documents
 from longlora.data.packing import training_blocks
 from longlora.model.adapter import Adapter, attach, save, trained_parameters
 from longlora.model.position import Position, extend
@@ -139,11 +139,14 @@ def train(
         settings, checkpoints=checkpoints, accumulation=micro_batches, zero=zero, degree=ranks.degree
     )  # meets the other processes
     with checkpoint_lock(checkpoints, first=ranks.rank == 0, device=args.device):
-        restore_head = chunk_loss(causal_model(model), chunk=settings.loss_chunk)
-        if settings.mlp_tile:
-            tile_mlp(model, tile=settings.mlp_tile)
         attend = attention_over(model, ranks)
         attend(attention)
+        with disabled(causal_model(model)):
+            if settings.pairs_share or ranks.degree > 1:
+                must_part_documents(causal_model(model))
+            restore_head = chunk_loss(causal_model(model), chunk=settings.loss_chunk)
+        if settings.mlp_tile:
+            tile_mlp(model, tile=settings.mlp_tile)
         trainer = LongTrainer(
             model=model,
             train_dataset=blocks if ranks.degree == 1 else SequenceShards(blocks, ranks, length=position.context),
