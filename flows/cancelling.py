@@ -21,7 +21,7 @@ LOOK = 3.0  # seconds between two looks at the flow run's state
 
 
 @contextmanager
-def watched() -> Iterator[threading.Event]:
+def cancellable() -> Iterator[threading.Event]:
     """Be ended by SIGTERM if somebody cancels this flow run; the event says that it was that."""
     cancelled, over = threading.Event(), threading.Event()
     run = UUID(str(flow_run.get_id()))

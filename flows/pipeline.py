@@ -105,7 +105,7 @@ def pipeline(
 def pipeline_of(state: workspace.Snapshot, promote: bool = False, anyway: bool = False) -> str | State[None]:
     """The same for a snapshot that was made before, whatever its files have become since, in a process that no worker would end
     if the run is cancelled. Returns the run's key."""
-    with cancelling.watched() as cancelled:
+    with cancelling.cancellable() as cancelled:
         try:
             return run_snapshot(workspace.project(Path.cwd()), state, anyway=anyway, promote=promote)
         except (TerminationSignal, InterruptedStageError):

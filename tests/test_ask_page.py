@@ -218,7 +218,7 @@ def test_an_answer_on_a_document_that_was_replaced_is_dropped(monkeypatch, raw, 
     monkeypatch.setattr(ask_page.Visit, "show", lambda visit, *span: shows.append(span))
 
     async def replaced():
-        visit = ask_page.Visit(ask_page.Host("m", MagicMock(), MagicMock(), 12, None))
+        visit = ask_page.Visit(ask_page.Shared("m", MagicMock(), MagicMock(), 12, None))
         visit.encoding.value, visit.question.value, visit.send = "utf-8", QUESTIONS[0], MagicMock()
         visit.talk = MagicMock()
         await visit.take(sent(TEXT.encode()))

@@ -30,7 +30,7 @@ WAYS: dict[TooLong, str] = {"refuse": "refuse it", "truncate": "read its beginni
 
 
 @dataclass(frozen=True)
-class Host:
+class Shared:
     """What all tabs share."""
 
     name: str
@@ -48,12 +48,12 @@ def serve_page(folder: Path, *, name: str, port: int, max_new_tokens: int, promp
         ValueError: there is no model or tokenizer.
     """
     logging.disable_progress_bar()
-    host = Host(name, open_model(folder), open_tokenizer(folder), max_new_tokens, prompt)
+    shared = Shared(name, open_model(folder), open_tokenizer(folder), max_new_tokens, prompt)
     # A page elsewhere whose name is made to point here has another Host, and is turned away.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[LOOPBACK, "localhost"])
     app.on_startup(lambda: print(f"ask at http://{LOOPBACK}:{port} (Ctrl-C ends it)", flush=True))
     ui.run(
-        lambda: Visit(host),
+        lambda: Visit(shared),
         host=LOOPBACK,
         port=port,
         title="Ask a document",
@@ -72,8 +72,8 @@ class LeftError(Exception):
 class Visit:
     """One tab: a document on the desk, and the questions on it."""
 
-    def __init__(self, host: Host) -> None:
-        self.host, self.client = host, ui.context.client
+    def __init__(self, shared: Shared) -> None:
+        self.shared, self.client = shared, ui.context.client
         self.document: Document | None = None
         self.evidence: Evidence | None = None
         self.desk: Desk | None = None
@@ -82,8 +82,8 @@ class Visit:
         with ui.element("div").classes("sheet"):
             with ui.element("header"):
                 ui.label("Ask a document").classes("title")
-                context = int(host.model.config.get_text_config().max_position_embeddings)
-                ui.label(f"{host.name} · reads {context:,} tokens").classes("faint")
+                context = int(shared.model.config.get_text_config().max_position_embeddings)
+                ui.label(f"{shared.name} · reads {context:,} tokens").classes("faint")
             with ui.element("section").classes("document"):
                 self.lay_out_document()
             with ui.element("section").classes("talk"):
@@ -149,17 +149,17 @@ class Visit:
         """The document on a new desk, in the chosen way; what does not go is said."""
         if self.document is None:
             return
-        host, document, way = self.host, self.document, self.way.value
+        shared, document, way = self.shared, self.document, self.way.value
         said, self.desk = "", None
         try:
             desk = await run.io_bound(
                 Desk,
-                host.model,
-                tokenizer=host.tokenizer,
+                shared.model,
+                tokenizer=shared.tokenizer,
                 text=document.text,
-                max_new_tokens=host.max_new_tokens,
+                max_new_tokens=shared.max_new_tokens,
                 too_long=way,
-                prompt=host.prompt,
+                prompt=shared.prompt,
             )
         except ValueError as error:
             desk, said = None, str(error)
@@ -214,7 +214,7 @@ class Visit:
         self.follow()
         ticking = ui.timer(TICK, lambda: said.set_text("".join(parts).lstrip() or "…"))
         try:
-            async with self.host.turn:
+            async with self.shared.turn:
                 answer = await run.io_bound(desk.ask, question, say=tell)
             passage = evidence.passage(question, answer.text, within=answer.window) if answer else None
         except LeftError:
