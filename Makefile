@@ -6,13 +6,14 @@ AUDIT_URL ?= https://api.osv.dev/v1/query
 
 .PHONY: demo smoke test chaos long lint audit bench experiments install clean
 
+# Two stages at once, where they do not wait for each other: two measures of so small a model fill two cores better than one does.
 demo: install
-	$(BIN)/longlora run
+	LONGLORA_JOBS=2 LONGLORA_GPU_SLOTS=2 $(BIN)/longlora run
 	$(BIN)/longlora promote
 
 # The whole pipeline once more, as small as it gets: that it runs, not that the model is good.
 smoke: install
-	$(BIN)/longlora run --set fit.steps=2 --set blocks.recall.count=8 --set perplexity.samples=2 --set passkey.samples=1
+	LONGLORA_JOBS=2 LONGLORA_GPU_SLOTS=2 $(BIN)/longlora run --set fit.steps=2 --set blocks.recall.count=8 --set perplexity.samples=2 --set passkey.samples=1
 
 # Two at a time, a file of tests by one process; a thread each, for more would fight over the cores.
 test: install

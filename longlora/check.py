@@ -193,7 +193,7 @@ def lengths_of_the_gate(
             measure, *_, at = path.split("/")
             lengths = measured.get(MEASURES.get(measure, ""), [])
             key = f"{MEASURES.get(measure)}.lengths"
-            length = {"target": context, "long": context, "window": window, "short": window}.get(at)
+            length = {"target": context, "long": context, "window": window, "lowest": window, "short": window}.get(at)
             if at.isdecimal():
                 length = int(at)
             if not lengths or length is None or (key, length) in told:
@@ -201,7 +201,7 @@ def lengths_of_the_gate(
             told.add((key, length))
             here = f"{key} = {lengths}"
             why = f"which the gate's rule '{rule.name}' asks for"
-            inside = at in ("window", "short")
+            inside = at in ("window", "lowest", "short")
             if inside and min(lengths) > length:
                 yield f"{here} has none up to the base's window, {length}, {why}: add {length}"
             elif not inside and length not in lengths:

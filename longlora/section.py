@@ -117,7 +117,6 @@ def call(stage: Callable[..., None], paths: list[str], params: dict[str, Any]) -
 def run(stage: Callable[..., None]) -> None:
     """Entry point of every stage. A mistake of the user's ends in one line and status 2; a defect of ours in a traceback."""
     gc.freeze()  # what was imported stays: nothing looks through it for garbage again, at the interpreter's end a second long
-    gc.enable()
     try:
         call(stage, sys.argv[1:], read_params(Path("params.yaml")))
     except (ValueError, OSError) as error:

@@ -1,5 +1,6 @@
 """What is trained, what is saved, and that stock peft gets the same model back."""
 
+import copy
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from specimens import ADAPTER, llama
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, StableLmConfig, StableLmForCausalLM
 
 from longlora.model.adapter import Adapter, attach, save, trained_parameters
 
@@ -92,6 +93,24 @@ def test_a_model_with_other_names_is_served_too(tmp_path):
     )
     save(adapted, tmp_path / "adapter")
     assert "base_model.model.gpt_neox.embed_in.weight" in load_file(tmp_path / "adapter/adapter_model.safetensors")
+
+
+def test_a_norm_that_is_called_as_a_layer_is_trained_and_the_layer_is_not(tmp_path):
+    """StableLM 2 has a norm for each head, in a list."""
+    torch.manual_seed(0)
+    base = StableLmForCausalLM(
+        StableLmConfig(vocab_size=90, hidden_size=32, intermediate_size=40, num_hidden_layers=2, qk_layernorm=True)
+    )
+    before = copy.deepcopy(base)
+    model = nudged(attach(base, ADAPTER))
+    kinds = {
+        name.split(".modules_to_save")[0].split(".")[-1] for name in trained_parameters(model) if "lora" not in name
+    }
+    assert kinds == {*map(str, range(32)), "embed_tokens", "input_layernorm", "post_attention_layernorm", "norm"}
+    assert not any(".mlp." in name or "q_proj.weight" in name for name in trained_parameters(model))
+    save(model, tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(before, tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(loaded), logits(model))
 
 
 def test_a_target_that_is_not_there_is_named_with_the_nearest():

@@ -9,7 +9,9 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from specimens import folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from longlora.model import integrity
 from longlora.model.backbone import Backbone, fetch, find_gguf, sha256
+from longlora.model.merge import write
 from longlora.section import raised_here
 
 
@@ -45,6 +47,27 @@ def test_a_missing_folder_and_a_pickle_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no \*.safetensors; weights in other formats .* are pickles"):
         fetch(source(tmp_path / "pickled"), out=tmp_path / "base")
     assert not (tmp_path / "base").exists()
+
+
+def test_weights_with_an_adapter_beside_them_are_refused(tmp_path):
+    place = folder(tmp_path / "mine")
+    (place / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds an adapter .* merge the two, or take it away"):
+        fetch(source(place), out=tmp_path / "base")
+    assert not (tmp_path / "base").exists()
+
+
+def test_a_tokenizer_in_files_of_older_names_reaches_the_merged_model(tmp_path):
+    place = folder(tmp_path / "mine")
+    raw = json.loads((place / "tokenizer.json").read_text())["model"]
+    (place / "tokenizer.json").unlink()
+    (place / "vocab.json").write_text(json.dumps(raw["vocab"]))
+    (place / "merges.txt").write_text("".join(f"{a} {b}\n" for a, b in raw["merges"]))
+    marks = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<eos>", "model_max_length": 64}
+    (place / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer", **marks}))
+    fetch(source(place), out=tmp_path / "base")
+    write(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), base=tmp_path / "base", out=tmp_path / "merged")
+    assert integrity.tokenizer(tmp_path / "base", extended=tmp_path / "merged").value
 
 
 def test_the_one_gguf_file_of_an_installed_package_is_found(tmp_path, monkeypatch):

@@ -157,6 +157,18 @@ def test_a_held_out_document_that_is_trained_on_is_refused_whatever_stands_aroun
     refuse_twins([t[: len(t) // 2] for t in trained], held_out, marks=marks)  # less than half of it
 
 
+def test_a_text_that_is_held_out_twice_is_refused_for_an_interval_would_count_it_twice():
+    generator = np.random.default_rng(1)
+    text, other, trained = (generator.integers(2, 300, 400) for _ in range(3))
+    twice = {"other": other, "text": text, "again": np.concatenate([other[:90], text])}
+    with pytest.raises(
+        ValueError, match=r"^2 of 3 held-out documents stand in others of them, .* text first \(100% of it\): "
+    ):
+        refuse_twins([trained], twice, marks=[])
+    refuse_twins([trained], twice | {"again": np.concatenate([text[:90], trained[:90] + 300])}, marks=[])
+    refuse_twins([trained], {"short": text[:9], "as short": text[:9], "none": text[:0]}, marks=[])
+
+
 def test_runs_are_the_same_wherever_they_stand_and_else_differ():
     tokens = np.random.default_rng(1).integers(2, 300, 200)
     whole = runs(tokens, marks=[None, 1])

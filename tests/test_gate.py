@@ -181,6 +181,10 @@ BAD = {
         {"every score is a number": "1 scores are not numbers, perplexity/extended/1024 first",
          "it reads long texts as well as the base reads short ones": "perplexity/extended/1024 is not a number"},
     ),
+    "read worse than the base reads before it breaks, which its config does not say": (
+        {"nats": changed(NATS, at_4096=1.58), "facts": FACTS | {"window": {"value": 1024, "reason": "says the config"}}},
+        {"it reads long texts as well as the base reads short ones": "1.363 (1.363 to 1.363) x perplexity/base/512"},
+    ),
     "read worse in the middle": (
         {"nats": changed(NATS, at_1024=1.27 + math.log(1.08))},
         {"it reads long texts as well as the base reads short ones": "perplexity/extended/1024 is 3.632, 1.08"},
@@ -280,6 +284,23 @@ def test_a_ratio_of_places_that_differ_is_not_taken(tmp_path):
     assert "(with its interval" in verdict_of(folder, **rule)[1]
 
 
+def test_a_ratio_beyond_any_number_is_refused_as_too_high(tmp_path):
+    folder = write(tmp_path / "s")
+    file = folder / "perplexity/extended.csv"
+    head, *rows = file.read_text().splitlines()
+    file.write_text(
+        "\n".join([head, *(f"{row.rpartition(',')[0]},{TOKENS * 1e4 + i % 3}" for i, row in enumerate(rows))])
+    )
+    passed, reason = verdict_of(
+        folder,
+        metric="perplexity/extended/4096",
+        at_most=1.0,
+        times="perplexity/yarn/4096",
+        with_interval=True,
+    )
+    assert not passed and "(inf to inf) x perplexity/yarn/4096" in reason
+
+
 def test_an_uncertain_ratio_is_refused_though_its_value_holds(tmp_path):
     folder = write(tmp_path / "s")
     file = folder / "perplexity/extended.csv"
@@ -299,6 +320,12 @@ def test_window_is_the_longest_scored_length_inside_the_bases(tmp_path):
     assert (
         "passkey/base/1024 is 0.3"
         in verdict_of(write(tmp_path / "a", facts=facts), metric="passkey/base/window", at_least=1)[1]
+    )
+    assert verdict_of(tmp_path / "a", metric="passkey/base/lowest", at_least=1)[1].startswith(
+        "passkey/base/1024 is 0.3,"
+    )
+    assert verdict_of(tmp_path / "a", metric="perplexity/base/lowest", at_least=1)[1].startswith(
+        "perplexity/base/512 is"
     )
     facts = FACTS | {"window": {"value": 511, "reason": "of the base"}}
     passed, reason = verdict_of(write(tmp_path / "b", facts=facts), metric="passkey/base/window", at_least=0)

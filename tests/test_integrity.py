@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from longlora.model.integrity import logits, measure
+from longlora.model.integrity import logits, measure, trained
 from longlora.model.position import Position, extend
 from longlora.model.seal import seal
 from longlora.report.gate import Gate, judge
@@ -102,6 +102,13 @@ def truncate(folder: Path, keep: int) -> None:
     file.write_bytes(file.read_bytes()[:keep])
 
 
+def edit_normalizer(folder: Path, base: Path) -> None:
+    """The vocabulary, the special tokens and the ids of the probe stay."""
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    raw["normalizer"] = {"type": "Replace", "pattern": {"String": "market"}, "content": "fair"}
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+
+
 def copy_base_weights(folder: Path, base: Path) -> None:
     shutil.copyfile(base / "model.safetensors", folder / "model.safetensors")
 
@@ -136,6 +143,7 @@ BAD = {
         "tokenizer",
         "other vocabulary, other ids of a probe text",
     ),
+    "tokenizer with other rules": (edit_normalizer, "tokenizer", "not the base's tokenizer: other rules"),
     "tokenizer broken": (lambda f, b: (f / "tokenizer.json").write_text("{"), "tokenizer", "does not open"),
 }  # fmt: skip
 
@@ -174,6 +182,20 @@ def test_a_broken_folder_is_refused_by_the_rule_that_is_meant_for_it(kind, base,
     refused = {r["name"]: r["reason"] for r in verdict["rules"] if not r["passed"]}
     assert not verdict["passed"]
     assert reason in refused[FACTS[fact]]
+
+
+def test_a_base_that_is_only_rounded_was_not_trained(base, tmp_path):
+    """A config may name fewer bits than its weights have; the merge writes as many as it names."""
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(tmp_path / "rounded")
+    assert not trained(base, extended=tmp_path / "rounded", prefix="model.").value
+
+
+def test_weights_are_compared_with_those_of_a_base_that_was_saved_without_its_head(base, extended, tmp_path):
+    shutil.copytree(base, tmp_path / "headless")
+    tensors = {name.removeprefix("model."): t for name, t in load_file(base / "model.safetensors").items()}
+    save_file(tensors, tmp_path / "headless/model.safetensors", metadata={"format": "pt"})
+    fact = measure(tmp_path / "headless", extended=extended, position=POSITION)["integrity"]["trained"]
+    assert fact["reason"].startswith("1 of 21 tensors differ")
 
 
 @pytest.mark.parametrize("method", ["none", "linear", "ntk", "dynamic", "yarn", "llama3"])

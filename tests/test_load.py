@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from longlora.evaluation.answer import answers
 from longlora.evaluation.passkey import measure
 from longlora.model.load import SMALL, gpus, must_reach, open_model, open_tokenizer, spread
 from longlora.stages import passkey as stages_passkey
@@ -151,3 +152,25 @@ def test_of_several_processes_each_takes_its_own_gpu_which_may_be_the_only_one_i
     for count, own in ((4, 3), (1, 0)):
         monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
         assert gpus() == {"": own}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_whose_tokens_see_those_after_them_is_refused(tied, tmp_path):
+    """Its perplexity and its keys would be splendid: both are scored in one pass, in which the answer stands."""
+    place = folder(tmp_path / "seer", tied=tied)
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config | {"is_causal": False}))
+    with pytest.raises(ValueError, match="seer is no causal one: its tokens see those after them.*is_causal in its"):
+        open_model(place)
+
+
+def test_a_publishers_wishes_for_answers_are_left_out_but_for_the_end_marks(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "wishful")
+    file = tmp_path / "wishful/generation_config.json"
+    prompt, asked = [[3, 4, 5, 6, 7, 8]], {"max_new_tokens": [9]}
+    plain = answers(open_model(whole), prompts=prompt, **asked)
+    wishes = {"repetition_penalty": 9.0, "suppress_tokens": plain[0][:1], "num_beams": 3, "eos_token_id": [1, 2]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | wishes))
+    model = open_model(tmp_path / "wishful")
+    assert model.generation_config.eos_token_id == [1, 2]
+    assert answers(model, prompts=prompt, **asked) == plain

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from specimens import llama
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, GraniteConfig, PhiConfig, Qwen3MoeConfig
 
 from longlora.training.loss import chunk_loss, chunked_cross_entropy
 
@@ -73,11 +73,51 @@ def test_the_head_comes_back():
     torch.testing.assert_close(model(input_ids=tokens_BL).logits, before)
 
 
-def test_a_model_that_caps_its_logits_is_refused():
+SIZES = {"vocab_size": 90, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "head_dim": 8}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Qwen3MoeConfig(**SIZES, **HEADS, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=24),
+        PhiConfig(**SIZES, **HEADS),
+        GraniteConfig(**SIZES, **HEADS, logits_scaling=8.0),
+    ],
+    ids=["the vocabulary's size by its place", "a bias in the head", "scaled logits"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_is_the_models_own_in_every_family(config, dtype):
     torch.manual_seed(0)
-    sizes = {"vocab_size": 90, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "head_dim": 8}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    model = Gemma2ForCausalLM(Gemma2Config(**sizes, **heads, final_logit_softcapping=2.0))
-    torch.nn.init.normal_(model.model.embed_tokens.weight)
-    with pytest.raises(ValueError, match="Gemma2ForCausalLM changes its logits after the head"):
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    tokens_BL = torch.randint(90, (2, 33))
+    plain = model(input_ids=tokens_BL, labels=tokens_BL, num_items_in_batch=torch.tensor(64)).loss
+    chunk_loss(model, chunk=10)
+    chunked = model(input_ids=tokens_BL, labels=tokens_BL, num_items_in_batch=torch.tensor(64)).loss
+    torch.testing.assert_close(chunked.double(), plain.double(), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=0)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0])
+def test_a_model_that_caps_its_logits_is_refused(scale):
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(Gemma2Config(**SIZES, **HEADS, final_logit_softcapping=2.0))
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=scale)
+    with pytest.raises(ValueError, match="Gemma2ForCausalLM caps its logits at 2, .* null in its config"):
+        chunk_loss(model, chunk=10)
+
+
+def test_a_model_that_changes_its_logits_otherwise_is_refused(monkeypatch):
+    model = llama()
+    own = type(model).forward
+
+    def forward(self, *args, **given):
+        head = self.get_output_embeddings()
+        with head.register_forward_hook(lambda module, inputs, logits: logits.sin()):
+            return own(self, *args, **given)
+
+    monkeypatch.setattr(type(model), "forward", forward)
+    with pytest.raises(ValueError, match="LlamaForCausalLM changes its logits after the head"):
         chunk_loss(model, chunk=10)

@@ -239,6 +239,7 @@ def test_keys_depend_on_seed_and_cell_only():
     ("changes", "rule"),
     [
         ({"depths": [0.5, 1.1]}, "from 0 to 1"),
+        ({"depths": [0.501, 0.502]}, "two digits behind the point"),
         ({"lengths": [350, 350]}, "stands twice"),
         ({"lengths": []}, "at least 1"),
         ({"prompt": "base"}, "plain"),

@@ -11,13 +11,20 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
 
 from longlora.attention.groups import group_size
 from longlora.model.adapter import Adapter, attach
 from longlora.planning import cost, hardware, plan
 from longlora.planning.activations import activations, layer_bytes
-from longlora.planning.cost import Shape, Workload, forward_flops, trained_parameters
+from longlora.planning.cost import LIKE_LLAMA, Shape, Workload, forward_flops, trained_parameters
 from longlora.planning.hardware import GPUS, Hardware, memory
 from longlora.planning.plan import estimate, lines, shape_named, workload_from_params
 from longlora.section import read_params
@@ -638,11 +645,47 @@ def test_hardware_that_contradicts_itself_is_refused(gpu, fields, words):
         ({"hidden_size": None}, "lacks hidden_size"),
         ({"num_local_experts": 8, "model_type": "mixtral"}, "not mixtral"),
         ({"model_type": "gpt_neox"}, "not gpt_neox"),
+        ({"model_type": "starcoder2"}, "not starcoder2"),  # two matrices in the feed-forward
+        ({"model_type": "falcon_h1"}, "not falcon_h1"),  # a state space beside the attention
+        ({"model_type": "minicpm3"}, "not minicpm3"),  # latent attention
+        ({"model_type": "ernie4_5_moe"}, "not ernie4_5_moe"),  # experts by another name
     ],
 )
 def test_architectures_the_plan_does_not_know_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         Shape.from_config({**CONFIGS["meta-llama/Llama-2-7b-hf"], **changes})
+
+
+@pytest.mark.parametrize("family", LIKE_LLAMA)
+def test_a_family_has_the_parameters_and_the_matrices_that_the_plan_says(family):
+    sizes = {"vocab_size": 3000, "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 3}
+    config = CONFIG_MAPPING[family](**sizes, num_attention_heads=4, num_key_value_heads=2, pad_token_id=0)
+    config.head_dim = 16
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    said = {
+        key: value for key, value in config.to_dict().items() if key != "tie_word_embeddings"
+    }  # which hubs leave out
+    shape = Shape.from_config(said)
+    assert shape.parameters == pytest.approx(sum(p.numel() for p in model.parameters()), rel=0.01)
+    linears = {
+        name.rpartition(".")[2] for name, m in model.base_model.named_modules() if isinstance(m, torch.nn.Linear)
+    }
+    assert shape.targets.keys() == linears
+
+
+@pytest.mark.parametrize("targets", [["qkv_proj", "o_proj"], ["gate_up_proj", "down_proj"]])
+def test_adapters_of_fused_matrices_are_counted_as_peft_makes_them(targets):
+    sizes = {"vocab_size": 90, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "pad_token_id": 0}
+    model = Phi3ForCausalLM(Phi3Config(**sizes, num_attention_heads=4, num_key_value_heads=2))
+    fields = {"method": "lora", "quantized": None, "rank": 8, "alpha": 16.0, "dropout": 0.0, "trainable": ["norms"]}
+    adapted = attach(model, Adapter(**fields, target_modules=targets))
+    work = workload(rank=8, target_modules=tuple(targets), trainable=("norms",), context=512)
+    shape = Shape.from_config(model.config.to_dict())
+    assert trained_parameters(shape, workload=work) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    estimate(shape, work, node())
+    with pytest.raises(ValueError, match="no matrix 'q_proj'; did you mean 'qkv_proj'"):
+        estimate(shape, work.model_copy(update={"target_modules": ("q_proj",)}), node())
 
 
 def test_an_unknown_model_is_refused_with_the_nearest():

@@ -12,9 +12,13 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedConfig,
     Qwen3Config,
 )
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longlora.model.position import Position, extend
 
@@ -170,6 +174,52 @@ def test_only_the_rotated_share_of_a_head_counts():
     composed = extend(extend(base, method="linear", context=240), method="yarn", context=CONTEXT)
     halved = [f * WINDOW / 240 for f in plain(d=d)]
     assert rotation(composed)[0] == pytest.approx(by_turns(halved, window=240, s=2, slow=1, fast=32), rel=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("linear", [f / S for f in plain()]),
+        ("ntk", plain(THETA * S ** (DIM / (DIM - 2)))),
+        ("yarn", by_turns(plain(), window=WINDOW, s=S, slow=1, fast=32)),
+        ("llama3", by_turns(plain(), window=WINDOW, s=S, slow=1, fast=4)),
+    ],
+)
+def test_phi3_takes_a_method_frequency_by_frequency(method, expected, tmp_path):
+    """Its config refuses every kind but longrope, and only when it is saved."""
+    sizes = {
+        "vocab_size": 11,
+        "hidden_size": 2 * DIM,
+        "intermediate_size": 20,
+        "num_hidden_layers": 1,
+        "pad_token_id": 0,
+    }
+    base = Phi3Config(
+        **sizes,
+        num_attention_heads=2,
+        max_position_embeddings=WINDOW,
+        original_max_position_embeddings=WINDOW,
+        rope_parameters={"rope_theta": THETA, "rope_type": "default"},
+    )
+    extended = extend(base, method=method, context=CONTEXT)
+    extended.save_pretrained(tmp_path)
+    found = AutoConfig.from_pretrained(tmp_path)
+    assert (found.rope_parameters, found.max_position_embeddings) == (extended.rope_parameters, CONTEXT)
+    rotary = Phi3ForCausalLM(found).model.rotary_emb
+    assert rotary.inv_freq.double().tolist() == pytest.approx(expected, rel=2e-6)
+    assert rotary.attention_scaling == pytest.approx(warmth(S) if method == "yarn" else 1)
+    with pytest.raises(ValueError, match="'dynamic' is none that a phi3 model takes: .*must be one of"):
+        extend(base, method="dynamic", context=CONTEXT)
+
+
+def test_a_config_that_leaves_the_width_of_a_head_open_is_extended_too():
+    base = MixtralConfig(hidden_size=48, num_attention_heads=2, max_position_embeddings=WINDOW)
+    assert base.head_dim is None
+    yarn = extend(base, method="yarn", context=CONTEXT)
+    found, _ = ROPE_INIT_FUNCTIONS["yarn"](yarn)
+    assert found.tolist() == pytest.approx(
+        yarn_by_index(window=WINDOW, s=S, theta=base.rope_parameters["rope_theta"]), rel=2e-6
+    )
 
 
 def test_the_window_of_a_yarn_base_is_its_original_window_times_its_factor():

@@ -17,6 +17,7 @@ from longlora.asking.asking import Desk
 from longlora.asking.sinks import Dialogue
 from longlora.data.dialogue import tokenised
 from longlora.data.instructions import Turn
+from longlora.data.prompt import frame
 from longlora.evaluation import longeval, longqa, passkey, ruler
 from longlora.model.load import open_tokenizer
 from longlora.model.template import authors_template
@@ -106,3 +107,11 @@ def test_prompts_have_the_ids_that_they_always_had(tokenizer, kind):
     assert len({*map(str, made)}) == len(made)
     said = hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16]
     assert said == PINNED[tokenizer.__name__, kind]
+
+
+@pytest.mark.parametrize("said", ["", "{{ m.content }} {{ m.content }}"])
+def test_a_template_that_does_not_say_the_users_words_once_is_refused(said):
+    made = pairs_of_bytes()
+    made.chat_template = f"{{% for m in messages %}}{said}{{% endfor %}}"
+    with pytest.raises(ValueError, match="says the user's words once, as they are, and this one says them [02] times"):
+        frame(made, "chat", plain=" ")

@@ -1,6 +1,7 @@
 """The report says what the scores say, all of it inside its own files, and says it the same way again."""
 
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -398,7 +399,7 @@ def test_the_card_tells_recipe_lineage_and_limits(good):
 def test_retrieval_reaches_the_last_length_before_the_first_failure():
     def model(*values: float | None) -> Model:
         found = {2**i: Figure(v, v, v) for i, v in enumerate(values)}
-        return Model("m", {"passkey": found}, depths={}, needles={}, questions={}, positions={})
+        return Model("m", {"passkey": found}, depths={}, needles={}, questions={}, positions={}, by_yarn={})
 
     assert model(1.0, 0.8, 0.9).retrieves_to() == 4
     assert model(1.0, 0.79, 1.0).retrieves_to() == 1
@@ -439,6 +440,29 @@ def test_pictures_are_pictures_without_a_date(good):
         with Image.open(good / f"{name}.png") as picture:
             assert min(picture.size) > 400
             assert not {key.lower() for key in picture.info} & {"software", "date", "creation time"}
+
+
+def test_perplexity_by_untrained_yarns_is_of_the_same_places(tmp_path):
+    paths = inputs(tmp_path)
+    nats = {"yarn": (300.0, 200.0, 250.0), "extended": (290.0, 199.0, 240.0), "base": (900.0, 950.0, 910.0)}
+    for label, places in nats.items():
+        rows = [f"480,{document},{document},100,{value}" for document, value in enumerate(places)]
+        (tmp_path / f"scores/perplexity/{label}.csv").write_text(
+            "\n".join(["length,document,end,tokens,nats", *rows]) + "\n"
+        )
+    stage(**paths, reports=tmp_path / "reports")
+    assert "Perplexity by untrained YaRN" in (tmp_path / "reports/index.html").read_text()
+    ratios = gather(paths.pop("scores"), **paths).model("extended").by_yarn
+    assert list(ratios) == [480]
+    # (-10 - 1 - 10) / 300 nats a token; Student's t of two degrees of freedom, the documents' excesses -3, 6 and -3
+    middle, reach = -0.07, 4.302653 * (3 / 2 * 54) ** 0.5 / 300
+    assert ratios[480].value == pytest.approx(math.exp(middle))
+    assert (ratios[480].low, ratios[480].high) == pytest.approx((math.exp(middle - reach), math.exp(middle + reach)))
+    # no better and no worse, with one document: a scale still, and no bar
+    for label in ("yarn", "extended"):
+        (tmp_path / f"scores/perplexity/{label}.csv").write_text("length,document,end,tokens,nats\n480,0,0,100,300\n")
+    stage(**paths, scores=tmp_path / "scores", reports=tmp_path / "even")
+    assert (tmp_path / "even/by_yarn.png").is_file()
 
 
 @pytest.mark.parametrize(

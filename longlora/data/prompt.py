@@ -74,14 +74,19 @@ def chat_turn(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """What the chat template writes before and after a user's words, the model's turn opened.
 
     Raises:
-        ValueError: the tokenizer has no chat template.
+        ValueError: the tokenizer has no chat template, or one that does not say a user's words once, as they are.
     """
     if not tokenizer.chat_template:
         raise ValueError("prompt = chat needs a tokenizer with a chat template, and this one has none: use plain")
     words = "THE-WORDS-OF-THE-USER"
     turn = [{"role": "user", "content": words}]
-    before, after = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)).split(words)
-    return before, after
+    parts = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)).split(words)
+    if len(parts) != 2:
+        raise ValueError(
+            f"prompt = chat needs a chat template that says the user's words once, as they are, and this one says them "
+            f"{len(parts) - 1} times: use plain"
+        )
+    return parts[0], parts[1]
 
 
 def hidden(lines: list[list[int]], *, hay: list[int], start: int, cuts: list[int], length: int) -> list[int]:

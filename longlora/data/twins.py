@@ -1,4 +1,4 @@
-"""Held-out documents that are trained on as well, found word for word and refused."""
+"""Held-out documents that are trained on as well, or held out twice, found word for word and refused."""
 
 import numpy as np
 
@@ -7,25 +7,42 @@ RUN = 50
 BASE = 0x9E3779B97F4A7C15
 """Of the hashes of runs: odd, so that it has an inverse; 2 ** 64 over the golden ratio."""
 TWIN = 0.5
-"""Of a held-out document's runs, the share that may not stand in training documents."""
+"""Of a held-out document's runs, the share that may not stand in training documents, or in another held-out one."""
 
 
 def refuse_twins(trained: list[np.ndarray], held_out: dict[str, np.ndarray], *, marks: list[int | None]) -> None:
-    """Raise ValueError where half of a held-out document stands in training documents, word for word; `marks` are no words."""
+    """Raise ValueError where half of a held-out document stands in training documents, or in another held-out one, word for word;
+    `marks` are no words."""
     apart = {name: runs(tokens, marks=marks) for name, tokens in held_out.items()}
-    known = np.unique(np.concatenate(list(apart.values())))
+    known, holders = np.unique(np.concatenate([np.unique(own) for own in apart.values()]), return_counts=True)
     seen = np.zeros(len(known), dtype=bool)
     for tokens in trained:
         found = runs(tokens, marks=marks)
         at = np.searchsorted(known, found).clip(max=len(known) - 1)
         seen[at[known[at] == found]] = True
-    shares = {name: seen[np.searchsorted(known, own)].mean() for name, own in apart.items()}
-    twins = [name for name, share in shares.items() if share >= TWIN]
-    if twins:
+    if twins := mostly(seen, known=known, of=apart):
         raise ValueError(
-            f"{len(twins)} of {len(held_out)} held-out documents are also trained on, word for word, {twins[0]} first "
-            f"({shares[twins[0]]:.0%} of it): leave them out of one side"
+            f"{len(twins)} of {len(held_out)} held-out documents are also trained on, word for word, {first(twins)}: leave them "
+            "out of one side"
         )
+    # A single run is all of a document that is too short for any window.
+    longer = {name: own for name, own in apart.items() if len(own) > 1}
+    if twins := mostly(holders > 1, known=known, of=longer):
+        raise ValueError(
+            f"{len(twins)} of {len(held_out)} held-out documents stand in others of them, word for word, {first(twins)}: a text "
+            "would count as several, so leave out all but one of each"
+        )
+
+
+def mostly(chosen: np.ndarray, *, known: np.ndarray, of: dict[str, np.ndarray]) -> dict[str, float]:
+    """The documents of which at least `TWIN` are `chosen` among the `known` runs, and how much of each."""
+    shares = {name: float(chosen[np.searchsorted(known, own)].mean()) for name, own in of.items()}
+    return {name: share for name, share in shares.items() if share >= TWIN}
+
+
+def first(twins: dict[str, float]) -> str:
+    name = next(iter(twins))
+    return f"{name} first ({twins[name]:.0%} of it)"
 
 
 def runs(tokens: np.ndarray, *, marks: list[int | None]) -> np.ndarray:

@@ -29,6 +29,10 @@ QUESTION = "\n" + words.QUESTION.format(label=words.LABEL)
 LEAD = words.LEAD.format(label=words.LABEL)
 
 
+def named(depth: float) -> str:
+    return f"{depth:.2f}"
+
+
 class Grid(Section):
     """Something is hidden in a text, at every depth of every length."""
 
@@ -54,6 +58,8 @@ class Grid(Section):
     def shares(cls, depths: list[float]) -> list[float]:
         if not all(0 <= d <= 1 for d in depths):
             raise ValueError("a depth is a share of the text, from 0 to 1")
+        if len({named(d) for d in depths}) < len(depths):
+            raise ValueError("depths are told by two digits behind the point, and two of these would be one")
         return depths
 
 
@@ -182,7 +188,7 @@ def measure(
 
 def by_depth(hit_DS: Sequence[Sequence[float]], *, depths: list[float]) -> dict[str, Any]:
     """The share of hits at one length, and within it at each depth."""
-    cuts = {f"{depth:.2f}": of_trials(row) for depth, row in zip(depths, hit_DS, strict=True)}
+    cuts = {named(depth): of_trials(row) for depth, row in zip(depths, hit_DS, strict=True)}
     return of_trials([hit for row in hit_DS for hit in row]) | {"depth": cuts}
 
 

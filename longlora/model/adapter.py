@@ -79,12 +79,23 @@ def attach(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel | PeftMo
 
 
 def whole_modules(model: PreTrainedModel, *, trainable: list[Literal["embeddings", "norms"]]) -> list[str]:
-    """Last names of the modules that are trained whole."""
+    """Ends of the names of the modules that are trained whole; no other module's name ends so, for peft goes by that alone."""
     kinds = {
         "norms": lambda m: type(m).__name__.endswith("Norm"),
         "embeddings": lambda m: m is model.get_input_embeddings(),
     }
-    return sorted({name.rsplit(".")[-1] for kind in trainable for name, m in model.named_modules() if kinds[kind](m)})
+    modules = list(model.named_modules(remove_duplicate=False))
+    wanted = [name for name, m in modules if any(kinds[kind](m) for kind in trainable)]
+    others = [name for name, _ in modules if name not in wanted]
+    return sorted({own_end(name, others=others) for name in wanted})
+
+
+def own_end(name: str, *, others: list[str]) -> str:
+    """The shortest end of a module's `name` in which none of the `others` ends: in most families the last word of it, but a norm of
+    StableLM's is called 0, as its first layer is."""
+    words = name.split(".")
+    ends = (".".join(words[-count:]) for count in range(1, len(words)))
+    return next((end for end in ends if not any(other.endswith(end) for other in others)), name)
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -45,8 +45,8 @@ def fetch(backbone: Backbone, *, out: Path) -> None:
     bring(backbone, out=out)
     config = AutoConfig.from_pretrained(out, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
-    if tokenizer.model_max_length != config.max_position_embeddings:
-        # Tokenizers converted from GGUF say 1e30 here.
+    if tokenizer.model_max_length != config.max_position_embeddings or not (out / "tokenizer.json").exists():
+        # Tokenizers converted from GGUF say 1e30 here; older ones have their vocabulary in files of other names.
         tokenizer.model_max_length = config.max_position_embeddings
         tokenizer.save_pretrained(out)
     provenance = {**backbone.model_dump(), "sha256": {f.name: sha256(f) for f in sorted(out.glob(WEIGHTS))}}
@@ -80,6 +80,11 @@ def copy_model(folder: Path, *, out: Path) -> None:
     if not any(folder.glob(WEIGHTS)):
         raise ValueError(
             f"{folder} holds no {WEIGHTS}; weights in other formats (.bin, .pth) are pickles and are not read"
+        )
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(
+            f"{folder} holds an adapter (adapter_config.json), which transformers would put on the weights unasked: merge the two, "
+            "or take it away"
         )
     out.mkdir(parents=True)
     for pattern in (WEIGHTS, *PLAIN_FILES):

@@ -14,7 +14,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from longlora.model.position import Position, extend, reach
 from longlora.model.seal import broken
@@ -58,7 +65,7 @@ def measure(base: Path, *, extended: Path, position: Position) -> dict[str, Any]
     else:
         facts |= {
             "finite": finite(extended),
-            "trained": trained(base, extended=extended),
+            "trained": trained(base, extended=extended, prefix=f"{model.base_model_prefix}."),
             "logits": logits(model, length=position.context),
         }
     return {"integrity": {name: asdict(fact) for name, fact in facts.items()}}
@@ -109,15 +116,19 @@ def finite(folder: Path) -> Fact:
     return Fact(1, f"all {total} tensors are finite")
 
 
-def trained(base: Path, *, extended: Path) -> Fact:
-    """Whether any weight differs from the base's."""
-    before = {name: file for file in sorted(base.glob("*.safetensors")) for name in names(file)}
+def trained(base: Path, *, extended: Path, prefix: str) -> Fact:
+    """Whether any weight differs from the base's. A base that was saved without its head has names without `prefix`."""
+    before = {
+        name.removeprefix(prefix): (file, name) for file in sorted(base.glob("*.safetensors")) for name in names(file)
+    }
     changed, squares, squares_before = 0, 0.0, 0.0
     for name, tensor in tensors(extended):
-        if name not in before:
+        if name.removeprefix(prefix) not in before:
             continue
-        with safe_open(before[name], framework="pt") as stored:
-            old = stored.get_tensor(name).double()
+        file, own = before[name.removeprefix(prefix)]
+        with safe_open(file, framework="pt") as stored:
+            # A base kept in more bits than its config says is rounded by the merge: that is no training.
+            old = stored.get_tensor(own).to(tensor.dtype).double()
         if old.shape != tensor.shape:
             return Fact(1, f"{name} has another shape than the base's")
         squares += (tensor.double() - old).square().sum().item()
@@ -158,7 +169,7 @@ def rotary_settings(config: PreTrainedConfig) -> Any:
 
 
 def tokenizer(base: Path, *, extended: Path) -> Fact:
-    """Whether the tokenizer is the base's: same vocabulary, same special tokens, same ids for a probe."""
+    """Whether the tokenizer is the base's: same vocabulary, same special tokens, same ids for a probe, same rules."""
     own = AutoTokenizer.from_pretrained(base, local_files_only=True)
     try:
         found = AutoTokenizer.from_pretrained(extended, local_files_only=True)
@@ -166,6 +177,7 @@ def tokenizer(base: Path, *, extended: Path) -> Fact:
             "vocabulary": found.get_vocab() == own.get_vocab(),
             "special tokens": found.special_tokens_map == own.special_tokens_map,
             "ids of a probe text": found(PROBE)["input_ids"] == own(PROBE)["input_ids"],
+            "rules": rules(found) == rules(own),
         }
     except BROKEN as error:
         return Fact(0, f"the tokenizer does not open: {first_line(error)}")
@@ -173,6 +185,12 @@ def tokenizer(base: Path, *, extended: Path) -> Fact:
     if other:
         return Fact(0, f"not the base's tokenizer: other {', other '.join(other)}")
     return Fact(1, f"the base's tokenizer, {len(own)} tokens")
+
+
+def rules(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """By what a text is cut into pieces of the vocabulary: a probe shows a few of them."""
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    return [parts[part] for part in ("normalizer", "pre_tokenizer", "model")]
 
 
 @torch.inference_mode()

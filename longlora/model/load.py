@@ -12,7 +12,13 @@ from typing import TypeVar
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from longlora.model.cache import shareable, steady
 from longlora.model.prefill import unmask
@@ -24,6 +30,10 @@ T = TypeVar("T")
 SMALL = 1024
 """The hidden size up to which a core computes best alone: cores that share so small a product wait for each other. Beyond it,
 several batches at once win nothing and take memory."""
+AHEAD = 8
+"""Tokens whose logits are looked at, and as many after them that must not change them."""
+FORESIGHT = 0.01
+"""Of the largest logit, the change that is no more than rounding."""
 LEARNED = ("wpe", "embed_positions", "position_embeddings")
 """What transformers calls a table of positions."""
 
@@ -33,7 +43,7 @@ def open_model(folder: Path) -> PreTrainedModel:
     processes, on this one's own GPU.
 
     Raises:
-        ValueError: there is no model at `folder`, or it does not open.
+        ValueError: there is no model at `folder`, it does not open, or its tokens see those after them.
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"no model at {folder} (no config.json there, seen from {Path.cwd()})")
@@ -50,7 +60,28 @@ def open_model(folder: Path) -> PreTrainedModel:
         raise ValueError(f"the model at {folder} does not open: {first_line(error)}") from error
     if not cuda and shareable(model):
         unmask(model)
-    return model.eval().requires_grad_(False)
+    # transformers fills in what the publisher asks for (penalties, beams, words never to be said) where a caller says nothing.
+    own = model.generation_config or GenerationConfig()
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+    )
+    if sees_ahead(model.eval().requires_grad_(False)):
+        raise ValueError(
+            f"the model at {folder} is no causal one: its tokens see those after them, answers too, so no score of "
+            "it would mean anything; is_causal in its config.json must not be false"
+        )
+    return model
+
+
+@torch.inference_mode()
+def sees_ahead(model: PreTrainedModel) -> bool:
+    """Whether what a token says of its next one depends on those that follow. A config can switch that on."""
+    vocabulary = model.config.get_text_config().vocab_size
+    tokens_BL = torch.arange(2 * AHEAD, device=model.device).repeat(2, 1)
+    tokens_BL[1, AHEAD:] += AHEAD
+    logits_BLV = model(input_ids=tokens_BL % vocabulary, use_cache=False).logits[:, :AHEAD].float()
+    # NaN is no foresight: a model that is broken is measured, and the gate says so.
+    return bool((logits_BLV[0] - logits_BLV[1]).abs().max() > FORESIGHT * logits_BLV.abs().max())
 
 
 def gpus() -> str | dict[str, int]:

@@ -12,6 +12,7 @@ import math
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from pydantic import Field
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -41,18 +42,20 @@ def extend(config: PreTrainedConfig, *, method: Method, context: int) -> PreTrai
 
     - linear on linear, llama3 on llama3: the factors multiply. ntk on a plain or linear base: theta multiplies.
     - yarn on yarn: the factor is context / the original window, as yarn is meant to be read.
-    - linear, ntk, yarn or llama3 on another scaling: frequency by frequency, written as `longrope`, the form in which
-      transformers takes any frequencies.
+    - linear, ntk, yarn or llama3 on another scaling, or in a family that takes no other (Phi-3): frequency by frequency, written
+      as `longrope`, the form in which transformers takes any frequencies.
 
     ntk is a larger base, theta x s^(d/(d-2)). dynamic does the same as a sequence grows past W, and is the one method that leaves
     `max_position_embeddings` at W: that is where transformers looks W up.
 
     Raises:
         ValueError: the context is not longer than the window (which `none` allows); no rotary positions, or some per layer
-            type; a base under a scaling that depends on the length (dynamic, longrope).
+            type; a base under a scaling that depends on the length (dynamic, longrope); a method that the family does not take.
     """
     extended = copy.deepcopy(config)
     text = extended.get_text_config()
+    if getattr(text, "head_dim", 0) is None:  # Mixtral's, which transformers' yarn multiplies by
+        text.head_dim = text.hidden_size // text.num_attention_heads
     rope = rotary(text)
     window = reach(text)
     if method == "none":
@@ -62,10 +65,27 @@ def extend(config: PreTrainedConfig, *, method: Method, context: int) -> PreTrai
         raise ValueError(
             f"position.context = {context} must be above the {window} that the base reaches, or method: none"
         )
-    text.rope_parameters = lengthened(text, rope, method=method, window=window, context=context)
+    scaled = lengthened(text, rope, method=method, window=window, context=context)
+    if method != "dynamic" and complaint(text, scaled):
+        scaled = by_frequency(text, rope, method=method, window=window, s=context / window)
+    if wrong := complaint(text, scaled):
+        raise ValueError(f"position.method '{method}' is none that a {text.model_type} model takes: {wrong}")
+    text.rope_parameters = scaled
     if method != "dynamic":
         text.max_position_embeddings = context
     return extended
+
+
+def complaint(config: PreTrainedConfig, rope: Rope) -> str | None:
+    """What transformers' config has against the rotary settings; None: nothing. It would say so when the config is saved, which is
+    after the training."""
+    stated = copy.deepcopy(config)
+    stated.rope_parameters = dict(rope)
+    try:
+        stated.validate()
+    except StrictDataclassClassValidationError as error:
+        return str(error.__cause__)
+    return None
 
 
 def rotary(config: PreTrainedConfig) -> Rope:

@@ -4,7 +4,7 @@ As autograd saves it in a decoder layer of transformers 5: tests/test_plan.py ho
 memory profiler see in a small Llama. Letters: d hidden size; F feed-forward width; b bytes of a number in the run's dtype.
 """
 
-from longlora.planning.cost import Shape, Workload
+from longlora.planning.cost import FUSED, Shape, Workload
 from longlora.section import Frozen
 
 LOGIT_BYTES = 12
@@ -76,14 +76,14 @@ def inputs(shape: Shape, workload: Workload, *, of: tuple[tuple[str, ...], ...])
     In one precision the matrices that read the same tensor share it, and o_proj's is the attention's result, counted there;
     autocast (16 bit) casts an adapter's input for every adapter.
     """
-    full = workload.method == "full"
-    trained = set(shape.linears) if full else set(workload.target_modules)
+    full, names = workload.method == "full", {name for names in of for name in names}
+    adapted = [parts for target in workload.adapted if names.issuperset(parts := FUSED.get(target, (target,)))]
     if workload.number_bytes == 2 and not full:
-        sharing = [(name,) for names in of for name in names]
+        sharing = adapted
     else:
-        sharing = [names for names in of if names != ("o_proj",)]
-    low_rank = workload.rank * sum(name in workload.adapted for names in of for name in names)
-    return low_rank + sum(shape.linears[names[0]][0] for names in sharing if trained & set(names))
+        trained = set(shape.linears) if full else {part for parts in adapted for part in parts}
+        sharing = [names for names in of if names != ("o_proj",) and trained & set(names)]
+    return workload.rank * len(adapted) + sum(shape.linears[names[0]][0] for names in sharing)
 
 
 def attention_moving_bytes(shape: Shape, *, workload: Workload) -> int:

@@ -16,13 +16,21 @@ from pydantic import Field, computed_field
 from longlora.attention.groups import group_size
 from longlora.section import Frozen, nearest
 
-UNGATED = ("bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "opt", "phi")
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+LIKE_LLAMA = (
+    *("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3", "olmo", "olmo2", "stablelm", "helium", "exaone4"),
+    *("gemma", "gemma2", "gemma3_text", "cohere", "cohere2", "phi3", "glm", "glm4"),
+)
+"""Families whose sizes say what their parameters are: in every layer attention, and a feed-forward of three matrices."""
+TIED = ("gemma", "gemma2", "gemma3_text", "cohere", "cohere2", "smollm3")
+"""Of these, the ones whose output head is the input embedding where their config does not say."""
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""Matrices that are several in one, by the name the model gives it."""
+FUSED_BY = {"phi3": ("qkv_proj", "gate_up_proj"), "glm": ("gate_up_proj",), "glm4": ("gate_up_proj",)}
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
 
 class Shape(Frozen):
-    """The sizes of a decoder-only transformer whose feed-forward has three matrices (Llama, Mistral, Qwen)."""
+    """The sizes of a decoder-only transformer whose feed-forward has three matrices (`LIKE_LLAMA`)."""
 
     hidden: int = Field(gt=0)
     layers: int = Field(gt=0)
@@ -39,16 +47,18 @@ class Shape(Frozen):
     """Qwen2 has biases on q, k and v."""
     qk_norm: bool
     """Qwen3 normalises queries and keys per head."""
+    fused: tuple[str, ...] = ()
+    """Those of `FUSED` that the model has in place of what they hold."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Read what a transformers `config.json` holds.
 
         Raises:
-            ValueError: a size is missing, the feed-forward is not gated, or the model is a mixture of experts.
+            ValueError: a size is missing, or the family is none of `LIKE_LLAMA`.
         """
         family = str(config.get("model_type", "llama"))
-        if family in UNGATED or any(config.get(key) for key in EXPERTS):
+        if family not in LIKE_LLAMA:
             raise ValueError(f"the plan knows dense decoders with a gated feed-forward, as llama has, not {family}")
         missing = [key for key in SIZES if config.get(key) is None]
         if missing:
@@ -62,9 +72,10 @@ class Shape(Frozen):
             head_dim=int(config.get("head_dim") or hidden // heads),
             intermediate=int(config["intermediate_size"]),
             vocab=int(config["vocab_size"]),
-            tied=bool(config.get("tie_word_embeddings", False)),
+            tied=bool(config.get("tie_word_embeddings", family in TIED)),
             qkv_bias=family == "qwen2",
             qk_norm=family == "qwen3",
+            fused=FUSED_BY.get(family, ()),
         )
 
     @property
@@ -80,6 +91,13 @@ class Shape(Frozen):
             "up_proj": (self.hidden, self.intermediate),
             "down_proj": (self.intermediate, self.hidden),
         }
+
+    @property
+    def targets(self) -> dict[str, tuple[int, int]]:
+        """As `linears`, by the name that the model's own matrices have."""
+        inside = {part for name in self.fused for part in FUSED[name]}
+        whole = {name: (self.hidden, sum(self.linears[part][1] for part in FUSED[name])) for name in self.fused}
+        return {name: widths for name, widths in self.linears.items() if name not in inside} | whole
 
     @property
     def norms(self) -> int:
@@ -159,13 +177,13 @@ def check(shape: Shape, *, workload: Workload) -> None:
     if workload.pattern == "s2" and shape.heads < 2:
         raise ValueError(f"s2 moves the groups of half the heads, the model has {shape.heads}: attention.pattern=full")
     for target in workload.adapted:
-        if target not in shape.linears:
-            raise ValueError(f"adapter.target_modules: no matrix '{target}'{nearest(target, list(shape.linears))}")
+        if target not in shape.targets:
+            raise ValueError(f"adapter.target_modules: no matrix '{target}'{nearest(target, list(shape.targets))}")
 
 
 def adapter_parameters(shape: Shape, *, workload: Workload) -> int:
     """Parameters of the A and B matrices: 8.39 M for rank 8 on q, k, v, o of Llama-2 7B."""
-    widths = [shape.linears[target] for target in workload.adapted]
+    widths = [shape.targets[target] for target in workload.adapted]
     return shape.layers * workload.rank * sum(width + out for width, out in widths)
 
 

@@ -2,11 +2,12 @@
 
 import csv
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longlora.report.scores import read
+from longlora.report.scores import Scores, read
 
 NAMES = {
     "base": "base",
@@ -68,7 +69,8 @@ Cells = dict[int, dict[float, Cell]]
 class Model:
     """One model's scores by measure and column; `depths` are passkeys by length and depth (the share of filler before the key),
     `needles` the same of needles, `questions` the F1 of answers by length of the document and depth of the evidence, `positions`
-    nats per token by the end of a band of positions. What was not scored is empty."""
+    nats per token by the end of a band of positions, `by_yarn` perplexity by untrained YaRN's over the same places, by length. What
+    was not scored is empty."""
 
     label: str
     scores: dict[str, dict[Column, Figure]]
@@ -76,6 +78,7 @@ class Model:
     needles: Cells
     questions: Cells
     positions: dict[int, Figure]
+    by_yarn: dict[int, Figure]
 
     @property
     def perplexity(self) -> dict[Column, Figure]:
@@ -167,8 +170,10 @@ def gather(
     Raises:
         ValueError: there are no scores, or none of the extended model.
     """
-    tree = read(scores).tree
-    found = [model(label, tree) for label in order({name for measure in MEASURES for name in tree.get(measure, {})})]
+    everything = read(scores)
+    tree = everything.tree
+    labels = order({name for measure in MEASURES for name in tree.get(measure, {})})
+    found = [model(label, everything) for label in labels]
     with history.open(newline="") as stream:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
     findings = Findings(
@@ -196,7 +201,8 @@ def order(labels: set[str]) -> list[str]:
     return sorted(labels, key=lambda label: (known.index(label) if label in known else others, label))
 
 
-def model(label: str, tree: dict[str, Any]) -> Model:
+def model(label: str, everything: Scores) -> Model:
+    tree = everything.tree
     scores = {measure: figures(tree.get(measure, {}).get(label, {})) for measure in MEASURES}
     scores["ruler_effective"] = effective(tree.get("ruler", {}).get(label, {}))
     return Model(
@@ -206,6 +212,11 @@ def model(label: str, tree: dict[str, Any]) -> Model:
         needles=cells(tree.get("needle", {}).get(label, {})),
         questions=cells(tree.get("longqa_f1", {}).get(label, {})),
         positions=lengths(figures(tree.get("position_nats", {}).get(label, {}))),
+        by_yarn={
+            length: Figure(*(end if math.isfinite(end) else None for end in ratio))
+            for length in lengths(scores["perplexity"])
+            if (ratio := everything.ratio(f"perplexity/{label}/{length}", f"perplexity/yarn/{length}"))
+        },
     )
 
 

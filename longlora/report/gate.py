@@ -8,10 +8,8 @@ refused, never skipped.
 import math
 from typing import Any, Self
 
-import numpy as np
 from pydantic import Field, model_validator
 
-from longlora.evaluation.interval import grouped
 from longlora.report.scores import EACH, Score, Scores, UnscoredError
 from longlora.section import Section
 
@@ -23,9 +21,9 @@ class Rule(Section):
     """What is claimed, in words."""
     metric: str
     """Path in the scores, `perplexity/extended/target`. `target` is the context that was trained for, `window` the longest
-    measured length inside the base's own. `short` and `long` ask the rule of every length at which any model was scored: of those
-    inside the base's window, and of those beyond it and the target. `numbers/extended` is 1 where each score of the model is a
-    number."""
+    measured length inside the base's own, `lowest` that of them with the lowest value. `short` and `long` ask the rule of every
+    length at which any model was scored: of those inside the base's window, and of those beyond it and the target.
+    `numbers/extended` is 1 where each score of the model is a number."""
     at_most: float | None = None
     """The highest value that passes."""
     at_least: float | None = None
@@ -146,15 +144,13 @@ def paired(scores: Scores, metric: Score, reference: Score) -> tuple[float, floa
     Raises:
         UnscoredError: the places are all of one document.
     """
-    ours, theirs = scores.parts.get(metric.label), scores.parts.get(reference.label)
-    if ours is None or theirs is None or ours.keys() != theirs.keys():
+    ratio = scores.ratio(metric.label, reference.label)
+    if ratio is None:
         return None
-    tokens = np.array([ours[place][0] for place in ours])
-    difference = np.array([ours[place][1] - theirs[place][1] for place in ours])
-    low, high = grouped(difference, counts_N=tokens, groups_N=[document for document, _ in ours])
-    if not math.isfinite(low + high):
+    _, low, high = ratio
+    if math.isnan(low + high):
         raise UnscoredError(f"{metric.label} / {reference.label} has no interval: {NO_SPREAD}")
-    return math.exp(low), math.exp(high)
+    return low, high
 
 
 def by_ratio(rule: Rule, *, metric: Score, reference: Score, ends: tuple[float, float]) -> tuple[bool, str]:

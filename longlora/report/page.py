@@ -82,6 +82,7 @@ def page(findings: Findings, *, pictures: Path, recipe: list[tuple[str, str]]) -
 {figures(findings)}
 <section class="picture">{picture(pictures / "perplexity.png", "Perplexity by context length, a line per model")}</section>
 <section class="picture">{picture(pictures / "passkey.png", "Passkeys found by length and depth, a map per model")}</section>
+{perhaps(pictures / "by_yarn.png", "Perplexity by untrained YaRN's over the same tokens, with intervals")}
 {perhaps(pictures / "needle.png", "Needles found by length and depth, a map per model")}
 {perhaps(pictures / "positions.png", "Nats per token by position in the context, a line per model")}
 {perhaps(pictures / "questions.png", "F1 of answers by length of the document and depth of the evidence, a map per model")}

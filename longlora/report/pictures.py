@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as Canvas
 
-from longlora.report.findings import Cell, Cells, Findings
+from longlora.report.findings import NAMES, Cell, Cells, Findings
 from longlora.report.findings import lengths as by_length
 
 INK, FAINT, RULE = "#1f2933", "#6b7785", "#d9dee4"
@@ -53,12 +53,14 @@ def colour(label: str, labels: Sequence[str]) -> str:
 
 
 def draw(findings: Findings, *, out: Path) -> None:
-    """Write perplexity.png, passkey.png and history.png to the folder `out`, and positions.png, needle.png and questions.png where
-    those were scored."""
+    """Write perplexity.png, passkey.png and history.png to the folder `out`, and by_yarn.png, positions.png, needle.png and
+    questions.png where those were scored."""
     with mpl.rc_context(STYLE):
         save(perplexity(findings), out / "perplexity.png")
         save(passkey(findings), out / "passkey.png")
         save(history(findings), out / "history.png")
+        if findings.model("extended").by_yarn:
+            save(by_yarn(findings), out / "by_yarn.png")
         if any(m.positions for m in findings.models):
             save(positions(findings), out / "positions.png")
         if any(m.needles for m in findings.models):
@@ -114,6 +116,40 @@ def perplexity(findings: Findings) -> Canvas:
     return canvas
 
 
+def by_yarn(findings: Findings) -> Canvas:
+    """Perplexity by untrained YaRN's, place by place, with its interval: the extended model's, and those that end on its scale."""
+    canvas = Canvas(figsize=(9, 3.8))
+    axes = canvas.add_axes((0.075, 0.155, 0.705, 0.59))
+    headed(
+        canvas,
+        "Perplexity by untrained YaRN's",
+        "the ratio over the same tokens of held-out documents, bars: 95 % by the spread between documents; below 1 is better",
+    )
+    ratios = findings.model("extended").by_yarn
+    told = [end for f in ratios.values() for end in (f.value, f.low, f.high) if end is not None]
+    reach = max(0.01, *(1.6 * abs(end - 1) for end in told))
+    labels = [m.label for m in findings.models]
+    axes.axhline(1, color=COLOURS["yarn"], lw=1.8)
+    ends = [(1.0, f"1  {NAMES['yarn']}", COLOURS["yarn"])]
+    for model in findings.models:
+        values, low, high = np.array([(f.value, f.low, f.high) for f in model.by_yarn.values()], float).reshape(-1, 3).T
+        if model.label == "yarn" or not len(values) or not abs(values[-1] - 1) < reach:
+            continue
+        hue, ours = colour(model.label, labels), model.label == "extended"
+        axes.errorbar(
+            list(model.by_yarn), values, yerr=[values - low, high - values], color=hue, lw=3 if ours else 1.8, elinewidth=1.4,
+            capsize=4, marker="o", ms=6 if ours else 4.5, mec="white", mew=1.2, zorder=4 if ours else 3,
+        )  # fmt: skip
+        ends.append((values[-1], f"{values[-1]:.3f}  {model.name}", hue))
+    lengths(axes, sorted(ratios))
+    window(axes, findings)
+    axes.set_ylim(max(0, 1 - reach), 1 + reach)
+    axes.yaxis.set_major_formatter("{x:.3g}")
+    label_ends(axes, ends)
+    axes.set_xlabel("context length in tokens")
+    return canvas
+
+
 def lengths(axes: Axes, values: list[int]) -> None:
     """The x axis: one doubling is one step."""
     axes.set_xscale("log", base=2)
@@ -150,9 +186,9 @@ def numbers(axes: Axes) -> None:
 
 def label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     """Write each line's last value and name beside its end, pushed apart where they would touch."""
-    low, high = axes.get_ylim()
-    gap, heights = 0.062, []
-    wanted = sorted((float(np.log(v / low) / np.log(high / low)), text, hue) for v, text, hue in ends)
+    gap, heights = 0.217 / axes.bbox.height * axes.figure.dpi, []  # inches, as a share
+    scaled = axes.transScale + axes.transLimits
+    wanted = sorted((float(scaled.transform((1, v))[1]), text, hue) for v, text, hue in ends)
     for height, text, hue in wanted:
         heights.append([max(height, heights[-1][0] + gap) if heights else height, text, hue])
     for over, entry in enumerate(reversed(heights)):

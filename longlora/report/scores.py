@@ -11,6 +11,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from longlora.evaluation.interval import grouped
+
 FACTS = ("integrity", "licence")
 """What is scored of the run, and not of one model after another."""
 SHORT, LONG = "short", "long"
@@ -65,17 +69,35 @@ class Scores:
             raise UnscoredError(f"{label} is not a number")
         return Score(label, value, low, high, str(figures.get("reason", "")))
 
+    def ratio(self, label: str, reference: str) -> tuple[float, float, float] | None:
+        """Of two perplexities over the same places, by their resolved paths: the first by the second, and the ends of the 95 %
+        interval (NaN where all places are of one document). None where they have no places in common."""
+        ours, theirs = self.parts.get(label), self.parts.get(reference)
+        if ours is None or theirs is None or ours.keys() != theirs.keys():
+            return None
+        tokens = np.array([ours[place][0] for place in ours])
+        difference = np.array([ours[place][1] - theirs[place][1] for place in ours])
+        low, high = grouped(difference, counts_N=tokens, groups_N=[document for document, _ in ours])
+        with np.errstate(over="ignore"):  # infinite where a model is that bad
+            middle, low, high = np.exp([difference.sum() / tokens.sum(), low, high]).tolist()
+        return middle, low, high
+
     def resolved(self, name: str, node: Any, *, path: str) -> str:
-        """`name`, or the length that `target` and `window` stand for among the lengths measured at `node`."""
-        if name not in ("target", "window") or path.startswith("integrity/"):
+        """`name`, or the length that `target`, `window` and `lowest` stand for among the lengths measured at `node`."""
+        if name not in ("target", "window", "lowest") or path.startswith("integrity/"):
             return name
-        length = int(self.find(f"integrity/{name}").value)
         if name == "target":
-            return str(length)
-        inside = [int(k) for k in node if k.isdigit() and int(k) <= length]
+            return str(int(self.find("integrity/target").value))
+        window = int(self.find("integrity/window").value)
+        inside = [k for k in node if k.isdigit() and int(k) <= window]
         if not inside:
-            raise UnscoredError(f"{path}: no length up to the base's window, {length}, was scored")
-        return str(max(inside))
+            raise UnscoredError(f"{path}: no length up to the base's window, {window}, was scored")
+        if name == "window":
+            return max(inside, key=int)
+        values = {k: number(node[k].get("value")) for k in inside}
+        return min(
+            values, key=lambda k: (math.isfinite(values[k]), values[k])
+        )  # what is no number is found, and refused
 
     def lengths(self, which: str, *, before: list[str]) -> list[int]:
         """The lengths that `which` of EACH stands for behind the names `before`.
