@@ -1,6 +1,6 @@
-"""Whether the parameters of a run are right, asked before anything is computed, of the library that would compute it.
+"""Checks the parameters of a run before anything is computed, by the library that would compute it.
 
-In a process of its own: a run's worktree has its own library, and what we import stays imported.
+The check has a process of its own: a run's worktree has its own library, and what we import stays imported.
 """
 
 import subprocess
@@ -38,8 +38,8 @@ def must_all_be_right(where: Project, states: Sequence[Snapshot]) -> None:
 
 
 def ask(tree: Path, files: Sequence[Path]) -> None:
-    """Have the library of `tree` check the params `files`, or the tree's own. What its stages are it reads in dvc.yaml; a project
-    that has none of the library's is not asked about."""
+    """Have the library of `tree` check the params `files`, or without any the tree's own. It reads in dvc.yaml which stages there
+    are; a project without stages of the library is not checked."""
     if "-m longlora.stages." not in (tree / "dvc.yaml").read_text():
         return
     own = tree / "longlora"

@@ -165,7 +165,7 @@ class Facts:
 
 @contextmanager
 def failure_told(facts: Facts, *but: type[Exception]) -> Iterator[None]:
-    """Tell the hooks of a failure inside; an interruption is none, nor is what is told by others."""
+    """Tell the hooks of a failure inside. An interruption is none; the exceptions `but` are told elsewhere."""
     try:
         yield
     except (InterruptedStageError, *but):
@@ -222,8 +222,8 @@ def flow_lock(flow: object) -> str:
 
 
 def name_run(where: workspace.Project, name: str) -> None:
-    """Name the flow run; those that began in this project, count as running, and whose process is gone, have crashed, or were
-    cancelled."""
+    """Name this flow run; and say of those of this project that count as running, but whose process is gone, that they crashed, or
+    were cancelled."""
     home = workspace.home(where)
     with get_client(sync_client=True) as client:
         running = FlowRunFilter(

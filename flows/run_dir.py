@@ -64,7 +64,7 @@ class RunDir:
 
 
 def brought(where: Project, beside: str | None) -> list[Addition]:
-    """What model `beside` (champion, candidate, or a run) is to a snapshot; nothing without one.
+    """What a snapshot needs so that model `beside` (champion, candidate, or a run) is measured too; nothing without one.
 
     Raises:
         ValueError: there is no such model.
@@ -105,7 +105,7 @@ def is_finished(run_dir: RunDir) -> bool:
 
 
 def checkpoint_home(where: Project) -> Path:
-    """Where runs leave checkpoints: the user's word, seen from the folder that it was said in, else the state folder."""
+    """Where runs leave checkpoints: LONGLORA_CHECKPOINTS, relative to the current folder, else a place in the state folder."""
     return Path(os.environ.get("LONGLORA_CHECKPOINTS") or where.state / "checkpoints").absolute()
 
 

@@ -125,15 +125,16 @@ def project(folder: Path) -> Project:
 
 
 def forget_callers_repository(folder: Path) -> None:
-    """Drop what git told a hook that started us: its GIT_DIR and GIT_INDEX_FILE would hold for any folder, and in stages."""
+    """Drop the variables that git sets for a hook, if one started us: GIT_DIR and GIT_INDEX_FILE would hold for any folder, and in
+    stages."""
     for name in git("rev-parse", "--local-env-vars", cwd=folder).split():
         if not name.startswith("GIT_CONFIG"):  # settings are the user's, and for whatever repository
             os.environ.pop(name, None)
 
 
 def main_checkout(tree: Path) -> Path:
-    """The main checkout of `tree`'s repository; `tree` itself where git knows none: a bare repository has none, and to the linked
-    worktrees of a submodule or of one made with --separate-git-dir git does not tell it."""
+    """The main checkout of `tree`'s repository; `tree` itself where git names none: for a bare repository, and in the linked
+    worktrees of a submodule or of a repository made with --separate-git-dir."""
     ours, shared = git("rev-parse", "--path-format=absolute", "--git-dir", "--git-common-dir", cwd=tree).splitlines()
     if ours == shared:
         return tree

@@ -152,7 +152,7 @@ def search(
 
 @contextmanager
 def begun(made: Sweep, looked_at: list[Point]) -> Iterator[Sweep]:
-    """What the runs of a sweep need, once `looked_at` is found right. At the end, whatever brought it, the results are shown."""
+    """Check the points `looked_at`, and have ready what the runs of a sweep need. However it ends, the results are shown."""
     where = made.where
     must_all_be_right(where, [point.state for point in looked_at if not storage.noted(where, point.state.key)])
     tracking.connect()  # nobody there is said now
