@@ -24,9 +24,9 @@ from prefect.states import Cancelled, Completed, Crashed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import cancelling
+from flows.memory import must_fit
 from flows.mlflow_writer import MlflowWriter
 from flows.parameters import must_be_right
-from flows.plan import must_fit
 from flows.progress import Progress
 from flows.run_dir import RunDir, brought, open_run_dir
 from tasks import hooks, locks, servers, storage, supervise, workspace
