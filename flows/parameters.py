@@ -23,16 +23,16 @@ def must_be_right(run_dir: RunDir) -> None:
         ask(run_dir.folder, [])
 
 
-def must_all_be_right(where: Project, states: Sequence[Snapshot]) -> None:
+def must_all_be_right(where: Project, snapshots: Sequence[Snapshot]) -> None:
     """The same for snapshots of the tree as it is, before any of them is a run.
 
     Raises:
         ValueError: all that is wrong with the first that is.
     """
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{state.key}.yaml" for state in states]
-        for file, state in zip(files, states, strict=True):
-            file.write_text(git("show", f"{state.commit}:params.yaml", cwd=where.tree) + "\n")
+        files = [Path(folder) / f"{snapshot.key}.yaml" for snapshot in snapshots]
+        for file, snapshot in zip(files, snapshots, strict=True):
+            file.write_text(git("show", f"{snapshot.commit}:params.yaml", cwd=where.tree) + "\n")
         if files:
             ask(where.tree, files)
 
