@@ -1,4 +1,4 @@
-"""A cancel from Prefect's page, for a run that no worker looks after: it ends as by SIGTERM, and Prefect is told that it did."""
+"""Cancelling, from Prefect's page, of a run that no worker supervises: it ends as on SIGTERM, and Prefect is told that it did."""
 
 import os
 import signal
@@ -21,8 +21,8 @@ LOOK = 3.0  # seconds between two looks at the flow run's state
 
 
 @contextmanager
-def watched() -> Iterator[threading.Event]:
-    """Be ended by SIGTERM if somebody cancels this flow run; the event says that it was that."""
+def cancellable() -> Iterator[threading.Event]:
+    """End this process by SIGTERM if somebody cancels this flow run; the event tells a cancel from another signal."""
     cancelled, over = threading.Event(), threading.Event()
     run = UUID(str(flow_run.get_id()))
     threading.Thread(target=watch, args=(run, PREFECT_API_URL.value(), cancelled, over), daemon=True).start()
@@ -33,7 +33,7 @@ def watched() -> Iterator[threading.Event]:
 
 
 def watch(run: UUID, server: str | None, cancelled: threading.Event, over: threading.Event) -> None:
-    """Look until it is `cancelled` or `over`. A thread does not inherit Prefect's settings, and without its `server` starts one."""
+    """Look until it is `cancelled` or `over`. A thread does not inherit Prefect's settings; without `server` it would start one."""
     while not over.wait(LOOK):
         try:
             if is_cancelled(run, server) and not over.is_set():
@@ -54,6 +54,6 @@ def is_cancelled(run: UUID, server: str | None) -> bool:
 
 
 def wait_for_stages() -> None:
-    """Until those that were told to end have: they may save a checkpoint first, and are killed after their grace."""
+    """Wait until the stages that were told to end have: they may save a checkpoint first, and are killed after their grace."""
     while supervise.running:
         time.sleep(0.1)

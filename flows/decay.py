@@ -26,7 +26,7 @@ def still_good(run_dir: RunDir, *, by: float) -> str:
         ValueError: there is no champion, or no stage that measures it.
         StageError: a stage ended with an error.
     """
-    client, model = tracking.connect(), runs.model_at(run_dir.where, run_dir.state.commit)
+    client, model = tracking.connect(), runs.model_at(run_dir.where, run_dir.snapshot.commit)
     champion, better = registry.holder(client, model.name, registry.CHAMPION), better_of(model)
     if not champion or not better:
         raise ValueError(f"{model.name} has no champion, or dvc.yaml no `meta.better`: nothing to be worse than")

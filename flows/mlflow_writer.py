@@ -86,7 +86,7 @@ def open_tracker(run_dir: RunDir) -> "Tracker":
     from tasks import tracking
 
     tracker = tracking.Tracker(
-        tracking.connect(), run_dir.where, run_dir.state, experiment=run_dir.name, folder=run_dir.folder
+        tracking.connect(), run_dir.where, run_dir.snapshot, experiment=run_dir.name, folder=run_dir.folder
     )
     tracker.watch()
     return tracker

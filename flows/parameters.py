@@ -1,6 +1,6 @@
-"""Whether the parameters of a run are right, asked before anything is computed, of the library that would compute it.
+"""Checks the parameters of a run before anything is computed, by the library that would compute it.
 
-In a process of its own: a run's worktree has its own library, and what we import stays imported.
+The check has a process of its own: a run's worktree has its own library, and what we import stays imported.
 """
 
 import subprocess
@@ -23,23 +23,23 @@ def must_be_right(run_dir: RunDir) -> None:
         ask(run_dir.folder, [])
 
 
-def must_all_be_right(where: Project, states: Sequence[Snapshot]) -> None:
+def must_all_be_right(where: Project, snapshots: Sequence[Snapshot]) -> None:
     """The same for snapshots of the tree as it is, before any of them is a run.
 
     Raises:
         ValueError: all that is wrong with the first that is.
     """
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{state.key}.yaml" for state in states]
-        for file, state in zip(files, states, strict=True):
-            file.write_text(git("show", f"{state.commit}:params.yaml", cwd=where.tree) + "\n")
+        files = [Path(folder) / f"{snapshot.key}.yaml" for snapshot in snapshots]
+        for file, snapshot in zip(files, snapshots, strict=True):
+            file.write_text(git("show", f"{snapshot.commit}:params.yaml", cwd=where.tree) + "\n")
         if files:
             ask(where.tree, files)
 
 
 def ask(tree: Path, files: Sequence[Path]) -> None:
-    """Have the library of `tree` check the params `files`, or the tree's own. What its stages are it reads in dvc.yaml; a project
-    that has none of the library's is not asked about."""
+    """Have the library of `tree` check the params `files`, or without any the tree's own. It reads in dvc.yaml which stages there
+    are; a project without stages of the library is not checked."""
     if "-m longlora.stages." not in (tree / "dvc.yaml").read_text():
         return
     own = tree / "longlora"

@@ -24,9 +24,9 @@ from prefect.states import Cancelled, Completed, Crashed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import cancelling
+from flows.memory import must_fit
 from flows.mlflow_writer import MlflowWriter
 from flows.parameters import must_be_right
-from flows.plan import must_fit
 from flows.progress import Progress
 from flows.run_dir import RunDir, brought, open_run_dir
 from tasks import hooks, locks, servers, storage, supervise, workspace
@@ -93,21 +93,21 @@ def pipeline(
         if seen and not seen.changed:
             return Completed(name="Unchanged", message=f"{seen.path} is as it was when a run last finished")
         added = brought(where, beside) + ([seen.addition()] if seen else [])
-        state = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=added)
-        if scheduled and state.dirty:
+        snapshot = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=added)
+        if scheduled and snapshot.dirty:
             raise ValueError(
                 f"{where.tree} has uncommitted changes, and a scheduled run must be reproducible: commit them first"
             )
-    return run_snapshot(where, state, anyway=anyway, promote=promote, if_worse=if_worse, seen=seen)
+    return run_snapshot(where, snapshot, anyway=anyway, promote=promote, if_worse=if_worse, seen=seen)
 
 
 @flow(name="pipeline", task_runner=Jobs())
-def pipeline_of(state: workspace.Snapshot, promote: bool = False, anyway: bool = False) -> str | State[None]:
+def pipeline_of(snapshot: workspace.Snapshot, promote: bool = False, anyway: bool = False) -> str | State[None]:
     """The same for a snapshot that was made before, whatever its files have become since, in a process that no worker would end
     if the run is cancelled. Returns the run's key."""
-    with cancelling.watched() as cancelled:
+    with cancelling.cancellable() as cancelled:
         try:
-            return run_snapshot(workspace.project(Path.cwd()), state, anyway=anyway, promote=promote)
+            return run_snapshot(workspace.project(Path.cwd()), snapshot, anyway=anyway, promote=promote)
         except (TerminationSignal, InterruptedStageError):
             if not cancelled.is_set():
                 raise
@@ -117,7 +117,7 @@ def pipeline_of(state: workspace.Snapshot, promote: bool = False, anyway: bool =
 
 def run_snapshot(
     where: workspace.Project,
-    state: workspace.Snapshot,
+    snapshot: workspace.Snapshot,
     *,
     anyway: bool,
     promote: bool,
@@ -125,9 +125,9 @@ def run_snapshot(
     seen: Watched | None = None,
 ) -> str | State[None]:
     with locks.hold(where, flow_lock(flow_run.get_id())):  # to its end: a promotion is part of it
-        facts = Facts(key=state.key)
-        with locks.hold(where, state.key), failure_told(facts):
-            run_dir = begin(where, state)
+        facts = Facts(key=snapshot.key)
+        with locks.hold(where, snapshot.key), failure_told(facts):
+            run_dir = begin(where, snapshot)
             facts.model = run_dir.name
             if if_worse is not None:
                 from flows.decay import still_good  # it imports MLflow
@@ -147,12 +147,12 @@ def run_snapshot(
 
             try:
                 with failure_told(facts, RefusalError):
-                    print(promote_flow(state.key), flush=True)
+                    print(promote_flow(snapshot.key), flush=True)
             except RefusalError:  # an answer; whatever else ends a promotion, the next look tries it again
                 remember(seen)
                 raise
         remember(seen)
-        return state.key
+        return snapshot.key
 
 
 @dataclass
@@ -165,7 +165,7 @@ class Facts:
 
 @contextmanager
 def failure_told(facts: Facts, *but: type[Exception]) -> Iterator[None]:
-    """Tell the hooks of a failure inside; an interruption is none, nor is what is told by others."""
+    """Tell the hooks of a failure inside. An interruption is none; the exceptions `but` are told elsewhere."""
     try:
         yield
     except (InterruptedStageError, *but):
@@ -180,15 +180,15 @@ def remember(seen: Watched | None) -> None:
         seen.remember()
 
 
-def begin(where: workspace.Project, state: workspace.Snapshot) -> RunDir:
+def begin(where: workspace.Project, snapshot: workspace.Snapshot) -> RunDir:
     """The run's folder, nothing of an earlier attempt at work in it. Call it under the lock of its key.
 
     Raises:
         ValueError: its data could not be kept, for the DVC remote is not there.
     """
     must_reach_remote(where)
-    name_run(where, f"{state.recipe or 'params'}-{state.key}")
-    run_dir = open_run_dir(where, state)
+    name_run(where, f"{snapshot.recipe or 'params'}-{snapshot.key}")
+    run_dir = open_run_dir(where, snapshot)
     supervise.take_over(run_dir.folder)
     return run_dir
 
@@ -212,7 +212,7 @@ def run_and_record(run_dir: RunDir) -> None:
         supervise.stop_all()  # a stage still runs if this thread was interrupted
         writer.finish(status)
     storage.note(
-        run_dir.where, run_dir.state.key, storage.Finished(commit, run_id, storage.without_credentials(writer.uri))
+        run_dir.where, run_dir.snapshot.key, storage.Finished(commit, run_id, storage.without_credentials(writer.uri))
     )
 
 
@@ -222,8 +222,8 @@ def flow_lock(flow: object) -> str:
 
 
 def name_run(where: workspace.Project, name: str) -> None:
-    """Name the flow run; those that began in this project, count as running, and whose process is gone, have crashed, or were
-    cancelled."""
+    """Name this flow run; and say of those of this project that count as running, but whose process is gone, that they crashed, or
+    were cancelled."""
     home = workspace.home(where)
     with get_client(sync_client=True) as client:
         running = FlowRunFilter(
@@ -288,14 +288,14 @@ def run_stage(run_dir: RunDir, stage: Stage, writer: MlflowWriter) -> State[None
 @task(task_run_name="record", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5)
 def record(run_dir: RunDir, writer: MlflowWriter) -> str:
     """Keep the run: its commit under its own ref, its data on the remote, both named in MLflow. Returns the commit."""
-    where, state = run_dir.where, run_dir.state
-    commit = storage.record(where, state, run_dir.folder)
+    where, snapshot = run_dir.where, run_dir.snapshot
+    commit = storage.record(where, snapshot, run_dir.folder)
     must_reach_remote(where)  # it may be lost since the run began
     remote = run_dir.dvc.push()
-    address = storage.publish(where, state.key, commit)
+    address = storage.publish(where, snapshot.key, commit)
     text = run_dir.summary()
     if text:
-        create_markdown_artifact(text, key=f"run-{state.key}", description=f"Run {state.key}")
+        create_markdown_artifact(text, key=f"run-{snapshot.key}", description=f"Run {snapshot.key}")
     writer.summary(
         text,
         run_dir.picture(),

@@ -1,6 +1,6 @@
 """How far a training stage is, by the lines that it prints (longlora/training/history.py): for Prefect's page while it runs.
 
-What a line has beyond the history, speed and memory, differs between equal runs and is in no file: it is a curve for MLflow here.
+A line also has speed and memory, which differ between equal runs and are in no file: here they become curves for MLflow.
 """
 
 import re

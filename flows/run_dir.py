@@ -16,7 +16,7 @@ from tasks.workspace import Addition, Project, Snapshot, worktree
 @dataclass(frozen=True)
 class RunDir:
     where: Project
-    state: Snapshot
+    snapshot: Snapshot
     folder: Path
     dvc: DvcRepo
     stages: list[Stage]
@@ -64,7 +64,7 @@ class RunDir:
 
 
 def brought(where: Project, beside: str | None) -> list[Addition]:
-    """What model `beside` (champion, candidate, or a run) is to a snapshot; nothing without one.
+    """What a snapshot needs so that model `beside` (champion, candidate, or a run) is measured too; nothing without one.
 
     Raises:
         ValueError: there is no such model.
@@ -77,12 +77,12 @@ def brought(where: Project, beside: str | None) -> list[Addition]:
     return [addition(tracking.connect(), where, beside)]
 
 
-def open_run_dir(where: Project, state: Snapshot) -> RunDir:
-    """The folder of run `state.key`, made or found again, what was computed before restored. Call it under the lock of its key."""
-    folder = worktree(where, state)
+def open_run_dir(where: Project, snapshot: Snapshot) -> RunDir:
+    """The folder of a run, made or found again, what was computed before restored. Call it under the lock of its key."""
+    folder = worktree(where, snapshot)
     link(folder, to=where.tree, cache_home=where.root)
     dvc = DvcRepo(folder, environment=stage_settings(checkpoint_home(where)))
-    return RunDir(where, state, folder, dvc, dvc.plan())
+    return RunDir(where, snapshot, folder, dvc, dvc.plan())
 
 
 def is_finished(run_dir: RunDir) -> bool:
@@ -91,11 +91,11 @@ def is_finished(run_dir: RunDir) -> bool:
     Raises:
         ValueError: nobody answers there.
     """
-    noted = storage.noted(run_dir.where, run_dir.state.key)
+    noted = storage.noted(run_dir.where, run_dir.snapshot.key)
     if (
         noted is None
         or any(stage.status == "stale" for stage in run_dir.stages)
-        or noted.record != storage.record_commit(run_dir.where, run_dir.state, run_dir.folder)
+        or noted.record != storage.record_commit(run_dir.where, run_dir.snapshot, run_dir.folder)
         or noted.tracking != storage.without_credentials(os.environ["MLFLOW_TRACKING_URI"])
     ):
         return False
@@ -105,7 +105,7 @@ def is_finished(run_dir: RunDir) -> bool:
 
 
 def checkpoint_home(where: Project) -> Path:
-    """Where runs leave checkpoints: the user's word, seen from the folder that it was said in, else the state folder."""
+    """Where runs leave checkpoints: LONGLORA_CHECKPOINTS, relative to the current folder, else a place in the state folder."""
     return Path(os.environ.get("LONGLORA_CHECKPOINTS") or where.state / "checkpoints").absolute()
 
 

@@ -1,8 +1,8 @@
-"""Foreign packages stood in for, where only the sections of the library's modules are wanted: importing torch and transformers
-takes ten seconds of a processor, and a section is pydantic and nothing else.
+"""Stand-ins for foreign packages, where only the sections of the library's modules are wanted: importing torch and transformers
+takes ten seconds of a processor, and a section needs pydantic alone.
 
-What Sphinx does for the same reason (`autodoc_mock_imports`): whatever is looked up in such a package, called, subclassed or put
-into an annotation is there, and does nothing.
+Sphinx does the same for the same reason (`autodoc_mock_imports`): whatever is looked up in such a package, called, subclassed or
+put into an annotation exists, and does nothing.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""Who is let in by the servers: credentials, which stand in the environment and nowhere else.
+"""Who the servers let in: credentials, which are in the environment and nowhere else.
 
-Prefect's server and clients compare one string, `user:password`, which each reads under a name of its own. MLflow's server is run
-as its own basic-auth app, which keeps users in a database, and takes the password of the environment only when it makes the user.
-The database is therefore made anew whenever the server starts: a password that was changed is changed, and who was left out is out.
+Prefect's server and its clients compare one string, `user:password`; each reads it from a variable of its own. MLflow's server runs
+as its basic-auth app, which keeps users in a database and reads the password from the environment only when it creates the user.
+So the database is created anew whenever the server starts: a changed password holds, and a removed user is gone.
 """
 
 import base64
@@ -31,9 +31,9 @@ class Access:
     variables: tuple[str, ...]
     """`user:password`, or user and password."""
     path: str
-    """What it tells only to those it knows; its check of health it tells to everybody."""
+    """A path that needs credentials, which the health check does not."""
     others: tuple[str, ...]
-    """Variables by which its clients are let in otherwise."""
+    """Variables that let its clients in by other means."""
 
     def words(self) -> str:
         """`user:password`; '' if the environment has none."""
@@ -41,10 +41,11 @@ class Access:
         return ":".join(values) if all(values) else ""
 
     def must_be_sound(self) -> str:
-        """`words`, fit for a server of our own.
+        """`words`, checked for a server of our own.
 
         Raises:
-            ValueError: one of two variables, a password that is short or known, or letters that clients send in different ways.
+            ValueError: only one of two variables is set, the password is short or well known, or has characters that clients
+                encode in different ways.
         """
         values = [os.environ.get(name, "") for name in self.variables]
         if not any(values):
@@ -110,7 +111,7 @@ def must_be_asked(host: str, servers: Iterable[Access]) -> None:
     """Check that `servers`, which other machines may reach at `host`, will ask for credentials.
 
     Raises:
-        ValueError: there are none for one of them; the variables to set.
+        ValueError: there are none for one of them; names the variables to set.
     """
     missing = [
         f"{name}=user:password" if name in PREFECT.variables else name

@@ -1,13 +1,14 @@
 """Whether a person is asked before a model becomes champion: a property of the model, in dvc.yaml.
 
-`artifacts: NAME: meta: approval_hours: 24` asks, and waits so long. Imports no MLflow: a run wants to know before it begins.
+`artifacts: NAME: meta: approval_hours: 24` asks, and waits that long. Imports no MLflow, because a run
+needs to know before it begins.
 """
 
 from dataclasses import dataclass
 
 from tasks.declared import Artifact
 
-HOURS = 24.0  # for who asks with --approval, and whose model names none
+HOURS = 24.0  # with --approval, for a model that names none
 
 
 def waiting(key: str) -> str:

@@ -16,7 +16,7 @@ def remote_of(checkout: Path) -> str:
 
 
 def must_reach_remote(where: Project) -> None:
-    """Check that a DVC remote which is a folder outside of the project is there: where its share is lost, DVC would make another.
+    """Check that a DVC remote which is a folder outside of the project is there: DVC would make a new one if its share is lost.
 
     Raises:
         ValueError: it is not.
@@ -56,5 +56,5 @@ def link(folder: Path, *, to: Path, cache_home: Path, remote: str = "") -> None:
 
 
 def seen_from_here(address: str) -> str:
-    """A path as a relative one, which DVC then writes as seen from its file: in ASCII alone, and projects lie below any name."""
+    """An absolute path made relative, as DVC then writes it: its file must be ASCII, and folders above a project need not be."""
     return os.path.relpath(address) if os.path.isabs(address) else address

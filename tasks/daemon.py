@@ -21,10 +21,10 @@ from tasks import supervise
 from tasks.web import request
 
 STARTUP = 120.0  # seconds; about 6 on an idle machine
-RESTARTS = 3  # of one server, one soon after the other
-STEADY = 300.0  # seconds; a server that was up for so long has all its restarts again: `up` runs for weeks
+RESTARTS = 3  # of one server, in quick succession
+STEADY = 300.0  # seconds; a server that was up this long gets all its restarts back: `up` runs for weeks
 PAUSE = 1.0  # seconds before the first restart, twice as many before each that follows: what ended it may pass
-LAST_WORDS = 20.0  # seconds, beyond the stage's own, in which a run whose server is lost may say so to MLflow
+LAST_WORDS = 20.0  # seconds, beyond the stage's own, that a run whose server is lost has to tell MLflow so
 
 
 class RestartingServer:

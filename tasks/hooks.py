@@ -1,7 +1,7 @@
 """Telling others what happened: a webhook, a command, a notification block of Prefect's, each named in the environment.
 
 LONGLORA_HOOK_URL gets a POST with JSON, LONGLORA_HOOK_COMMAND the same on its stdin, LONGLORA_HOOK_BLOCK (its type and name, such
-as slack-webhook/team) the same as text. What happened has happened: a hook that fails is said on stderr, and changes nothing.
+as slack-webhook/team) the same as text. A hook that fails is reported on stderr, and changes nothing.
 Addresses may carry secrets in their path, so only the host is ever printed, and of a block only its name.
 """
 

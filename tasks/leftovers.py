@@ -1,8 +1,9 @@
-"""What may go: folders of old runs, checkpoints of finished ones, cached data that no kept run needs, models that were asked.
+"""What `longlora gc` may delete: folders of old runs, checkpoints of finished ones, cached data that no kept run needs, and models
+that were fetched to be asked.
 
-Kept are the newest runs, every run that a version in the registry points to, everything that a branch, a tag or a checkout of
-this repository names, and what a process reads from. A record's ref in git and the data on the DVC remote are never touched, so a
-run whose folder went can be brought back. Where there is no DVC remote, the cache is the only copy, and every recorded run is kept.
+It keeps the newest runs, every run that a registered version points to, everything that a branch, a tag or a checkout of this
+repository names, and whatever a process is reading. It never touches a record's ref in git or the data on the DVC remote, so a run
+whose folder was deleted can be brought back. Without a DVC remote the cache is the only copy, and every recorded run is kept.
 A cache outside of the project is left alone: other projects may share it.
 """
 
@@ -20,7 +21,7 @@ from tasks.locks import hold, is_held, unpinned
 from tasks.workspace import RUNS, Project, git, record_ref
 
 HASH = re.compile(r"md5: ([0-9a-f]{32}(?:\.dir)?)\b")
-YOUNG = 3600.0  # seconds: what was written since may belong to a run that has not said so yet
+YOUNG = 3600.0  # seconds: a younger file may belong to a run that has not recorded it yet
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def leftovers(where: Project, *, keep: int, versions: set[str]) -> list[Leftover
         versions: the commits that versions in the registry point to.
 
     Raises:
-        ValueError: a negative `keep`, or a version's commit is not in this clone, so that nobody knows what it needs.
+        ValueError: a negative `keep`, or a version's commit is not in this clone, so that what it needs is not known.
     """
     if keep < 0:
         raise ValueError(f"--keep {keep}: must be 0 or more")
@@ -119,7 +120,7 @@ def shared_cache(where: Project) -> Path | None:
 
 
 def unused(where: Project, kept: set[str], versions: set[str]) -> Iterator[Leftover]:
-    """Objects of DVC's cache that nothing names."""
+    """Objects of DVC's cache that nothing refers to."""
     cache = cache_of(where.tree, where.root) / "files" / "md5"
     needed = with_contents(cache, {*named_in_git(where, kept, versions), *named_on_disk(where, kept)})
     limit = time.time() - YOUNG
@@ -134,7 +135,7 @@ def unused(where: Project, kept: set[str], versions: set[str]) -> Iterator[Lefto
 def named_in_git(where: Project, kept: set[str], versions: set[str]) -> set[str]:
     """Hashes in dvc.lock and *.dvc at every branch, tag and other ref (of records only the kept ones), HEAD, and `versions`.
 
-    Without a DVC remote all records are kept, those too that their run's ref no longer names.
+    Without a DVC remote all records are kept, also those that their run's ref has moved away from.
     """
     refs = git("for-each-ref", "--format=%(refname)", cwd=where.root).splitlines()
     ours = (RUNS, storage.RECORDS) if remote_of(where.tree) else RUNS
@@ -178,7 +179,7 @@ def with_contents(cache: Path, hashes: set[str]) -> set[str]:
 
 
 def remove(where: Project, found: list[Leftover]) -> None:
-    """Delete what `leftovers` found; a run that has begun meanwhile keeps its folder, and so does who reads from one."""
+    """Delete what `leftovers` found, but no folder that a run works in, or that a process reads from, by now."""
     known = checkouts(where)
     for each in found:
         for path in each.paths:

@@ -40,9 +40,9 @@ def is_held(where: Project, key: str) -> bool:
 
 
 def pin(folder: Path) -> None:
-    """Have gc leave what `folder` lies in, a run's worktree or a model brought to be asked, until this process ends.
+    """Keep gc from deleting the run's worktree or fetched model that `folder` is in, until this process ends.
 
-    A program that this process becomes (exec) counts as it. What is not ours to write to, we do not delete either.
+    The lock outlives an exec. What we may not write to, gc could not delete either: there nothing is locked.
     """
     for each in (folder.resolve(), *folder.resolve().parents):
         state = each.parent.parent

@@ -1,7 +1,7 @@
 """params.yaml under a recipe and overrides: the same keys, other values.
 
-An overlay says only what differs. It may not add a key, so a slip of the pen is one line with the nearest right name and not a
-default silently kept; whether a value is in its range is the library's business (longlora/check.py).
+An overlay says only what differs. It may not add a key, so a typo ends in one line with the nearest right name instead of silently
+leaving the default; whether a value is in its range is checked by the library (longlora/check.py).
 """
 
 import difflib

@@ -119,7 +119,7 @@ def candidate(client: MlflowClient, where: Project, run: Run) -> Candidate:
 
 
 def unstage(client: MlflowClient, found: Candidate) -> None:
-    """It waits no longer, whatever becomes of it."""
+    """Take the alias staging from it: it waits for nobody any longer."""
     waits = registry.holder(client, found.name, STAGING)
     if waits and str(waits.version) == found.version:
         client.delete_registered_model_alias(found.name, STAGING)
@@ -156,8 +156,8 @@ def rollback(
 
     Args:
         to: the number of a version that was champion, or its run's key, or the key's beginning.
-        done: told the same at once: hooks take their time, and whoever ends them must know that it is done, for a second rollback
-            is a second move.
+        done: called with the result before the hooks are: they take their time, and who interrupts them must know that the
+            rollback is done, for a second one would move the alias again.
 
     Raises:
         ValueError: there was none before, it is the present one, or it was deleted; `to` is no earlier champion, or several.

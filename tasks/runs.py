@@ -23,7 +23,7 @@ from tasks.workspace import Project
 
 @contextmanager
 def data_of(model: str) -> Iterator[None]:
-    """For work on the data of `model`: what keeps it from being had ends in one line.
+    """For work on the data of `model`: whatever keeps it from being read becomes an error of one line.
 
     Raises:
         ValueError: MLflow, DVC or the disk says no.

@@ -1,8 +1,8 @@
 """Hashes of data paths named in params.yaml, so changed data changes the run key.
 
-Which path that is, and whether there is one, is said in params.yaml, so dvc.yaml cannot have it among its deps. Instead
-sources.yaml has a section for each one of params.yaml that may name paths, stages have it among their params, and a run's snapshot
-has in it what lay there when it was made. A clone without the data can so bring the run back.
+dvc.yaml cannot have such a path among its deps: params.yaml decides which it is, and whether there is one. Instead sources.yaml has
+a section for each section of params.yaml that may name paths, stages have it among their params, and a run's snapshot holds the
+hashes of what was there when it was made. So a clone without the data can bring the run back.
 """
 
 import os

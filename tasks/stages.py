@@ -1,8 +1,7 @@
 """DVC: the graph, what is stale, and one stage brought up to date.
 
-`dvc.repo.Repo` is not a promised interface; what is used of its engine is used here (and, in the process of
-one stage, in tasks/single.py). Freshness is DVC's word: `dvc.lock`, its cache, its
-run cache, its remote. Nothing of it is remembered anywhere else.
+`dvc.repo.Repo` is no stable interface, so its engine is used here alone (and, in the process of one stage, in tasks/single.py).
+Whether a stage is stale is for DVC to say, by dvc.lock, its cache, its run cache and its remote; nothing else keeps track of that.
 """
 
 import logging

@@ -27,10 +27,10 @@ class Finished:
     tracking: str
 
 
-def record(where: Project, state: Snapshot, folder: Path) -> str:
+def record(where: Project, snapshot: Snapshot, folder: Path) -> str:
     """Commit `folder`'s dvc.lock on top of the snapshot, under the run's ref and its own. The same lock gives the same commit."""
-    commit = record_commit(where, state, folder)
-    updates = "".join(f"update {ref} {commit}\n" for ref in (kept_ref(commit), record_ref(state.key)))
+    commit = record_commit(where, snapshot, folder)
+    updates = "".join(f"update {ref} {commit}\n" for ref in (kept_ref(commit), record_ref(snapshot.key)))
     git("update-ref", "--stdin", cwd=where.root, stdin=updates)
     return commit
 
@@ -40,15 +40,15 @@ def kept_ref(commit: str) -> str:
     return f"{RECORDS}{commit}"
 
 
-def record_commit(where: Project, state: Snapshot, folder: Path) -> str:
+def record_commit(where: Project, snapshot: Snapshot, folder: Path) -> str:
     """The run's present record if it has these very files, on top of whatever commit; else a new one."""
-    with scratch_index(where.root, state.commit) as index:
+    with scratch_index(where.root, snapshot.commit) as index:
         stage_file(where.root, "dvc.lock", in_order((folder / "dvc.lock").read_text()), index)
         content = git("write-tree", cwd=where.root, env=index)
-    present = recorded(where).get(state.key)
+    present = recorded(where).get(snapshot.key)
     if present and git("rev-parse", f"{present}^{{tree}}", cwd=where.root) == content:
         return present
-    return commit_tree(where.root, content, state.commit, f"run {state.key}")
+    return commit_tree(where.root, content, snapshot.commit, f"run {snapshot.key}")
 
 
 def in_order(lock: str) -> str:

@@ -126,13 +126,15 @@ def join_sweep(client: MlflowClient, run: Run, name: str) -> None:
 class Tracker:
     """The MLflow run of one run key."""
 
-    def __init__(self, client: MlflowClient, where: Project, state: Snapshot, *, experiment: str, folder: Path) -> None:
+    def __init__(
+        self, client: MlflowClient, where: Project, snapshot: Snapshot, *, experiment: str, folder: Path
+    ) -> None:
         self.client, self.folder = client, folder
         found = experiment_id(client, where, experiment)
-        mark_dead_runs(client, where, found, but=state.key)
-        known = find(client, found, state.key)
-        tags = {**origin(where, state), **environment()}
-        run = known or begun(client, found, tags, name=f"{state.recipe or 'params'}-{state.key[:6]}")
+        mark_dead_runs(client, where, found, but=snapshot.key)
+        known = find(client, found, snapshot.key)
+        tags = {**origin(where, snapshot), **environment()}
+        run = known or begun(client, found, tags, name=f"{snapshot.recipe or 'params'}-{snapshot.key[:6]}")
         self.run_id: str = run.info.run_id
         self._sent: dict[str, dict[int, float]] = {}
         self._resumed = known is not None
@@ -221,18 +223,18 @@ def as_kept(value: float) -> str:
     return repr(value if math.isnan(value) else min(max(value, -largest), largest))
 
 
-def origin(where: Project, state: Snapshot) -> dict[str, str]:
+def origin(where: Project, snapshot: Snapshot) -> dict[str, str]:
     """Tags that say what was run."""
     return {
-        KEY: state.key,
+        KEY: snapshot.key,
         HOME: home(where),
-        RECIPE: state.recipe or "",
-        OVERRIDES: " ".join(state.overrides),
-        DIRTY: str(state.dirty).lower(),
-        SNAPSHOT: state.commit,
+        RECIPE: snapshot.recipe or "",
+        OVERRIDES: " ".join(snapshot.overrides),
+        DIRTY: str(snapshot.dirty).lower(),
+        SNAPSHOT: snapshot.commit,
         "mlflow.source.name": where.root.name,
-        "mlflow.source.git.commit": state.head,
-        "mlflow.source.git.branch": state.branch,
+        "mlflow.source.git.commit": snapshot.head,
+        "mlflow.source.git.branch": snapshot.branch,
         "mlflow.user": person(where),
     }
 

@@ -125,15 +125,16 @@ def project(folder: Path) -> Project:
 
 
 def forget_callers_repository(folder: Path) -> None:
-    """Drop what git told a hook that started us: its GIT_DIR and GIT_INDEX_FILE would hold for any folder, and in stages."""
+    """Drop the variables that git sets for a hook, if one started us: GIT_DIR and GIT_INDEX_FILE would hold for any folder, and in
+    stages."""
     for name in git("rev-parse", "--local-env-vars", cwd=folder).split():
         if not name.startswith("GIT_CONFIG"):  # settings are the user's, and for whatever repository
             os.environ.pop(name, None)
 
 
 def main_checkout(tree: Path) -> Path:
-    """The main checkout of `tree`'s repository; `tree` itself where git knows none: a bare repository has none, and to the linked
-    worktrees of a submodule or of one made with --separate-git-dir git does not tell it."""
+    """The main checkout of `tree`'s repository; `tree` itself where git names none: for a bare repository, and in the linked
+    worktrees of a submodule or of a repository made with --separate-git-dir."""
     ours, shared = git("rev-parse", "--path-format=absolute", "--git-dir", "--git-common-dir", cwd=tree).splitlines()
     if ours == shared:
         return tree
@@ -244,24 +245,24 @@ def home(where: Project) -> str:
     return f"{platform.node()}:{where.root}"
 
 
-def worktree(where: Project, state: Snapshot) -> Path:
-    """The folder of run `state.key`, made or found again, its tracked files exactly the snapshot's. Call it under `locks.hold`.
+def worktree(where: Project, snapshot: Snapshot) -> Path:
+    """The folder of a run, made or found again, its tracked files exactly the snapshot's. Call it under `locks.hold`.
 
     dvc.lock is left as an earlier attempt wrote it. Without one, it is the recorded run's if there is such a record, else HEAD's.
     """
-    folder = where.state / "worktrees" / state.key
+    folder = where.state / "worktrees" / snapshot.key
     ready = folder / ".dvc" / "tmp" / "ready"  # .dvc/tmp is ignored by git
     if ready.exists():
         lock = Path(git("rev-parse", "--path-format=absolute", "--git-path", "index.lock", cwd=folder))
         lock.unlink(missing_ok=True)  # left by a git that was killed: nobody else is in here
-        git("checkout", "--force", state.commit, "--", ".", ":(exclude)dvc.lock", cwd=folder)
+        git("checkout", "--force", snapshot.commit, "--", ".", ":(exclude)dvc.lock", cwd=folder)
         return folder
     if folder.exists():  # half made
         shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # twice: git may know a folder that is gone, and a git that was killed here left it locked
-    git("worktree", "add", "--force", "--force", "--detach", str(folder), state.commit, cwd=where.root)
-    record = git("for-each-ref", "--format=%(objectname)", record_ref(state.key), cwd=where.root)
+    git("worktree", "add", "--force", "--force", "--detach", str(folder), snapshot.commit, cwd=where.root)
+    record = git("for-each-ref", "--format=%(objectname)", record_ref(snapshot.key), cwd=where.root)
     if record:
         git("checkout", record, "--", "dvc.lock", cwd=folder)
     ready.parent.mkdir(parents=True, exist_ok=True)

@@ -15,11 +15,9 @@ import pytest
 os.environ.update(dummy.ENV)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def prefect_comes_first() -> None:
-    """Its import closes the log handlers that are there, and that of absl, which rouge-score brings, closes pytest's stderr."""
-    if importlib.util.find_spec("prefect"):
-        importlib.import_module("prefect.main")
+# Before a test module brings absl (by rouge-score): Prefect's import closes the log handlers there are, and absl's pytest's stderr.
+if importlib.util.find_spec("prefect"):
+    importlib.import_module("prefect.main")
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ import browser
 import pytest
 from browser import needs_browser
 from dummy import ENV
-from test_asking import LONG, QUESTIONS, TEXT, TINY, desk
+from test_asking import LONG, QUESTIONS, TEXT, TINY, session
 
 from flows.cli.ask import page as ask_page
 from longlora.model.load import open_model, open_tokenizer
@@ -98,7 +98,7 @@ def ask(tab, question: str, *, number: int):
 @needs_nicegui
 @needs_browser
 def test_a_document_is_sent_asked_twice_and_cited(tab):
-    here = desk(open_model(TINY), open_tokenizer(TINY), max_new_tokens=NEW)
+    here = session(open_model(TINY), open_tokenizer(TINY), max_new_tokens=NEW)
     assert send(tab, "report.txt", TEXT.encode()) == f"report: {here.length} tokens, read whole"
     for number, question in enumerate(QUESTIONS, start=1):
         expected = here.ask(question)
@@ -212,13 +212,13 @@ def test_an_answer_on_a_document_that_was_replaced_is_dropped(monkeypatch, raw, 
     monkeypatch.setattr(ask_page, "ui", MagicMock(**{"context.client.is_deleted": False}))
     monkeypatch.setattr(ask_page, "run", SimpleNamespace(io_bound=asyncio.to_thread))
     monkeypatch.setattr(
-        ask_page, "Desk", lambda *a, **k: MagicMock(ask=answer, length=9, **{"notice.return_value": ""})
+        ask_page, "Session", lambda *a, **k: MagicMock(ask=answer, length=9, **{"notice.return_value": ""})
     )
     shows: list[tuple[int, int]] = []
     monkeypatch.setattr(ask_page.Visit, "show", lambda visit, *span: shows.append(span))
 
     async def replaced():
-        visit = ask_page.Visit(ask_page.Host("m", MagicMock(), MagicMock(), 12, None))
+        visit = ask_page.Visit(ask_page.Shared("m", MagicMock(), MagicMock(), 12, None))
         visit.encoding.value, visit.question.value, visit.send = "utf-8", QUESTIONS[0], MagicMock()
         visit.talk = MagicMock()
         await visit.take(sent(TEXT.encode()))

@@ -17,7 +17,7 @@ from flows.cli import options
 from flows.cli.ask import ask
 from flows.cli.chat import chat
 from flows.cli.main import app
-from longlora.asking.asking import Answer, Desk, Prompt, TooLong, windows
+from longlora.asking.asking import Answer, Prompt, Session, TooLong, windows
 from longlora.asking.sinks import Dialogue
 from longlora.data.dialogue import tokenised
 from longlora.data.instructions import Turn
@@ -43,8 +43,8 @@ def words():
     return open_tokenizer(TINY)
 
 
-def desk(model, words, text=TEXT, **settings):
-    return Desk(model, tokenizer=words, text=text, **{"max_new_tokens": 12, **settings})
+def session(model, words, text=TEXT, **settings):
+    return Session(model, tokenizer=words, text=text, **{"max_new_tokens": 12, **settings})
 
 
 def greedy(model, words, text, question, *, prompt, max_new_tokens=12):
@@ -62,7 +62,7 @@ def greedy(model, words, text, question, *, prompt, max_new_tokens=12):
 @pytest.mark.parametrize("prompt", ["authors", "chat"])
 def test_every_answer_is_plain_greedy_generation_on_the_prompt_of_training(model, words, prompt):
     words.chat_template = CHATML if prompt == "chat" else None
-    here = desk(model, words)
+    here = session(model, words)
     assert here.prompt == prompt
     for question in (*QUESTIONS, QUESTIONS[0]):
         told: list[str] = []
@@ -74,7 +74,7 @@ def test_every_answer_is_plain_greedy_generation_on_the_prompt_of_training(model
 
 
 def test_a_further_question_reads_the_question_alone(model, words, monkeypatch):
-    here = desk(model, words)
+    here = session(model, words)
     here.ask(QUESTIONS[0])
     sizes = []
     hook = model.register_forward_pre_hook(
@@ -87,7 +87,7 @@ def test_a_further_question_reads_the_question_alone(model, words, monkeypatch):
 
 
 def test_an_answer_that_breaks_off_does_not_spoil_the_next(model, words):
-    here = desk(model, words)
+    here = session(model, words)
 
     def leave(text):
         if text:
@@ -96,7 +96,7 @@ def test_an_answer_that_breaks_off_does_not_spoil_the_next(model, words):
     for question in QUESTIONS:
         with pytest.raises(KeyboardInterrupt):
             here.ask(question, say=leave)
-    assert here.ask(QUESTIONS[0]).text == desk(model, words).ask(QUESTIONS[0]).text
+    assert here.ask(QUESTIONS[0]).text == session(model, words).ask(QUESTIONS[0]).text
 
 
 LONG = "".join(f"Paragraph {n} says that the number of ships was {n * 7}.\n\n" for n in range(40))
@@ -106,11 +106,11 @@ def test_what_is_too_long_is_refused_with_the_numbers_and_the_ways_out(model, wo
     with pytest.raises(
         ValueError, match=r"has \d{4} tokens, and the model reads 512, of which \d+ .*truncate.*windows"
     ):
-        desk(model, words, LONG)
+        session(model, words, LONG)
 
 
 def test_truncated_the_beginning_is_read_and_that_is_said(model, words):
-    here = desk(model, words, LONG, too_long="truncate")
+    here = session(model, words, LONG, too_long="truncate")
     (window,) = here.windows
     assert window.start == 0 and LONG[: window.end] in LONG
     assert f"up to line {LONG.count(chr(10), 0, window.end) + 1}, character {window.end:,}" in here.notice()
@@ -118,7 +118,7 @@ def test_truncated_the_beginning_is_read_and_that_is_said(model, words):
 
 
 def test_windows_hold_all_of_the_text_and_the_surest_answer_is_taken(model, words):
-    here = desk(model, words, LONG, too_long="windows")
+    here = session(model, words, LONG, too_long="windows")
     assert here.windows[0].start == 0 and here.windows[-1].end == len(LONG.rstrip())
     for one, two in zip(here.windows[:-1], here.windows[1:], strict=True):
         assert one.start < two.start < one.end < two.end
@@ -131,7 +131,7 @@ def test_windows_hold_all_of_the_text_and_the_surest_answer_is_taken(model, word
 
 
 def test_who_leaves_amid_the_windows_ends_the_work_before_the_next_one(model, words, monkeypatch):
-    here = desk(model, words, LONG, too_long="windows")
+    here = session(model, words, LONG, too_long="windows")
     asked, answer = [], here.answer
     monkeypatch.setattr(here, "answer", lambda *args: asked.append(args) or answer(*args))
 
@@ -153,15 +153,15 @@ def test_a_window_is_never_longer_than_its_room(words):
 
 
 def test_impossible_questions_are_refused(model, words):
-    here = desk(model, words)
+    here = session(model, words)
     with pytest.raises(ValueError, match="the question is empty"):
         here.ask("  ")
     with pytest.raises(ValueError, match=r"the question has \d+ tokens, and \d+ are left"):
         here.ask("Why? " * 400)
     with pytest.raises(ValueError, match="ask for a shorter answer"):
-        desk(model, words, max_new_tokens=500)
+        session(model, words, max_new_tokens=500)
     with pytest.raises(ValueError, match="chat template"):
-        desk(model, words, prompt="chat")
+        session(model, words, prompt="chat")
 
 
 def longlora(folder, *arguments, typed=""):
@@ -176,7 +176,7 @@ def test_the_command_answers_and_cites_and_takes_further_questions(tmp_path, mod
     done = longlora(tmp_path, "--document", "report.txt", "--max-new-tokens", "12", typed="\n".join(QUESTIONS) + "\n")
     assert done.returncode == 0, done.stderr
     for question in QUESTIONS:
-        assert desk(model, words).ask(question).text in done.stdout
+        assert session(model, words).ask(question).text in done.stdout
     assert done.stdout.count("from report.txt, line 1, characters") == 2
     assert done.stderr == ""
 
@@ -214,7 +214,7 @@ def test_a_question_that_is_not_utf_8_is_said_to_be_and_does_not_end_the_others(
 def test_an_answer_without_a_word_is_said_to_be_none(tmp_path, monkeypatch, capsys):
     (tmp_path / "report.txt").write_text(TEXT)
     empty = Answer("", Span(0, len(TEXT)), certainty=0.0, windows=1, read=1)
-    monkeypatch.setattr(Desk, "ask", lambda self, question, say: empty)
+    monkeypatch.setattr(Session, "ask", lambda self, question, say: empty)
     ask(document=tmp_path / "report.txt", question="Why?", **USUAL)
     assert capsys.readouterr().out == "(it said nothing)\n  from no passage that shares its words\n"
     monkeypatch.setattr(Dialogue, "say", lambda self, line, tell: "")
@@ -234,7 +234,7 @@ def test_the_command_says_what_it_does_with_what_is_too_long(tmp_path, capsys, m
     (tmp_path / "long.txt").write_text(LONG)
     ask(document=tmp_path / "long.txt", question=QUESTIONS[0], **USUAL | {"too_long": way})
     said = capsys.readouterr()
-    here = desk(model, words, LONG, too_long=way, max_new_tokens=8)
+    here = session(model, words, LONG, too_long=way, max_new_tokens=8)
     answer = here.ask(QUESTIONS[0])
     assert said.err == f"note: {here.notice()}\n" and note in said.err
     assert said.out.strip().startswith(answer.text)

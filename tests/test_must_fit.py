@@ -14,13 +14,13 @@ import pytest
 from gguf import GGUFWriter
 from omegaconf import OmegaConf
 
-from flows import plan
+from flows import memory, plan
 from flows.run_dir import RunDir
 from tasks.machine import launched
 from tasks.stages import Stage
 
 ROOT = Path(__file__).parent.parent
-MEASURED = plan.gpu_memory_gb  # `machine` stands in for it
+MEASURED = memory.gpu_memory_gb  # `machine` stands in for it
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +28,8 @@ def machine(monkeypatch):
     """No GPU and 4 GB, whatever this machine has."""
     for name in ("LONGLORA_LAUNCHER", "LONGLORA_ZERO", "LONGLORA_ZERO_OFFLOAD", "LONGLORA_SEQUENCE_PARALLEL"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(plan, "gpu_memory_gb", lambda: [])
-    monkeypatch.setattr(plan, "host_memory_gb", lambda: 4.0)
+    monkeypatch.setattr(memory, "gpu_memory_gb", lambda: [])
+    monkeypatch.setattr(memory, "host_memory_gb", lambda: 4.0)
 
 
 def run_dir(folder: Path, *overrides: str, status: str = "stale") -> RunDir:
@@ -48,7 +48,7 @@ def hub(name: str, *more: str) -> list[str]:
 
 
 def test_the_demo_fits_without_a_word(tmp_path, capsys):
-    plan.must_fit(run_dir(tmp_path))
+    memory.must_fit(run_dir(tmp_path))
     assert capsys.readouterr().out == ""
 
 
@@ -61,52 +61,52 @@ def test_the_demo_fits_without_a_word(tmp_path, capsys):
 )
 def test_the_refusal_says_need_and_have_and_a_change_that_is_then_not_refused(tmp_path, asked, change):
     with pytest.raises(ValueError, match="the run does not fit: training needs about") as refused:
-        plan.must_fit(run_dir(tmp_path, *asked))
+        memory.must_fit(run_dir(tmp_path, *asked))
     said = str(refused.value)
     assert f"this machine (no GPU) has 4.0 GB; with {change} it fits (" in said
     assert said.endswith("(--anyway runs it all the same)")
     assert "\n" not in said
-    plan.must_fit(run_dir(tmp_path, *asked, change))
+    memory.must_fit(run_dir(tmp_path, *asked, change))
 
 
 def test_on_a_cpu_nothing_is_laid_off_to_the_host(tmp_path):
     with pytest.raises(ValueError) as refused:
-        plan.must_fit(run_dir(tmp_path, *hub("meta-llama/Llama-2-7b-hf")))
+        memory.must_fit(run_dir(tmp_path, *hub("meta-llama/Llama-2-7b-hf")))
     assert "host" not in str(refused.value)
     assert "it takes more memory, or a smaller model" in str(refused.value)
 
 
 def test_where_only_a_shorter_context_helps_it_is_named_and_fits(tmp_path):
     with pytest.raises(ValueError, match=r"position\.context=(\d+) would") as refused:
-        plan.must_fit(run_dir(tmp_path, "position.context=8388608"))
+        memory.must_fit(run_dir(tmp_path, "position.context=8388608"))
     context = str(refused.value).split("position.context=")[1].split()[0]
     changes = ["fit.mlp_tile=4096", "fit.gradient_checkpointing=true", f"position.context={context}"]
-    plan.must_fit(run_dir(tmp_path, *changes))
+    memory.must_fit(run_dir(tmp_path, *changes))
 
 
 def test_a_gpu_is_measured_and_the_7b_recipe_fits_eight_of_80_gb_and_not_one_of_24(tmp_path, monkeypatch):
     recipe = hub("meta-llama/Llama-2-7b-hf", "position.context=32768", "fit.gradient_checkpointing=true")
     recipe += ["fit.global_batch_size=64"]
-    monkeypatch.setattr(plan, "gpu_memory_gb", lambda: [24.0])
+    monkeypatch.setattr(memory, "gpu_memory_gb", lambda: [24.0])
     with pytest.raises(ValueError, match="training needs about .* the GPU has 24.0 GB"):
-        plan.must_fit(run_dir(tmp_path, *recipe))
-    monkeypatch.setattr(plan, "gpu_memory_gb", lambda: [79.1] * 8)
+        memory.must_fit(run_dir(tmp_path, *recipe))
+    monkeypatch.setattr(memory, "gpu_memory_gb", lambda: [79.1] * 8)
     monkeypatch.setenv("LONGLORA_LAUNCHER", "torchrun --nproc-per-node 8")
     monkeypatch.setenv("LONGLORA_ZERO", "2")
-    plan.must_fit(run_dir(tmp_path, *recipe))
+    memory.must_fit(run_dir(tmp_path, *recipe))
 
 
 def test_checkpoints_on_the_host_are_offered_on_a_gpu_and_then_not_refused(tmp_path, monkeypatch):
     recipe = hub("meta-llama/Llama-2-7b-hf", "position.context=65536", "fit.gradient_checkpointing=true")
-    monkeypatch.setattr(plan, "gpu_memory_gb", lambda: [39.4])
+    monkeypatch.setattr(memory, "gpu_memory_gb", lambda: [39.4])
     with pytest.raises(ValueError, match=r"with fit\.activation_offloading=true it fits"):
-        plan.must_fit(run_dir(tmp_path, *recipe))
-    plan.must_fit(run_dir(tmp_path, *recipe, "fit.activation_offloading=true"))
+        memory.must_fit(run_dir(tmp_path, *recipe))
+    memory.must_fit(run_dir(tmp_path, *recipe, "fit.activation_offloading=true"))
 
 
 @pytest.mark.parametrize("status", ["unchanged", "restored"])
 def test_a_training_that_is_computed_already_is_not_asked_about(tmp_path, status):
-    plan.must_fit(run_dir(tmp_path, "position.context=8388608", status=status))
+    memory.must_fit(run_dir(tmp_path, "position.context=8388608", status=status))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_training_that_is_computed_already_is_not_asked_about(tmp_path, status
     ],
 )
 def test_a_model_that_is_not_here_yet_is_said_and_not_refused(tmp_path, capsys, backbone, said):
-    plan.must_fit(run_dir(tmp_path, *backbone))
+    memory.must_fit(run_dir(tmp_path, *backbone))
     assert f"not checked: {said}" in capsys.readouterr().out
 
 
@@ -129,7 +129,7 @@ def test_a_fetched_base_answers_for_any_source(tmp_path):
     run = run_dir(tmp_path, "backbone.source=gguf", "backbone.name=no-such-package==1", "position.context=8388608")
     shutil.copytree(tmp_path / "tiny" / "model", tmp_path / "models" / "base")
     with pytest.raises(ValueError, match="does not fit"):
-        plan.must_fit(run)
+        memory.must_fit(run)
 
 
 def test_a_gguf_package_says_its_sizes(tmp_path, monkeypatch):
@@ -175,13 +175,13 @@ def test_processes_are_those_the_launcher_starts(launcher, gpus, processes):
 )
 def test_a_launcher_that_computes_elsewhere_is_said_and_not_refused(tmp_path, capsys, monkeypatch, launcher):
     monkeypatch.setenv("LONGLORA_LAUNCHER", launcher)
-    plan.must_fit(run_dir(tmp_path, "position.context=8388608"))
+    memory.must_fit(run_dir(tmp_path, "position.context=8388608"))
     assert "may compute on other machines" in capsys.readouterr().out
 
 
 def test_processes_on_a_cpu_share_its_memory(tmp_path, monkeypatch):
     monkeypatch.setenv("LONGLORA_LAUNCHER", "torchrun --nproc-per-node 4")
-    assert plan.this_machine(activation_offloading=False).memory_gb == 1.0
+    assert memory.this_machine(activation_offloading=False).memory_gb == 1.0
 
 
 CARDS = ["0, GPU-aaa1, 81559", "1, GPU-bbb2, 24576", "2, GPU-ccc3, 81559", "3, GPU-ddd4, [N/A]"]
@@ -207,8 +207,8 @@ def test_only_the_gpus_that_a_process_sees_are_counted(tmp_path, monkeypatch, vi
 @pytest.mark.parametrize("visible", ["MIG-aaa1", "7", "GPU-", "3"])
 def test_a_gpu_that_is_not_listed_is_said_and_nothing_is_refused(tmp_path, monkeypatch, capsys, visible):
     listing(tmp_path, monkeypatch, visible)
-    monkeypatch.setattr(plan, "gpu_memory_gb", MEASURED)
-    plan.must_fit(run_dir(tmp_path, "position.context=8388608"))
+    monkeypatch.setattr(memory, "gpu_memory_gb", MEASURED)
+    memory.must_fit(run_dir(tmp_path, "position.context=8388608"))
     assert f"CUDA_VISIBLE_DEVICES={visible}: nvidia-smi lists no one GPU '{visible}'" in capsys.readouterr().out
 
 
@@ -227,5 +227,5 @@ def listing(folder: Path, monkeypatch, visible: str | None) -> None:
 
 
 def test_the_check_loads_no_torch():
-    code = "import sys, flows.plan; assert not {'torch', 'transformers', 'gguf'} & sys.modules.keys()"
+    code = "import sys, flows.memory; assert not {'torch', 'transformers', 'gguf'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

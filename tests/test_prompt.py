@@ -13,7 +13,7 @@ from test_passkey import TEMPLATE, byte_level, sentencepiece_like, tiny
 from test_ruler import TEXTS
 from transformers import PreTrainedTokenizerBase
 
-from longlora.asking.asking import Desk
+from longlora.asking.asking import Session
 from longlora.asking.sinks import Dialogue
 from longlora.data.dialogue import tokenised
 from longlora.data.instructions import Turn
@@ -85,8 +85,8 @@ def prompts(tokenizer: PreTrainedTokenizerBase, kind: str) -> Iterator[list[int]
     for length in (2000, 420):  # with the whole document, and without its middle
         yield longqa.Writer(tokenizer, settings=longqa_settings(length=length, prompt=kind)).write(asked).ids
     model = tiny(max_position_embeddings=4096)
-    desk = Desk(model, tokenizer=tokenizer, text=DOCUMENT, max_new_tokens=9, prompt=kind)
-    yield desk.prefix_ids(desk.text) + desk.question_ids(QUESTION, desk.text)
+    session = Session(model, tokenizer=tokenizer, text=DOCUMENT, max_new_tokens=9, prompt=kind)
+    yield session.prefix_ids(session.text) + session.question_ids(QUESTION, session.text)
     talk = Dialogue(model, tokenizer=tokenizer, size=64, max_new_tokens=9, prompt=kind)
     yield talk.turn("Who met?")
     for last in (tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("x")):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 from dummy import ENV
-from test_asking import QUESTIONS, TEXT, TINY, desk
+from test_asking import QUESTIONS, TEXT, TINY, session
 
 from flows.cli.serve import lay_out, serve, served_below
 from longlora.data.dialogue import tokenised
@@ -129,7 +129,7 @@ def test_a_streamed_chat_is_what_ask_answers_and_a_completion_is_plain_text(url)
         )
         said = [piece.choices[0].delta.content for piece in pieces if piece.choices[0].delta.content]
         assert len(said) > 1, "it came in one piece"
-        assert "".join(said).strip() == desk(model, words).ask(question).text
+        assert "".join(said).strip() == session(model, words).ask(question).text
     whole = client.completions.create(model="model", prompt="The House", max_tokens=12, temperature=0)
     ids = words("The House", return_tensors="pt")
     out = model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]

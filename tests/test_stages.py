@@ -117,7 +117,7 @@ def test_files_that_are_gone_or_spoilt_come_back_from_the_cache(ran):
 def test_another_clone_pulls_what_the_record_says(ran, folder):
     run_dir = run_dir_of(ran)
     assert run_dir.dvc.push() == str(ran / ".longlora" / "remote")
-    record(run_dir.where, run_dir.state, run_dir.folder)
+    record(run_dir.where, run_dir.snapshot, run_dir.folder)
     shutil.copytree(ran / ".longlora" / "remote", folder / ".longlora" / "remote")
     dummy.git(folder, "fetch", "--quiet", str(ran), "+refs/longlora/*:refs/longlora/*")
     assert {stage.status for stage in run_dir_of(folder).stages} == {"restored"}
@@ -126,8 +126,8 @@ def test_another_clone_pulls_what_the_record_says(ran, folder):
 
 def test_data_that_is_nowhere_any_more_is_computed_again(ran, folder):
     run_dir = run_dir_of(ran)
-    commit = record(run_dir.where, run_dir.state, run_dir.folder)
-    dummy.git(folder, "fetch", "--quiet", str(ran), f"{commit}:refs/longlora/runs/{run_dir.state.key}")
+    commit = record(run_dir.where, run_dir.snapshot, run_dir.folder)
+    dummy.git(folder, "fetch", "--quiet", str(ran), f"{commit}:refs/longlora/runs/{run_dir.snapshot.key}")
     assert set(statuses(run_dir_of(folder)).values()) == {"stale"}
 
 
@@ -203,8 +203,8 @@ def test_checkpoints_lie_where_the_user_says_but_not_those_of_a_rerun(folder, tm
     run_dir = run_dir_of(folder)
     run_all(run_dir)
     assert (tmp_path / "shared" / "executions").read_text() == "fetch base\n"
-    record(run_dir.where, run_dir.state, run_dir.folder)
-    compute_again(run_dir.where, run_dir.state.key, "again")
+    record(run_dir.where, run_dir.snapshot, run_dir.folder)
+    compute_again(run_dir.where, run_dir.snapshot.key, "again")
     assert (tmp_path / "shared" / "executions").read_text() == "fetch base\n"
     assert dummy.executions(folder) == []
 
@@ -228,7 +228,7 @@ def test_outputs_say_kind_hash_size_and_plot_axes(ran):
 
 def test_artifacts_and_files_can_be_read_at_a_commit(ran):
     run_dir = run_dir_of(ran)
-    commit = record(run_dir.where, run_dir.state, run_dir.folder)
+    commit = record(run_dir.where, run_dir.snapshot, run_dir.folder)
     model, report = artifacts_at(ran, commit)
     assert (model.name, model.path, model.type, model.labels) == ("dummy", "models/tuned", "model", ["toy"])
     assert (report.type, report.meta) == ("report", {})

@@ -39,7 +39,7 @@ def test_the_points_are_the_product_with_the_keys_that_single_runs_have(folder):
         (f"train.rank={rank}", f"gate.least={least}") for rank in (5, 6) for least in (1, 2, 3)
     ]
     single = snapshot(where, recipe="big", overrides=["gate.least=2", "train.steps=2", "train.rank=6"])
-    assert found[4].state.key == single.key
+    assert found[4].snapshot.key == single.key
     assert name_of(found) == name_of(found[::-1]) != name_of(found[1:])
 
 
@@ -207,7 +207,7 @@ def test_a_search_goes_on_where_it_stopped_and_beyond_and_is_of_the_files_as_the
     monkeypatch.setattr(sweep.tracking, "connect", lambda: None)
 
     def attempt(where, point, run):
-        keys.append(point.state.key)
+        keys.append(point.snapshot.key)
         dummy.write(own / "params.yaml", dummy.PARAMS.replace("steps: 3", f"steps: {3 + len(keys)}"))
         dummy.write(own / "recipes" / "big.yaml", "train: {seconds: 1.0}\n")
         return ""
@@ -224,12 +224,12 @@ def test_a_search_goes_on_where_it_stopped_and_beyond_and_is_of_the_files_as_the
         found.append(sweep.sweep(where, axes, recipe="big", overrides=["gate.least=3"], trials=trials))
         said.append(capsys.readouterr().out.rpartition("in MLflow")[2])
     assert found[1][:4] == found[0]
-    assert len({each.point.state.key for each in found[1]}) == 7
+    assert len({each.point.snapshot.key for each in found[1]}) == 7
     assert keys[4:8] == keys[:4]
     assert said[0] == said[1]  # the same tag
     dummy.git(own, "checkout", ".")
     for point in (each.point for each in found[1]):
-        assert point.state == snapshot(where, recipe="big", overrides=["gate.least=3", *point.values])
+        assert point.snapshot == snapshot(where, recipe="big", overrides=["gate.least=3", *point.values])
 
 
 @pytest.mark.parametrize("trials", [None, 4])
@@ -327,7 +327,7 @@ def test_every_run_is_of_the_files_as_they_were_when_the_sweep_began(own, mlflow
     attempt, before = sweep.attempt, {}
 
     def edited(where, point, run):
-        before[point.state.key] = point.state.commit
+        before[point.snapshot.key] = point.snapshot.commit
         dummy.write(own / "params.yaml", dummy.PARAMS.replace("steps: 3", f"steps: {3 + len(before)}"))
         dummy.write(own / "recipes" / "big.yaml", "train: {rank: 1}\n")
         return attempt(where, point, run)

@@ -32,12 +32,12 @@ def ask(
     # Seconds of imports, which a wrong name or a document that cannot be read need not wait for.
     from transformers.utils import logging
 
-    from longlora.asking.asking import Desk
+    from longlora.asking.asking import Session
     from longlora.evaluation.evidence import Evidence
     from longlora.model.load import open_model, open_tokenizer
 
     logging.disable_progress_bar()
-    desk = Desk(
+    session = Session(
         open_model(folder),
         tokenizer=open_tokenizer(folder),
         text=text.text,
@@ -46,13 +46,13 @@ def ask(
         max_new_tokens=max_new_tokens,
         question=question or "",
     )
-    if notice := desk.notice():
+    if notice := session.notice():
         print(f"note: {notice}", file=sys.stderr)
     evidence = Evidence(text)
     for each in [question] if question is not None else typed():
         try:
             must_be_text(each)
-            answer = desk.ask(each, say=lambda words: print(words, end="", flush=True))
+            answer = session.ask(each, say=lambda words: print(words, end="", flush=True))
         except ValueError as error:
             if question is not None:
                 raise

@@ -1,4 +1,4 @@
-"""A document asked on a web page: the library's desk behind NiceGUI, on 127.0.0.1; the page fetches nothing from elsewhere.
+"""A document asked on a web page: the library's sessions behind NiceGUI, on 127.0.0.1; the page fetches nothing from elsewhere.
 
 Every browser tab has a document and a conversation of its own; the model is shared, and answers one question at a time.
 """
@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from flows.cli.ask import NOTHING
 from flows.cli.ask_style import STYLE
-from longlora.asking.asking import Answer, Desk, Prompt, TooLong
+from longlora.asking.asking import Answer, Prompt, Session, TooLong
 from longlora.data.reading import LARGEST, SUFFIXES, Document, parsed
 from longlora.evaluation.evidence import Evidence, Passage
 from longlora.model.load import open_model, open_tokenizer
@@ -30,7 +30,7 @@ WAYS: dict[TooLong, str] = {"refuse": "refuse it", "truncate": "read its beginni
 
 
 @dataclass(frozen=True)
-class Host:
+class Shared:
     """What all tabs share."""
 
     name: str
@@ -48,12 +48,12 @@ def serve_page(folder: Path, *, name: str, port: int, max_new_tokens: int, promp
         ValueError: there is no model or tokenizer.
     """
     logging.disable_progress_bar()
-    host = Host(name, open_model(folder), open_tokenizer(folder), max_new_tokens, prompt)
+    shared = Shared(name, open_model(folder), open_tokenizer(folder), max_new_tokens, prompt)
     # A page elsewhere whose name is made to point here has another Host, and is turned away.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[LOOPBACK, "localhost"])
     app.on_startup(lambda: print(f"ask at http://{LOOPBACK}:{port} (Ctrl-C ends it)", flush=True))
     ui.run(
-        lambda: Visit(host),
+        lambda: Visit(shared),
         host=LOOPBACK,
         port=port,
         title="Ask a document",
@@ -70,20 +70,20 @@ class LeftError(Exception):
 
 
 class Visit:
-    """One tab: a document on the desk, and the questions on it."""
+    """One tab: a document, and the session that answers questions on it."""
 
-    def __init__(self, host: Host) -> None:
-        self.host, self.client = host, ui.context.client
+    def __init__(self, shared: Shared) -> None:
+        self.shared, self.client = shared, ui.context.client
         self.document: Document | None = None
         self.evidence: Evidence | None = None
-        self.desk: Desk | None = None
+        self.session: Session | None = None
         ui.add_css(STYLE)
         ui.colors(primary="#0b6bb0")
         with ui.element("div").classes("sheet"):
             with ui.element("header"):
                 ui.label("Ask a document").classes("title")
-                context = int(host.model.config.get_text_config().max_position_embeddings)
-                ui.label(f"{host.name} · reads {context:,} tokens").classes("faint")
+                context = int(shared.model.config.get_text_config().max_position_embeddings)
+                ui.label(f"{shared.name} · reads {context:,} tokens").classes("faint")
             with ui.element("section").classes("document"):
                 self.lay_out_document()
             with ui.element("section").classes("talk"):
@@ -127,7 +127,7 @@ class Visit:
         self.note.set_visibility(bool(text))
 
     async def take(self, event: UploadEventArguments) -> None:
-        """Read the file that was sent, and put it on the desk. Its name is a browser's word: only the last part is kept."""
+        """Read the file that was sent, and begin a session on it. Its name is a browser's word: only the last part is kept."""
         self.upload.reset()
         raw, file = await event.file.read(), Path(PurePath(event.file.name.replace("\\", "/")).name)
         document = evidence = None
@@ -137,7 +137,7 @@ class Visit:
         except ValueError as error:
             self.say("bad", str(error))
         # At once: what is said and cited is always about the document that is shown.
-        self.document, self.evidence, self.desk = document, evidence, None
+        self.document, self.evidence, self.session = document, evidence, None
         self.able(False)
         self.talk.clear()
         self.reader.clear()
@@ -146,33 +146,34 @@ class Visit:
             await self.lay()
 
     async def lay(self) -> None:
-        """The document on a new desk, in the chosen way; what does not go is said."""
+        """Begin a session on the document, in the chosen way; what does not go is said."""
         if self.document is None:
             return
-        host, document, way = self.host, self.document, self.way.value
-        said, self.desk = "", None
+        shared, document, way = self.shared, self.document, self.way.value
+        said, self.session = "", None
         try:
-            desk = await run.io_bound(
-                Desk,
-                host.model,
-                tokenizer=host.tokenizer,
+            session = await run.io_bound(
+                Session,
+                shared.model,
+                tokenizer=shared.tokenizer,
                 text=document.text,
-                max_new_tokens=host.max_new_tokens,
+                max_new_tokens=shared.max_new_tokens,
                 too_long=way,
-                prompt=host.prompt,
+                prompt=shared.prompt,
             )
         except ValueError as error:
-            desk, said = None, str(error)
-        if self.document is not document or self.way.value != way:  # meanwhile another was chosen, and has its own desk
+            session, said = None, str(error)
+        # meanwhile another was chosen, and has its own session
+        if self.document is not document or self.way.value != way:
             return
-        self.desk = desk
-        if desk:
-            whole = f"{document.name}: {desk.length:,} tokens, read whole"
-            notice = desk.notice()
+        self.session = session
+        if session:
+            whole = f"{document.name}: {session.length:,} tokens, read whole"
+            notice = session.notice()
             self.say("warn" if notice else "good", notice or whole)
         else:
             self.say("bad", said)
-        self.able(desk is not None)
+        self.able(session is not None)
 
     def show(self, start: int, end: int) -> None:
         """The document around characters [start, end), those marked and in view."""
@@ -194,8 +195,8 @@ class Visit:
 
     async def ask(self) -> None:
         """Answer what was typed, as it comes; then cite."""
-        desk, evidence, question = self.desk, self.evidence, str(self.question.value or "").strip()
-        if desk is None or evidence is None or not question:
+        session, evidence, question = self.session, self.evidence, str(self.question.value or "").strip()
+        if session is None or evidence is None or not question:
             return
         self.question.set_value("")
         self.able(False)
@@ -214,8 +215,8 @@ class Visit:
         self.follow()
         ticking = ui.timer(TICK, lambda: said.set_text("".join(parts).lstrip() or "…"))
         try:
-            async with self.host.turn:
-                answer = await run.io_bound(desk.ask, question, say=tell)
+            async with self.shared.turn:
+                answer = await run.io_bound(session.ask, question, say=tell)
             passage = evidence.passage(question, answer.text, within=answer.window) if answer else None
         except LeftError:
             return
@@ -225,7 +226,7 @@ class Visit:
             return
         finally:
             ticking.cancel()
-            self.able(self.desk is not None)
+            self.able(self.session is not None)
         if answer is None or self.client.is_deleted or self.evidence is not evidence:  # None: the server ends
             return
         said.set_text(answer.text or NOTHING)

@@ -40,17 +40,17 @@ def run(
     from flows.run_dir import brought, is_finished, open_run_dir
     from tasks import approval, locks, servers, storage, workspace
 
-    state = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=brought(where, beside))
+    snapshot = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=brought(where, beside))
     with ExitStack() as open_until_the_end:
 
         def prefect_api() -> Callable[[], None]:
             return open_until_the_end.enter_context(servers.prefect_api(where))
 
-        with locks.hold(where, state.key):
+        with locks.hold(where, snapshot.key):
             # a server of our own needs some seconds: it starts while we look at the stages, if there is surely something to do,
             # and no need of a server with a page
-            ready = None if promote or storage.noted(where, state.key) else prefect_api()
-            run_dir = open_run_dir(where, state)
+            ready = None if promote or storage.noted(where, snapshot.key) else prefect_api()
+            run_dir = open_run_dir(where, snapshot)
             show_plan(run_dir.stages)
             if promote and (model := run_dir.artifact("model")) and approval.patience(model):
                 servers.running_prefect(where)  # where a person can answer: said now, not at the end
@@ -62,10 +62,10 @@ def run(
             from flows.pipeline import pipeline_of
 
             ready()
-            pipeline_of(state, promote=promote, anyway=anyway)
+            pipeline_of(snapshot, promote=promote, anyway=anyway)
     show_report(run_dir)
     if promote and done:
-        promotion_commands.promote_run(where, state.key)
+        promotion_commands.promote_run(where, snapshot.key)
 
 
 @app.command()

@@ -87,8 +87,8 @@ def find(where: Project, wanted: str | None) -> Sought:
 
 def bring_back(where: Project, sought: Sought, remote: str | None) -> DvcRepo:
     """The run's worktree, every output of its dvc.lock in it. Call it under the lock of its key."""
-    state = storage.recorded_snapshot(where, sought.key)
-    folder = worktree(where, state)
+    snapshot = storage.recorded_snapshot(where, sought.key)
+    folder = worktree(where, snapshot)
     git("checkout", record_ref(sought.key), "--", "dvc.lock", cwd=folder)
     missing = ""
     addresses = list(dict.fromkeys([remote] if remote else ["", sought.data]))  # '': this clone's own

@@ -34,8 +34,9 @@ class Search:
         )
 
     def looked_at(self) -> list[tuple[str, ...]]:
-        """Combinations as `key=value` that show whether every key takes its values, one key at a time: the first value of each (of
-        a range the low end), and every other choice, the other end and a number between them beside the first of the other keys."""
+        """Combinations as `key=value` that show whether every key takes its values: the first value of each key (of a range its low
+        end); then, one key at a time beside the first values of the others, every other choice, or a number between and the high
+        end."""
         axes = [[text(key, value, values) for value in examples(values)] for key, values in self._space.items()]
         first = tuple(axis[0] for axis in axes)
         others = [(place, value) for place, axis in enumerate(axes) for value in axis[1:]]
@@ -65,8 +66,8 @@ def examples(values: Range | CategoricalDistribution) -> Sequence[object]:
 
 
 def between(values: FloatDistribution) -> float:
-    """A number of this range with a fraction, as most draws have one even where the ends have none, so that a key of whole numbers
-    refuses it; the middle if all are whole."""
+    """A number of this range with a fraction: most draws have one even where the ends have none, and a key of whole numbers must
+    refuse it. The middle, if all that are tried are whole."""
     low, high = values.low, values.high
     shares = [0.5**n for n in range(1, 12)]
     found = [low * (high / low) ** share if values.log else low + share * (high - low) for share in shares]

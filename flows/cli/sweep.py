@@ -41,7 +41,7 @@ class Point:
 
     values: tuple[str, ...]
     """As `key=value`, in the order of the command line."""
-    state: Snapshot
+    snapshot: Snapshot
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Sweep:
         """
         from flows.pipeline import pipeline_of
 
-        key = point.state.key
+        key = point.snapshot.key
         if key not in self.results:
             print(f"\nrun {len(self.results) + 1} of {self.count}, {key}: {' '.join(point.values)}", flush=True)
             failure = attempt(self.where, point, pipeline_of)
@@ -141,7 +141,7 @@ def search(
         return Point(values, snapshot(where, recipe=recipe, overrides=[*overrides, *values], files=files))
 
     looked_at = [point_of(values) for values in draws.looked_at()]
-    name = digest([*axes, str(seed), looked_at[0].state.key])
+    name = digest([*axes, str(seed), looked_at[0].snapshot.key])
     with begun(Sweep(where, model, name, trials), looked_at) as made:
         for _ in range(trials):
             trial, values = draws.ask()
@@ -152,9 +152,9 @@ def search(
 
 @contextmanager
 def begun(made: Sweep, looked_at: list[Point]) -> Iterator[Sweep]:
-    """What the runs of a sweep need, once `looked_at` is found right. At the end, whatever brought it, the results are shown."""
+    """Check the points `looked_at`, and have ready what the runs of a sweep need. However it ends, the results are shown."""
     where = made.where
-    must_all_be_right(where, [point.state for point in looked_at if not storage.noted(where, point.state.key)])
+    must_all_be_right(where, [point.snapshot for point in looked_at if not storage.noted(where, point.snapshot.key)])
     tracking.connect()  # nobody there is said now
     try:
         with servers.prefect_api(where) as ready:
@@ -176,17 +176,17 @@ def points(where: Project, axes: list[str], *, recipe: str | None, overrides: li
     files = files_now(where, recipe=recipe)
     found: dict[str, Point] = {}
     for combination in itertools.product(*values):
-        state = snapshot(where, recipe=recipe, overrides=[*overrides, *combination], files=files)
-        if state.key in found:
-            first, second = " ".join(found[state.key].values), " ".join(combination)
+        taken = snapshot(where, recipe=recipe, overrides=[*overrides, *combination], files=files)
+        if taken.key in found:
+            first, second = " ".join(found[taken.key].values), " ".join(combination)
             raise ValueError(f"{first} and {second} are the same run: give each value once")
-        found[state.key] = Point(combination, state)
+        found[taken.key] = Point(combination, taken)
     return list(found.values())
 
 
 def name_of(found: list[Point]) -> str:
     """The same for the same runs, so that a sweep that goes on is the same sweep."""
-    return digest(sorted(point.state.key for point in found))
+    return digest(sorted(point.snapshot.key for point in found))
 
 
 def digest(words: list[str]) -> str:
@@ -196,12 +196,12 @@ def digest(words: list[str]) -> str:
 def attempt(where: Project, point: Point, run: Callable[[Snapshot], object]) -> str:
     """Run `point` if it is not recorded yet; why it failed, or ''."""
     try:
-        with hold(where, point.state.key):
-            done = is_finished(open_run_dir(where, point.state))
+        with hold(where, point.snapshot.key):
+            done = is_finished(open_run_dir(where, point.snapshot))
         if done:
             print("every stage is unchanged, and the run is recorded", flush=True)
         else:
-            run(point.state)
+            run(point.snapshot)
     except InterruptedStageError:
         raise
     except FAILURES as error:
@@ -229,7 +229,7 @@ def result(client: MlflowClient, where: Project, model: Artifact, point: Point, 
 
 def known(client: MlflowClient, where: Project, model: Artifact, point: Point, *, failure: str, sweep: str) -> Result:
     """What MLflow knows of the point's run, which is tagged as one of `sweep`."""
-    run = tracking.find(client, tracking.experiment_id(client, where, model.name), point.state.key)
+    run = tracking.find(client, tracking.experiment_id(client, where, model.name), point.snapshot.key)
     if run is None:  # it failed before it began
         return unrecorded(point, failure)
     tracking.join_sweep(client, run, sweep)
@@ -255,7 +255,7 @@ def show(results: list[Result], better: Better | None, name: str) -> None:
         score = "" if each.score is None else f"{each.score:.4g}" + (f" at {each.at}" if each.at else "")
         note = each.failure or ("best" if each.score == best and each.verdict != "refused" and best is not None else "")
         values = [value.partition("=")[2] for value in each.point.values]
-        words = [each.point.state.key, *values, "failed" if each.failure else each.verdict, score, note]
+        words = [each.point.snapshot.key, *values, "failed" if each.failure else each.verdict, score, note]
         table.add_row(*map(Text, words))
     console().print()
     console().print(table)

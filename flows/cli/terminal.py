@@ -39,5 +39,5 @@ def show_report(run_dir: RunDir) -> None:
     for file in run_dir.report():
         if file.suffix in PICTURES:
             out.print(file.relative_to(here) if file.is_relative_to(here) else file, highlight=False, soft_wrap=True)
-    out.print(f"run {run_dir.state.key} in {run_dir.folder}", highlight=False, soft_wrap=True)
+    out.print(f"run {run_dir.snapshot.key} in {run_dir.folder}", highlight=False, soft_wrap=True)
     out.print("`longlora up` opens the pages of MLflow and Prefect, `longlora runs` compares runs.", highlight=False)

@@ -45,8 +45,8 @@ class Answer:
     """Tokens that had to be read for this answer: the question's, and the document's where it was not kept from before."""
 
 
-class Desk:
-    """A document before a model.
+class Session:
+    """A document that a model reads once, and the questions on it.
 
     Raises (when made):
         ValueError: the document is too long and is to be refused; there is no room for it at all.
@@ -117,7 +117,7 @@ class Desk:
         """
         if not question.strip():
             raise ValueError("the question is empty")
-        streamer = Teller(self.tokenizer, say) if say and len(self.windows) == 1 else None
+        streamer = CallbackStreamer(self.tokenizer, say) if say and len(self.windows) == 1 else None
         found = []
         for window in self.windows:
             if say:
@@ -130,7 +130,7 @@ class Desk:
         return best
 
     @torch.inference_mode()
-    def answer(self, question: str, window: Span, streamer: "Teller | None") -> Answer:
+    def answer(self, question: str, window: Span, streamer: "CallbackStreamer | None") -> Answer:
         kept = self.kept(window) is not None
         prefix, cache = self.read(window)
         asked = self.question_ids(question, self.text[slice(*window)])
@@ -190,7 +190,7 @@ class Desk:
         return prefix, cache
 
 
-class Teller(TextStreamer):
+class CallbackStreamer(TextStreamer):
     """Passes an answer on as soon as words are whole."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> None:

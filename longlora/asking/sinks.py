@@ -15,7 +15,7 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from longlora.asking.asking import Teller
+from longlora.asking.asking import CallbackStreamer
 from longlora.data.prompt import Frame, Prompt, bare, frame
 from longlora.model.cache import shareable
 from longlora.model.position import frequencies, rotary
@@ -164,7 +164,7 @@ class Dialogue:
         """
         if not words.strip():
             raise ValueError("nothing was said")
-        streamer = Teller(self.tokenizer, tell or (lambda text: None))
+        streamer = CallbackStreamer(self.tokenizer, tell or (lambda text: None))
         tokens = self.turn(words)
         streamer.put(torch.tensor(tokens))  # the first is passed over: it is the prompt
         answer: list[int] = []
