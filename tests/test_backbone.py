@@ -7,7 +7,7 @@ import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from specimens import folder
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2VLConfig
 
 from longlora.model import integrity
 from longlora.model.backbone import Backbone, fetch, find_gguf, sha256
@@ -90,3 +90,12 @@ def test_a_model_that_is_not_on_the_hub_is_named(tmp_path, monkeypatch, error):
     with pytest.raises(ValueError, match=r"^backbone.name: 'me/ty/po' on the hub: .*$") as told:
         fetch(asked, out=tmp_path / "out")
     assert raised_here(told.value) and "\n" not in str(told.value)
+
+
+def test_a_model_that_is_no_decoder_of_text_is_refused_in_one_line(tmp_path):
+    base = folder(tmp_path / "base")
+    Qwen2VLConfig().save_pretrained(base)
+    with pytest.raises(
+        ValueError, match="a qwen2_vl model is none that .*AutoModelForCausalLM.*: take its text model alone$"
+    ):
+        fetch(source(base), out=tmp_path / "out")

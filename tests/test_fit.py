@@ -14,16 +14,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
+from peft import PeftModel
 from safetensors.torch import load_file
-from specimens import ADAPTER, ATTENTION, FIT, POSITION
+from specimens import ADAPTER, ATTENTION, FIT, POSITION, tokenizer
 from training import cut_off, history, run, weights
 from transformers import AutoConfig
 
 from longlora.data.packing import Pair
 from longlora.data.packing import write as write_pairs
+from longlora.evaluation import passkey
+from longlora.evaluation.passkey import Passkey
+from longlora.evaluation.windows import Window, token_nats
+from longlora.model import integrity
+from longlora.model.load import open_model
 from longlora.model.merge import merge
 from longlora.model.position import Position
 from longlora.parallel.layout import accumulation
+from longlora.section import raised_here
 from longlora.training import checkpoint
 from longlora.training import fit as module
 from longlora.training.checkpoint import checkpoint_step, digest
@@ -327,3 +335,114 @@ def test_pairs_are_learnt_on_a_model_that_was_extended_before(place):
     assert (after.max_position_embeddings, after.rope_parameters["original_max_position_embeddings"]) == (128, 64)
     weights_of = (load_file(place / name / "model.safetensors") for name in ("base", "out"))
     assert not torch.equal(*(w["model.embed_tokens.weight"] for w in weights_of))
+
+
+# The way of a user with models of many families; tests/test_shifted.py holds their attention to a dense mask.
+
+SIZES = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
+SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 1}
+ONE_KEY = SIZES | {"num_key_value_heads": 1}
+OWN_KEYS = SIZES | {"num_key_value_heads": 4}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+LATENT = {"kv_lora_rank": 12, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 7, "q_lora_rank": 10}
+SHARED = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+SLIDING = {"sliding_window": 32, "layer_types": ["sliding_attention", "full_attention"]}
+FOUR = ["q_proj", "k_proj", "v_proj", "o_proj"]
+FAMILIES = {
+    "llama": (lambda: transformers.LlamaConfig(**SIZES, attention_bias=True), FOUR),
+    "llama, one key": (lambda: transformers.LlamaConfig(**ONE_KEY), FOUR),
+    "mistral": (lambda: transformers.MistralConfig(**SIZES, sliding_window=32), FOUR),
+    "qwen2": (lambda: transformers.Qwen2Config(**SIZES), FOUR),
+    "qwen3": (lambda: transformers.Qwen3Config(**SIZES, head_dim=12), FOUR),
+    "gemma": (lambda: transformers.GemmaConfig(**SIZES, head_dim=12), FOUR),
+    "phi3": (lambda: transformers.Phi3Config(**SIZES, original_max_position_embeddings=64), ["qkv_proj", "o_proj"]),
+    "phi": (lambda: transformers.PhiConfig(**SIZES), ["q_proj", "v_proj", "dense"]),
+    "gpt_neox": (lambda: transformers.GPTNeoXConfig(**SIZES), ["query_key_value", "dense"]),
+    "olmo2": (lambda: transformers.Olmo2Config(**SIZES), FOUR),
+    "granite": (lambda: transformers.GraniteConfig(**SIZES, logits_scaling=8.0, residual_multiplier=0.2), FOUR),
+    "stablelm": (lambda: transformers.StableLmConfig(**SIZES, qk_layernorm=True), FOUR),
+    "cohere2": (lambda: transformers.Cohere2Config(**SIZES, **SLIDING), FOUR),
+    "smollm3": (lambda: transformers.SmolLM3Config(**SIZES, no_rope_layers=[1, 0]), FOUR),
+    "glm4": (lambda: transformers.Glm4Config(**SIZES, head_dim=8), FOUR),
+    "starcoder2": (lambda: transformers.Starcoder2Config(**SIZES), FOUR),
+    "nemotron": (lambda: transformers.NemotronConfig(**SIZES), FOUR),
+    "mixtral": (lambda: transformers.MixtralConfig(**SIZES, num_local_experts=4, output_router_logits=True), FOUR),
+    "qwen3_moe": (lambda: transformers.Qwen3MoeConfig(**SIZES, **EXPERTS, head_dim=8, num_experts=4), FOUR),
+    "deepseek_v3": (
+        lambda: transformers.DeepseekV3Config(**OWN_KEYS, **EXPERTS, **LATENT, **SHARED),
+        ["q_b_proj", "o_proj"],
+    ),
+    "lfm2": (lambda: transformers.Lfm2Config(**SIZES, layer_types=["conv", "full_attention"]), ["q_proj", "out_proj"]),
+}
+REFUSED = {
+    "mistral": (
+        lambda: transformers.MistralConfig(**SIZES, sliding_window=8),
+        "looks back 8 tokens, less than a group of 32",
+    ),
+    "granite": (lambda: transformers.GraniteConfig(**SIZES, attention_dropout=0.1), "a dropout of 0.1, .* set it to 0"),
+    "gemma2": (
+        lambda: transformers.Gemma2Config(**SIZES, head_dim=12),
+        "no fused attention .*soft caps .*take a base without",
+    ),
+    "gpt_oss": (
+        lambda: transformers.GptOssConfig(**SIZES, head_dim=12, rope_parameters=PLAIN),
+        "no fused attention .*sinks",
+    ),
+    "gemma3": (lambda: transformers.Gemma3TextConfig(**SIZES, head_dim=12), "rotary settings per layer type"),
+    "falcon": (lambda: transformers.FalconConfig(**SIZES), "Falcon.* does not use transformers' attention interface"),
+    "gpt2": (lambda: transformers.GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4), "no rotary positions"),
+}
+PLAIN = {"rope_type": "default", "rope_theta": 1e4}
+
+
+def base_of(place: Path, config: transformers.PreTrainedConfig) -> None:
+    """A random model of the family in place of the base's weights."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    (place / "base/model.safetensors").unlink()
+    model.save_pretrained(place / "base")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_trained_merged_and_measured(family, place):
+    config, targets = FAMILIES[family]
+    base_of(place, config())
+    adapter = ADAPTER.model_copy(update={"target_modules": targets})
+    run(place, "tuned", steps=2, save_steps=100, adapter=adapter, dtype="bfloat16", gradient_checkpointing=True)
+    assert merge(place / "base", place / "tuned", out=place / "merged") < 2e-5
+    facts = integrity.measure(place / "base", extended=place / "merged", position=POSITION)["integrity"]
+    assert {fact["reason"] for fact in facts.values() if not fact["value"]} == set()
+    model = open_model(place / "merged")
+    tokens_BL = torch.randint(300, (1, 100), generator=torch.Generator().manual_seed(0))
+    config = AutoConfig.from_pretrained(place / "tuned")
+    own = transformers.AutoModelForCausalLM.from_pretrained(place / "base", config=config, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(own, place / "tuned").eval()
+    with torch.inference_mode():
+        logits = adapted(input_ids=tokens_BL).logits
+        torch.testing.assert_close(model(input_ids=tokens_BL).logits, logits, rtol=1e-4, atol=2e-5 * logits.abs().max())
+    loss = torch.nn.functional.cross_entropy(logits[0, :-1], tokens_BL[0, 1:], reduction="none")
+    windows = [Window(0, 0, 100, 99)]
+    found = token_nats(model, documents=[tokens_BL[0].numpy()], windows=windows)  # over a cache, if there is one
+    assert found[0] == pytest.approx(loss.numpy(), rel=1e-3)
+    keys = Passkey(lengths=[210], depths=[0.5], samples=2, prompt="plain", seed=0, digits=3)
+    passkey.measure(model, label="it", tokenizer=tokenizer(), settings=keys)
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_family_that_cannot_be_served_is_refused_before_it_is_trained(family, place):
+    config, words = REFUSED[family]
+    base_of(place, config())
+    linears = {"falcon": "query_key_value", "gpt2": "c_attn"}
+    adapter = ADAPTER.model_copy(update={"target_modules": [linears.get(family, "q_proj")]})
+    with pytest.raises(ValueError, match=words) as refused:
+        run(place, "tuned", adapter=adapter)
+    assert raised_here(refused.value) and "\n" not in str(refused.value)
+
+
+def test_pairs_are_not_packed_for_a_model_that_lets_documents_see_each_other(place):
+    config, targets = FAMILIES["lfm2"]
+    base_of(place, config())
+    some_pairs(place)
+    adapter = ADAPTER.model_copy(update={"target_modules": targets})
+    with pytest.raises(ValueError, match="Lfm2ForCausalLM lets a document see another one .* set fit.pairs_share to 0"):
+        run(place, "tuned", steps=1, pairs=place / "pairs", adapter=adapter, **ONLY_PAIRS)

@@ -13,6 +13,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
+    Olmo3Config,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedConfig,
@@ -24,6 +25,20 @@ from longlora.model.position import Position, extend
 
 THETA, WINDOW, CONTEXT, DIM = 5000.0, 96, 480, 24  # s = 5
 S = CONTEXT / WINDOW
+
+
+PHI3_LONG = {
+    "hidden_size": 48,
+    "num_attention_heads": 2,
+    "pad_token_id": 0,
+    "original_max_position_embeddings": 96,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 12,
+        "long_factor": [2.0] * 12,
+    },
+}
 
 
 def llama(**rope: object) -> LlamaConfig:
@@ -261,6 +276,8 @@ def test_a_context_within_the_window_is_refused_with_both_numbers(context):
         (BASES["linear"], "dynamic", "'dynamic' cannot be put on a base under 'linear'"),
         (llama(rope_type="dynamic", factor=2.0), "yarn", "'yarn' cannot be put on a base under 'dynamic'"),
         (Gemma3TextConfig(), "linear", "per layer type .*full_attention"),
+        (Olmo3Config(), "linear", "per layer type .*full_attention"),
+        (Phi3Config(**PHI3_LONG), "yarn", "'yarn' cannot be put on a base under 'longrope'"),
         (GPT2Config(), "linear", "gpt2 model has no rotary positions"),
     ],
 )

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from longlora.model.seal import WEIGHTS, sha256
 from longlora.section import Section, write_json
@@ -39,11 +39,17 @@ def fetch(backbone: Backbone, *, out: Path) -> None:
     """Write the base model to the new folder `out`.
 
     Raises:
-        ValueError: the source is not there, has no safetensors, or its digest is not the pinned one.
+        ValueError: the source is not there, has no safetensors, its digest is not the pinned one, or it is no decoder of text.
     """
     bring = {"folder": from_folder, "hub": from_hub, "gguf": from_gguf}[backbone.source]
     bring(backbone, out=out)
     config = AutoConfig.from_pretrained(out, local_files_only=True)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"backbone.name: a {config.model_type} model is none that transformers opens as a decoder of text "
+            "(AutoModelForCausalLM): take its text model alone"
+        )
+    config = config.get_text_config()
     tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
     if tokenizer.model_max_length != config.max_position_embeddings or not (out / "tokenizer.json").exists():
         # Tokenizers converted from GGUF say 1e30 here; older ones have their vocabulary in files of other names.
