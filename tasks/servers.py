@@ -213,6 +213,8 @@ def up(
         ValueError: no such host, other machines would be let in unasked, unsound credentials, a port is taken, the servers are up
             already, or one ended.
     """
+    if is_held(where, UP):  # before its ports are found taken
+        raise ValueError(f"`longlora up` runs already for {where.root}: end that one first")
     at = listening(host)
     own = [
         each
@@ -225,8 +227,6 @@ def up(
         if each in own:
             must_be_free(at, port, option)
             each.must_be_sound()
-    if is_held(where, UP):
-        raise ValueError(f"`longlora up` runs already for {where.root}: end that one first")
     with hold(where, UP):
         run_servers(where, own, at, prefect_port=prefect_port, mlflow_port=mlflow_port, ready=ready)
 
@@ -260,7 +260,9 @@ def run_servers(
             command = mlflow_command(where, mlflow_port, host=at, guarded=bool(guard))
             env = {**guard, **mlflow_names(at, mlflow_port)}
             server = RestartingServer("MLflow", command, health=f"{near}/health", log=log, env=env)
-            ours.append(Up(server, f"http://{at.shown}:{mlflow_port}", near, MLFLOW))
+            # without the query it opens as a page of traces and prompts, which has no runs
+            page = f"http://{at.shown}:{mlflow_port}/#/experiments?workflowType=machine_learning"
+            ours.append(Up(server, page, near, MLFLOW))
         for each in ours:
             each.ready()
         server = RestartingServer("the worker", worker_command(), health="", log=where.state / "worker.log", restarts=0)
