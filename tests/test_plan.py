@@ -621,6 +621,7 @@ def test_s2_needs_two_heads():
     ("gpu", "fields", "words"),
     [
         ("A100-80", {}, "unknown GPU 'A100-80'; did you mean 'A100-80GB'"),
+        ("h100", {}, "unknown GPU 'h100'; did you mean 'H100-80GB'"),
         ("h100-80gb", {}, "did you mean 'H100-80GB'"),
         ("RTX", {"memory_gb": 24}, "give memory_gb and tflops"),
         ("XYZ", {}, r"^unknown GPU 'XYZ'; there are: [\w, -]+$"),

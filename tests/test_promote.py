@@ -311,7 +311,7 @@ def test_rollback_returns_to_the_one_before_and_says_so(empty):
     from tasks import promotion, registry
 
     promote, client, where = empty
-    with pytest.raises(ValueError, match="had no champion before"):
+    with pytest.raises(ValueError, match="^dummy has no champion yet: `longlora promote`"):
         promotion.rollback(client, where, "")
     promote("good")
     promote("better")

@@ -56,7 +56,7 @@ def test_the_points_are_the_product_with_the_keys_that_single_runs_have(folder):
         (["train.rank=1,2", "--recipe", "bgi"], "error: no recipe 'bgi'; did you mean 'big'?"),
         (
             ["train.rank=1..9"],
-            "error: sweep 'train.rank=1..9': is a range, to be searched by so many runs as --trials says",
+            "error: sweep 'train.rank=1..9': is a range: say how many runs search it, such as --trials 12",
         ),
         (["train.rank=1,2", "--seed", "3"], "error: --seed 3: is of the draws of a search, so give --trials, too"),
         (["train.rank=9..1", "--trials", "2"], "error: sweep 'train.rank=9..1': "),

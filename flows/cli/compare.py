@@ -110,8 +110,8 @@ def differing(what: str, column: str, sides: list[Side], values: list[dict[str, 
 
 
 def scores(sides: list[Side], curves: set[str]) -> Table:
-    """Final metrics by length; of a curve each side's last point, their steps among the lengths."""
-    shown = table("metrics", sides, "metric", "at", more="difference")
+    """Final metrics by length where they differ; of a curve each side's last point, their steps among the lengths."""
+    rows = []
     names = sorted({name for each in sides for name in each.metrics})
     for name in names:
         if name.endswith(BOUNDS) and name.rpartition("/")[0] in names:
@@ -125,9 +125,12 @@ def scores(sides: list[Side], curves: set[str]) -> Table:
             values = [points.get(step) for points, step in zip(both, steps, strict=True)]
             known = [value for value in values if value is not None]
             difference = f"{known[1] - known[0]:+.4g}" if len(known) == 2 else ""
-            add(
-                shown, name, at, *(score(each, name, step) for each, step in zip(sides, steps, strict=True)), difference
-            )
+            said = [score(each, name, step) for each, step in zip(sides, steps, strict=True)]
+            rows.append((name, at, *said, difference))
+    differ = [row for row in rows if row[2] != row[3]]
+    shown = table(f"metrics: {len(differ)} of {len(rows)} differ", sides, "metric", "at", more="difference")
+    for row in differ:
+        add(shown, *row)
     return shown
 
 
@@ -137,7 +140,8 @@ def score(of: Side, name: str, step: int) -> str:
     if value is None:
         return "-"
     low, high = (of.metrics.get(name + bound, {}).get(step) for bound in BOUNDS)
-    return f"{value:.4g}" + (f" ({low:.4g} to {high:.4g})" if low is not None and high is not None else "")
+    said = f"{value:,.0f}" if value.is_integer() else f"{value:.4g}"
+    return said + (f" ({low:.4g} to {high:.4g})" if low is not None and high is not None else "")
 
 
 def page(tables: list[Table], sides: list[Side], curves: set[str]) -> str:

@@ -96,7 +96,7 @@ def sweep(
 
 @app.command()
 def runs() -> None:
-    """The runs, to compare."""
+    """A row per run: what was set, verdict, score, title."""
     where = here()
     from flows.cli.listing import show_runs
     from tasks import runs, tracking

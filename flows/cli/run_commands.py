@@ -44,7 +44,10 @@ def reproduce(
 def export(
     target: Annotated[Path, typer.Argument(help="A new or empty folder; with --gguf, a new file.")],
     model: Annotated[
-        str, typer.Option(help="champion, staging, candidate, or a run; with --gguf, also a model's folder.")
+        str,
+        typer.Option(
+            "--model", "-m", help="champion, staging, candidate, or a run; with --gguf, also a model's folder."
+        ),
     ] = "champion",
     gguf: Annotated[bool, typer.Option("--gguf", help="One GGUF file, for llama.cpp; Llama models only.")] = False,
     dtype: Annotated[Dtype | None, typer.Option(help="Of a GGUF file's matrices; default: as they are.")] = None,

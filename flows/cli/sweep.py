@@ -171,7 +171,7 @@ def points(where: Project, axes: list[str], *, recipe: str | None, overrides: li
     """Every combination, the last key's values varying fastest. Each is checked, as `longlora run` would."""
     for axis in axes:
         if range_of(axis):
-            raise ValueError(f"sweep {axis!r}: is a range, to be searched by so many runs as --trials says")
+            raise ValueError(f"sweep {axis!r}: is a range: say how many runs search it, such as --trials 12")
     values = [axis_values(axis) for axis in axes]
     files = files_now(where, recipe=recipe)
     found: dict[str, Point] = {}

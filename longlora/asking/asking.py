@@ -79,7 +79,7 @@ class Session:
         if len(self.windows) > 1 and too_long == "refuse":
             raise ValueError(
                 f"the document has {self.length} tokens, and the model reads {self.context}, of which {space} are left for "
-                "it: choose truncate (read its beginning) or windows (ask part by part), or a model of a longer context"
+                "it: choose --too-long truncate (read its beginning) or windows (ask part by part), or a model of a longer context"
             )
         if too_long == "truncate":
             self.windows = self.windows[:1]

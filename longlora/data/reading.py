@@ -101,6 +101,8 @@ def read_document(file: Path, *, encoding: str = "utf-8") -> Document:
     Raises:
         ValueError: it is not there, or too large; or as `parsed`.
     """
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder: name one document in it")
     if not file.is_file():
         raise ValueError(f"no document {file} (seen from {Path.cwd()})")
     if file.stat().st_size > LARGEST:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.evaluation.interval import binomial, figure
 from longlora.parallel.sharding import gathered, rank, say
-from longlora.section import Section, Seed, nearest
+from longlora.section import Section, Seed, first_line, nearest
 
 QUANTILE = 1.959964
 """Of the normal distribution: the harness gives standard errors, and 95 % lie within that many of them."""
@@ -44,7 +44,8 @@ def measure(
     several processes only the first is told them.
 
     Raises:
-        ValueError: the harness is not installed, a task is unknown (the nearest is named), or there is no chat template.
+        ValueError: the harness is not installed, a task is unknown (the nearest is named) or needs one more package, or there is
+            no chat template.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError("lm-evaluation-harness is not installed: pip install 'longlora-pipeline[eval]'")
@@ -68,20 +69,23 @@ def measure(
         if task not in known.all_tasks:
             raise ValueError(f"harness.tasks: the harness has no task '{task}'{hint(task, known.all_tasks)}")
     asked = Dealt(pretrained=model, tokenizer=tokenizer, batch_size=1)
-    found = simple_evaluate(
-        model=asked,
-        tasks=list(settings.tasks),
-        task_manager=known,
-        num_fewshot=settings.num_fewshot,
-        limit=settings.limit,
-        bootstrap_iters=BOOTSTRAPS if rank() == 0 else 0,
-        log_samples=False,
-        apply_chat_template=settings.prompt == "chat",
-        random_seed=settings.seed,
-        numpy_random_seed=settings.seed,
-        torch_random_seed=settings.seed,
-        fewshot_random_seed=settings.seed,
-    )
+    try:
+        found = simple_evaluate(
+            model=asked,
+            tasks=list(settings.tasks),
+            task_manager=known,
+            num_fewshot=settings.num_fewshot,
+            limit=settings.limit,
+            bootstrap_iters=BOOTSTRAPS if rank() == 0 else 0,
+            log_samples=False,
+            apply_chat_template=settings.prompt == "chat",
+            random_seed=settings.seed,
+            numpy_random_seed=settings.seed,
+            torch_random_seed=settings.seed,
+            fewshot_random_seed=settings.seed,
+        )
+    except ImportError as error:  # a package that some tasks need beside the harness
+        raise ValueError(f"harness.tasks {', '.join(settings.tasks)}: {first_line(error)}") from error
     cut = sum(map(int, gathered(str(asked.cut).encode())))
     if rank() > 0:
         return {}

@@ -98,7 +98,9 @@ class Hardware(Frozen):
         if known is None:
             if memory_gb is None or tflops is None:
                 other = "" if memory_gb is None and tflops is None else " (or give memory_gb and tflops)"
-                raise ValueError(f"unknown GPU '{gpu}'{nearest(gpu.upper(), list(GPUS))}{other}")
+                name = gpu.upper()
+                sizes_of_it = [known for known in GPUS if known.startswith(name)]
+                raise ValueError(f"unknown GPU '{gpu}'{nearest(name, sizes_of_it or list(GPUS))}{other}")
             known = Gpu(memory_gb, tflops, tflops, host_gb_s=25)
         given = {"memory_gb": memory_gb, "tflops": tflops, "float32_tflops": tflops}
         sizes = {**known._asdict(), **{name: number for name, number in given.items() if number is not None}}
