@@ -140,6 +140,15 @@ run()
 """
 
 
+def test_wrong_parameters_are_all_that_a_run_says(tmp_path):
+    """No list of stages above the line, which would be taken for a run that began."""
+    root = Path(__file__).parents[1]
+    dummy.git(tmp_path, "clone", "--quiet", str(root), "own")
+    done = dummy.longlora(tmp_path / "own", "run", "--set", "perplexity.last=4096")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: params: perplexity") and done.stderr.count("\n") == 1
+
+
 def test_what_is_shown_is_what_runs_whatever_is_edited_while_prefect_starts(folder):
     tests = Path(__file__).parent
     script = EDITED.format(tests=str(tests), root=str(tests.parent))

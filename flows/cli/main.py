@@ -37,6 +37,7 @@ def run(
     """Bring every stage up to date, in a folder of its own, and record the run."""
     where = here()
     from flows.cli.terminal import show_plan, show_report
+    from flows.parameters import must_be_right
     from flows.run_dir import brought, is_finished, open_run_dir
     from tasks import approval, locks, servers, storage, workspace
 
@@ -51,6 +52,7 @@ def run(
             # and no need of a server with a page
             ready = None if promote or storage.noted(where, snapshot.key) else prefect_api()
             run_dir = open_run_dir(where, snapshot)
+            must_be_right(run_dir)  # before anybody reads what would be computed; the flow asks again, for whoever starts it
             show_plan(run_dir.stages)
             if promote and (model := run_dir.artifact("model")) and approval.patience(model):
                 servers.running_prefect(where)  # where a person can answer: said now, not at the end
