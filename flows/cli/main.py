@@ -52,7 +52,9 @@ def run(
             # and no need of a server with a page
             ready = None if promote or storage.noted(where, snapshot.key) else prefect_api()
             run_dir = open_run_dir(where, snapshot)
-            must_be_right(run_dir)  # before anybody reads what would be computed; the flow asks again, for whoever starts it
+            must_be_right(
+                run_dir
+            )  # before anybody reads what would be computed; the flow asks again, for whoever starts it
             show_plan(run_dir.stages)
             if promote and (model := run_dir.artifact("model")) and approval.patience(model):
                 servers.running_prefect(where)  # where a person can answer: said now, not at the end
