@@ -275,7 +275,7 @@ def test_an_announced_server_counts_while_up_runs_and_a_second_up_leaves_it(clea
         assert servers.found_prefect(where) == stub.url
         with pytest.raises(ValueError, match=f"^`longlora up` runs already for {tmp_path}: end that one first$"):
             taken = int(stub.url.split(":")[2].split("/")[0])  # as by the first one, and another port would not help
-            servers.up(where, host="127.0.0.1", prefect_port=taken, mlflow_port=taken, ready=lambda *_: None)
+            bring_servers_up(where, host="127.0.0.1", prefect_port=taken, mlflow_port=taken, ready=lambda *_: None)
         up.kill()
     assert announced.exists()
 

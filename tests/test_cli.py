@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -12,7 +13,7 @@ import dummy
 import pytest
 import typer
 
-from flows.cli.main import app, plain_errors
+from flows.cli.main import app, plain_errors, signals_later
 from tasks.workspace import project
 
 HEAVY = {"torch", "transformers", "prefect", "mlflow", "dvc", "pandas", "numpy", "omegaconf"}
@@ -138,6 +139,21 @@ flows.pipeline.pipeline_of = lambda state, **words: print("ran", state.key)
 servers.prefect_api = lambda where: nullcontext(edit)
 run()
 """
+
+
+def test_ctrl_c_waits_until_what_would_swallow_it_is_imported():
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        with signals_later():
+            try:
+                signal.raise_signal(signal.SIGINT)
+                seen.append("imported")
+            except KeyboardInterrupt:
+                seen.append("swallowed")
+        seen.append("went on")
+    assert seen == ["imported"]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_wrong_parameters_are_all_that_a_run_says(tmp_path):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
@@ -180,8 +181,15 @@ def run_deployment(url: str, overrides: list[str] | None = None) -> str:
     (found,) = ask(url, "deployments", {"deployments": {"name": {"any_": ["killed"]}}})
     address, headers = f"{url}/deployments/{found['id']}/create_flow_run", {"content-type": "application/json"}
     asked = json.dumps({"parameters": {"overrides": overrides}} if overrides else {}).encode()
-    with urllib.request.urlopen(urllib.request.Request(address, asked, headers)) as reply:
-        return json.load(reply)["id"]
+    for patience in range(20, -1, -1):
+        try:
+            with urllib.request.urlopen(urllib.request.Request(address, asked, headers)) as reply:
+                return json.load(reply)["id"]
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or not patience:  # its database is busy: Prefect's own client asks again, too
+                raise
+            time.sleep(1)
+    raise AssertionError
 
 
 def state_of(url: str, flow_run: str) -> str:

@@ -63,7 +63,8 @@ def run(
             print("every stage is unchanged, and the run is recorded")
         else:
             ready = ready or prefect_api()
-            from flows.pipeline import pipeline_of
+            with signals_later():
+                from flows.pipeline import pipeline_of
 
             ready()
             pipeline_of(snapshot, promote=promote, anyway=anyway)
@@ -230,6 +231,22 @@ def plain_errors() -> Iterator[None]:
         if not theirs:
             raise
         raise SystemExit(f"error: {theirs[0]}: {one_line(error)}") from None
+
+
+@contextmanager
+def signals_later() -> Iterator[None]:
+    """While Prefect is imported, Ctrl-C and SIGTERM wait: it would swallow the exception that they raise, and print a traceback."""
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 def main() -> None:
