@@ -52,9 +52,7 @@ def run(
             # and no need of a server with a page
             ready = None if promote or storage.noted(where, snapshot.key) else prefect_api()
             run_dir = open_run_dir(where, snapshot)
-            must_be_right(
-                run_dir
-            )  # before anybody reads what would be computed; the flow asks again, for whoever starts it
+            must_be_right(run_dir)  # before anybody reads what would be computed
             show_plan(run_dir.stages)
             if promote and (model := run_dir.artifact("model")) and approval.patience(model):
                 servers.running_prefect(where)  # where a person can answer: said now, not at the end
@@ -67,7 +65,7 @@ def run(
                 from flows.pipeline import pipeline_of
 
             ready()
-            pipeline_of(snapshot, promote=promote, anyway=anyway)
+            pipeline_of(snapshot, promote=promote, anyway=anyway, checked=True)
     show_report(run_dir)
     if promote and done:
         promotion_commands.promote_run(where, snapshot.key)

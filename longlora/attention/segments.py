@@ -173,9 +173,8 @@ def document_ids(
         raise ValueError("S2-Attn is causal, and this model lets some tokens see the ones after them")
     begins_BL = ~mask_function(row_B1, 0, before_1L + 1, before_1L).expand(batch_size, -1)
     ids_BL = nn.functional.pad(begins_BL.cumsum(1), (1, 0))
-    taken = "sliding_attention" in (
-        getattr(config, "layer_types", None) or ["sliding_attention"]
-    )  # some are made for no layer
+    # some windows are in the config, and made for no layer
+    taken = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
     if check_window and taken and local_size and local_size < q_length:
         far_1L = before_1L[:, : q_length - local_size]
         hidden_BL = ~mask_function(row_B1, 0, far_1L + local_size, far_1L)

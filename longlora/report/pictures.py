@@ -98,10 +98,7 @@ def perplexity(findings: Findings) -> Canvas:
             continue
         hue, ours = colour(model.label, labels), model.label == "extended"
         values = [f.value or 0.0 for _, f in points]
-        axes.plot(
-            [n for n, _ in points], values, color=hue, lw=3 if ours else 1.8, marker="o", ms=6 if ours else 4.5,
-            mec="white", mew=1.2, zorder=4 if ours else 3, solid_capstyle="round",
-        )  # fmt: skip
+        axes.plot([n for n, _ in points], values, color=hue, solid_capstyle="round", **marked(ours))
         ends.append((values[-1], f"{values[-1]:.3g}  {model.name}", hue))
     lengths(axes, findings.lengths())
     window(axes, findings)
@@ -114,6 +111,13 @@ def perplexity(findings: Findings) -> Canvas:
     label_ends(axes, ends)
     axes.set_xlabel("context length in tokens")
     return canvas
+
+
+def marked(ours: bool) -> dict[str, Any]:
+    """How a line with a point per length is drawn: ours stands out."""
+    return {
+        "lw": 3 if ours else 1.8, "marker": "o", "ms": 6 if ours else 4.5, "mec": "white", "mew": 1.2, "zorder": 4 if ours else 3,
+    }  # fmt: skip
 
 
 def by_yarn(findings: Findings) -> Canvas:
@@ -136,10 +140,8 @@ def by_yarn(findings: Findings) -> Canvas:
         if model.label == "yarn" or not len(values) or not abs(values[-1] - 1) < reach:
             continue
         hue, ours = colour(model.label, labels), model.label == "extended"
-        axes.errorbar(
-            list(model.by_yarn), values, yerr=[values - low, high - values], color=hue, lw=3 if ours else 1.8, elinewidth=1.4,
-            capsize=4, marker="o", ms=6 if ours else 4.5, mec="white", mew=1.2, zorder=4 if ours else 3,
-        )  # fmt: skip
+        bars = [values - low, high - values]
+        axes.errorbar(list(model.by_yarn), values, yerr=bars, color=hue, elinewidth=1.4, capsize=4, **marked(ours))
         ends.append((values[-1], f"{values[-1]:.3f}  {model.name}", hue))
     lengths(axes, sorted(ratios))
     window(axes, findings)

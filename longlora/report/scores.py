@@ -95,9 +95,8 @@ class Scores:
         if name == "window":
             return max(inside, key=int)
         values = {k: number(figures_of(node[k]).get("value")) for k in inside}
-        return min(
-            values, key=lambda k: (math.isfinite(values[k]), values[k])
-        )  # what is no number is found, and refused
+        # what is no number comes first, so that it is found, and refused
+        return min(values, key=lambda k: (math.isfinite(values[k]), values[k]))
 
     def lengths(self, which: str, *, before: list[str]) -> list[int]:
         """The lengths that `which` of EACH stands for behind the names `before`.
