@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from benchmarks.memory import line
-from longlora.report.pictures import FAINT, INK, STYLE
+from longlora.report.style import FAINT, INK, STYLE
 
 OURS, FULL, AUTHORS = "#0b6bb0", "#4a5560", "#c98a1b"
 COLOURS = {"full": FULL, "roll_and_mask": AUTHORS, "s2": OURS, "ours": OURS, "plain": FULL, "chunked": OURS}

@@ -1,4 +1,4 @@
-"""A recorded model as a plain folder: its files checked by hash, its card beside them, whole or not there at all."""
+"""A recorded model as a plain folder: its files checked by hash, its card with pictures beside them, whole or not there at all."""
 
 import os
 import shutil
@@ -56,6 +56,9 @@ def assemble(repository: DvcArtifactRepository, scratch: Path) -> Path:
         card = next((pages / name for name in CARDS if (pages / name).is_file()), None)
         if card:
             shutil.copy(card, made / "README.md")
+            for picture in pages.glob("*.png"):
+                if picture.name in card.read_text():
+                    shutil.copy(picture, made)
     return made
 
 

@@ -93,7 +93,7 @@ class DvcRepo:
         Raises:
             ValueError: data that a `.dvc` file names is nowhere, or a matrix has values that are no names.
         """
-        with self._engine():
+        with self._engine(), self._restoring() as restored:
             graph = self._repo.index.graph
             stages = self._stages()
             self.bring_sources()
@@ -104,7 +104,7 @@ class DvcRepo:
             statuses: dict[str, Status] = {}
             for stage in stages:
                 waits = any(statuses[above] == "stale" for above in upstream[stage.name])
-                statuses[stage.name] = "stale" if waits else self._settled(stage)
+                statuses[stage.name] = "stale" if waits else self._settled(stage, restored)
             return [
                 Stage(
                     name=stage.name,
@@ -164,16 +164,30 @@ class DvcRepo:
 
     def settle(self, name: str) -> Status:
         """Whether `name` is up to date; if it is not, but its outputs are known for these very inputs, fetch them."""
-        with self._engine():
-            # loaded anew, and alone: a stage object keeps the hashes it once saw
-            return self._settled(self._repo.stage.load_one("dvc.yaml", name))
+        with self._engine(), self._restoring() as restored:
+            return self._settled(self._anew(name), restored)
 
-    def _settled(self, stage: Any) -> Status:
+    @contextmanager
+    def _restoring(self) -> Iterator[list[Any]]:
+        """The stages that are put in here, their outputs fetched, come into dvc.lock together: for each, DVC writes all of it."""
+        restored: list[Any] = []
+        with self._repo.scm_context(quiet=True):
+            yield restored
+            if restored:
+                restored[0].dvcfile.dump_stages(restored, update_pipeline=False)
+
+    def _anew(self, name: str) -> Any:
+        """The stage loaded again, and alone: an object of one keeps the hashes it once saw."""
+        return self._repo.stage.load_one("dvc.yaml", name)
+
+    def _settled(self, stage: Any, restored: list[Any]) -> Status:
         if not stage.changed():
             return "unchanged"
         if not self._known(stage):
             return "stale"
-        self._repo.reproduce(stage.name, single_item=True)  # finds the run cache, and runs no command
+        stage = self._anew(stage.name)
+        stage.reproduce()  # finds the run cache, and runs no command
+        restored.append(stage)
         return "restored"
 
     def _known(self, stage: Any) -> bool:
@@ -264,7 +278,7 @@ class DvcRepo:
             StageError: as `StageRunner.run`.
         """
         with self._engine():
-            meta = self._repo.stage.load_one("dvc.yaml", name).meta or {}
+            meta = self._anew(name).meta or {}
         self._runner.run(name, queues=GPU in meta.get("tags", []), on_line=on_line, on_tick=on_tick)
 
     def warm(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from browser import chromium, needs_browser
 from PIL import Image
-from test_report import PERPLEXITY, inputs, node, put
+from test_report import PERPLEXITY, inputs, node, outs, put
 
 from longlora.stages.report import stage
 
@@ -55,7 +55,7 @@ def test_the_page_is_whole_at_every_width(browser, tmp_path, width, refused, pic
     paths = inputs(tmp_path, perplexity=perplexity, refused=refused)
     if pictures == 5:
         put_every_measure(paths["scores"])
-    stage(**paths, reports=tmp_path / "reports")
+    stage(**paths, **outs(tmp_path))
     page = tmp_path / "reports/index.html"
     tab = browser.new_page(viewport={"width": width, "height": 800})
     asked: list[str] = []

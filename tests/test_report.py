@@ -10,10 +10,13 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from longlora.report.card import hub_licence, pairs
 from longlora.report.findings import Figure, Model, gather, order
+from longlora.report.heat import short
 from longlora.report.page import duration
-from longlora.report.pictures import colour, learnt, short, smoothed
-from longlora.report.report import hub_licence, pairs, summary
+from longlora.report.pictures import learnt, smoothed
+from longlora.report.style import colour
+from longlora.report.summary import summary
 from longlora.stages.report import stage
 
 PERPLEXITY = {
@@ -83,8 +86,13 @@ def inputs(
     }  # fmt: skip
 
 
+def outs(root: Path, reports: str = "reports") -> dict[str, Path]:
+    (root / "models").mkdir(exist_ok=True)
+    return {"reports": root / reports, "beside": root / "models/README.md"}
+
+
 def report(root: Path, **changes) -> Path:
-    stage(**inputs(root, **changes), reports=root / "reports")
+    stage(**inputs(root, **changes), **outs(root))
     return root / "reports"
 
 
@@ -104,6 +112,16 @@ def test_the_same_findings_give_the_same_bytes(good, tmp_path):
     assert names == ["README.md", "history.png", "index.html", "passkey.png", "perplexity.png", "summary.md"]
     for name in names:
         assert (good / name).read_bytes() == (again / name).read_bytes(), name
+
+
+def test_the_card_lies_beside_the_weights_too_and_its_pictures_are_found_from_there(good):
+    beside = good.parent / "models" / "README.md"
+    text, ours = beside.read_text(), (good / "README.md").read_text()
+    assert "Its weights are in [extended](extended)." in text and "weights are in" not in ours
+    links = re.findall(r"!\[[^]]*\]\(([^)]*)\)", text)
+    assert links == ["../reports/perplexity.png", "../reports/passkey.png"]
+    assert all((beside.parent / link).is_file() for link in links)
+    assert text.replace("../reports/", "").replace("Its weights are in [extended](extended). ", "") == ours
 
 
 def test_summary_puts_the_verdict_first_and_a_number_in_every_scored_cell(good):
@@ -141,7 +159,7 @@ def test_a_model_scored_at_other_lengths_leaves_dashes(tmp_path):
 def test_ruler_has_a_table_where_it_was_scored_and_none_elsewhere(good, tmp_path):
     paths = inputs(tmp_path)
     put(tmp_path / "scores/ruler/extended.json", {"ruler": {"extended": {"60": node(0.5), "effective": {"value": 60}}}})
-    stage(**paths, reports=tmp_path / "reports")
+    stage(**paths, **outs(tmp_path))
     for name in ("summary.md", "README.md"):
         text = (tmp_path / "reports" / name).read_text()
         assert (
@@ -169,7 +187,7 @@ def test_every_table_says_which_prompt_was_asked(tmp_path):
         "longqa_f1": {"extended": {"64": node(0.5, depth={})}},
     }
     put(tmp_path / "scores/longqa/extended.json", parts)
-    stage(**paths, reports=tmp_path / "reports")
+    stage(**paths, **outs(tmp_path))
     prompts = {
         "Perplexity at": None, "Passkeys found at": "plain", "RULER's tasks solved at": "chat", "LongEval's lines found at": "chat",
         "Questions on documents": "authors", "F1, documents up to": "authors", "lm-evaluation-harness": "chat",
@@ -186,7 +204,7 @@ def test_every_table_says_which_prompt_was_asked(tmp_path):
 def test_sliding_windows_have_a_table_where_they_were_scored(good, tmp_path):
     paths = inputs(tmp_path)
     put(tmp_path / "scores/slid.json", {"sliding_perplexity": {"extended": {"60": node(3.5), "480": node(3.25)}}})
-    stage(**paths, reports=tmp_path / "reports")
+    stage(**paths, **outs(tmp_path))
     told = (tmp_path / "reports/summary.md").read_text()
     assert "| Perplexity of sliding windows of | 60 | 480 |" in told and "| **extended** | **3.5** | **3.25** |" in told
     assert "Perplexity of sliding windows of" in (tmp_path / "reports/index.html").read_text()
@@ -212,7 +230,7 @@ def test_nats_by_position_have_a_picture_where_they_were_scored(good, tmp_path):
     for label, last in (("base", 2.2), ("extended", None)):
         bands = {"120": node(1.3), "240": node(1.25), "360": node(1.4), "480": node(last)}
         put(tmp_path / f"scores/positions/{label}.json", {"position_nats": {label: bands}})
-    stage(**paths, reports=tmp_path / "reports")
+    stage(**paths, **outs(tmp_path))
     assert not (good / "positions.png").exists()
     with Image.open(tmp_path / "reports/positions.png") as picture:
         assert min(picture.size) > 400
@@ -229,7 +247,7 @@ def test_questions_have_tables_by_length_and_a_picture_by_depth_where_they_were_
             "longqa_f1": {label: lengths | unsaid}, "longqa_evidence": {label: {"64": node(0.125, depth={})}},
             "longqa_depth": {label: {"0.25": {"f1": node(f1)}}},
         })  # fmt: skip
-    stage(**paths, reports=tmp_path / "reports")
+    stage(**paths, **outs(tmp_path))
     told = (tmp_path / "reports/summary.md").read_text()
     assert "| Questions on documents | f1 | evidence |" in told and "| **extended** | **0.750** | **0.500** |" in told
     assert (
@@ -252,7 +270,7 @@ def test_needles_have_a_table_and_a_map_by_length_and_depth_where_they_were_scor
     for label, share in (("yarn", 0.25), ("extended", 0.75)):
         nodes = {n: node(share, depth={"0.00": node(share), "1.00": node(0.0)}) for n in ("120", "480")}
         put(tmp_path / f"scores/needle/{label}.json", {"needle": {label: {"prompt": "chat", **nodes}}})
-    stage(**paths, reports=tmp_path / "reports")
+    stage(**paths, **outs(tmp_path))
     told = (tmp_path / "reports/summary.md").read_text()
     assert "| Needles found at | 120 | 480 |" in told and "| **extended** | **75%** | **75%** |" in told
     assert not (good / "needle.png").exists() and "needle.png" not in (good / "README.md").read_text()
@@ -371,7 +389,7 @@ def test_a_licence_that_forbids_commercial_use_is_carried_by_the_card(good, tmp_
     paths = inputs(tmp_path, texts=texts)
     fact = {"value": 0, "reason": "books is under 'CC-BY-NC-4.0', which forbids commercial use"}
     put(tmp_path / "scores/licence.json", {"licence": {"base": {"value": 1, "reason": "fine"}, "texts": fact}})
-    stage(**paths, reports=tmp_path / "reports")
+    stage(**paths, **outs(tmp_path))
     assert (
         "**Commercial use is not cleared**: books is under 'CC-BY-NC-4.0'"
         in (tmp_path / "reports/README.md").read_text()
@@ -450,7 +468,7 @@ def test_perplexity_by_untrained_yarns_is_of_the_same_places(tmp_path):
         (tmp_path / f"scores/perplexity/{label}.csv").write_text(
             "\n".join(["length,document,end,tokens,nats", *rows]) + "\n"
         )
-    stage(**paths, reports=tmp_path / "reports")
+    stage(**paths, **outs(tmp_path))
     assert "Perplexity by untrained YaRN" in (tmp_path / "reports/index.html").read_text()
     ratios = gather(paths.pop("scores"), **paths).model("extended").by_yarn
     assert list(ratios) == [480]
@@ -461,7 +479,7 @@ def test_perplexity_by_untrained_yarns_is_of_the_same_places(tmp_path):
     # no better and no worse, with one document: a scale still, and no bar
     for label in ("yarn", "extended"):
         (tmp_path / f"scores/perplexity/{label}.csv").write_text("length,document,end,tokens,nats\n480,0,0,100,300\n")
-    stage(**paths, scores=tmp_path / "scores", reports=tmp_path / "even")
+    stage(**paths, scores=tmp_path / "scores", **outs(tmp_path, "even"))
     assert (tmp_path / "even/by_yarn.png").is_file()
 
 

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 
 from longlora.report.findings import Figure, Findings, Model, Table, heading, named
-from longlora.report.pictures import colour
+from longlora.report.style import colour
 
 STYLE = """
 :root { --ink: #1f2933; --faint: #6b7785; --rule: #e3e7eb; --good: #1f7a4d; --bad: #b3382c; --ours: #0b6bb0; }

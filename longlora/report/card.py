@@ -1,7 +1,4 @@
-"""The report of a run: a summary for the terminal, pictures, a page to show around, and the model card.
-
-The same findings give the same bytes. What differs between two equal runs (times, memory) is on the page alone.
-"""
+"""The model card: what the model is, where it comes from, its recipe, results and limits."""
 
 from pathlib import Path
 from typing import Any
@@ -9,68 +6,17 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from longlora.model.licence import FORBIDDING, HUB, identifier
-from longlora.report.findings import HELD, Figure, Findings, Table, heading, named
-from longlora.report.page import page
-from longlora.report.pictures import draw
+from longlora.report.findings import HELD, Findings, named
+from longlora.report.summary import refusals, tables
 
 PASSKEY_WORDS = ", the passkey prompt's own words among them"
 
 
-def write(findings: Findings, *, out: Path) -> None:
-    """Write summary.md, README.md (the model card), the pictures and index.html to the new folder `out`."""
-    out.mkdir(parents=True)
-    draw(findings, out=out)
-    (out / "summary.md").write_text(summary(findings))
-    (out / "README.md").write_text(card(findings))
-    (out / "index.html").write_text(page(findings, pictures=out, recipe=recipe(findings)))
+def card(findings: Findings, *, weights: str = "", pictures: Path = Path()) -> str:
+    """The model card in the model hub's format: front matter, then what the model is, its recipe, results and limits.
 
-
-def summary(findings: Findings) -> str:
-    """The verdict and two small tables, in Markdown."""
-    return "\n".join([f"**{headline(findings)}**", "", *refusals(findings), *tables(findings), ""])
-
-
-def headline(findings: Findings) -> str:
-    rules = findings.verdict["rules"]
-    held = sum(rule["passed"] for rule in rules)
-    word = "passed" if findings.verdict["passed"] else "refused"
-    return f"Context {findings.window:,} -> {findings.target:,} tokens: {word}, {held} of {len(rules)} rules hold"
-
-
-def refusals(findings: Findings) -> list[str]:
-    lines = [
-        f"- **not so: {rule['name']}.** {rule['reason']}" for rule in findings.verdict["rules"] if not rule["passed"]
-    ]
-    return [*lines, ""] if lines else []
-
-
-def tables(findings: Findings) -> list[str]:
-    return [line for table in findings.tables() for line in (*rows(findings, table), "")][:-1]
-
-
-def rows(findings: Findings, table: Table) -> list[str]:
-    """A row per model, a column per length (or what else a measure has); the extended model's row is bold. Above, the prompt."""
-    columns = table.columns()
-    lines = [
-        *([f"Prompt: {table.prompt}", ""] if table.prompt else []),
-        f"| {table.title} | " + " | ".join(map(heading, columns)) + " |",
-        "| --- |" + " ---: |" * len(columns),
-    ]
-    for model in (m for m in findings.models if m.label in table.rows):
-        cells = [model.name, *(shown(table.rows[model.label].get(c), table.form) for c in columns)]
-        bold = "**" if model.label == "extended" else ""
-        lines.append("| " + " | ".join(f"{bold}{cell}{bold}" for cell in cells) + " |")
-    return lines
-
-
-def shown(figure: Figure | None, form: str) -> str:
-    if figure is None:
-        return "-"
-    return "not a number" if figure.value is None else form.format(figure.value)
-
-
-def card(findings: Findings) -> str:
-    """The model card in the model hub's format: front matter, then what the model is, its recipe, results and limits."""
+    `weights` is the folder that holds them, if it is not the card's own; `pictures` that of the pictures.
+    """
     head = OmegaConf.to_yaml(OmegaConf.create(front_matter(findings)))
     base, texts = findings.base, findings.texts
     verdict = "It passed every rule of the gate." if findings.verdict["passed"] else "**The gate refused it:**"
@@ -81,7 +27,7 @@ def card(findings: Findings) -> str:
         "",
         f"The base model `{base['name']}` with its context extended by LongLoRA (Chen et al., ICLR 2024): fine-tuned with shifted "
         "sparse attention, merged, and an ordinary model of its architecture again. Inference uses full attention and needs no "
-        "code beyond transformers. " + verdict,
+        "code beyond transformers. " + (f"Its weights are in [{weights}]({weights}). " if weights else "") + verdict,
         "",
         *refusals(findings),
         "## Lineage and licences",
@@ -101,7 +47,7 @@ def card(findings: Findings) -> str:
         "",
         "| | |",
         "| --- | --- |",
-        *(f"| {name} | {value} |" for name, value in recipe(findings)),
+        *(f"| {name} | {value} |" for name, value in recipe_of(findings)),
         "",
         "## Results",
         "",
@@ -110,12 +56,12 @@ def card(findings: Findings) -> str:
         "",
         *tables(findings),
         "",
-        "![Perplexity by context length](perplexity.png)",
+        f"![Perplexity by context length]({pictures / 'perplexity.png'})",
         "",
-        "![Passkey retrieval by length and depth](passkey.png)",
+        f"![Passkey retrieval by length and depth]({pictures / 'passkey.png'})",
         "",
         *(
-            ["![Needles in held-out text by length and depth](needle.png)", ""]
+            [f"![Needles in held-out text by length and depth]({pictures / 'needle.png'})", ""]
             if any(m.needles for m in findings.models)
             else []
         ),
@@ -172,7 +118,7 @@ def results(findings: Findings) -> list[dict[str, Any]]:
     ]
 
 
-def recipe(findings: Findings) -> list[tuple[str, str]]:
+def recipe_of(findings: Findings) -> list[tuple[str, str]]:
     """The recipe in a few lines: what, and how much."""
     position, attention, adapter, fit = (findings.recipe[part] for part in ("position", "attention", "adapter", "fit"))
     pattern = {"s2": f"shifted sparse (S2-Attn, {attention['shift']})", "full": "full"}.get(

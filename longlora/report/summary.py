@@ -1,0 +1,47 @@
+"""A run in a few lines of Markdown: the verdict, and a table per measure."""
+
+from longlora.report.findings import Figure, Findings, Table, heading
+
+
+def summary(findings: Findings) -> str:
+    """The verdict and two small tables, in Markdown."""
+    return "\n".join([f"**{headline(findings)}**", "", *refusals(findings), *tables(findings), ""])
+
+
+def headline(findings: Findings) -> str:
+    rules = findings.verdict["rules"]
+    held = sum(rule["passed"] for rule in rules)
+    word = "passed" if findings.verdict["passed"] else "refused"
+    return f"Context {findings.window:,} -> {findings.target:,} tokens: {word}, {held} of {len(rules)} rules hold"
+
+
+def refusals(findings: Findings) -> list[str]:
+    lines = [
+        f"- **not so: {rule['name']}.** {rule['reason']}" for rule in findings.verdict["rules"] if not rule["passed"]
+    ]
+    return [*lines, ""] if lines else []
+
+
+def tables(findings: Findings) -> list[str]:
+    return [line for table in findings.tables() for line in (*rows(findings, table), "")][:-1]
+
+
+def rows(findings: Findings, table: Table) -> list[str]:
+    """A row per model, a column per length (or what else a measure has); the extended model's row is bold. Above, the prompt."""
+    columns = table.columns()
+    lines = [
+        *([f"Prompt: {table.prompt}", ""] if table.prompt else []),
+        f"| {table.title} | " + " | ".join(map(heading, columns)) + " |",
+        "| --- |" + " ---: |" * len(columns),
+    ]
+    for model in (m for m in findings.models if m.label in table.rows):
+        cells = [model.name, *(shown(table.rows[model.label].get(c), table.form) for c in columns)]
+        bold = "**" if model.label == "extended" else ""
+        lines.append("| " + " | ".join(f"{bold}{cell}{bold}" for cell in cells) + " |")
+    return lines
+
+
+def shown(figure: Figure | None, form: str) -> str:
+    if figure is None:
+        return "-"
+    return "not a number" if figure.value is None else form.format(figure.value)
