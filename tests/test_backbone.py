@@ -7,7 +7,7 @@ import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from specimens import folder
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2VLConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer, Qwen2VLConfig
 
 from longlora.model import integrity
 from longlora.model.backbone import Backbone, fetch, find_gguf, sha256
@@ -55,6 +55,16 @@ def test_weights_with_an_adapter_beside_them_are_refused(tmp_path):
     with pytest.raises(ValueError, match="holds an adapter .* merge the two, or take it away"):
         fetch(source(place), out=tmp_path / "base")
     assert not (tmp_path / "base").exists()
+
+
+def test_a_tokenizer_in_python_alone_is_refused(tmp_path):
+    place = folder(tmp_path / "mine")
+    (place / "tokenizer.json").unlink()
+    ByT5Tokenizer().save_pretrained(place)
+    with pytest.raises(
+        ValueError, match="its tokenizer, a ByT5Tokenizer, has no form that the tokenizers library runs"
+    ):
+        fetch(source(place), out=tmp_path / "base")
 
 
 def test_a_tokenizer_in_files_of_older_names_reaches_the_merged_model(tmp_path):

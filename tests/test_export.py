@@ -50,7 +50,7 @@ def test_the_champion_or_a_run_becomes_a_folder_with_its_card(lab, tmp_path):
     done = dummy.longlora(folder, "export", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert "equal to its record by hash" in done.stdout
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"weights", "README.md"}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"weights", "README.md", "score.png"}
     assert (tmp_path / "out" / "weights").read_text() == "b" * 4
     assert (tmp_path / "out" / "README.md").read_text().startswith("# Dummy")
     (tmp_path / "empty").mkdir()

@@ -8,7 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    ByT5Tokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from longlora.model.integrity import logits, measure, trained
 from longlora.model.position import Position, extend
@@ -144,6 +151,11 @@ BAD = {
         "other vocabulary, other ids of a probe text",
     ),
     "tokenizer with other rules": (edit_normalizer, "tokenizer", "not the base's tokenizer: other rules"),
+    "tokenizer without rules": (
+        lambda f, b: [(f / "tokenizer.json").unlink(), ByT5Tokenizer().save_pretrained(f)],
+        "tokenizer",
+        "not the base's tokenizer: other vocabulary, other special tokens, other ids of a probe text, other rules",
+    ),
     "tokenizer broken": (lambda f, b: (f / "tokenizer.json").write_text("{"), "tokenizer", "does not open"),
 }  # fmt: skip
 

@@ -26,7 +26,7 @@ from longlora.planning import cost, hardware, plan
 from longlora.planning.activations import activations, layer_bytes
 from longlora.planning.cost import LIKE_LLAMA, Shape, Workload, forward_flops, trained_parameters
 from longlora.planning.hardware import GPUS, Hardware, memory
-from longlora.planning.plan import estimate, lines, shape_named, workload_from_params
+from longlora.planning.plan import estimate, lines, shape_named, span, workload_from_params
 from longlora.section import read_params
 from longlora.training.loss import chunk_loss
 from longlora.training.tile import tile_mlp
@@ -723,3 +723,10 @@ def test_nf4_takes_its_bits_for_the_frozen_layers_and_leaves_all_else():
     grown = memory(LLAMA, workload=workload(quantized="nf4"), hardware=alone)[0].buffers
     grown -= memory(LLAMA, workload=workload(), hardware=alone)[0].buffers
     assert grown == pytest.approx(4096 * 11008 * 2 / 2**30)  # the layer at work, in 16 bits
+
+
+@pytest.mark.parametrize(
+    ("hours", "said"), [(23.46, "23.5 h"), (0.96, "1.0 h"), (0.5, "30.0 min"), (0.0001, "0.006 min")]
+)
+def test_a_short_time_is_not_said_to_be_none(hours, said):
+    assert span(hours) == said

@@ -39,7 +39,8 @@ def fetch(backbone: Backbone, *, out: Path) -> None:
     """Write the base model to the new folder `out`.
 
     Raises:
-        ValueError: the source is not there, has no safetensors, its digest is not the pinned one, or it is no decoder of text.
+        ValueError: the source is not there, has no safetensors, its digest is not the pinned one, it is no decoder of text, or its
+            tokenizer is slow.
     """
     bring = {"folder": from_folder, "hub": from_hub, "gguf": from_gguf}[backbone.source]
     bring(backbone, out=out)
@@ -51,6 +52,11 @@ def fetch(backbone: Backbone, *, out: Path) -> None:
         )
     config = config.get_text_config()
     tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
+    if not getattr(tokenizer, "backend_tokenizer", None):
+        raise ValueError(
+            f"backbone.name: its tokenizer, a {type(tokenizer).__name__}, has no form that the tokenizers library runs "
+            "(tokenizer.json), by which texts are tokenised here"
+        )
     if tokenizer.model_max_length != config.max_position_embeddings or not (out / "tokenizer.json").exists():
         # Tokenizers converted from GGUF say 1e30 here; older ones have their vocabulary in files of other names.
         tokenizer.model_max_length = config.max_position_embeddings

@@ -245,8 +245,8 @@ def cheapest(shape: Shape, workload: Workload, hardware: Hardware) -> Remedy | N
 def lines(plan: Estimate) -> list[str]:
     """The plan as text, one fact a line."""
     hardware, work, flops, parts = plan.hardware, plan.workload, plan.flops_forward, plan.gb_parts
-    said = [f"{name} {value / 1e12:.1f}" for name, value in flops.model_dump().items()]
-    held = [f"{name} {value:.1f}" for name, value in parts.model_dump().items() if name != "total"]
+    said = [f"{name} {figure(value / 1e12)}" for name, value in flops.model_dump().items()]
+    held = [f"{name} {figure(value)}" for name, value in parts.model_dump().items() if name != "total"]
     pattern = "full attention" if work.pattern == "full" else f"s2 in groups of {work.group:,}"
     batch = f"{work.global_batch_size} sequences x {work.context:,} tokens"
     text = [
@@ -254,7 +254,7 @@ def lines(plan: Estimate) -> list[str]:
         f"trained      {plan.trained_parameters / 1e6:,.1f} of {plan.parameters / 1e6:,.1f} M parameters",
         f"hardware     {hardware.gpus} x {hardware.gpu}, ZeRO {hardware.zero}, sequence-parallel {hardware.sequence_parallel}",
         f"forward      {', '.join(said)} TFLOP, one sequence",
-        f"time         {plan.hours:,.1f} h at {hardware.utilisation:.0%} utilisation; {plan.tokens_per_second:,.0f} tokens/s",
+        f"time         {span(plan.hours)} at {hardware.utilisation:.0%} utilisation; {plan.tokens_per_second:,.0f} tokens/s",
         f"memory       {plan.gb_per_gpu:.1f} of {hardware.memory_gb:.1f} GB per GPU: {', '.join(held)}",
     ]
     if plan.gb_on_host:
@@ -264,7 +264,16 @@ def lines(plan: Estimate) -> list[str]:
     text.append(f"verdict      {'fits' if plan.fits else 'does not fit'}")
     if plan.remedy:
         remedy = plan.remedy
-        text.append(f"to fit       {' + '.join(remedy.changes)}: {remedy.gb_per_gpu:.1f} GB, {remedy.hours:,.1f} h")
+        text.append(f"to fit       {' + '.join(remedy.changes)}: {remedy.gb_per_gpu:.1f} GB, {span(remedy.hours)}")
     elif not plan.fits:
         text.append("to fit       nothing short of more or larger GPUs, or a smaller model, context or adapter")
     return text + [f"note         {note}" for note in plan.notes]
+
+
+def figure(value: float) -> str:
+    """One decimal, and of what is less than that one digit: a small model's share is small, and not nothing."""
+    return f"{value:,.1f}" if value >= 0.05 or not value else f"{value:.1g}"
+
+
+def span(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 0.95 else f"{figure(hours * 60)} min"
