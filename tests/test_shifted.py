@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -445,20 +446,23 @@ def test_a_cache_is_refused():
         model(input_ids=torch.ones(1, 3, dtype=torch.long), past_key_values=first.past_key_values)
 
 
+def hold_to_window(config: Callable[[int], PreTrainedConfig], *, kind: str) -> None:
+    """A window as long as a group changes nothing, and a shorter one is refused."""
+    given, ids_BL = batch(kind)
+    model = build(config(GROUP))
+    enable(model, S2)
+    loss = model(**given).loss
+    use_mask(model, ids_BL=ids_BL, group=GROUP)
+    torch.testing.assert_close(loss, model(**given).loss, rtol=1e-9, atol=0)
+    model = build(config(GROUP - 1))
+    enable(model, S2)
+    with pytest.raises(ValueError, match=r"back 5 tokens, less than a group of 6: .* at most 0\.227"):
+        model(**given)
+
+
 def test_a_sliding_window_no_longer_than_a_group_is_refused_with_the_ratio_that_would_do():
-    given, _ = batch("plain")
-    config = MistralConfig(**SHAPE, hidden_size=24, intermediate_size=20, num_attention_heads=6, num_key_value_heads=2)
-    for window, fits in ((GROUP - 1, False), (GROUP, True)):
-        config.sliding_window = window
-        model = build(config)
-        enable(model, S2)
-        if fits:
-            loss = model(**given).loss
-            use_mask(model, ids_BL=None, group=GROUP)
-            torch.testing.assert_close(loss, model(**given).loss, rtol=1e-9, atol=0)
-        else:
-            with pytest.raises(ValueError, match=r"back 5 tokens, less than a group of 6: .* at most 0\.227"):
-                model(**given)
+    grouped = {"hidden_size": 24, "intermediate_size": 20, "num_attention_heads": 6, "num_key_value_heads": 2}
+    hold_to_window(lambda window: MistralConfig(**SHAPE | grouped, sliding_window=window), kind="plain")
 
 
 @pytest.mark.parametrize("kind", ["plain", "left", "packed"])
@@ -466,20 +470,15 @@ def test_a_window_that_only_the_mask_knows_is_refused_too(kind):
     """Qwen2-MoE's attention is not told of it."""
     experts = EXPERTS | {"num_experts": 3, "shared_expert_intermediate_size": 10}
     windows = {"use_sliding_window": True, "max_window_layers": 1}
-    for window, fits in ((GROUP - 1, False), (GROUP, True)):
-        model = build(Qwen2MoeConfig(**SHAPE | GROUPED | experts, **windows, sliding_window=window))
-        given, ids_BL = batch(kind)
-        enable(model, S2)
-        if fits:
-            loss = model(**given).loss
-            use_mask(model, ids_BL=ids_BL, group=GROUP)
-            torch.testing.assert_close(loss, model(**given).loss, rtol=1e-9, atol=0)
-        else:
-            with pytest.raises(ValueError, match=r"back 5 tokens, less than a group of 6: .* at most 0\.227"):
-                model(**given)
+    hold_to_window(
+        lambda window: Qwen2MoeConfig(**SHAPE | GROUPED | experts, **windows, sliding_window=window), kind=kind
+    )
+
+
+def test_a_window_that_no_layer_uses_is_let_through():
     unused = build(Cohere2Config(**SHAPE | GROUPED, sliding_window=GROUP - 1, layer_types=["full_attention"] * 2))
     enable(unused, S2)
-    unused(**given)
+    unused(**batch("plain")[0])
 
 
 @pytest.mark.parametrize(
