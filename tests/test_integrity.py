@@ -116,6 +116,20 @@ def edit_normalizer(folder: Path, base: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(raw))
 
 
+def swallow_spaces(folder: Path, base: Path) -> None:
+    """A token of the vocabulary as an added one, which takes the space before it: the probe has no such letter."""
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    added = {name: False for name in ("single_word", "rstrip", "normalized", "special")}
+    raw["added_tokens"].append({"id": raw["model"]["vocab"]["Q"], "content": "Q", "lstrip": True} | added)
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+
+
+def forget_decoding(folder: Path, base: Path) -> None:
+    """Texts are read as ever; answers come as the signs that bytes have in the vocabulary."""
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(raw | {"decoder": None}))
+
+
 def copy_base_weights(folder: Path, base: Path) -> None:
     shutil.copyfile(base / "model.safetensors", folder / "model.safetensors")
 
@@ -151,6 +165,8 @@ BAD = {
         "other vocabulary, other ids of a probe text",
     ),
     "tokenizer with other rules": (edit_normalizer, "tokenizer", "not the base's tokenizer: other rules"),
+    "tokenizer with another added token": (swallow_spaces, "tokenizer", "not the base's tokenizer: other rules"),
+    "tokenizer that writes otherwise": (forget_decoding, "tokenizer", "not the base's tokenizer: other rules"),
     "tokenizer without rules": (
         lambda f, b: [(f / "tokenizer.json").unlink(), ByT5Tokenizer().save_pretrained(f)],
         "tokenizer",

@@ -23,15 +23,16 @@ def settings(**changes) -> LongPPL:
 
 
 def by_definition(evaluator, documents, given: LongPPL, place: dict) -> list[int]:
-    """Positions of key tokens: one forward pass per token and context."""
+    """Positions of key tokens, as the authors' `find_key_token` goes through a text (PKU-ML/LongPPL, longppl/longppl.py), with one
+    forward pass per token and context."""
     tokens = documents[place["document"]][place["end"] - given.length : place["end"]]
-    keys = []
-    for block in range(given.short, given.length - given.stride + 1, given.stride):
-        for position in range(block, block + given.stride):
-            context = position - (block + given.stride - given.short)
-            assert given.short - given.stride <= context < given.short
+    keys, sliding_window = [], given.stride
+    for start in range(0, given.length - given.short, given.stride):
+        if start + given.short + sliding_window > given.length:
+            sliding_window = given.length - start - given.short
+        for position in range(start + given.short, start + given.short + sliding_window):
             long = -reference(evaluator, tokens[: position + 1], context=position)
-            short = -reference(evaluator, tokens[: position + 1], context=context)
+            short = -reference(evaluator, tokens[: position + 1], context=position - start)
             if long - short > given.alpha and long > given.beta:
                 keys.append(position)
     return keys
@@ -43,7 +44,7 @@ def test_key_tokens_and_longppl_are_those_of_the_definition(monkeypatch):
     keys = key_tokens(evaluator, documents=documents, settings=given)
     total, count = 0.0, 0
     assert {p["document"] for p in keys["places"]} == {0, 2}
-    assert len(keys["places"]) == 3 and keys["looked_at"] == 3 * 30  # six whole blocks of five
+    assert len(keys["places"]) == 3 and keys["looked_at"] == 3 * 33  # six blocks of five, and three more
     for place in keys["places"]:
         assert place["keys"] == by_definition(evaluator, documents, given, place)
         tokens = documents[place["document"]][place["end"] - 45 : place["end"]]

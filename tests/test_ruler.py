@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from longlora.evaluation import answer, ruler
 from longlora.evaluation.answer import answers
-from longlora.evaluation.ruler import Ruler, Writer, effective, match_all, measure
+from longlora.evaluation.ruler import FEWEST, Ruler, Writer, effective, match_all, measure
 from longlora.evaluation.ruler_tasks import common, frequent, needles, tracking
 from longlora.stages.ruler import stage
 
@@ -113,13 +113,13 @@ def test_common_words_are_ten_times_as_frequent_as_any_other(budget):
     assert [line.split(".")[0] for line in riddle.lines] == [str(i + 1) for i in range(len(riddle.lines))]
 
 
-@pytest.mark.parametrize("budget", [30, 100, 2000])
-def test_frequent_words_are_the_three_most_frequent_without_a_tie(budget):
+@pytest.mark.parametrize("budget", [FEWEST["frequent"], 100, 2000])
+def test_frequent_words_are_the_three_most_frequent_behind_the_dots_without_a_tie(budget):
     riddle = frequent(random.Random(2), budget=budget)
     counts = Counter(riddle.lines)
-    ranked = counts.most_common(4)
-    assert [w for w, _ in ranked[:3]] == riddle.answers
-    assert ranked[2][1] > ranked[3][1]
+    ranked = counts.most_common(5)
+    assert [w for w, _ in ranked[:4]] == ["...", *riddle.answers]
+    assert ranked[3][1] > ranked[4][1]
     assert len(riddle.lines) <= budget
 
 
@@ -190,6 +190,13 @@ def test_a_length_without_room_is_refused_with_the_shortest_there_is(task):
         writer.write(task, length=150, generator=random.Random(5))
     shortest = int(str(error.value).split()[-1])
     assert writer.write(task, length=shortest, generator=random.Random(5))
+
+
+def test_a_list_of_common_words_that_the_texts_have_too_few_words_for_is_refused():
+    """It would be a prompt of 15,000 tokens, and its score that of 60,000."""
+    writer = Writer(TOKENIZER, texts=TEXTS, prompt="plain")
+    with pytest.raises(ValueError, match="60000 tokens are too many for common, the 300 words .* fill 15024: hold out"):
+        writer.write("common", length=60_000, generator=random.Random(5))
 
 
 def test_texts_without_words_are_refused():

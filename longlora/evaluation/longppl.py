@@ -26,9 +26,9 @@ class LongPPL(Section):
     length: int = Field(gt=0)
     """The long context, in tokens."""
     short: int = Field(gt=0)
-    """The short context, in tokens; 4,096 in the paper."""
+    """The short context, in tokens, at least; 4,096 in the paper."""
     stride: int = Field(gt=0)
-    """Tokens that one short window scores: its context is short - stride to short tokens; 1,024 in the paper."""
+    """Tokens that one short window scores: their context is short to short + stride - 1 tokens; 1,024 in the paper."""
     samples: int = Field(gt=0)
     """Long windows, drawn from the held-out documents."""
     alpha: float
@@ -75,21 +75,17 @@ def short_nats(
 ) -> np.ndarray:
     """Nats (P, L) of the tokens of the long windows with the short context alone; what has no more before it is NaN."""
     nats_PL = np.full((len(chosen), settings.length), np.nan)
-    starts = range(settings.short, settings.length - settings.stride + 1, settings.stride)
+    starts: dict[
+        int, list[int]
+    ] = {}  # of what one window scores, by how many tokens that are: at the end there may be fewer
+    for start in range(settings.short, settings.length, settings.stride):
+        starts.setdefault(min(settings.stride, settings.length - start), []).append(start)
     for row, target in enumerate(chosen):
         first = target.end - settings.length
-        windows = [
-            Window(
-                target.document,
-                first + s + settings.stride - settings.short,
-                first + s + settings.stride,
-                settings.stride,
-            )
-            for s in starts
-        ]
-        if windows:
+        for count, some in starts.items():
+            windows = [Window(target.document, first + s - settings.short, first + s + count, count) for s in some]
             scored = last_nats(model, documents=documents, windows=windows)
-            nats_PL[row, settings.short : settings.short + scored.size] = scored.reshape(-1)
+            nats_PL[row, some[0] : some[0] + scored.size] = scored.reshape(-1)
     return nats_PL
 
 

@@ -21,8 +21,8 @@ from longlora.evaluation.ruler_tasks import Riddle, Task, common, frequent, need
 from longlora.parallel.sharding import say
 from longlora.section import Section, Seed
 
-FEWEST = {"common": 110, "frequent": 30}
-"""Words of the shortest list: ten words ten times and some others; three words that stand out."""
+FEWEST = {"common": 110, "frequent": 49}
+"""Words of the shortest list: ten words ten times and some others; three words that stand out, behind the dots."""
 VOCABULARY = 24
 """Different words that the held-out documents must have."""
 
@@ -96,6 +96,11 @@ class Writer:
                 low, best = middle, tried
             else:
                 high = middle
+        if task == "common" and len(best[1].lines) < low:
+            raise ValueError(
+                f"ruler.lengths: {length} tokens are too many for common, the {len(self.words)} words of the held-out documents "
+                f"fill {len(best[0]) + best[1].room}: hold out more documents, or leave common out of ruler.tasks"
+            )
         return best
 
     def pieces(self, riddle: Riddle) -> tuple[list[int], list[list[int]], list[int]]:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+DOTS = "..."
 Task = Literal["single", "multikey", "multivalue", "multiquery", "tracking", "common", "frequent"]
 
 
@@ -85,8 +86,10 @@ def common(generator: random.Random, words: list[str], *, budget: int) -> Riddle
 
 
 def frequent(generator: random.Random, *, budget: int) -> Riddle:
-    """A text of made-up words whose frequencies fall with the square of their rank (RULER: zeta, alpha 2); the first three."""
+    """A text of made-up words whose frequencies fall with the square of their rank (RULER: zeta, alpha 2); the first three. What
+    is most frequent of all is dots, which are no word, as in RULER's code: so nothing is right by being nearly everywhere."""
     coined = ["".join(generator.choices(string.ascii_lowercase, k=6)) for _ in range(max(8, budget // 50))]
+    coined[0] = DOTS
     shares = np.arange(1, len(coined) + 1, dtype=float) ** -2
     counts = np.maximum(1, np.floor(budget * shares / shares.sum())).astype(int)
     items = [w for w, n in zip(coined, counts, strict=True) for _ in range(n)][:budget]
@@ -94,9 +97,9 @@ def frequent(generator: random.Random, *, budget: int) -> Riddle:
     return Riddle(
         head="The following text is in an unknown language. Watch how often its words occur.\n",
         lines=items,
-        question="\nWhich are the three words that occur most often?",
+        question=f"\nWhich are the three words that occur most often? The dots {DOTS} are no word.",
         lead="The three words that occur most often are",
-        answers=coined[:3],
+        answers=coined[1:4],
         room=48,
     )
 

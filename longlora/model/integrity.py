@@ -188,11 +188,11 @@ def tokenizer(base: Path, *, extended: Path) -> Fact:
 
 
 def rules(tokenizer: PreTrainedTokenizerFast) -> list[Any]:
-    """By what a text is cut into pieces of the vocabulary: a probe shows a few of them."""
+    """By what a text is cut into pieces of the vocabulary, and put together again: a probe shows a few of them."""
     if not getattr(tokenizer, "backend_tokenizer", None):  # one in Python: its class is its rules
         return [type(tokenizer).__name__]
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
-    return [parts[part] for part in ("normalizer", "pre_tokenizer", "model")]
+    return [parts[part] for part in ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")]
 
 
 @torch.inference_mode()
