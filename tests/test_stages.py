@@ -314,6 +314,14 @@ def test_a_worktree_uses_the_users_remote_and_keys(folder):
     assert dummy.git(run_dir.folder, "status", "--porcelain") == ""
 
 
+def test_a_project_may_have_a_split_index_which_dvc_does_not_read(folder):
+    dummy.git(folder, "config", "core.splitIndex", "true")
+    run_dir = run_dir_of(folder)
+    run_dir.dvc.run_stage("fetch", on_line=print, on_tick=lambda: None)
+    run_dir.dvc.close()
+    assert statuses(run_dir)["fetch"] == "unchanged"
+
+
 def test_a_project_may_lie_below_a_name_that_is_not_ascii(tmp_path):
     from tasks.locks import hold
 
