@@ -20,14 +20,14 @@ from prefect.input import RunInput
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from tasks import promotion, runs, tracking
+from tasks import hooks, promotion, runs, tracking
 from tasks.approval import Approval, patience, waiting
 from tasks.locks import hold
 from tasks.tags import KEY
 from tasks.workspace import Project, person, project
 
 LOOK = 2  # seconds between two looks for an answer
-FOLLOW = 60.0  # seconds for the flow that was answered to do it
+FOLLOW = 60.0 + hooks.LONGEST  # seconds for the flow that was answered to do it, and to tell of it
 
 
 class Answer(RunInput):

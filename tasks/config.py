@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from dvc.config import Config
+from dvc_objects.fs import get_fs_cls
 
 from tasks.workspace import Project
 
@@ -39,8 +40,15 @@ def link(folder: Path, *, to: Path, cache_home: Path, remote: str = "") -> None:
     `remote`: another address for the default remote.
 
     A worktree has no config.local of the checkout's, and what is relative in .dvc/config would point beside it.
+
+    Raises:
+        ValueError: a package is missing that DVC needs for a remote of this kind.
     """
     theirs = Config(str(to / ".dvc"))
+    try:
+        get_fs_cls({"url": remote or remote_of(to)})
+    except ImportError as error:
+        raise ValueError(f"the DVC remote: {error}") from None
     with Config(str(folder / ".dvc")).edit("local") as ours:
         for section, settings in theirs.read("local").items():
             ours[section] = settings

@@ -25,6 +25,7 @@ from tasks.workspace import project
 Event = Literal["promoted", "rolled back", "refused", "failed"]
 PATIENCE = 10.0  # seconds for a webhook to answer
 LONG = 60.0  # seconds for a command, or a block and Prefect's server, whose client tries again for minutes
+LONGEST = PATIENCE + 2 * LONG  # seconds that `tell` may take where a Prefect server is up
 
 
 def tell(event: Event, message: str, **facts: str | None) -> None:

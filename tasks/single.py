@@ -21,10 +21,31 @@ AFRESH = "--afresh"  # run the stage even if its outputs are known, and leave th
 
 
 class RunCache(StageCache):
-    """DVC's run cache, where a stage's folder that a kill or a full disk left empty counts as none: DVC's own fails on it."""
+    """DVC's run cache, where a stage's folder that a kill or a full disk left empty counts as none: DVC's own fails on it.
+
+    An object that is deleted while outputs are put in place is an error: DVC's own goes on, and what is there counts as all of it.
+    """
 
     def _load_cache(self, key: str, value: str | None) -> Any:
         return super()._load_cache(key, value) if value else None
+
+    def _create_stage(self, cache: Any, wdir: str | None = None) -> Any:
+        made = super()._create_stage(cache, wdir)
+        checkout = made.checkout
+        made.checkout = lambda: must_be_whole(checkout())
+        return made
+
+
+def must_be_whole(done: dict[str, list[str]]) -> None:
+    """Check what a stage's checkout says it did.
+
+    Raises:
+        DvcException: an output is not in place.
+    """
+    if missed := done.get("failed"):
+        raise DvcException(
+            f"{os.path.relpath(missed[0])} went from the cache meanwhile: the same command computes it anew"
+        )
 
 
 def reproduce_one() -> int:

@@ -20,11 +20,10 @@ import yaml
 from dvc.dvcfile import Lockfile
 from dvc.exceptions import CheckoutError, DvcException
 from dvc.repo import Repo, lock_repo
-from dvc.stage.cache import RunCacheNotFoundError
 
 from tasks.declared import Artifact, artifacts_in
 from tasks.errors import one_line
-from tasks.single import RunCache, drop_cut_off_locks
+from tasks.single import RunCache, drop_cut_off_locks, must_be_whole
 from tasks.stage_process import StageRunner
 
 Status = Literal["unchanged", "restored", "stale"]
@@ -183,26 +182,37 @@ class DvcRepo:
     def _settled(self, stage: Any, restored: list[Any]) -> Status:
         if not stage.changed():
             return "unchanged"
-        if not self._known(stage):
-            return "stale"
         stage = self._anew(stage.name)
-        stage.reproduce()  # finds the run cache, and runs no command
+        if self._is_in_lock(stage):
+            must_be_whole(stage.checkout(force=True))
+        elif self._is_in_run_cache(stage):
+            stage.remove_outs()
+            self._repo.stage_cache.restore(stage)
+        else:
+            return "stale"
+        # what `stage.reproduce` does besides, which runs the command of a stage that the run cache has no place for
+        stage.save(run_cache=all(out.use_cache for out in stage.outs))
+        stage.commit()
         restored.append(stage)
         return "restored"
 
-    def _known(self, stage: Any) -> bool:
-        """Whether DVC can give `stage`'s outputs without running it."""
-        if not stage.changed(allow_missing=True):  # only the files are missing
-            try:
-                if not stage.outs_cached():
-                    self._repo.fetch(stage.name)
-                return stage.outs_cached()
-            except DvcException:
-                return False
+    def _is_in_lock(self, stage: Any) -> bool:
+        """Whether nothing but files of `stage`'s outputs is missing, and DVC has them."""
+        if stage.changed(allow_missing=True) or not all(dep.exists for dep in stage.deps):
+            return False
+        try:
+            if not stage.outs_cached():
+                self._repo.fetch(stage.name)
+            return bool(stage.outs_cached())
+        except DvcException:
+            return False
+
+    def _is_in_run_cache(self, stage: Any) -> bool:
+        """Whether `stage` was computed from these very inputs, and DVC has its outputs."""
         try:
             stage.save_deps()
             self._repo.stage_cache.restore(stage, dry=True)
-        except (RunCacheNotFoundError, DvcException):
+        except DvcException:
             return False
         return True
 

@@ -84,12 +84,13 @@ class Addition:
 
 
 def git(*arguments: str, cwd: Path, stdin: str | None = None, env: dict[str, str] | None = None) -> str:
-    """Run git, without the user's hooks (they are for the user's commits and checkouts), and return what it prints.
+    """Run git, without the user's hooks (they are for the user's commits and checkouts) and without split indices (DVC does not
+    read those), and return what it prints.
 
     Raises:
         ValueError: git ended with an error; from its `fatal:` on, else its last line.
     """
-    command = ["git", "-c", f"core.hooksPath={os.devnull}", *arguments]
+    command = ["git", "-c", f"core.hooksPath={os.devnull}", "-c", "core.splitIndex=false", *arguments]
     done = subprocess.run(
         command, cwd=cwd, input=stdin, env={**os.environ, **(env or {})}, capture_output=True, text=True
     )

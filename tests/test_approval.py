@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import dummy
@@ -170,6 +171,28 @@ def test_one_that_is_declined_in_the_page_stays_candidate_and_one_that_nobody_ju
         ("declined", "1", "1", "nobody"),
     ]
     assert registry.predecessor(record) is None  # nothing to roll back to: nothing moved
+
+
+def test_whoever_approves_waits_as_long_as_all_hooks_may_take(monkeypatch):
+    from types import SimpleNamespace
+
+    from prefect.states import Completed, Running
+
+    from flows import promote
+    from tasks import hooks
+
+    now = [0.0]
+    told = (
+        hooks.PATIENCE + hooks.LONG + hooks.LONG + 30.0
+    )  # seconds: the promotion, then a webhook, a command and a block
+    states = SimpleNamespace(read_flow_run=lambda _: SimpleNamespace(state=Completed() if now[0] > told else Running()))
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s))
+    monkeypatch.setattr(promote, "get_client", lambda sync_client: nullcontext(states))
+    monkeypatch.setattr(promote, "time", clock)
+    assert promote.followed(SimpleNamespace(id="1"), "0123").is_completed()
+    told = float("inf")
+    with pytest.raises(ValueError, match="the process that waited does not go on"):
+        promote.followed(SimpleNamespace(id="1"), "0123")
 
 
 def test_nobody_is_asked_about_a_model_that_the_rules_refuse(desk, shop):  # noqa: F811

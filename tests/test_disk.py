@@ -12,7 +12,7 @@ import dummy
 import pytest
 from test_pipeline import key_of, mlflow_runs, read_until, start
 
-from tasks.config import must_reach_remote
+from tasks.config import link, must_reach_remote
 from tasks.workspace import Project
 
 pytestmark = pytest.mark.slow
@@ -119,6 +119,18 @@ def test_a_remote_inside_of_any_checkout_of_the_project_may_be_new(tmp_path):
         (tree / ".dvc" / "config").write_text(f"[core]\n remote = local\n['remote \"local\"']\n url = {address}\n")
         with pytest.raises(ValueError, match="is not there") if refused else nullcontext():
             must_reach_remote(Project(tree=tree, root=tmp_path / "main"))
+
+
+def test_a_remote_whose_package_is_missing_is_said_before_it_is_asked(tmp_path):
+    for name in ("tree", "worktree"):
+        (tmp_path / name / ".dvc").mkdir(parents=True)
+        (tmp_path / name / ".dvc" / "config").write_text("")
+    where = {"to": tmp_path / "tree", "cache_home": tmp_path / "tree"}
+    with pytest.raises(
+        ValueError, match=r"^the DVC remote: hdfs is supported, but requires 'dvc-hdfs' to be installed$"
+    ):
+        link(tmp_path / "worktree", **where, remote="hdfs://lab/data")
+    link(tmp_path / "worktree", **where, remote=str(tmp_path / "share"))
 
 
 def test_a_run_whose_remote_is_gone_ends_in_one_line_and_goes_on_when_it_is_back(

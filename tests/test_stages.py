@@ -8,6 +8,7 @@ from pathlib import Path
 
 import dummy
 import pytest
+from dvc.exceptions import DvcException
 
 from flows.run_dir import RunDir, open_run_dir
 from tasks import supervise
@@ -112,6 +113,68 @@ def test_files_that_are_gone_or_spoilt_come_back_from_the_cache(ran):
     assert statuses(run_dir) == dict.fromkeys(NAMES, "unchanged") | {"fetch": "restored", "train": "restored"}
     assert weights.read_text() == "b"
     assert dummy.executions(ran) == before
+
+
+@pytest.mark.parametrize("fetch", ["outs: [{models/base: {persist: true}}]", "deps: []\n    outs: [models/base]"])
+def test_the_plan_runs_no_command_though_the_run_cache_has_no_place_for_a_stage(folder, fetch):
+    text = (folder / "dvc.yaml").read_text()
+    dummy.write(folder / "dvc.yaml", text.replace('deps: [dummy/stage.py]\n    outs: ["${models}/base"]', fetch, 1))
+    dummy.commit(folder)
+    run_dir = run_dir_of(folder)
+    run_dir.dvc.run_stage("fetch", on_line=print, on_tick=lambda: None)
+    run_dir.dvc.close()
+    shutil.rmtree(run_dir.folder / "models")
+    assert statuses(run_dir)["fetch"] == "restored"
+    assert (run_dir.folder / "models" / "base" / "weights").read_text() == "b"
+    # a command that we ran would not be told where checkpoints are
+    assert not (run_dir.folder / "executions").exists()
+
+
+@pytest.mark.parametrize("known_by", ["dvc.lock", "the run cache"])
+def test_what_goes_from_the_cache_while_it_is_put_in_place_is_not_taken_for_whole(folder, monkeypatch, known_by):
+    from dvc_data.hashfile import checkout
+
+    code = (folder / "dummy" / "stage.py").read_text()
+    two = code.replace('.write_text("b")', '.write_text("b"); (base / "more").write_text("more")')
+    dummy.write(folder / "dummy" / "stage.py", two)
+    dummy.commit(folder)
+    run_dir = run_dir_of(folder)
+    run_dir.dvc.run_stage("fetch", on_line=print, on_tick=lambda: None)
+    run_dir.dvc.close()
+    shutil.rmtree(run_dir.folder / "models")
+    if known_by == "the run cache":
+        (run_dir.folder / "dvc.lock").unlink()
+    objects = [path for path in (folder / ".dvc" / "cache" / "files").rglob("*") if path.is_file()]
+    (lost,) = (path for path in objects if path.read_text() == "more")
+    before = checkout._checkout
+
+    def after_somebody_deleted_it(*given, **named):
+        lost.unlink(missing_ok=True)
+        return before(*given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkout, "_checkout", after_somebody_deleted_it)
+        with pytest.raises(DvcException, match=r"models/base/more went from the cache meanwhile"):
+            run_dir.dvc.plan()
+    assert statuses(run_dir)["fetch"] == "stale"
+
+
+def test_a_dependency_that_is_gone_is_the_stages_error(folder, tmp_path):
+    beside = tmp_path / "beside"
+    beside.write_text("1")
+    text = (folder / "dvc.yaml").read_text().replace("deps: [dummy/stage.py]", f"deps: [dummy/stage.py, {beside}]", 1)
+    dummy.write(folder / "dvc.yaml", text)
+    dummy.commit(folder)
+    run_dir = run_dir_of(folder)
+    run_dir.dvc.run_stage("fetch", on_line=print, on_tick=lambda: None)
+    run_dir.dvc.close()
+    shutil.rmtree(run_dir.folder / "models")
+    beside.unlink()
+    run_dir = run_dir_of(folder)
+    assert {stage.name: stage.status for stage in run_dir.stages}["fetch"] == "stale"
+    with pytest.raises(StageError, match=r"^stage 'fetch': .*No such file or directory: .*beside"):
+        run_all(run_dir)
+    run_dir.dvc.close()
 
 
 def test_another_clone_pulls_what_the_record_says(ran, folder):
@@ -249,6 +312,14 @@ def test_a_worktree_uses_the_users_remote_and_keys(folder):
     assert "url = ../../../remote" in config
     assert (run_dir.folder / ".dvc" / "config.local").stat().st_mode & 0o77 == 0
     assert dummy.git(run_dir.folder, "status", "--porcelain") == ""
+
+
+def test_a_project_may_have_a_split_index_which_dvc_does_not_read(folder):
+    dummy.git(folder, "config", "core.splitIndex", "true")
+    run_dir = run_dir_of(folder)
+    run_dir.dvc.run_stage("fetch", on_line=print, on_tick=lambda: None)
+    run_dir.dvc.close()
+    assert statuses(run_dir)["fetch"] == "unchanged"
 
 
 def test_a_project_may_lie_below_a_name_that_is_not_ascii(tmp_path):

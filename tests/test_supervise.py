@@ -12,6 +12,8 @@ import psutil
 import pytest
 
 from tasks import supervise
+from tasks.servers import free_port
+from tasks.stage_process import stage_environment
 from tasks.supervise import Child
 
 # a stage with a child of its own, and one in another session, as torchrun starts its workers
@@ -222,3 +224,40 @@ def test_a_supervisor_that_does_not_end_is_not_waited_for_for_ever(tmp_path, mon
 def test_sweep_spares_other_folders(tmp_path, parent):
     assert supervise.sweep(tmp_path / "another") == []
     assert len(alive(tmp_path)) == 4
+
+
+WORKER = """
+import os, signal, sys, time
+if os.fork() == 0:  # a daemon: nobody's child, in a session of its own, and deaf
+    os.setsid()
+    if os.fork() == 0:
+        signal.signal(15, signal.SIG_IGN)
+        time.sleep(600)
+    os._exit(0)
+rank = os.environ["RANK"]
+def end(*_):
+    time.sleep(1)
+    open("saved" + rank, "w").close()
+    sys.exit(143)
+signal.signal(15, end if rank == "0" else signal.SIG_IGN)  # the other hangs in a kernel, say
+print("born, alone in its session:", os.getsid(0) == os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+def test_torchruns_workers_save_and_then_nothing_of_them_is_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("LONGLORA_GRACE", "4")
+    (tmp_path / "worker.py").write_text(WORKER)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    command = [*torchrun, f"--master-port={free_port()}", "worker.py"]
+    said = []
+
+    def hear(line: str) -> None:
+        said.append(line)
+        if said.count("born, alone in its session: True") == 2:
+            supervise.stop_all()  # what a cancel comes to
+
+    child = Child(command, cwd=tmp_path, env=stage_environment())
+    assert child.run("", on_line=hear) == 128 + signal.SIGTERM, said
+    assert [file.name for file in tmp_path.glob("saved*")] == ["saved0"]
+    assert not alive(tmp_path)
