@@ -215,3 +215,16 @@ def test_a_verdict_that_was_written_into_the_cache_is_not_read(template, tmp_pat
         ValueError, match=rf"metrics/verdict.json at \w{{12}} is damaged in the cache: its hash .* must be {digest}"
     ):
         read(folder, rev, "metrics/verdict.json")
+
+
+def test_scores_that_were_written_into_the_cache_are_not_judged(template, tmp_path):
+    dummy.git(tmp_path, "clone", "--quiet", str(template), "clone")
+    folder = tmp_path / "clone"
+    key = byhand.run(folder)
+    digest = hash_of(folder / ".longlora/worktrees" / key / "metrics/score/tuned.json")
+    file = folder / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
+    file.chmod(0o644)
+    file.write_text(file.read_text().replace(": 1.0", ": 9.0").replace(": 2.0", ": 9.0"))
+    file.chmod(0o444)
+    with pytest.raises(ValueError, match=rf"metrics/score/tuned.json is damaged in the cache: .* must be {digest}"):
+        byhand.run(folder, "gate.least=3.0")
