@@ -1,5 +1,6 @@
 """What a commit says of outputs, and what the files themselves say."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,12 +46,18 @@ def read(repo: Path, rev: str, path: str) -> str:
     """The text of `path` at commit `rev`, from git, DVC's cache or its remote.
 
     Raises:
-        ValueError: it is not there.
+        ValueError: it is not there, or not what was recorded: a run's files are links into the cache, and who writes into one
+            in spite of its mode writes there.
     """
+    files = DVCFileSystem(str(repo), rev=rev)
     try:
-        return str(DVCFileSystem(str(repo), rev=rev).read_text(path))
+        recorded, data = (files.info(path).get("dvc_info") or {}).get("md5"), files.read_bytes(path)
     except (FileNotFoundError, DvcException) as error:
         raise ValueError(f"{path} at {rev[:12]} is neither in the cache nor on the DVC remote: {error}") from None
+    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    if recorded and found != recorded:
+        raise ValueError(f"{path} at {rev[:12]} is damaged in the cache: its hash is {found}, and must be {recorded}")
+    return data.decode()
 
 
 def compared(root: Path, commit: str, folder: Path, *, varying: set[str]) -> list[Compared]:

@@ -23,6 +23,7 @@ from dvc.repo import Repo, lock_repo
 
 from tasks.declared import Artifact, artifacts_in
 from tasks.errors import one_line
+from tasks.hashes import hash_of
 from tasks.single import RunCache, drop_cut_off_locks, must_be_whole
 from tasks.stage_process import StageRunner
 
@@ -193,6 +194,12 @@ class DvcRepo:
         # what `stage.reproduce` does besides, which runs the command of a stage that the run cache has no place for
         stage.save(run_cache=all(out.use_cache for out in stage.outs))
         stage.commit()
+        for out in stage.outs:
+            # Scores decide a promotion, and are small. DVC takes what is in its cache for whole: that nobody wrote into it.
+            if out.metric and (found := hash_of(Path(out.fs_path))) != out.hash_info.value:
+                raise ValueError(
+                    f"{out} is damaged in the cache: its hash is {found}, and must be {out.hash_info.value}"
+                )
         restored.append(stage)
         return "restored"
 

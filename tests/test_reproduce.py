@@ -1,5 +1,6 @@
 """A run brought back on another clone, from git and the DVC remote alone, and what is said when it cannot be."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ import dummy
 import pytest
 
 from tasks.hashes import hash_of
-from tasks.outputs import compared
+from tasks.outputs import compared, read
 from tasks.storage import bring_record, recorded
 from tasks.workspace import project
 
@@ -196,3 +197,34 @@ def test_a_lock_cut_off_anywhere_is_no_obstacle_and_the_order_of_stages_no_diffe
         in_order("a:\nstages:\n  z:\n    - 1\n  b@c:\n    d: 2\n") == "a:\nstages:\n  b@c:\n    d: 2\n  z:\n    - 1\n"
     )
     assert in_order("schema: '2.0'\n") == "schema: '2.0'\n"
+
+
+def test_a_verdict_that_was_written_into_the_cache_is_not_read(template, tmp_path):
+    """A run's file may be a link into the cache, and root, or who changes its mode, writes through it."""
+    dummy.git(tmp_path, "clone", "--quiet", str(template), "clone")
+    folder = tmp_path / "clone"
+    key = byhand.run(folder, "gate.least=9.0")
+    rev = dummy.git(folder, "rev-parse", f"refs/longlora/runs/{key}")
+    assert not json.loads(read(folder, rev, "metrics/verdict.json"))["passed"]
+    digest = hash_of(folder / ".longlora/worktrees" / key / "metrics/verdict.json")
+    file = folder / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
+    file.chmod(0o644)
+    file.write_text('{"passed": true, "rules": []}')
+    file.chmod(0o444)
+    with pytest.raises(
+        ValueError, match=rf"metrics/verdict.json at \w{{12}} is damaged in the cache: its hash .* must be {digest}"
+    ):
+        read(folder, rev, "metrics/verdict.json")
+
+
+def test_scores_that_were_written_into_the_cache_are_not_judged(template, tmp_path):
+    dummy.git(tmp_path, "clone", "--quiet", str(template), "clone")
+    folder = tmp_path / "clone"
+    key = byhand.run(folder)
+    digest = hash_of(folder / ".longlora/worktrees" / key / "metrics/score/tuned.json")
+    file = folder / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
+    file.chmod(0o644)
+    file.write_text(file.read_text().replace(": 1.0", ": 9.0").replace(": 2.0", ": 9.0"))
+    file.chmod(0o444)
+    with pytest.raises(ValueError, match=rf"metrics/score/tuned.json is damaged in the cache: .* must be {digest}"):
+        byhand.run(folder, "gate.least=3.0")
