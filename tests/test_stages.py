@@ -314,6 +314,16 @@ def test_a_worktree_uses_the_users_remote_and_keys(folder):
     assert dummy.git(run_dir.folder, "status", "--porcelain") == ""
 
 
+def test_settings_that_a_kill_cut_off_or_the_user_took_away_are_written_anew(folder):
+    run_dir = run_dir_of(folder)
+    ours = run_dir.folder / ".dvc" / "config.local"
+    before = ours.read_text()
+    for text in (before[:-30], "[co", f"{before}['remote \"old\"']\n    url = /nowhere\n"):
+        ours.write_text(text)
+        assert run_dir_of(folder).folder == run_dir.folder
+        assert ours.read_text() == before
+
+
 def test_a_project_may_have_a_split_index_which_dvc_does_not_read(folder):
     dummy.git(folder, "config", "core.splitIndex", "true")
     run_dir = run_dir_of(folder)
