@@ -272,8 +272,8 @@ def worktree(where: Project, snapshot: Snapshot) -> Path:
 
 
 def entry_of(folder: Path, where: Project) -> Path | None:
-    """What git keeps of worktree `folder` in this repository; None if that is nothing or elsewhere: the project was moved, or copied
-    with its runs, where git would work on the original's."""
+    """What git keeps of worktree `folder` in this repository; None if that is nothing or elsewhere: the project was moved, or was
+    copied with its runs, where git would work on the original's."""
     file = folder / ".git"
     if not file.exists():
         return None
