@@ -20,7 +20,7 @@ from tasks.web import request
 SHORTEST = 12  # characters of a password: MLflow's rule, and ours for both servers
 KNOWN = "password1234"  # the password that MLflow once shipped, and now refuses
 SERVER_SIDE = "PREFECT_SERVER_API_AUTH_STRING"
-PATIENCE = 10.0  # seconds for an answer
+PATIENCE = 30.0  # seconds for an answer: a server that starts on a busy machine takes connections before it can answer
 
 
 @dataclass(frozen=True)
@@ -170,10 +170,18 @@ def mlflow_server(folder: Path, port: int) -> dict[str, str]:
 
 
 def answer(server: SplitResult, path: str, words: str = "") -> int | None:
-    """The HTTP status of `path` below a server's address, asked with `words`; None if there is no answer."""
+    """The HTTP status of `path` below a server's address, asked with `words`; None if there is no answer.
+
+    Raises:
+        ValueError: nothing came for PATIENCE: the server hangs, and its clients would for a quarter of an hour.
+    """
     url = server._replace(netloc=server.netloc.rpartition("@")[2], path=f"{server.path.rstrip('/')}{path}", query="")
     headers = {"Authorization": f"Basic {base64.b64encode(words.encode()).decode()}"} if words else {}
     try:
         return request("GET", url.geturl(), headers=headers, trust_env=False, timeout=PATIENCE).status_code
+    except httpx.TimeoutException:
+        raise ValueError(
+            f"{url.scheme}://{url.netloc} did not answer in {PATIENCE:g} s: see whether it hangs"
+        ) from None
     except httpx.HTTPError:
         return None

@@ -49,6 +49,9 @@ def link(folder: Path, *, to: Path, cache_home: Path, remote: str = "") -> None:
         get_fs_cls({"url": remote or remote_of(to)})
     except ImportError as error:
         raise ValueError(f"the DVC remote: {error}") from None
+    local = folder / ".dvc" / "config.local"
+    local.unlink(missing_ok=True)  # a kill may have cut it off, and it has what the checkout's may have no more
+    local.touch(mode=0o600)
     with Config(str(folder / ".dvc")).edit("local") as ours:
         for section, settings in theirs.read("local").items():
             ours[section] = settings
@@ -60,7 +63,6 @@ def link(folder: Path, *, to: Path, cache_home: Path, remote: str = "") -> None:
             name = theirs["core"].get("remote") or "recorded"
             ours["core"]["remote"] = name
             ours["remote"].setdefault(name, {})["url"] = seen_from_here(remote)
-    (folder / ".dvc" / "config.local").chmod(0o600)
 
 
 def seen_from_here(address: str) -> str:

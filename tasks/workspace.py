@@ -253,12 +253,12 @@ def worktree(where: Project, snapshot: Snapshot) -> Path:
     """
     folder = where.state / "worktrees" / snapshot.key
     ready = folder / ".dvc" / "tmp" / "ready"  # .dvc/tmp is ignored by git
-    if ready.exists():
-        lock = Path(git("rev-parse", "--path-format=absolute", "--git-path", "index.lock", cwd=folder))
-        lock.unlink(missing_ok=True)  # left by a git that was killed: nobody else is in here
+    entry = entry_of(folder, where)
+    if ready.exists() and entry:
+        (entry / "index.lock").unlink(missing_ok=True)  # left by a git that was killed: nobody else is in here
         git("checkout", "--force", snapshot.commit, "--", ".", ":(exclude)dvc.lock", cwd=folder)
         return folder
-    if folder.exists():  # half made
+    if folder.exists():  # half made, or of the project where it was before
         shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # twice: git may know a folder that is gone, and a git that was killed here left it locked
@@ -269,6 +269,17 @@ def worktree(where: Project, snapshot: Snapshot) -> Path:
     ready.parent.mkdir(parents=True, exist_ok=True)
     ready.touch()
     return folder
+
+
+def entry_of(folder: Path, where: Project) -> Path | None:
+    """What git keeps of worktree `folder` in this repository; None if that is nothing or elsewhere: the project was moved, or was
+    copied with its runs, where git would work on the original's."""
+    file = folder / ".git"
+    if not file.exists():
+        return None
+    entry = (folder / file.read_text().removeprefix("gitdir: ").strip()).resolve()
+    ours = Path(git("rev-parse", "--path-format=absolute", "--git-common-dir", cwd=where.root)).resolve()
+    return entry if entry.is_dir() and entry.is_relative_to(ours) else None
 
 
 def record_ref(key: str) -> str:

@@ -292,10 +292,12 @@ def test_a_wrong_word_is_one_line_and_status_2(folder, arguments, said):
     assert done.stderr.startswith(said)
 
 
-def test_a_disk_that_is_full_or_gone_is_one_line_and_another_trouble_with_files_keeps_its_traceback():
+def test_a_disk_that_is_full_or_gone_or_not_ours_is_one_line_and_another_trouble_with_files_keeps_its_traceback():
     said = "^error: .*No space left on device: 'weights': the same command goes on"
     with pytest.raises(SystemExit, match=said), plain_errors():
         raise OSError(errno.ENOSPC, "No space left on device", "weights")
+    with pytest.raises(SystemExit, match="^error: .*Permission denied: '/checkout/.longlora': "), plain_errors():
+        raise PermissionError(errno.EACCES, "Permission denied", "/checkout/.longlora")
     with pytest.raises(FileNotFoundError), plain_errors():
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "weights")
 

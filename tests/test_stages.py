@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import dummy
@@ -312,6 +313,33 @@ def test_a_worktree_uses_the_users_remote_and_keys(folder):
     assert "url = ../../../remote" in config
     assert (run_dir.folder / ".dvc" / "config.local").stat().st_mode & 0o77 == 0
     assert dummy.git(run_dir.folder, "status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize("change", [shutil.move, partial(shutil.copytree, symlinks=True)])
+def test_a_project_that_was_moved_or_copied_goes_on_in_worktrees_of_its_own(folder, tmp_path, change):
+    run_dir = run_dir_of(folder)
+    run_dir.dvc.run_stage("fetch", on_line=print, on_tick=lambda: None)
+    run_dir.dvc.close()
+    change(folder, tmp_path / "new")
+    if folder.exists():
+        before = (run_dir.folder / ".git").read_text(), dummy.git(run_dir.folder, "status")
+    there = run_dir_of(tmp_path / "new")
+    assert (there.snapshot.key, there.stages[0].status) == (run_dir.snapshot.key, "restored")
+    assert dummy.git(there.folder, "rev-parse", "--path-format=absolute", "--git-common-dir") == str(
+        tmp_path / "new/.git"
+    )
+    if folder.exists():
+        assert before == ((run_dir.folder / ".git").read_text(), dummy.git(run_dir.folder, "status"))
+
+
+def test_settings_that_a_kill_cut_off_or_the_user_took_away_are_written_anew(folder):
+    run_dir = run_dir_of(folder)
+    ours = run_dir.folder / ".dvc" / "config.local"
+    before = ours.read_text()
+    for text in (before[:-30], "[co", f"{before}['remote \"old\"']\n    url = /nowhere\n"):
+        ours.write_text(text)
+        assert run_dir_of(folder).folder == run_dir.folder
+        assert ours.read_text() == before
 
 
 def test_a_project_may_have_a_split_index_which_dvc_does_not_read(folder):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -222,6 +223,19 @@ def test_a_server_that_is_not_there_is_said_at_once(monkeypatch):
     with pytest.raises(ValueError, match=r"nobody answers at http://127.0.0.1:1 ") as caught:
         tracking.connect()
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "PREFECT_API_URL"])
+def test_a_server_that_takes_connections_and_never_answers_is_said(monkeypatch, variable):
+    from tasks import access
+    from tasks.servers import must_be_reachable
+
+    monkeypatch.setattr(access, "PATIENCE", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        address = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        monkeypatch.setenv(variable, address.replace("//", "//ada:secret@"))
+        with pytest.raises(ValueError, match=f"^{address} did not answer in 0.3 s: see whether it hangs$"):
+            must_be_reachable(variable)
 
 
 def test_a_server_that_answered_before_is_waited_for_and_that_is_said_once(monkeypatch, capsys):

@@ -17,7 +17,8 @@ from flows.cli import model_commands, promotion_commands, run_commands
 from flows.cli.options import Anyway, Beside, Overrides, Promote, Recipe, here
 from tasks.errors import UserError, one_line
 
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}  # full, or gone: no defect of ours
+# full, gone, or not for us to write: no defect of ours
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM}
 app = typer.Typer(
     help="Extend a language model's context with LongLoRA: run the pipeline, compare runs, promote models.",
     no_args_is_help=True,
