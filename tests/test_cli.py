@@ -94,6 +94,7 @@ def test_the_plan_is_json_for_programs():
         ),
         (["eval", "models/base"], "error: nothing to measure: name --lm-eval TASKS, or --cases FILE"),
         (["eval", "nowhere", "--lm-eval", "scrolls"], "error: no model at nowhere (no config.json there"),
+        (["plan"], "error: params: backbone lacks 'source'"),
         (["plan", "--gpu", "a100"], "error: unknown GPU 'a100'"),
         (["up", "--prefect-port", "99999"], "error: --prefect-port 99999: must be 1 to 65535"),
         (["gc", "--keep", "-1"], "error: --keep -1: must be 0 or more"),
@@ -281,6 +282,11 @@ def test_doctor_shows_addresses_without_their_credentials(folder, monkeypatch):
     ("arguments", "said"),
     [
         (["gc", "--keep", "many"], "error: Invalid value for '--keep': "),
+        (["eval", "models", "--lm-eval", "x", "--limit", "-4"], "error: Invalid value for '--limit': "),
+        (
+            ["longqa", "write", "docs", "qa.jsonl", "--url", "http://127.0.0.1:9", "--model", "m", "--budget", "-1"],
+            "error: Invalid value for '--budget': ",
+        ),
         (["rnu"], "error: No such command 'rnu'"),
         (["run", "--recipee", "big"], "error: No such option: --recipee"),
         (["compare", "one"], "error: Missing argument 'other': `longlora compare --help` says what there is"),
