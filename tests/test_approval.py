@@ -172,13 +172,17 @@ def test_one_that_is_declined_in_the_page_stays_candidate_and_one_that_nobody_ju
     assert registry.predecessor(record) is None  # nothing to roll back to: nothing moved
 
 
-def test_nobody_is_asked_about_a_model_that_the_rules_refuse(desk, shop):  # noqa: F811
+def test_nobody_is_asked_about_a_model_that_the_rules_refuse_and_the_attempt_is_named(desk, shop):  # noqa: F811
+    from prefect.client.orchestration import get_client
+
     from flows.promote import promote as promote_flow
     from tasks import promotion, registry
 
     client, _, _ = desk
     with pytest.raises(promotion.RefusalError, match="size: 7.5 at 4"):
         promote_flow(shop[1]["refused"], approval=True)
+    with get_client(sync_client=True) as prefect:
+        assert f"promote-{shop[1]['refused']}" in {flow.name for flow in prefect.read_flow_runs()}
     assert len(registry.moves(client, "dummy")) == 1
 
 
