@@ -298,6 +298,21 @@ def test_a_wrong_word_is_one_line_and_status_2(folder, arguments, said):
     assert done.stderr.startswith(said)
 
 
+def test_a_run_names_its_page_and_not_each_picture_in_it(tmp_path, capsys):
+    from types import SimpleNamespace
+
+    from flows.cli.terminal import show_report
+
+    files = [tmp_path / name for name in ("a.png", "index.html")]
+    for shown, hidden in ((files, "a.png"), (files[:1], "index.html")):
+        found = SimpleNamespace(
+            summary=str, report=lambda shown=shown: shown, snapshot=SimpleNamespace(key="k"), folder="x"
+        )
+        show_report(found)
+        said = capsys.readouterr().out
+        assert hidden not in said and str(shown[-1]) in said
+
+
 def test_a_disk_that_is_full_or_gone_is_one_line_and_another_trouble_with_files_keeps_its_traceback():
     said = "^error: .*No space left on device: 'weights': the same command goes on"
     with pytest.raises(SystemExit, match=said), plain_errors():
