@@ -138,7 +138,6 @@ def test_one_that_is_declined_in_the_page_stays_candidate_and_one_that_nobody_ju
     desk, prefect_url, promote_in_background, monkeypatch
 ):
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.sorting import FlowRunSort
     from prefect.settings import PREFECT_CLIENT_RETRY_EXTRA_CODES, temporary_settings
 
     from tasks import promotion, registry
@@ -175,6 +174,7 @@ def test_one_that_is_declined_in_the_page_stays_candidate_and_one_that_nobody_ju
 
 def test_nobody_is_asked_about_a_model_that_the_rules_refuse_and_the_attempt_is_named(desk, shop):  # noqa: F811
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.sorting import FlowRunSort
 
     from flows.promote import promote as promote_flow
     from tasks import promotion, registry
