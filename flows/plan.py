@@ -24,7 +24,9 @@ def plan(where: Project, *, recipe: str | None, overrides: list[str], hardware: 
     text = read_text(recipe_file(where.tree, recipe)) if recipe else None
     sections = sections_of(merged(read_text(where.tree / "params.yaml"), recipe=text, overrides=overrides))
     try:
-        shape = shape_of(where.tree, sections["backbone"])
+        shape = shape_of(where.tree, sections.get("backbone") or {})
+    except KeyError as missing:
+        raise ValueError(f"params: backbone lacks {missing}") from None
     except LookupError as unknown:
         raise ValueError(unknown.args[0]) from None
     return estimate(shape, workload_from_params(sections), hardware)

@@ -55,6 +55,8 @@ def promote(run: str | None = None, approval: bool = False) -> str:
     where, client = project(Path.cwd()), tracking.connect()
     chosen = runs.chosen(client, where, run)
     _, model = runs.source_and_model(where, chosen)
+    with get_client(sync_client=True) as prefect:
+        prefect.update_flow_run(flow_run.get_id(), name=waiting(chosen.data.tags[KEY]))  # not two words by chance
     seconds = patience(model, asked=approval)
     if seconds is None or promotion.nothing_to_do(client, where, chosen):
         return promotion.promote(client, where, chosen)
@@ -67,8 +69,6 @@ def ask(client: MlflowClient, where: Project, run: Run, seconds: float) -> Appro
     """Pause this flow until a person answers, or for `seconds`."""
     key = run.data.tags[KEY]
     question = promotion.propose(client, where, run)
-    with get_client(sync_client=True) as prefect:
-        prefect.update_flow_run(flow_run.get_id(), name=waiting(key))
     print(f"{question}\nwaiting {seconds / 3600:g} h for: longlora approve {key} --why TEXT [--no]", flush=True)
     try:
         said = pause_flow_run(

@@ -25,7 +25,11 @@ def export(client: MlflowClient, where: Project, target: Path, *, model: str) ->
         ValueError: `target` is not a new or empty folder, or is the current one; there is no such model, or its data is
             missing or damaged.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if target.is_file():
+        raise ValueError(
+            f"{target} is a file: a model is exported to a new or empty folder, or with --gguf to a new file"
+        )
+    if target.exists() and any(target.iterdir()):
         raise ValueError(f"{target} is not empty: a model is exported to a new or empty folder")
     said, target = target, target.resolve()  # a link to a folder stays one
     if target == Path.cwd():

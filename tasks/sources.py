@@ -26,7 +26,7 @@ def hashed(text: str, params: str, tree: Path, seen: dict[str, str] | None = Non
     Raises:
         ValueError: a path's hash is another than the one in `seen`.
     """
-    known, sections, seen = yaml.safe_load(text) or {}, yaml.safe_load(params), {} if seen is None else seen
+    known, sections, seen = yaml.safe_load(text) or {}, yaml.safe_load(params) or {}, {} if seen is None else seen
     now = {name: hashes(words(sections.get(name)), tree, seen) for name in known}
     return text if now == known else yaml.safe_dump(now, sort_keys=False, allow_unicode=True)
 

@@ -195,13 +195,19 @@ def test_whoever_approves_waits_as_long_as_all_hooks_may_take(monkeypatch):
         promote.followed(SimpleNamespace(id="1"), "0123")
 
 
-def test_nobody_is_asked_about_a_model_that_the_rules_refuse(desk, shop):  # noqa: F811
+def test_nobody_is_asked_about_a_model_that_the_rules_refuse_and_the_attempt_is_named(desk, shop):  # noqa: F811
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.sorting import FlowRunSort
+
     from flows.promote import promote as promote_flow
     from tasks import promotion, registry
 
     client, _, _ = desk
     with pytest.raises(promotion.RefusalError, match="size: 7.5 at 4"):
         promote_flow(shop[1]["refused"], approval=True)
+    with get_client(sync_client=True) as prefect:
+        (last,) = prefect.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+    assert last.name == f"promote-{shop[1]['refused']}"
     assert len(registry.moves(client, "dummy")) == 1
 
 

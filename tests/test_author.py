@@ -221,6 +221,12 @@ def test_the_command_keeps_what_is_finished_and_says_how_to_go_on(stub, tmp_path
     assert handler.seen[0][1] is None
 
 
+def test_an_address_that_is_none_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="--url htp:/x: must be an http address, such as http"):
+        list(write_by_model("none", out=tmp_path / "qa.jsonl", url="htp:/x", model="m", plan={}, encoding="utf-8"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_journal_that_is_none_is_not_written_over(stub, tmp_path):
     (tmp_path / "j").write_text("my notes\n")
     with pytest.raises(ValueError, match="line 1 is no line of a journal"):

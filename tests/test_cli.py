@@ -94,6 +94,7 @@ def test_the_plan_is_json_for_programs():
         ),
         (["eval", "models/base"], "error: nothing to measure: name --lm-eval TASKS, or --cases FILE"),
         (["eval", "nowhere", "--lm-eval", "scrolls"], "error: no model at nowhere (no config.json there"),
+        (["plan"], "error: params: backbone lacks 'source'"),
         (["plan", "--gpu", "a100"], "error: unknown GPU 'a100'"),
         (["up", "--prefect-port", "99999"], "error: --prefect-port 99999: must be 1 to 65535"),
         (["gc", "--keep", "-1"], "error: --keep -1: must be 0 or more"),
@@ -281,6 +282,11 @@ def test_doctor_shows_addresses_without_their_credentials(folder, monkeypatch):
     ("arguments", "said"),
     [
         (["gc", "--keep", "many"], "error: Invalid value for '--keep': "),
+        (["eval", "models", "--lm-eval", "x", "--limit", "-4"], "error: Invalid value for '--limit': "),
+        (
+            ["longqa", "write", "docs", "qa.jsonl", "--url", "http://127.0.0.1:9", "--model", "m", "--budget", "-1"],
+            "error: Invalid value for '--budget': ",
+        ),
         (["rnu"], "error: No such command 'rnu'"),
         (["run", "--recipee", "big"], "error: No such option: --recipee"),
         (["compare", "one"], "error: Missing argument 'other': `longlora compare --help` says what there is"),
@@ -290,6 +296,21 @@ def test_a_wrong_word_is_one_line_and_status_2(folder, arguments, said):
     done = dummy.longlora(folder, *arguments)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert done.stderr.startswith(said)
+
+
+def test_a_run_names_its_page_and_not_each_picture_in_it(tmp_path, capsys):
+    from types import SimpleNamespace
+
+    from flows.cli.terminal import show_report
+
+    files = [tmp_path / name for name in ("a.png", "index.html")]
+    for shown, hidden in ((files, "a.png"), (files[:1], "index.html")):
+        found = SimpleNamespace(
+            summary=str, report=lambda shown=shown: shown, snapshot=SimpleNamespace(key="k"), folder="x"
+        )
+        show_report(found)
+        said = capsys.readouterr().out
+        assert hidden not in said and str(shown[-1]) in said
 
 
 def test_a_disk_that_is_full_or_gone_or_not_ours_is_one_line_and_another_trouble_with_files_keeps_its_traceback():

@@ -86,6 +86,17 @@ def test_of_a_curve_each_run_shows_its_own_last_point():
     assert shown(one, none) == ["history/loss", "2", "0.5", "-", ""]
 
 
+def test_thousands_are_parted_in_every_number():
+    from flows.cli.compare import Side, scores
+
+    speeds = [Side("", None, {"speed": {0: speed}}, {}) for speed in (9500.25, 3367.0)]
+    assert [str(next(iter(column.cells))) for column in scores(speeds, set()).columns][2:] == [
+        "9,500",
+        "3,367",
+        "-6,133",
+    ]
+
+
 def test_a_large_count_is_shown_whole():
     from flows.cli.compare import Side, scores
 

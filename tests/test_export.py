@@ -88,6 +88,7 @@ def test_what_can_not_be_exported_is_one_line_and_leaves_nothing(copy, tmp_path)
     dummy.write(full / "mine", "keep")
     assert "is not empty: a model is exported to a new or empty folder" in said(str(full))
     assert (full / "mine").read_text() == "keep"
+    assert "is a file: a model is exported to a new or empty folder" in said(str(full / "mine"))
     assert "no run 'nobody'" in said(str(target), "--model", "nobody")
     assert "no config.json there" in said(str(target), "--gguf")  # the dummy's record is fetched, and is no model
     assert "no run 'nobody'" in said(str(target), "--gguf", "--model", "nobody")

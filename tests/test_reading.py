@@ -179,6 +179,13 @@ def test_a_pdf_remembers_its_pages(tmp_path):
     assert document.line(document.text.index("Second")) == 3
 
 
+def test_a_broken_pdf_is_said_once(tmp_path, caplog):
+    (tmp_path / "a.pdf").write_bytes(bytes(range(256)) * 9)
+    with pytest.raises(ValueError, match="a.pdf is not a PDF that can be read"):
+        read_document(tmp_path / "a.pdf")
+    assert not caplog.records
+
+
 def test_an_encrypted_pdf_is_read_only_without_a_password_to_ask_for(tmp_path):
     assert PdfReader(pdf(tmp_path / "locked.pdf", "Secret.", password="x")).is_encrypted
     with pytest.raises(ValueError, match="locked.pdf is encrypted"):

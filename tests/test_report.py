@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from longlora.report.card import hub_licence, pairs
-from longlora.report.findings import Figure, Model, gather, order
+from longlora.report.findings import MEASURES, Figure, Model, gather, order, written
 from longlora.report.heat import short
 from longlora.report.page import duration
 from longlora.report.pictures import learnt, smoothed
@@ -134,6 +134,17 @@ def test_summary_puts_the_verdict_first_and_a_number_in_every_scored_cell(good):
     assert "| YaRN, untrained | 75% | 50% | 25% |" in lines
 
 
+def test_scores_of_a_table_have_as_many_digits_as_their_neighbours():
+    form = MEASURES["perplexity"][1]
+    assert [written(value, form) for value in (3.21, 29.712, 1101.4)] == ["3.210", "29.71", "1101"]
+
+
+def test_the_page_puts_the_score_beside_the_base_and_untrained_yarn(good):
+    told = (good / "index.html").read_text()
+    assert re.search(r"perplexity at 480 tokens; base [0-9.]+, untrained YaRN [0-9.]+<", told)
+    assert "of passkeys found at 480 tokens; base 0%, untrained YaRN 25%<" in told
+
+
 def test_a_refusal_is_told_with_its_reason_everywhere(tmp_path):
     folder = report(tmp_path, refused=("retrieves",))
     told = (folder / "summary.md").read_text()
@@ -207,7 +218,9 @@ def test_sliding_windows_have_a_table_where_they_were_scored(good, tmp_path):
     put(tmp_path / "scores/slid.json", {"sliding_perplexity": {"extended": {"60": node(3.5), "480": node(3.25)}}})
     stage(**paths, **outs(tmp_path))
     told = (tmp_path / "reports/summary.md").read_text()
-    assert "| Perplexity of sliding windows of | 60 | 480 |" in told and "| **extended** | **3.5** | **3.25** |" in told
+    assert (
+        "| Perplexity of sliding windows of | 60 | 480 |" in told and "| **extended** | **3.500** | **3.250** |" in told
+    )
     assert "Perplexity of sliding windows of" in (tmp_path / "reports/index.html").read_text()
     assert "sliding" not in (good / "summary.md").read_text()
 
@@ -470,7 +483,7 @@ def test_perplexity_by_untrained_yarns_is_of_the_same_places(tmp_path):
             "\n".join(["length,document,end,tokens,nats", *rows]) + "\n"
         )
     stage(**paths, **outs(tmp_path))
-    assert "Perplexity by untrained YaRN" in (tmp_path / "reports/index.html").read_text()
+    assert "Perplexity relative to untrained YaRN" in (tmp_path / "reports/index.html").read_text()
     ratios = gather(paths.pop("scores"), **paths).model("extended").by_yarn
     assert list(ratios) == [480]
     # (-10 - 1 - 10) / 300 nats a token; Student's t of two degrees of freedom, the documents' excesses -3, 6 and -3

@@ -57,6 +57,10 @@ def test_a_snapshot_has_the_hashes_and_is_the_checkout_itself_where_these_are_co
     assert snapshot(project(reading)).commit != dummy.git(reading, "rev-parse", "HEAD")
 
 
+def test_parameters_without_a_section_name_no_path(folder):
+    assert hashed("a: {}\n", "", folder) == "a: {}\n"
+
+
 def test_what_counts_as_a_path(folder, tmp_path):
     dummy.write(folder / "texts" / "a.txt", "a")
     dummy.write(folder / "tracked.dvc", f"outs:\n- md5: {'a' * 32}\n")

@@ -124,7 +124,7 @@ def scores(sides: list[Side], curves: set[str]) -> Table:
             at = " / ".join(f"{step:,}" for step in dict.fromkeys(steps) if step)
             values = [points.get(step) for points, step in zip(both, steps, strict=True)]
             known = [value for value in values if value is not None]
-            difference = f"{known[1] - known[0]:+.4g}" if len(known) == 2 else ""
+            difference = f"{known[1] - known[0]:+,.4g}" if len(known) == 2 else ""
             said = [score(each, name, step) for each, step in zip(sides, steps, strict=True)]
             rows.append((name, at, *said, difference))
     differ = [row for row in rows if row[2] != row[3]]
@@ -140,7 +140,7 @@ def score(of: Side, name: str, step: int) -> str:
     if value is None:
         return "-"
     low, high = (of.metrics.get(name + bound, {}).get(step) for bound in BOUNDS)
-    said = f"{value:,.0f}" if value.is_integer() else f"{value:.4g}"
+    said = f"{value:,.0f}" if value.is_integer() else f"{value:,.4g}"
     return said + (f" ({low:.4g} to {high:.4g})" if low is not None and high is not None else "")
 
 

@@ -79,8 +79,10 @@ def write_by_model(docs: str, *, out: Path, url: str, model: str, plan: dict[str
     """Have a model write questions to `out`; what was done, in lines.
 
     Raises:
-        ValueError: `out` cannot be written; or not all was done: what was is in `out`, and the same command goes on.
+        ValueError: `out` cannot be written, `url` is none; or not all was done: what was is in `out`, and the same command goes on.
     """
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"--url {url}: must be an http address, such as http://127.0.0.1:8000/v1")
     must_take("OUT", out)
     endpoint = Endpoint(url, model, os.environ.get("OPENAI_API_KEY"))
     journal = out.with_name(out.name + ".journal")

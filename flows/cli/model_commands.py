@@ -56,7 +56,7 @@ def evaluate(
         str | None, typer.Option("--lm-eval", help="Tasks of lm-evaluation-harness, by name, with commas between.")
     ] = None,
     tasks_folder: Annotated[Path | None, typer.Option("--tasks", help="A folder with task files of your own.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Questions of each task, at most.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task, at most.")] = None,
     cases: Annotated[
         list[Path] | None,
         typer.Option("--cases", help="LongChat's test cases, such as 200_lines.jsonl. May be repeated."),
@@ -189,10 +189,10 @@ def longqa_write(
     out: Annotated[Path, typer.Argument(help="The JSONL file to write; replies are kept beside it, in OUT.journal.")],
     url: Annotated[str, typer.Option(help="Of an OpenAI-compatible endpoint, up to /v1. Its key: OPENAI_API_KEY.")],
     model: Annotated[str, typer.Option(help="As the endpoint calls it.")],
-    excerpts: Annotated[int, typer.Option(help="How many are asked about.")] = 100,
-    length: Annotated[int, typer.Option(help="Words of an excerpt, at most.")] = 2000,
-    questions: Annotated[int, typer.Option(help="Per excerpt.")] = 3,
-    budget: Annotated[int, typer.Option(help="Tokens that all calls may take together.")] = 1_000_000,
+    excerpts: Annotated[int, typer.Option(min=1, help="How many are asked about.")] = 100,
+    length: Annotated[int, typer.Option(min=1, help="Words of an excerpt, at most.")] = 2000,
+    questions: Annotated[int, typer.Option(min=1, help="Per excerpt.")] = 3,
+    budget: Annotated[int, typer.Option(min=1, help="Tokens that all calls may take together.")] = 1_000_000,
     seed: Annotated[int, typer.Option(help="Chooses the excerpts.")] = 1,
     encoding: Annotated[str, typer.Option(help="Of text files.")] = "utf-8",
 ) -> None:

@@ -36,8 +36,8 @@ def show_report(run_dir: RunDir) -> None:
     text = run_dir.summary()
     if text:
         out.print(Markdown(text))
-    for file in run_dir.report():
-        if file.suffix in PICTURES:
-            out.print(file.relative_to(here) if file.is_relative_to(here) else file, highlight=False, soft_wrap=True)
+    files = [file for file in run_dir.report() if file.suffix in PICTURES]
+    for file in [file for file in files if file.suffix == ".html"] or files:  # a page has its pictures in it
+        out.print(file.relative_to(here) if file.is_relative_to(here) else file, highlight=False, soft_wrap=True)
     out.print(f"run {run_dir.snapshot.key} in {run_dir.folder}", highlight=False, soft_wrap=True)
     out.print("`longlora up` opens the pages of MLflow and Prefect, `longlora runs` compares runs.", highlight=False)

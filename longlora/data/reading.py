@@ -7,6 +7,7 @@ format has pages, the text remembers where each begins.
 import bisect
 import importlib.util
 import io
+import logging
 import posixpath
 import re
 import zipfile
@@ -23,6 +24,7 @@ from bs4.element import NavigableString
 from pypdf import PdfReader
 from pypdf.errors import PyPdfError
 
+logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it cannot read it raises, and that is said in our one line
 LARGEST = 2**28
 """Bytes of a document, unpacked. What is larger is hardly one text."""
 PLAIN = (".txt", ".md", ".markdown", ".rst", ".text")

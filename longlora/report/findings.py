@@ -19,9 +19,9 @@ NAMES = {
 }
 """The pipeline's own models, in the order of tables; any other model goes by its label, before those trained by it."""
 MEASURES = {
-    "perplexity": ("Perplexity at", "{:.4g}"),
-    "sliding_perplexity": ("Perplexity of sliding windows of", "{:.4g}"),
-    "longppl": ("LongPPL, tokens picked by", "{:.4g}"),
+    "perplexity": ("Perplexity at", "{:#.4g}"),
+    "sliding_perplexity": ("Perplexity of sliding windows of", "{:#.4g}"),
+    "longppl": ("LongPPL, tokens picked by", "{:#.4g}"),
     "passkey": ("Passkeys found at", "{:.0%}"),
     "needle": ("Needles found at", "{:.0%}"),
     "ruler": ("RULER's tasks solved at", "{:.0%}"),
@@ -38,6 +38,11 @@ MEASURES = {
 """The measures that have a table, in its order: what it is called, and how its numbers are written."""
 HELD = 0.8
 """Share of keys that counts as retrieving."""
+
+
+def written(value: float, form: str) -> str:
+    """`value` as its table has it: 3.210 beside 3.217, but no dot behind four whole digits, where `#` leaves one."""
+    return form.format(value).rstrip(".")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import base64
 from html import escape
 from pathlib import Path
 
-from longlora.report.findings import Figure, Findings, Model, Table, heading, named
+from longlora.report.findings import MEASURES, Figure, Findings, Model, Table, heading, named, written
 from longlora.report.style import colour
 
 STYLE = """
@@ -82,7 +82,7 @@ def page(findings: Findings, *, pictures: Path, recipe: list[tuple[str, str]]) -
 {figures(findings)}
 <section class="picture">{picture(pictures / "perplexity.png", "Perplexity by context length, a line per model")}</section>
 <section class="picture">{picture(pictures / "passkey.png", "Passkeys found by length and depth, a map per model")}</section>
-{perhaps(pictures / "by_yarn.png", "Perplexity by untrained YaRN's over the same tokens, with intervals")}
+{perhaps(pictures / "by_yarn.png", "Perplexity relative to untrained YaRN over the same tokens, with intervals")}
 {perhaps(pictures / "needle.png", "Needles found by length and depth, a map per model")}
 {perhaps(pictures / "positions.png", "Nats per token by position in the context, a line per model")}
 {perhaps(pictures / "questions.png", "F1 of answers by length of the document and depth of the evidence, a map per model")}
@@ -116,12 +116,12 @@ def figures(findings: Findings) -> str:
     cards = [
         (f"{target / findings.window:.3g}&times;", f"the context: {findings.window:,} to {target:,} tokens"),
         (
-            number(ours.perplexity.get(target), "{:.4g}"),
-            f"perplexity at {target:,} tokens; {escape(base.name)} {number(base.perplexity.get(target), '{:.4g}')}",
+            number(ours.perplexity.get(target), MEASURES["perplexity"][1]),
+            f"perplexity at {target:,} tokens; {beside(findings, 'perplexity')}",
         ),
         (
-            number(ours.passkey.get(target), "{:.0%}"),
-            f"of passkeys found at {target:,} tokens; {escape(base.name)} {number(base.passkey.get(target), '{:.0%}')}",
+            number(ours.passkey.get(target), MEASURES["passkey"][1]),
+            f"of passkeys found at {target:,} tokens; {beside(findings, 'passkey')}",
         ),
         (
             f"{ours.retrieves_to():,}",
@@ -135,8 +135,18 @@ def figures(findings: Findings) -> str:
     )
 
 
+def beside(findings: Findings, measure: str) -> str:
+    """The scores at the target length that ours has to be compared with: the base's, and untrained YaRN's where it was measured."""
+    rivals = {m.label: "untrained YaRN" if m.label == "yarn" else m.name for m in findings.models}
+    labels = dict.fromkeys([findings.models[0].label, *(["yarn"] if "yarn" in rivals else [])])
+    scores = {label: findings.model(label).scores[measure].get(findings.target) for label in labels}
+    return ", ".join(
+        f"{escape(rivals[label])} {number(score, MEASURES[measure][1])}" for label, score in scores.items()
+    )
+
+
 def number(figure: Figure | None, form: str) -> str:
-    return "&ndash;" if figure is None else "NaN" if figure.value is None else form.format(figure.value)
+    return "&ndash;" if figure is None else "NaN" if figure.value is None else written(figure.value, form)
 
 
 def perhaps(file: Path, text: str) -> str:
@@ -173,7 +183,8 @@ def line(model: Model, cells: list[str], findings: Findings) -> str:
 def cell(figure: Figure | None, form: str) -> str:
     if figure is None or figure.value is None or figure.low is None or figure.high is None:
         return number(figure, form)
-    return f"{form.format(figure.value)}<small>{form.format(figure.low)} &ndash; {form.format(figure.high)}</small>"
+    value, low, high = (written(end, form) for end in (figure.value, figure.low, figure.high))
+    return f"{value}<small>{low} &ndash; {high}</small>"
 
 
 def rules(findings: Findings) -> str:

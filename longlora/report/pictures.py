@@ -82,12 +82,12 @@ def marked(ours: bool) -> dict[str, Any]:
 
 
 def by_yarn(findings: Findings) -> Canvas:
-    """Perplexity by untrained YaRN's, place by place, with its interval: the extended model's, and those that end on its scale."""
+    """Perplexity relative to untrained YaRN, by place, with its interval: the extended model's, and those that end on its scale."""
     canvas = Canvas(figsize=(9, 3.8))
     axes = canvas.add_axes((0.075, 0.155, 0.705, 0.59))
     headed(
         canvas,
-        "Perplexity by untrained YaRN's",
+        "Perplexity relative to untrained YaRN",
         "the ratio over the same tokens of held-out documents, bars: 95 % by the spread between documents; below 1 is better",
     )
     ratios = findings.model("extended").by_yarn

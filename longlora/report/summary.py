@@ -1,6 +1,6 @@
 """A run in a few lines of Markdown: the verdict, and a table per measure."""
 
-from longlora.report.findings import Figure, Findings, Table, heading
+from longlora.report.findings import Figure, Findings, Table, heading, written
 
 
 def summary(findings: Findings) -> str:
@@ -44,4 +44,4 @@ def rows(findings: Findings, table: Table) -> list[str]:
 def shown(figure: Figure | None, form: str) -> str:
     if figure is None:
         return "-"
-    return "not a number" if figure.value is None else form.format(figure.value)
+    return "not a number" if figure.value is None else written(figure.value, form)
