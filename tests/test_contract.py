@@ -122,6 +122,13 @@ def test_every_recipe_is_valid_over_params_yaml(recipe):
     params = OmegaConf.to_container(merged, resolve=True)
     check(params, SECTIONS)
     assert params.keys() == SECTIONS.keys()
+    if params["backbone"]["source"] == "hub":  # large: perplexity and passkeys alone let it through nowhere
+        asked = {path.split("/")[1] for rule in params["gate"]["more_rules"] for path in (rule["metric"], rule["plus"])}
+        assert asked == {"base", "yarn", "extended"} == set(params["evaluate"]["ruler"])
+        assert {rule["metric"] for rule in params["gate"]["more_rules"]} == {
+            "ruler/extended/short",
+            "ruler/extended/target",
+        }
 
 
 def sections_of_stages() -> list[type[Section]]:
