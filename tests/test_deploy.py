@@ -64,7 +64,9 @@ def test_up_cron_deployment_run_promotion_and_an_end_without_leftovers(deployed)
         deadline = time.monotonic() + 240
         while not (
             runs := ask(
-                url, "flow_runs", {"flow_runs": {"name": {"like_": key}, "state": {"name": {"any_": ["Completed"]}}}}
+                url,
+                "flow_runs",
+                {"flow_runs": {"name": {"any_": [f"params-{key}"]}, "state": {"name": {"any_": ["Completed"]}}}},
             )
         ):
             assert time.monotonic() < deadline, (deployed / ".longlora" / "worker.log").read_text()
