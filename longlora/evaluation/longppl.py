@@ -75,9 +75,8 @@ def short_nats(
 ) -> np.ndarray:
     """Nats (P, L) of the tokens of the long windows with the short context alone; what has no more before it is NaN."""
     nats_PL = np.full((len(chosen), settings.length), np.nan)
-    starts: dict[
-        int, list[int]
-    ] = {}  # of what one window scores, by how many tokens that are: at the end there may be fewer
+    # of what one window scores, by how many tokens that are: at the end there may be fewer
+    starts: dict[int, list[int]] = {}
     for start in range(settings.short, settings.length, settings.stride):
         starts.setdefault(min(settings.stride, settings.length - start), []).append(start)
     for row, target in enumerate(chosen):
