@@ -102,19 +102,35 @@ def test_a_good_model_passes_every_rule_that_ships(tmp_path):
     assert refusals(write(tmp_path / "scores")) == {}
 
 
-def test_a_recipes_own_rules_stand_beside_those_that_ship(tmp_path):
-    recipe = yaml.safe_load((ROOT / "recipes/smollm2-135m-16k.yaml").read_text())
-    rules = section_of(Gate, {"gate": {"rules": RULES.rules, **recipe["gate"]}}, "gate")
-    assert len(rules.every_rule) == len(RULES.rules) + 2
+@pytest.mark.parametrize(
+    ("recipe", "solved", "refused", "reason"),
+    [  # of RULER's tasks, in short texts and in long ones; all of their passkeys are found
+        (
+            "smollm2-135m-16k",
+            {"base": (0.19, 0.0), "yarn": (0.18, 0.05), "extended": (0.29, 0.0)},
+            "it solves RULER's tasks in long texts no worse than untrained YaRN",
+            "ruler/extended/4096 is 0, required: at least 0.025",
+        ),
+        (
+            "llama2-7b-32k",
+            {"base": (0.85, 0.0), "yarn": (0.8, 0.0), "extended": (0.85, 0.0)},
+            "it solves of RULER's tasks in long texts half of what the base solves in short ones",
+            "ruler/extended/4096 is 0, required: at least 0.425",
+        ),
+    ],
+)
+def test_a_recipes_own_rules_stand_beside_those_that_ship(recipe, solved, refused, reason, tmp_path):
+    more = yaml.safe_load((ROOT / f"recipes/{recipe}.yaml").read_text())["gate"]["more_rules"]
+    rules = section_of(Gate, {"gate": {"rules": RULES.rules, "more_rules": more}}, "gate")
+    assert len(rules.every_rule) == len(RULES.rules) + len(more)
     scores = write(tmp_path / "scores")
-    solved = {"base": (0.19, 0.0), "yarn": (0.18, 0.05), "extended": (0.29, 0.0)}  # passkeys found, RULER's tasks not
     (scores / "ruler").mkdir()
     for model, (short, long) in solved.items():
         tree = {"ruler": {model: {"512": {"value": short}, "4096": {"value": long}, "effective": {"value": 0}}}}
         (scores / f"ruler/{model}.json").write_text(json.dumps(tree))
-    refused = [rule for rule in judge(rules, scores=read(scores))["rules"] if not rule["passed"]]
-    assert [rule["name"] for rule in refused] == ["it solves RULER's tasks in long texts no worse than untrained YaRN"]
-    assert "ruler/extended/4096 is 0, required: at least 0.025" in refused[0]["reason"]
+    found = [rule for rule in judge(rules, scores=read(scores))["rules"] if not rule["passed"]]
+    assert [rule["name"] for rule in found] == [refused]
+    assert reason in found[0]["reason"]
 
 
 BAD = {
