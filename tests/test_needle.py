@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from scipy import stats
 from test_passkey import byte_level, greedy, sentencepiece_like
 from test_passkey import tiny as shared_tiny
 from test_ruler import TEXTS, TOKENIZER, tiny
 
 from longlora.data import passkey_words, recall
 from longlora.evaluation import needle
+from longlora.evaluation.interval import binomial
 from longlora.evaluation.needle import GOODS, LEAD, PREAMBLE, QUESTION, TOWNS, TRADES, Needle, Writer, fact, measure
 from longlora.evaluation.passkey import Prompt
 from longlora.stages.needle import stage
@@ -120,6 +122,18 @@ def test_a_model_that_answers_right_scores_full_marks_and_its_trials_add_up(monk
     assert list(result) == ["prompt", "500", "600"] and list(result["500"]["depth"]) == ["0.00", "0.40", "1.00"]
     assert (result["500"]["value"], result["500"]["trials"], result["500"]["depth"]["0.40"]["trials"]) == (1.0, 6, 2)
     assert result["500"]["low"] == pytest.approx(0.025 ** (1 / 6), abs=1e-6)  # exact
+
+
+def test_needles_of_one_haystack_are_not_counted_as_independent(monkeypatch):
+    found = np.zeros((4, 2, 3), dtype=np.uint8)
+    found[:2] = 1  # in two of the haystacks all, in the others none
+    monkeypatch.setattr(needle, "hits", lambda model, *, prompts_SND: found)
+    result = measure(tiny(), label="m", tokenizer=TOKENIZER, texts=TEXTS, settings=settings(samples=4))["needle"]["m"]
+    whole, at_one_depth = result["500"], result["500"]["depth"]["0.40"]
+    assert (whole["value"], whole["trials"], at_one_depth["trials"]) == (0.5, 12, 4)
+    assert (at_one_depth["low"], at_one_depth["high"]) == pytest.approx(binomial(2, 4), abs=1e-6)
+    between = 0.5 + np.array([-1, 1]) * stats.t.ppf(0.975, 3) * np.std([1, 1, 0, 0], ddof=1) / 4**0.5
+    assert (whole["low"], whole["high"]) == pytest.approx(between.clip(0, 1), abs=1e-6) != binomial(6, 12)
 
 
 def test_what_cannot_be_asked_is_said():

@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from test_asking import TINY
 from test_longqa import settings as longqa_settings
@@ -15,9 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from longlora.asking.asking import Session
 from longlora.asking.sinks import Dialogue
+from longlora.data import prompt
 from longlora.data.dialogue import tokenised
 from longlora.data.instructions import Turn
-from longlora.data.prompt import frame
+from longlora.data.prompt import LINE, continuation, frame, haystack, hidden
 from longlora.evaluation import longeval, longqa, passkey, ruler
 from longlora.model.load import open_tokenizer
 from longlora.model.template import authors_template
@@ -115,3 +117,19 @@ def test_a_template_that_does_not_say_the_users_words_once_is_refused(said):
     made.chat_template = f"{{% for m in messages %}}{said}{{% endfor %}}"
     with pytest.raises(ValueError, match="says the user's words once, as they are, and this one says them [02] times"):
         frame(made, "chat", plain=" ")
+
+
+@pytest.mark.parametrize("tokenizer", [pairs_of_bytes, marked_bytes, spaced_pieces, of_the_demo])
+def test_running_text_has_the_same_ids_in_pieces_and_at_once(tokenizer, monkeypatch):
+    made, texts = tokenizer(), [DOCUMENT, *TEXTS]
+    at_once = haystack(made, texts).tolist()
+    assert at_once == continuation(made, " ".join(" ".join(texts).split()), after=LINE)
+    monkeypatch.setattr(prompt, "PIECE", 7)
+    assert haystack(made, texts).tolist() == at_once
+    assert haystack(made, [" "]).size == 0
+
+
+def test_a_haystack_begins_again_where_it_ends_and_lines_stand_at_their_cuts():
+    hay = np.arange(100, 105, dtype=np.uint32)
+    body = hidden([[1, 2], [3]], hay=hay, start=4, cuts=[2, 7], length=8)
+    assert body == [104, 100, 1, 2, 101, 102, 103, 104, 100, 3, 101]

@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longlora.data.prompt import LINE, WORD, continuation, frame, hidden
+from longlora.data.prompt import WORD, continuation, frame, haystack, hidden
+from longlora.evaluation.interval import figure, share
 from longlora.evaluation.passkey import Grid, Prompt, answered, by_depth, parted, prefix_of
 from longlora.model.cache import beginning, shareable
 from longlora.model.load import must_reach, spread
@@ -61,8 +62,8 @@ class Writer:
     ) -> None:
         """Raises ValueError where the texts hold no words, or a chat template is missing."""
         self.tokenizer = tokenizer
-        self.hay = continuation(tokenizer, " ".join(" ".join(texts).split()), after=LINE)
-        if not self.hay:
+        self.hay = haystack(tokenizer, texts)
+        if not len(self.hay):
             raise ValueError("the held-out documents hold no text for a haystack: hold out others")
         self.frame = frame(tokenizer, prompt, plain=" ")
         self.head = self.frame.open(PREAMBLE)
@@ -116,7 +117,8 @@ def hits(model: PreTrainedModel, *, prompts_SND: list[list[list[Prompt]]]) -> np
 def measure(
     model: PreTrainedModel, *, label: str, tokenizer: PreTrainedTokenizerBase, texts: list[str], settings: Needle
 ) -> dict[str, Any]:
-    """The share of needles that the model `label` finds, by length, and within it by depth, with exact 95 % intervals.
+    """The share of needles that the model `label` finds, by length, and within it by depth, with 95 % intervals: exact at one
+    depth, where each needle has a haystack of its own; over all depths by the spread between haystacks, for some are harder.
 
     Raises:
         ValueError: a length has no room for the prompt or is beyond the model's positions, the texts hold no words, or there is no
@@ -143,7 +145,10 @@ def measure(
     hit_SND = hits(model, prompts_SND=prompts_SND)
     result: dict[str, Any] = {"prompt": settings.prompt}
     for number, length in enumerate(lengths):
-        hit_DS = hit_SND[:, number].T.tolist()
-        result[str(length)] = by_depth(hit_DS, depths=settings.depths)
-        say(f"{length} tokens: {sum(map(sum, hit_DS))} of {sum(map(len, hit_DS))} needles found")
+        hit_DS = hit_SND[:, number].T
+        ends = share(hit_DS.ravel(), groups_N=[*range(settings.samples)] * len(settings.depths))
+        result[str(length)] = by_depth(hit_DS.tolist(), depths=settings.depths) | figure(
+            hit_DS.mean(), ends, trials=hit_DS.size
+        )
+        say(f"{length} tokens: {hit_DS.sum()} of {hit_DS.size} needles found")
     return {"needle": {label: result}}

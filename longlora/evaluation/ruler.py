@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longlora.data.prompt import LINE, WORD, Prompt, continuation, continuations, frame, hidden
+from longlora.data.prompt import WORD, Prompt, continuation, continuations, frame, haystack, hidden
 from longlora.evaluation.answer import answers, text_of
 from longlora.evaluation.interval import of_trials
 from longlora.evaluation.ruler_tasks import Riddle, Task, common, frequent, needles, tracking
@@ -49,9 +49,8 @@ class Writer:
         """Raises ValueError where the texts are too short for a haystack, or a chat template is missing."""
         self.tokenizer = tokenizer
         self.frame = frame(tokenizer, prompt, plain=" ")
-        text = " ".join(" ".join(texts).split())
-        self.hay = continuation(tokenizer, text, after=LINE)
-        self.words = sorted(set(re.findall(r"\b[a-z]{5,9}\b", text)))
+        self.hay = haystack(tokenizer, texts)
+        self.words = sorted({word for text in texts for word in re.findall(r"\b[a-z]{5,9}\b", text)})
         if len(self.words) < VOCABULARY:
             raise ValueError(f"the held-out documents have {len(self.words)} words to ask for, {VOCABULARY} are needed")
 
