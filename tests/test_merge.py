@@ -11,7 +11,8 @@ from test_adapter import logits, nudged
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from longlora.model.adapter import attach, save
-from longlora.model.merge import merge
+from longlora.model.merge import PROBE_TOKENS, merge
+from longlora.model.merge import logits as probed
 from longlora.model.position import extend
 
 
@@ -27,7 +28,7 @@ def trained(request, tmp_path):
 
 def test_merged_logits_are_the_adapters_in_plain_transformers(trained, tmp_path):
     base, adapter, model = trained
-    assert merge(base, adapter, out=tmp_path / "merged") < 1e-5
+    assert merge(base, adapter, out=tmp_path / "merged").folded < 1e-5
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     torch.testing.assert_close(logits(merged), logits(model), rtol=1e-4, atol=1e-5)
 
@@ -73,9 +74,14 @@ def test_an_adapter_with_nan_is_not_merged(trained, tmp_path):
     assert not (tmp_path / "merged").exists()
 
 
-def test_the_dtype_of_the_base_is_kept(tmp_path):
+def test_the_dtype_of_the_base_is_kept_and_what_its_rounding_costs_is_told(tmp_path):
     base = folder(tmp_path / "base")
     llama().bfloat16().save_pretrained(base)
-    save(nudged(attach(llama(), ADAPTER)), tmp_path / "adapter")
-    merge(base, tmp_path / "adapter", out=tmp_path / "merged")
+    adapted = nudged(attach(llama().bfloat16().float(), ADAPTER))
+    save(adapted, tmp_path / "adapter")
+    folded, written = merge(base, tmp_path / "adapter", out=tmp_path / "merged")
     assert json.loads((tmp_path / "merged/config.json").read_text())["dtype"] == "bfloat16"
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+    wanted = probed(adapted.eval(), PROBE_TOKENS)
+    found = (probed(plain, PROBE_TOKENS) - wanted).abs().max() / wanted.abs().max()
+    assert folded < 1e-5 < 1e-4 < written == pytest.approx(found.item(), rel=1e-3)

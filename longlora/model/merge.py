@@ -2,12 +2,14 @@
 
 W <- W + B A alpha / rank, and the trained embeddings and norms in place of the base's. The authors' script merges with
 `strict=False` and forgets the RoPE scaling in the config, after which the model answers blanks; here nothing is written
-unless the merged model gives the adapter model's logits.
+unless the merged model gives the adapter model's logits in float32. Then its weights are rounded to the base's number format, as
+the base's were, and how much that moves them is told.
 """
 
 import json
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -29,8 +31,17 @@ PROBE_TOKENS = 256
 """Tokens whose logits are compared."""
 
 
-def merge(base: Path, adapter_folder: Path, *, out: Path) -> float:
-    """Write the merged model to the new folder `out`; return the largest relative difference of its logits.
+class Differences(NamedTuple):
+    """The largest difference of a merged model's logits from those of base and adapter, relative to the largest logit."""
+
+    folded: float
+    """Of the sum W + BA in float32."""
+    written: float
+    """Of the weights as they are written, in the base's number format."""
+
+
+def merge(base: Path, adapter_folder: Path, *, out: Path) -> Differences:
+    """Write the merged model to the new folder `out`; return how far its logits are off.
 
     Raises:
         ValueError: the logits differ by more than the tolerance, or are not finite; then nothing is written.
@@ -39,7 +50,7 @@ def merge(base: Path, adapter_folder: Path, *, out: Path) -> float:
     dtype = AutoConfig.from_pretrained(base, local_files_only=True).dtype or torch.float32
     if not (adapter_folder / "adapter_config.json").exists():
         model = AutoModelForCausalLM.from_pretrained(adapter_folder, local_files_only=True, dtype=torch.float32)
-        difference = 0.0
+        before_BLV, folded = logits(model, PROBE_TOKENS), 0.0
     else:
         model = AutoModelForCausalLM.from_pretrained(base, config=config, local_files_only=True, dtype=torch.float32)
         adapted = PeftModel.from_pretrained(model, adapter_folder).eval()
@@ -52,14 +63,21 @@ def merge(base: Path, adapter_folder: Path, *, out: Path) -> float:
             raise ValueError(
                 f"merged weights hold NaN or infinity in {len(broken)} tensors, first in {broken[0]}: not written"
             )
-        after_BLV = logits(model, PROBE_TOKENS)
-        difference = ((before_BLV - after_BLV).abs().max() / before_BLV.abs().max()).item()
-        if not difference <= TOLERANCE:  # also when it is NaN
+        folded = difference(logits(model, PROBE_TOKENS), before_BLV)
+        if not folded <= TOLERANCE:  # also when it is NaN
             raise ValueError(
-                f"merged logits differ by {difference:.2g} of the largest, at most {TOLERANCE:g} may be: not written"
+                f"merged logits differ by {folded:.2g} of the largest, at most {TOLERANCE:g} may be: not written"
             )
+    written = folded
+    if dtype != torch.float32:
+        written = difference(logits(model.to(dtype=dtype).float(), PROBE_TOKENS), before_BLV)
     write(model.to(dtype=dtype), base=base, out=out)
-    return difference
+    return Differences(folded, written)
+
+
+def difference(found_BLV: torch.Tensor, wanted_BLV: torch.Tensor) -> float:
+    """The largest difference, relative to the largest logit."""
+    return ((found_BLV - wanted_BLV).abs().max() / wanted_BLV.abs().max()).item()
 
 
 @torch.inference_mode()

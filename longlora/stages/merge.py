@@ -7,8 +7,9 @@ from longlora.section import run
 
 
 def stage(base: Path, adapter_folder: Path, extended: Path) -> None:
-    difference = merge(base, adapter_folder, out=extended)
-    print(f"merged; logits differ by at most {difference:.1e} of the largest")
+    folded, written = merge(base, adapter_folder, out=extended)
+    rounded = f", and by {written:.1e} as they are written" if written != folded else ""
+    print(f"merged; logits differ by at most {folded:.1e} of the largest{rounded}")
 
 
 if __name__ == "__main__":
