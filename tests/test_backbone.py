@@ -67,6 +67,20 @@ def test_a_tokenizer_in_python_alone_is_refused(tmp_path):
         fetch(source(place), out=tmp_path / "base")
 
 
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
+    place = folder(tmp_path / "mine")
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    known = AutoModelForCausalLM.from_pretrained(place).config.vocab_size
+    tokenizer.add_tokens([f"word{n}" for n in range(known - len(tokenizer))])
+    tokenizer.save_pretrained(place)
+    fetch(source(place), out=tmp_path / "base")
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(place)
+    said = rf"its tokenizer has a token {known} \('<pad>'\), and the model knows {known} tokens, 0 to {known - 1}"
+    with pytest.raises(ValueError, match=said):
+        fetch(source(place), out=tmp_path / "other")
+
+
 def test_a_tokenizer_in_files_of_older_names_reaches_the_merged_model(tmp_path):
     place = folder(tmp_path / "mine")
     raw = json.loads((place / "tokenizer.json").read_text())["model"]

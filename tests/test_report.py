@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,13 +11,13 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from longlora.report.card import hub_licence, pairs
+from longlora.report.card import card, hub_licence, pairs
 from longlora.report.findings import MEASURES, Figure, Model, gather, order, written
 from longlora.report.heat import short
-from longlora.report.page import duration
+from longlora.report.page import duration, page
 from longlora.report.pictures import learnt, smoothed
 from longlora.report.style import colour
-from longlora.report.summary import summary
+from longlora.report.summary import headline, summary
 from longlora.stages.report import stage
 
 PERPLEXITY = {
@@ -426,6 +427,30 @@ def test_the_card_tells_recipe_lineage_and_limits(good):
     ):
         assert told in text
     assert "own words" not in text
+
+
+@pytest.mark.parametrize(
+    ("pattern", "method", "window", "said"),
+    [
+        ("s2", "lora", 60, ["context 60 -> 480 tokens", "with its context extended by LongLoRA (Chen et al., ICLR 2024)"]),
+        ("full", "lora", 480, ["tuned at 480 of 480 tokens", ", fine-tuned by LoRA in full attention"]),
+        ("full", "full", 60, ["context 60 -> 480 tokens", "with its context extended by full fine-tuning in full attention"]),
+    ],
+)  # fmt: skip
+def test_card_page_and_summary_say_what_trained_it(pattern, method, window, said, tmp_path):
+    findings = found(tmp_path)
+    recipe = {
+        **RECIPE,
+        "attention": RECIPE["attention"] | {"pattern": pattern},
+        "adapter": RECIPE["adapter"] | {"method": method},
+    }
+    findings = replace(findings, recipe=recipe, window=window)
+    text = card(findings)
+    assert all(each in text for each in said) and findings.training in page(
+        findings, pictures=report(tmp_path), recipe=[]
+    )
+    assert text.count("LongLoRA (Chen") == (pattern == "s2")
+    assert headline(findings).lower().startswith(said[0])
 
 
 def test_retrieval_reaches_the_last_length_before_the_first_failure():

@@ -40,7 +40,7 @@ def fetch(backbone: Backbone, *, out: Path) -> None:
 
     Raises:
         ValueError: the source is not there, has no safetensors, its digest is not the pinned one, it is no decoder of text, or its
-            tokenizer is slow.
+            tokenizer is slow or has tokens that the model does not know.
     """
     bring = {"folder": from_folder, "hub": from_hub, "gguf": from_gguf}[backbone.source]
     bring(backbone, out=out)
@@ -56,6 +56,12 @@ def fetch(backbone: Backbone, *, out: Path) -> None:
         raise ValueError(
             f"backbone.name: its tokenizer, a {type(tokenizer).__name__}, has no form that the tokenizers library runs "
             "(tokenizer.json), by which texts are tokenised here"
+        )
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    if largest >= config.vocab_size:
+        raise ValueError(
+            f"backbone.name: its tokenizer has a token {largest} ('{token}'), and the model knows {config.vocab_size} tokens, 0 to "
+            f"{config.vocab_size - 1}: take the token out of the tokenizer, or give the model more embeddings"
         )
     if tokenizer.model_max_length != config.max_position_embeddings or not (out / "tokenizer.json").exists():
         # Tokenizers converted from GGUF say 1e30 here; older ones have their vocabulary in files of other names.

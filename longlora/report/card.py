@@ -26,11 +26,11 @@ def card(findings: Findings, *, weights: str = "", pictures: Path = Path()) -> s
     lines = [
         f"---\n{head}---",
         "",
-        f"# {base['name']}, context {findings.window:,} -> {findings.target:,} tokens",
+        f"# {base['name']}, {findings.span}",
         "",
-        f"The base model `{base['name']}` with its context extended by LongLoRA (Chen et al., ICLR 2024): fine-tuned with shifted "
-        "sparse attention, merged, and an ordinary model of its architecture again. Inference uses full attention and needs no "
-        "code beyond transformers. " + (f"Its weights are in [{weights}]({weights}). " if weights else "") + verdict,
+        f"The base model `{base['name']}`{' with its context extended' if findings.extends else ', fine-tuned'} by "
+        f"{findings.training}: an ordinary model of its architecture. Inference uses full attention and needs no code beyond "
+        "transformers. " + (f"Its weights are in [{weights}]({weights}). " if weights else "") + verdict,
         "",
         *refusals(findings),
         "## Lineage and licences",
@@ -129,7 +129,7 @@ def recipe_of(findings: Findings) -> list[tuple[str, str]]:
     )
     sparse = attention["pattern"] != "full"
     return [
-        ("position", f"{position['method']}, {findings.window:,} -> {position['context']:,} tokens"),
+        ("position", f"{position['method']}, {findings.span}"),
         (
             "attention in training",
             pattern + (f", groups of {attention['group_ratio']:g} of the context" if sparse else ""),

@@ -142,6 +142,26 @@ class Findings:
     forbidden: dict[str, str]
     """Why commercial use is not allowed, or not known to be, by what forbids it (base, texts, pairs); empty where it is."""
 
+    @property
+    def extends(self) -> bool:
+        """Whether it was trained beyond the base's window, and not tuned inside of it."""
+        return self.target > self.window
+
+    @property
+    def span(self) -> str:
+        """What it was trained for, beside what the base reads."""
+        if self.extends:
+            return f"context {self.window:,} -> {self.target:,} tokens"
+        return f"tuned at {self.target:,} of {self.window:,} tokens"
+
+    @property
+    def training(self) -> str:
+        """What trained it. LongLoRA's name is for adapters and sparse attention together."""
+        sparse, adapters = self.recipe["attention"]["pattern"] == "s2", self.recipe["adapter"]["method"] == "lora"
+        if sparse and adapters:
+            return "LongLoRA (Chen et al., ICLR 2024), adapters trained in shifted sparse attention"
+        return f"{'LoRA' if adapters else 'full fine-tuning'} in {'shifted sparse' if sparse else 'full'} attention"
+
     def model(self, label: str) -> Model:
         """Raises ValueError where no model of that label was scored."""
         for model in self.models:

@@ -66,7 +66,8 @@ tr:last-child td { border-bottom: 0; }
 def page(findings: Findings, *, pictures: Path, recipe: list[tuple[str, str]]) -> str:
     """The page; the pictures are read from the folder `pictures`."""
     name = escape(findings.base["name"])
-    title = f"{name}: {findings.window:,} &rarr; {findings.target:,} tokens"
+    title = f"{name}: {findings.span.replace('->', '&rarr;')}"
+    made = f"{'Extended' if findings.extends else 'Tuned'} by {escape(findings.training)}"
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -77,7 +78,7 @@ def page(findings: Findings, *, pictures: Path, recipe: list[tuple[str, str]]) -
 </head>
 <body>
 <main>
-<header><h1>{title}</h1><p>Context extended with LongLoRA, and judged against the base and untrained rotary scaling</p></header>
+<header><h1>{title}</h1><p>{made}; judged against the base and untrained rotary scaling</p></header>
 {verdict(findings)}
 {figures(findings)}
 <section class="picture">{picture(pictures / "perplexity.png", "Perplexity by context length, a line per model")}</section>
@@ -114,7 +115,9 @@ def figures(findings: Findings) -> str:
     """The three numbers that matter, each beside what it has to be compared with."""
     ours, base, target = findings.model("extended"), findings.models[0], findings.target
     cards = [
-        (f"{target / findings.window:.3g}&times;", f"the context: {findings.window:,} to {target:,} tokens"),
+        (f"{target / findings.window:.3g}&times;", f"the context: {findings.window:,} to {target:,} tokens")
+        if findings.extends
+        else (f"{target:,}", f"tokens of context in training; the base reads {findings.window:,}"),
         (
             number(ours.perplexity.get(target), MEASURES["perplexity"][1]),
             f"perplexity at {target:,} tokens; {beside(findings, 'perplexity')}",
