@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from specimens import tokenizer
+from specimens import folder, tokenizer
 
 from longlora.data.blocks import Blocks, prepare
 from longlora.data.heldout import HeldOut, OtherTexts, elsewhere, split
@@ -13,6 +13,8 @@ from longlora.data.recall import Recall
 from longlora.data.texts import read
 from longlora.data.tokens import documents, tokenise
 from longlora.data.twins import refuse_twins, runs
+from longlora.model.position import Position
+from longlora.stages.blocks import stage
 
 BLOCKS = Blocks(
     source="text",
@@ -24,6 +26,7 @@ BLOCKS = Blocks(
     seed=3,
     recall=Recall(reach=8, count=2, nearness=2, passkey=True),
 )
+NO_RECALL = BLOCKS.recall.model_copy(update={"count": 0})
 
 
 @pytest.fixture
@@ -184,3 +187,14 @@ def test_empty_documents_to_evaluate_on_are_named(texts, tmp_path):
     given = evaluating(texts, name=str(tmp_path / "more"))
     with pytest.raises(ValueError, match="1 of 2 documents are empty, q first"):
         prepared(given, out=tmp_path / "tokens")
+
+
+def test_the_stage_counts_what_stands_beyond_the_bases_window(texts, tmp_path, capsys):
+    base, given = folder(tmp_path / "base", window=64), texts.model_copy(update={"recall": NO_RECALL})
+    outs = [tmp_path / name for name in ("tokens", "heldout.safetensors", "counts.json")]
+    stage(base, *outs, given, Position(method="yarn", context=128))
+    lengths = [len(document) for document in documents(outs[0] / "train.safetensors")]
+    assert min(lengths) > 64
+    share = sum(length - 64 for length in lengths) / sum(lengths)
+    assert json.loads(outs[2].read_text())["blocks"]["train"]["beyond_window"] == pytest.approx(share, abs=1e-6)
+    assert f"{share:.1%} of the training tokens stand further into their document" in capsys.readouterr().out

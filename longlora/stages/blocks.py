@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
-from transformers import AutoTokenizer
+import numpy as np
+from transformers import AutoConfig, AutoTokenizer
 
 from longlora.data.blocks import Blocks, prepare
 from longlora.data.heldout import elsewhere, split
 from longlora.data.recall import exercises
 from longlora.data.texts import read
-from longlora.model.position import Position
+from longlora.data.tokens import documents
+from longlora.model.position import Position, reach
 from longlora.section import run, write_json
 
 
@@ -35,6 +37,14 @@ def stage(base: Path, tokens: Path, heldout: Path, counts: Path, blocks: Blocks,
         elsewhere=elsewhere(other, tokenizer=tokenizer) if other else None,
         out=tokens,
         heldout=heldout,
+    )
+    window = reach(AutoConfig.from_pretrained(base, local_files_only=True).get_text_config())
+    lengths = np.array([len(document) for document in documents(tokens / "train.safetensors")])
+    beyond = np.maximum(lengths - window, 0).sum() / lengths.sum()
+    report["train"]["beyond_window"] = round(float(beyond), 6)
+    # Short documents that share a sequence do not see each other: it is long, and what is learnt from it is not.
+    print(
+        f"{beyond:.1%} of the training tokens stand further into their document than the base's window, {window:,} tokens"
     )
     write_json({"blocks": report}, counts)
 
