@@ -304,9 +304,11 @@ def test_a_ratio_beyond_any_number_is_refused_as_too_high(tmp_path):
     folder = write(tmp_path / "s")
     file = folder / "perplexity/extended.csv"
     head, *rows = file.read_text().splitlines()
-    file.write_text(
-        "\n".join([head, *(f"{row.rpartition(',')[0]},{TOKENS * 1e4 + i % 3}" for i, row in enumerate(rows))])
-    )
+    far = [  # every other document by so much more as its neighbour by less: the mean stays
+        f"{row.rpartition(',')[0]},{float(row.rpartition(',')[2]) + TOKENS * 1e4 * (-1) ** (i % PLACES // 2)}"
+        for i, row in enumerate(rows)
+    ]
+    file.write_text("\n".join([head, *far]))
     passed, reason = verdict_of(
         folder,
         metric="perplexity/extended/4096",
@@ -314,7 +316,15 @@ def test_a_ratio_beyond_any_number_is_refused_as_too_high(tmp_path):
         times="perplexity/yarn/4096",
         with_interval=True,
     )
-    assert not passed and "(inf to inf) x perplexity/yarn/4096" in reason
+    assert not passed and "(0 to inf) x perplexity/yarn/4096" in reason
+
+
+def test_places_of_another_models_measurement_are_told_from_the_scores(tmp_path):
+    folder = write(tmp_path / "s", nats=NATS | {"extended": NATS["linear"]})
+    good = write(tmp_path / "good")
+    shutil.copy(good / "perplexity/extended.csv", folder / "perplexity/extended.csv")
+    reason = refusals(folder)["it reads long texts better than untrained YaRN"]
+    assert reason.endswith("is 7.099, and by its places 0.6839: they are of two measurements")
 
 
 def test_an_uncertain_ratio_is_refused_though_its_value_holds(tmp_path):
@@ -326,6 +336,9 @@ def test_an_uncertain_ratio_is_refused_though_its_value_holds(tmp_path):
         f"{row.rpartition(',')[0]},{TOKENS * (1.64 + HARDNESS[i % PLACES] + next(noise))}" for i, row in enumerate(rows)
     ]
     file.write_text("\n".join([head, *noisy]) + "\n")
+    value = math.exp(np.mean([float(row.rpartition(",")[2]) for row in noisy[-PLACES:]]) / TOKENS)
+    tree = {"perplexity": {"extended": {"4096": {"value": value}}}}
+    (folder / "perplexity/extended.json").write_text(json.dumps(tree))
     rule = {"metric": "perplexity/extended/4096", "at_most": 1.0, "times": "perplexity/yarn/4096"}
     assert verdict_of(folder, **rule)[0]
     assert not verdict_of(folder, **rule, with_interval=True)[0]

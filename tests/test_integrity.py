@@ -130,6 +130,39 @@ def forget_decoding(folder: Path, base: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(raw | {"decoder": None}))
 
 
+def overflow_in_16_bits(folder: Path, base: Path) -> None:
+    """Nothing changes in float32, in which a CPU measures: what one matrix is larger, the next is smaller."""
+
+    def swell(tensors):
+        tensors["model.layers.0.mlp.up_proj.weight"] *= 2.0**21
+        tensors["model.layers.0.mlp.down_proj.weight"] *= 2.0**-21
+
+    edit_weights(folder, swell)
+    edit_config(folder, dtype="float16")
+
+
+def to_8_bits(tensors):
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name] = torch.full_like(tensors[name], torch.nan).to(torch.float8_e4m3fn)
+
+
+def cut(folder: Path, file: str, **settings) -> None:
+    raw = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(raw | settings))
+
+
+def swap_index(folder: Path, base: Path) -> None:
+    """The model in several files, sealed; then an index that sends two tensors to each other's file."""
+    (folder / "model.safetensors").unlink()
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(folder, max_shard_size="8KB")
+    seal(folder)
+    index = folder / "model.safetensors.index.json"
+    raw = json.loads(index.read_text())
+    first, *_, last = raw["weight_map"]
+    raw["weight_map"] |= {first: raw["weight_map"][last], last: raw["weight_map"][first]}
+    index.write_text(json.dumps(raw))
+
+
 def copy_base_weights(folder: Path, base: Path) -> None:
     shutil.copyfile(base / "model.safetensors", folder / "model.safetensors")
 
@@ -158,6 +191,24 @@ BAD = {
         "rope",
         '"factor": 2.0',
     ),
+    "original window beside the settings, which counts": (
+        lambda f, b: edit_config(f, original_max_position_embeddings=9999),
+        "rope",
+        '"original_max_position_embeddings": 9999',
+    ),
+    "finite in float32 alone": (overflow_in_16_bits, "logits", "positions 0 to 63 are not finite"),
+    "NaN in 8 bits": (lambda f, b: edit_weights(f, to_8_bits), "finite", "1 of 21 tensors hold NaN"),
+    "quantised by its config": (
+        lambda f, b: edit_config(f, quantization_config={"quant_method": "fp8"}),
+        "whole",
+        'asks for quantised weights: {"quant_method": "fp8"',
+    ),
+    "quantised for a package that is not here": (
+        lambda f, b: edit_config(f, quantization_config={"quant_method": "gptq", "bits": 4}),
+        "whole",
+        "asks for quantised weights",
+    ),
+    "index swapped": (swap_index, "sealed", "model.safetensors.index.json is not the file that was written"),
     "context forgotten": (lambda f, b: edit_config(f, max_position_embeddings=80), "context", "80 positions, and should say 320"),
     "other tokenizer": (
         lambda f, b: bytes_tokenizer(reverse=True).save_pretrained(f),
@@ -171,6 +222,21 @@ BAD = {
         lambda f, b: [(f / "tokenizer.json").unlink(), ByT5Tokenizer().save_pretrained(f)],
         "tokenizer",
         "not the base's tokenizer: other vocabulary, other special tokens, other ids of a probe text, other rules",
+    ),
+    "tokenizer with another chat template": (
+        lambda f, b: (f / "chat_template.jinja").write_text("Say it twice. {{ messages[0].content }}"),
+        "tokenizer",
+        "another chat template",
+    ),
+    "tokenizer that cuts at the base's window": (
+        lambda f, b: cut(f, "tokenizer_config.json", model_max_length=80), "tokenizer", "at 80 tokens, and should read 320",
+    ),
+    "tokenizer that cuts for other clients": (
+        lambda f, b: cut(
+            f, "tokenizer.json", truncation={"direction": "Right", "max_length": 80, "strategy": "LongestFirst", "stride": 0},
+        ),
+        "tokenizer",
+        "cuts texts at 80 tokens",
     ),
     "tokenizer broken": (lambda f, b: (f / "tokenizer.json").write_text("{"), "tokenizer", "does not open"),
 }  # fmt: skip

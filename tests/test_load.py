@@ -43,10 +43,18 @@ def strange(place: Path) -> None:
     (place / "config.json").write_text(json.dumps(config | {"model_type": "strange"}))
 
 
+def quantised(place: Path) -> None:
+    """In a way whose package is not installed."""
+    asked = {"quant_method": "aqlm", "in_group_size": 8}
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config | {"quantization_config": asked}))
+
+
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
         (cut, "incomplete metadata"),
+        (quantised, "aqlm"),
         (strange, "has model type `strange`"),
         (lambda place: (place / "config.json").write_text("{"), "not a valid JSON file"),
         (lambda place: (place / "model.safetensors").unlink(), "no file named model.safetensors"),

@@ -8,6 +8,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from specimens import ADAPTER, POSITION, folder, llama
 from test_adapter import logits, nudged
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from longlora.model.adapter import attach, save
@@ -43,6 +44,16 @@ def test_context_and_rope_are_in_the_merged_config_and_its_tokenizer(trained, tm
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert tokenizer.model_max_length == 128
     assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(base).get_vocab()
+
+
+def test_a_tokenizer_that_cuts_texts_for_other_clients_cuts_no_more(trained, tmp_path):
+    base, adapter, _ = trained
+    rules = Tokenizer.from_file(str(base / "tokenizer.json"))
+    rules.enable_truncation(64)
+    rules.save(str(base / "tokenizer.json"))
+    merge(base, adapter, out=tmp_path / "merged")
+    merged = Tokenizer.from_file(str(tmp_path / "merged/tokenizer.json"))
+    assert (len(rules.encode("naïve " * 99).ids), len(merged.encode("naïve " * 99).ids) > 64) == (64, True)
 
 
 def test_a_merge_that_changes_the_logits_writes_nothing(trained, tmp_path, monkeypatch):

@@ -21,6 +21,8 @@ CUT = """() => [...document.querySelectorAll("td, th, p, h1, h2, span, small, st
     && e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== "inline").map(e => e.outerHTML.slice(0, 80))"""
 
 
+COLUMNS = """() => [...document.querySelectorAll(".scores")].map(t => [...t.rows[0].cells].map(
+    c => Math.round(c.getBoundingClientRect().right)))"""
 FIRST_CUT = """() => [...document.querySelectorAll(".scores th:nth-child(2)")]
     .filter(e => e.getBoundingClientRect().right > innerWidth).map(e => e.parentElement.innerText)"""
 
@@ -66,6 +68,8 @@ def test_the_page_is_whole_at_every_width(browser, tmp_path, width, refused, pic
     assert len(drawn) == pictures and all(done and natural > 1000 and shown >= 340 for done, natural, shown in drawn)
     assert tab.evaluate("document.documentElement.scrollWidth") == width
     assert tab.evaluate(STICKS_OUT) == [] and tab.evaluate(CUT) == [] and tab.evaluate(FIRST_CUT) == []
+    lines = tab.evaluate(COLUMNS) if width == 1280 else []
+    assert all(ends == other for ends in lines for other in lines if len(ends) == len(other))
     assert len({round(e.bounding_box()["height"]) for e in tab.query_selector_all(".figures div")}) <= 2
     picture = tmp_path / f"{width}{'-refused' if refused else ''}.png"
     tab.screenshot(path=picture, full_page=True)

@@ -128,7 +128,7 @@ def test_the_card_lies_beside_the_weights_too_and_its_pictures_are_found_from_th
 def test_summary_puts_the_verdict_first_and_a_number_in_every_scored_cell(good):
     lines = (good / "summary.md").read_text().splitlines()
     assert lines[0] == "**Context 60 -> 480 tokens: passed, 2 of 2 rules hold**"
-    assert "It passed every rule of the gate, 2." in (good / "README.md").read_text()
+    assert "It passed all 2 rules of the gate." in (good / "README.md").read_text()
     assert "| Perplexity at | 60 | 120 | 480 |" in lines
     assert "| **extended** | **3.532** | **3.525** | **3.522** |" in lines
     assert "| Passkeys found at | 60 | 240 | 480 |" in lines

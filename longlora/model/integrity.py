@@ -57,7 +57,7 @@ def measure(base: Path, *, extended: Path, position: Position) -> dict[str, Any]
         "sealed": sealed(extended),
         "context": context(extended, expected=expected),
         "rope": rope(extended, expected=expected, method=position.method),
-        "tokenizer": tokenizer(base, extended=extended),
+        "tokenizer": reading(base, extended=extended, context=expected.get_text_config().max_position_embeddings),
     }
     if model is None:
         skipped = Fact(0, "not looked at: the model does not open")
@@ -72,10 +72,16 @@ def measure(base: Path, *, extended: Path, position: Position) -> dict[str, Any]
 
 
 def opened(folder: Path) -> tuple[Fact, PreTrainedModel | None]:
-    """Whether plain transformers opens the model with every weight it needs, of the right shape, and none to spare."""
+    """Whether plain transformers opens the model with every weight it needs, of the right shape, and none to spare; and the model,
+    in the precision that its config names: what is finite in float32, in which it is measured on a CPU, may overflow in float16."""
     try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
+        if asked := config.get(
+            "quantization_config"
+        ):  # on a CPU some are read as if they were not there, so also measured
+            return Fact(0, f"its config asks for quantised weights: {json.dumps(asked)[:80]}"), None
         model, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, because loading info is asked for
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            folder, local_files_only=True, dtype="auto", output_loading_info=True
         )
     except BROKEN as error:
         return Fact(0, f"does not open: {first_line(error)}"), None
@@ -109,7 +115,7 @@ def finite(folder: Path) -> Fact:
     total, bad = 0, []
     for name, tensor in tensors(folder):
         total += 1
-        if not torch.isfinite(tensor).all():
+        if not torch.isfinite(tensor.float()).all():  # which 8 bits cannot be asked
             bad.append(name)
     if bad:
         return Fact(0, f"{len(bad)} of {total} tensors hold NaN or infinity, {bad[0]} first")
@@ -165,7 +171,26 @@ def rope(folder: Path, *, expected: PreTrainedConfig, method: str) -> Fact:
 
 
 def rotary_settings(config: PreTrainedConfig) -> Any:
-    return config.get_text_config().to_dict().get("rope_parameters")
+    """As the model is built by them: an original window beside the settings counts before the one among them."""
+    said = config.get_text_config().to_dict()
+    settings, window = said.get("rope_parameters"), said.get("original_max_position_embeddings")
+    return {**settings, "original_max_position_embeddings": window} if settings and window else settings
+
+
+def reading(base: Path, *, extended: Path, context: int) -> Fact:
+    """Whether texts and turns of a talk are read as the base reads them, and whole up to `context` tokens: a length at which to cut
+    stands in two files, of which transformers asks one, and other clients the other."""
+    fact = tokenizer(base, extended=extended)
+    if not fact.value:
+        return fact
+    own, found = (AutoTokenizer.from_pretrained(folder, local_files_only=True) for folder in (base, extended))
+    if found.chat_template != own.chat_template:
+        return Fact(0, "not the base's tokenizer: another chat template")
+    file = extended / "tokenizer.json"
+    cut = (json.loads(file.read_text("utf-8")).get("truncation") or {}) if file.is_file() else {}
+    if (longest := min(found.model_max_length, cut.get("max_length", math.inf))) < context:
+        return Fact(0, f"the tokenizer cuts texts at {longest:,} tokens, and should read {context:,}")
+    return fact
 
 
 def tokenizer(base: Path, *, extended: Path) -> Fact:

@@ -56,7 +56,8 @@ def open_model(folder: Path) -> PreTrainedModel:
             attn_implementation="sdpa",
             device_map=gpus() if cuda else "cpu",
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, ImportError) as error:
+        # ImportError: the weights are quantised by a package that is not here
         raise ValueError(f"the model at {folder} does not open: {first_line(error)}") from error
     if not cuda and shareable(model):
         unmask(model)

@@ -97,11 +97,13 @@ def write(model: PreTrainedModel, *, base: Path, out: Path) -> None:
     for name in TOKENIZER:
         if (base / name).exists():
             shutil.copyfile(base / name, partial / name)
-    lengthen_tokenizer(partial / "tokenizer_config.json", length=model.config.max_position_embeddings)
+    lengthen_tokenizer(partial, length=model.config.max_position_embeddings)
     partial.rename(out)
 
 
-def lengthen_tokenizer(file: Path, *, length: int) -> None:
-    """`model_max_length` of a tokenizer config: tokenizers truncate at it."""
-    settings = json.loads(file.read_text())
-    write_json({**settings, "model_max_length": length}, file)
+def lengthen_tokenizer(folder: Path, *, length: int) -> None:
+    """`model_max_length`, at which transformers cuts texts, and no cut by the rules themselves, which other clients obey."""
+    file, rules = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    write_json({**json.loads(file.read_text()), "model_max_length": length}, file)
+    if rules.exists() and (raw := json.loads(rules.read_text("utf-8"))).get("truncation"):
+        rules.write_text(json.dumps(raw | {"truncation": None}, ensure_ascii=False), "utf-8")

@@ -20,9 +20,7 @@ def card(findings: Findings, *, weights: str = "", pictures: Path = Path()) -> s
     head = OmegaConf.to_yaml(OmegaConf.create(front_matter(findings)))
     base, texts = findings.base, findings.texts
     rules = len(findings.verdict["rules"])  # fewer than those that ship, where a recipe replaced them
-    verdict = (
-        f"It passed every rule of the gate, {rules}." if findings.verdict["passed"] else "**The gate refused it:**"
-    )
+    verdict = f"It passed all {rules} rules of the gate." if findings.verdict["passed"] else "**The gate refused it:**"
     lines = [
         f"---\n{head}---",
         "",

@@ -14,6 +14,8 @@ from longlora.report.scores import EACH, Score, Scores, UnscoredError
 from longlora.section import Section
 
 NO_SPREAD = "it takes more than one document, or one trial, to show how far chance could have moved it"
+ROUNDING = 1e-3
+"""Of a score, far more than its file rounds by."""
 
 
 class Rule(Section):
@@ -142,12 +144,17 @@ def paired(scores: Scores, metric: Score, reference: Score) -> tuple[float, floa
     """The 95 % interval of the ratio of two perplexities over the same places; None where they have no places in common.
 
     Raises:
-        UnscoredError: the places are all of one document.
+        UnscoredError: the places are all of one document, or of another measurement than the scores.
     """
     ratio = scores.ratio(metric.label, reference.label)
     if ratio is None:
         return None
-    _, low, high = ratio
+    value, low, high = ratio
+    if not math.isclose(value, metric.value / reference.value, rel_tol=ROUNDING):
+        raise UnscoredError(
+            f"{metric.label} / {reference.label} is {metric.value / reference.value:.4g}, and by its places {value:.4g}: "
+            "they are of two measurements"
+        )
     if math.isnan(low + high):
         raise UnscoredError(f"{metric.label} / {reference.label} has no interval: {NO_SPREAD}")
     return low, high

@@ -37,6 +37,8 @@ tr:last-child td { border-bottom: 0; }
 .scores .ours td { font-weight: 650; }
 .scores .ours small { font-weight: 400; }
 .scores td:first-child { white-space: nowrap; }
+.scores th { width: calc(68% / var(--columns)); } /* so that the same lengths stand below each other */
+.scores th:first-child { width: 32%; }
 .scroll + .scroll { margin-top: 22px; }
 .dot { display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin-right: 9px; }
 .mark { white-space: nowrap; font-weight: 600; width: 86px; }
@@ -45,7 +47,8 @@ tr:last-child td { border-bottom: 0; }
 .rules small { display: block; color: var(--faint); font-size: 13px; overflow-wrap: anywhere; }
 .plain td { overflow-wrap: anywhere; }
 .plain td:first-child { color: var(--faint); width: 230px; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; background: linear-gradient(to left, white 40%, #fff0) right / 48px 100% no-repeat local,
+  linear-gradient(to left, #1f293326, #1f293300) right / 12px 100% no-repeat scroll; }
 @media (max-width: 640px) {
   main { padding: 20px 12px 40px; }
   header h1 { font-size: 24px; }
@@ -54,6 +57,8 @@ tr:last-child td { border-bottom: 0; }
   .figures div { padding: 12px 14px; }
   .figures strong { font-size: 24px; }
   .picture { padding: 6px; overflow-x: auto; }
+  .picture::before { content: "swipe \\2192"; position: sticky; left: 0; display: block; width: 6em; padding: 4px 10px 0;
+    color: var(--faint); font-size: 12px; }
   .picture img { width: 680px; }
   .scores td:first-child, .scores th:first-child { position: sticky; left: 0; background: white; }
   .mark { width: 56px; }
@@ -128,7 +133,7 @@ def figures(findings: Findings) -> str:
         ),
         (
             f"{ours.retrieves_to():,}",
-            f"tokens to which it retrieves 80 % or more; {escape(base.name)} {base.retrieves_to():,}",
+            f"tokens to which it retrieves 80% or more; {escape(base.name)} {base.retrieves_to():,}",
         ),
     ]
     return (
@@ -173,7 +178,10 @@ def scored(findings: Findings, table: Table) -> str:
     asked = [m for m in findings.models if m.label in table.rows]
     body = "".join(line(m, [cell(table.rows[m.label].get(c), table.form) for c in columns], findings) for m in asked)
     caption = f"<caption>prompt: {escape(table.prompt)}</caption>" if table.prompt else ""
-    return f'<div class="scroll"><table class="scores">{caption}<tr><th>{escape(table.title)}</th>{head}</tr>{body}</table></div>'
+    return (
+        f'<div class="scroll" style="--columns: {len(columns)}"><table class="scores">{caption}'
+        f"<tr><th>{escape(table.title)}</th>{head}</tr>{body}</table></div>"
+    )
 
 
 def line(model: Model, cells: list[str], findings: Findings) -> str:
