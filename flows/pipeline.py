@@ -57,7 +57,8 @@ class Jobs(ThreadPoolTaskRunner[Any]):
         return ThreadPoolTaskRunner(max_workers=jobs())
 
 
-@flow(name="pipeline", task_runner=Jobs())
+# json: Prefect keeps the exception that a flow ends by, whatever `persist_result` says, and as a pickle by default
+@flow(name="pipeline", task_runner=Jobs(), persist_result=False, result_serializer="json")
 def pipeline(
     recipe: str | None = None,
     overrides: list[str] | None = None,
@@ -101,7 +102,7 @@ def pipeline(
     return run_snapshot(where, snapshot, anyway=anyway, promote=promote, if_worse=if_worse, seen=seen)
 
 
-@flow(name="pipeline", task_runner=Jobs())
+@flow(name="pipeline", task_runner=Jobs(), persist_result=False, result_serializer="json")
 def pipeline_of(
     snapshot: workspace.Snapshot, promote: bool = False, anyway: bool = False, checked: bool = False
 ) -> str | State[None]:

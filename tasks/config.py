@@ -20,12 +20,17 @@ def must_reach_remote(where: Project) -> None:
     """Check that a DVC remote which is a folder outside of the project is there: DVC would make a new one if its share is lost.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not, or a file is in its way.
     """
     address = remote_of(where.tree)
     place = Path(address)
+    if not address or not place.is_absolute():
+        return
+    above = next(each for each in (place, *place.parents) if each.exists())
+    if not above.is_dir():
+        raise ValueError(f"the DVC remote {address}: {above} is a file, and must be a folder")
     ours = any(place.is_relative_to(folder) for folder in (where.root, where.tree))
-    if address and place.is_absolute() and not ours and not place.is_dir():
+    if not ours and above != place:
         raise ValueError(f"the DVC remote {address} is not there: bring it back, or make it if it is new")
 
 

@@ -206,7 +206,7 @@ def files_now(where: Project, *, recipe: str | None = None) -> Files:
         head=head,
         branch="detached" if branch == "HEAD" else branch,
         params=read_text(tree / "params.yaml"),
-        recipe=read_text(recipe_file(tree, recipe)) if recipe else None,
+        recipe=read_text(recipe_file(tree, recipe)) if recipe is not None else None,
         sources=read_text(tree / SOURCES) if (tree / SOURCES).exists() else "",
     )
 

@@ -231,6 +231,15 @@ def test_after_a_failure_only_what_does_not_depend_on_it_runs(
     assert dummy.git(own, "for-each-ref", "refs/longlora") == ""
 
 
+def test_what_prefect_keeps_of_a_run_that_failed_is_no_pickle(run_flow, own):
+    from flows.promote import promote
+
+    for flow in (run_flow, promote):
+        kept = flow("nowhere", return_state=True).data.metadata
+        assert kept.serializer.type == "json"
+        assert "nowhere" in Path(kept.storage_key).read_text()
+
+
 def test_an_accident_is_tried_again_as_meta_says(run_flow, own):
     run_flow(overrides=["train.flaky=2"])
     assert dummy.executions(own).count("train base") == 3

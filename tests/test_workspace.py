@@ -227,6 +227,15 @@ def test_the_same_files_and_lock_keep_their_record_on_whatever_commit(folder):
     assert dummy.git(folder, "show", f"{first}:dvc.lock") == "schema: '2.0'"
 
 
+def test_what_a_killed_git_left_of_its_locks_does_not_keep_a_record_from_being_made_again(folder):
+    commit = recorded_with(folder, "schema: '2.0'\n")
+    key = snapshot(project(folder)).key
+    for ref in (f"refs/longlora/records/{commit}", record_ref(key)):
+        (folder / ".git" / f"{ref}.lock").touch()
+    assert recorded_with(folder, "schema: '2.0'\n") == commit
+    assert not list((folder / ".git" / "refs").rglob("*.lock"))
+
+
 def test_a_published_record_can_be_fetched_after_another_clone_published_the_same_run(folder, tmp_path, monkeypatch):
     from tasks.storage import kept_ref, publish
 
