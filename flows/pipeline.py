@@ -301,7 +301,7 @@ def record(run_dir: RunDir, writer: MlflowWriter) -> str:
     address = storage.publish(where, snapshot.key, commit)
     text = run_dir.summary()
     if text:
-        create_markdown_artifact(text, key=f"run-{snapshot.key}", description=f"Run {snapshot.key}")
+        create_markdown_artifact(text, key=f"run-{snapshot.key}", description=text.splitlines()[0].strip("*# "))
     writer.summary(
         text,
         run_dir.picture(),

@@ -190,7 +190,8 @@ def test_each_stage_is_a_task_its_output_in_the_log_and_the_run_goes_to_git(
         "train: step 3/3  loss 0.3333  1,003 tokens/s  0 s left  0.25 GB",
     )
     (summary,) = artifacts(url, last, "markdown")
-    assert (summary["key"], summary["data"].splitlines()[0]) == (f"run-{key}", "# Dummy")
+    assert (summary["key"], summary["description"]) == (f"run-{key}", "Dummy")
+    assert summary["data"].splitlines()[0] == "# Dummy"
     tasks = ask(url, "task_runs", {"task_runs": {"id": {"any_": [progress["task_run_id"]]}}})
     assert [task["name"] for task in tasks] == ["train"]
     client, run_id = MlflowClient(mlflow_uri), mlflow_runs(mlflow_uri, key)[0].info.run_id
