@@ -47,7 +47,7 @@ def link(folder: Path, *, to: Path, cache_home: Path, remote: str = "") -> None:
     A worktree has no config.local of the checkout's, and what is relative in .dvc/config would point beside it.
 
     Raises:
-        ValueError: a package is missing that DVC needs for a remote of this kind.
+        ValueError: a package is missing that DVC needs for a remote of this kind, or an address is not ASCII.
     """
     theirs = Config(str(to / ".dvc"))
     try:
@@ -71,5 +71,12 @@ def link(folder: Path, *, to: Path, cache_home: Path, remote: str = "") -> None:
 
 
 def seen_from_here(address: str) -> str:
-    """An absolute path made relative, as DVC then writes it: its file must be ASCII, and folders above a project need not be."""
-    return os.path.relpath(address) if os.path.isabs(address) else address
+    """An absolute path made relative, as DVC then writes it: its file must be ASCII, and folders above a project need not be.
+
+    Raises:
+        ValueError: it is not ASCII from here either.
+    """
+    seen = os.path.relpath(address) if os.path.isabs(address) else address
+    if not seen.isascii():
+        raise ValueError(f"{address}: DVC's settings take ASCII alone: make a link that leads there, and name that")
+    return seen

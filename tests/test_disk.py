@@ -133,6 +133,19 @@ def test_a_remote_behind_a_file_is_one_line_wherever_it_is(tmp_path):
                 must_reach_remote(Project(tree=tmp_path, root=root))
 
 
+def test_a_remote_that_dvcs_settings_can_not_name_is_one_line_with_a_way_out(tmp_path):
+    for name in ("tree", "worktree"):
+        (tmp_path / name / ".dvc").mkdir(parents=True)
+        (tmp_path / name / ".dvc" / "config").write_text("")
+    with pytest.raises(ValueError, match=r"^.*/données: DVC's settings take ASCII alone: make a link"):
+        link(
+            tmp_path / "worktree",
+            to=tmp_path / "tree",
+            cache_home=tmp_path / "tree",
+            remote=str(tmp_path / "données"),
+        )
+
+
 def test_a_remote_whose_package_is_missing_is_said_before_it_is_asked(tmp_path):
     for name in ("tree", "worktree"):
         (tmp_path / name / ".dvc").mkdir(parents=True)

@@ -148,6 +148,17 @@ def test_a_worktree_is_the_snapshot_whatever_was_done_to_it(folder):
     assert dummy.git(folder, "status", "--porcelain") == ""
 
 
+def test_a_worktree_has_the_bytes_that_are_stored_whatever_ends_of_lines_the_user_wants(folder):
+    dummy.git(folder, "config", "core.autocrlf", "true")
+    for _ in range(2):  # made, and found again
+        work = worktree(project(folder), snapshot(project(folder)))
+        assert b"\r" not in (work / "dummy" / "stage.py").read_bytes()
+        (work / "dummy" / "stage.py").unlink()
+    text = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(text, newline="\r\n")
+    assert snapshot(project(folder)).dirty is False
+
+
 def test_a_half_made_worktree_is_made_anew(folder):
     where = project(folder)
     state = snapshot(where)
