@@ -1,6 +1,8 @@
 """DVC's configuration: where the data of a checkout and of its worktrees lies."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dvc.config import Config
@@ -57,7 +59,7 @@ def link(folder: Path, *, to: Path, cache_home: Path, remote: str = "") -> None:
     local = folder / ".dvc" / "config.local"
     local.unlink(missing_ok=True)  # a kill may have cut it off, and it has what the checkout's may have no more
     local.touch(mode=0o600)
-    with Config(str(folder / ".dvc")).edit("local") as ours:
+    with ascii_alone(), Config(str(folder / ".dvc")).edit("local") as ours:
         for section, settings in theirs.read("local").items():
             ours[section] = settings
         ours["core"]["check_update"] = False  # no calls home
@@ -70,13 +72,17 @@ def link(folder: Path, *, to: Path, cache_home: Path, remote: str = "") -> None:
             ours["remote"].setdefault(name, {})["url"] = seen_from_here(remote)
 
 
-def seen_from_here(address: str) -> str:
-    """An absolute path made relative, as DVC then writes it: its file must be ASCII, and folders above a project need not be.
+@contextmanager
+def ascii_alone() -> Iterator[None]:
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        line = next(line for line in str(error.object).splitlines() if not line.isascii())
+        raise ValueError(
+            f"DVC's settings take ASCII alone, not '{line.strip()}': name a link that leads there"
+        ) from None
 
-    Raises:
-        ValueError: it is not ASCII from here either.
-    """
-    seen = os.path.relpath(address) if os.path.isabs(address) else address
-    if not seen.isascii():
-        raise ValueError(f"{address}: DVC's settings take ASCII alone: make a link that leads there, and name that")
-    return seen
+
+def seen_from_here(address: str) -> str:
+    """An absolute path made relative, as DVC then writes it: its file must be ASCII, and folders above a project need not be."""
+    return os.path.relpath(address) if os.path.isabs(address) else address
