@@ -57,7 +57,8 @@ class Jobs(ThreadPoolTaskRunner[Any]):
         return ThreadPoolTaskRunner(max_workers=jobs())
 
 
-@flow(name="pipeline", task_runner=Jobs())
+# json: Prefect keeps the exception that a flow ends by, whatever `persist_result` says, and as a pickle by default
+@flow(name="pipeline", task_runner=Jobs(), persist_result=False, result_serializer="json")
 def pipeline(
     recipe: str | None = None,
     overrides: list[str] | None = None,
@@ -101,7 +102,7 @@ def pipeline(
     return run_snapshot(where, snapshot, anyway=anyway, promote=promote, if_worse=if_worse, seen=seen)
 
 
-@flow(name="pipeline", task_runner=Jobs())
+@flow(name="pipeline", task_runner=Jobs(), persist_result=False, result_serializer="json")
 def pipeline_of(
     snapshot: workspace.Snapshot, promote: bool = False, anyway: bool = False, checked: bool = False
 ) -> str | State[None]:
@@ -300,7 +301,7 @@ def record(run_dir: RunDir, writer: MlflowWriter) -> str:
     address = storage.publish(where, snapshot.key, commit)
     text = run_dir.summary()
     if text:
-        create_markdown_artifact(text, key=f"run-{snapshot.key}", description=f"Run {snapshot.key}")
+        create_markdown_artifact(text, key=f"run-{snapshot.key}", description=text.splitlines()[0].strip("*# "))
     writer.summary(
         text,
         run_dir.picture(),

@@ -21,7 +21,7 @@ def plan(where: Project, *, recipe: str | None, overrides: list[str], hardware: 
     Raises:
         ValueError: a wrong recipe or key, a model whose sizes are not known, or a layout that cannot be.
     """
-    text = read_text(recipe_file(where.tree, recipe)) if recipe else None
+    text = read_text(recipe_file(where.tree, recipe)) if recipe is not None else None
     sections = sections_of(merged(read_text(where.tree / "params.yaml"), recipe=text, overrides=overrides))
     try:
         shape = shape_of(where.tree, sections.get("backbone") or {})

@@ -39,7 +39,8 @@ class Answer(RunInput):
     why: str = Field(pattern=r"\S", description="Your reason, for the record.")
 
 
-@flow(name="promote")
+# json: as in flows/pipeline.py
+@flow(name="promote", persist_result=False, result_serializer="json")
 def promote(run: str | None = None, approval: bool = False) -> str:
     """Register run `run` (its key or MLflow id; default: the last finished one) as candidate, and then as champion.
 

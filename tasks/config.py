@@ -1,6 +1,8 @@
 """DVC's configuration: where the data of a checkout and of its worktrees lies."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dvc.config import Config
@@ -20,12 +22,17 @@ def must_reach_remote(where: Project) -> None:
     """Check that a DVC remote which is a folder outside of the project is there: DVC would make a new one if its share is lost.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not, or a file is in its way.
     """
     address = remote_of(where.tree)
     place = Path(address)
+    if not address or not place.is_absolute():
+        return
+    above = next(each for each in (place, *place.parents) if each.exists())
+    if not above.is_dir():
+        raise ValueError(f"the DVC remote {address}: {above} is a file, and must be a folder")
     ours = any(place.is_relative_to(folder) for folder in (where.root, where.tree))
-    if address and place.is_absolute() and not ours and not place.is_dir():
+    if not ours and above != place:
         raise ValueError(f"the DVC remote {address} is not there: bring it back, or make it if it is new")
 
 
@@ -42,7 +49,7 @@ def link(folder: Path, *, to: Path, cache_home: Path, remote: str = "") -> None:
     A worktree has no config.local of the checkout's, and what is relative in .dvc/config would point beside it.
 
     Raises:
-        ValueError: a package is missing that DVC needs for a remote of this kind.
+        ValueError: a package is missing that DVC needs for a remote of this kind, or an address is not ASCII.
     """
     theirs = Config(str(to / ".dvc"))
     try:
@@ -52,7 +59,7 @@ def link(folder: Path, *, to: Path, cache_home: Path, remote: str = "") -> None:
     local = folder / ".dvc" / "config.local"
     local.unlink(missing_ok=True)  # a kill may have cut it off, and it has what the checkout's may have no more
     local.touch(mode=0o600)
-    with Config(str(folder / ".dvc")).edit("local") as ours:
+    with ascii_alone(), Config(str(folder / ".dvc")).edit("local") as ours:
         for section, settings in theirs.read("local").items():
             ours[section] = settings
         ours["core"]["check_update"] = False  # no calls home
@@ -63,6 +70,17 @@ def link(folder: Path, *, to: Path, cache_home: Path, remote: str = "") -> None:
             name = theirs["core"].get("remote") or "recorded"
             ours["core"]["remote"] = name
             ours["remote"].setdefault(name, {})["url"] = seen_from_here(remote)
+
+
+@contextmanager
+def ascii_alone() -> Iterator[None]:
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        line = next(line for line in str(error.object).splitlines() if not line.isascii())
+        raise ValueError(
+            f"DVC's settings take ASCII alone, not '{line.strip()}': name a link that leads there"
+        ) from None
 
 
 def seen_from_here(address: str) -> str:

@@ -45,10 +45,13 @@ def merged(params: str, *, recipe: str | None = None, overrides: list[str] | Non
     Values that change nothing give back the very same text, so that they do not make another run of it.
 
     Raises:
-        ValueError: an overlay is no YAML, names an unknown key, or puts a value where a section or list is (or the reverse).
+        ValueError: an overlay is no YAML, the recipe says nothing, an overlay names
+            an unknown key, or puts a value where a section or list is (or the reverse).
     """
     base = sections_of(params)
     layers = [parse(recipe, "the recipe")] if recipe is not None else []
+    if layers and not plain(layers[0]):
+        raise ValueError("the recipe is empty: it must say what differs from params.yaml")
     layers += [assignment(item) for item in overrides or []]
     for layer in layers:
         check(plain(layer), base, ())

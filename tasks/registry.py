@@ -20,6 +20,7 @@ from tasks.tags import KEY, RECIPE, RECORD
 CHAMPION, CANDIDATE = "champion", "candidate"
 STAGING = "staging"  # passed the rules, and waits for a person's approval
 MOVE = "longlora.move."
+LONGEST = 5000  # characters of a description
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,17 @@ def register(client: MlflowClient, name: str, *, source: str, run: Run, desc: st
     if known := of_source(client, name, source):
         return known[0]
     tags = {key: run.data.tags.get(key, "") for key in (KEY, RECIPE, RECORD)}
-    made = client.create_model_version(name, source, run_id=run.info.run_id, tags=tags, description=run.info.run_name)
+    made = client.create_model_version(name, source, run_id=run.info.run_id, tags=tags, description=described(run))
     first = of_source(client, name, source)[0]
     if first.version != made.version:  # MLflow's client asks again where an answer is lost
         client.delete_model_version(name, str(made.version))
     return first
+
+
+def described(run: Run) -> str:
+    """What a version's page says of it: the run's description, in whole lines, as many as databases take; else its name."""
+    text = run.data.tags.get("mlflow.note.content") or str(run.info.run_name)
+    return text if len(text) <= LONGEST else text[: LONGEST + 1].rpartition("\n")[0]
 
 
 def of_source(client: MlflowClient, name: str, source: str) -> list[ModelVersion]:

@@ -22,10 +22,11 @@ from dvc.exceptions import CheckoutError, DvcException
 from dvc.repo import Repo, lock_repo
 
 from tasks.declared import Artifact, artifacts_in
-from tasks.errors import one_line
+from tasks.errors import UserError, one_line
 from tasks.hashes import hash_of
 from tasks.single import RunCache, drop_cut_off_locks, must_be_whole
 from tasks.stage_process import StageRunner
+from tasks.storage import without_credentials
 
 Status = Literal["unchanged", "restored", "stale"]
 VARIES = "varies"
@@ -257,13 +258,22 @@ class DvcRepo:
             return ""
 
     def push(self) -> str:
-        """Send the data of dvc.lock to the default remote; its address, or '' if there is none."""
+        """Send the data of dvc.lock to the default remote; its address, or '' if there is none.
+
+        Raises:
+            UserError: it does not take it.
+        """
         with self._engine():
             name = self._repo.config["core"].get("remote")
             if not name:
                 return ""
-            self._repo.push()
-            return str(self._repo.config["remote"][name]["url"])
+            address = str(self._repo.config["remote"][name]["url"])
+            try:
+                self._repo.push()
+            except Exception as error:  # each kind of remote has a client of its own, with errors of its own
+                said = f"the DVC remote {without_credentials(address)}: {one_line(error)}"
+                raise UserError(f"{said}: the same command goes on from here when that is mended") from error
+            return address
 
     @cached_property
     def artifacts(self) -> list[Artifact]:

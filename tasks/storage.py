@@ -28,11 +28,20 @@ class Finished:
 
 
 def record(where: Project, snapshot: Snapshot, folder: Path) -> str:
-    """Commit `folder`'s dvc.lock on top of the snapshot, under the run's ref and its own. The same lock gives the same commit."""
+    """Commit `folder`'s dvc.lock on top of the snapshot, under the run's ref and its own. The same lock gives the same commit.
+    Call it under the lock of the run's key."""
     commit = record_commit(where, snapshot, folder)
+    for lock in ref_locks(where, kept_ref(commit), record_ref(snapshot.key)):
+        lock.unlink(missing_ok=True)
     updates = "".join(f"update {ref} {commit}\n" for ref in (kept_ref(commit), record_ref(snapshot.key)))
     git("update-ref", "--stdin", cwd=where.root, stdin=updates)
     return commit
+
+
+def ref_locks(where: Project, *refs: str) -> list[Path]:
+    """git's locks of `refs`. One that is there under the lock of their run was left by a git that was killed."""
+    asked = [word for ref in refs for word in ("--git-path", f"{ref}.lock")]
+    return [Path(line) for line in git("rev-parse", "--path-format=absolute", *asked, cwd=where.root).splitlines()]
 
 
 def kept_ref(commit: str) -> str:

@@ -83,14 +83,22 @@ class Addition:
     files: dict[str, str] = field(default_factory=dict)
 
 
-def git(*arguments: str, cwd: Path, stdin: str | None = None, env: dict[str, str] | None = None) -> str:
+def git(
+    *arguments: str, cwd: Path, stdin: str | None = None, env: dict[str, str] | None = None, stored: bool = False
+) -> str:
     """Run git, without the user's hooks (they are for the user's commits and checkouts) and without split indices (DVC does not
     read those), and return what it prints.
+
+    Args:
+        stored: write files byte for byte as they are stored, whatever ends of lines the user wants in his own: stages depend on
+            their hashes.
 
     Raises:
         ValueError: git ended with an error; from its `fatal:` on, else its last line.
     """
-    command = ["git", "-c", f"core.hooksPath={os.devnull}", "-c", "core.splitIndex=false", *arguments]
+    config = [f"core.hooksPath={os.devnull}", "core.splitIndex=false"]
+    config += ["core.autocrlf=false", "core.eol=lf"] if stored else []
+    command = ["git", *(word for setting in config for word in ("-c", setting)), *arguments]
     done = subprocess.run(
         command, cwd=cwd, input=stdin, env={**os.environ, **(env or {})}, capture_output=True, text=True
     )
@@ -206,7 +214,7 @@ def files_now(where: Project, *, recipe: str | None = None) -> Files:
         head=head,
         branch="detached" if branch == "HEAD" else branch,
         params=read_text(tree / "params.yaml"),
-        recipe=read_text(recipe_file(tree, recipe)) if recipe else None,
+        recipe=read_text(recipe_file(tree, recipe)) if recipe is not None else None,
         sources=read_text(tree / SOURCES) if (tree / SOURCES).exists() else "",
     )
 
@@ -256,16 +264,16 @@ def worktree(where: Project, snapshot: Snapshot) -> Path:
     entry = entry_of(folder, where)
     if ready.exists() and entry:
         (entry / "index.lock").unlink(missing_ok=True)  # left by a git that was killed: nobody else is in here
-        git("checkout", "--force", snapshot.commit, "--", ".", ":(exclude)dvc.lock", cwd=folder)
+        git("checkout", "--force", snapshot.commit, "--", ".", ":(exclude)dvc.lock", cwd=folder, stored=True)
         return folder
     if folder.exists():  # half made, or of the project where it was before
         shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # twice: git may know a folder that is gone, and a git that was killed here left it locked
-    git("worktree", "add", "--force", "--force", "--detach", str(folder), snapshot.commit, cwd=where.root)
+    git("worktree", "add", "--force", "--force", "--detach", str(folder), snapshot.commit, cwd=where.root, stored=True)
     record = git("for-each-ref", "--format=%(objectname)", record_ref(snapshot.key), cwd=where.root)
     if record:
-        git("checkout", record, "--", "dvc.lock", cwd=folder)
+        git("checkout", record, "--", "dvc.lock", cwd=folder, stored=True)
     ready.parent.mkdir(parents=True, exist_ok=True)
     ready.touch()
     return folder

@@ -137,6 +137,15 @@ def test_mlflows_own_pages_show_both_runs_and_each_one_whole(pair, mlflow_server
         keep(page, "mlflow-metrics")
 
 
+def test_a_run_is_not_compared_with_itself(pair, mlflow_server):  # noqa: F811
+    folder, (key, _) = pair
+    done = dummy.longlora(folder, "compare", key, key[:8], env={"MLFLOW_TRACKING_URI": mlflow_server})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert (
+        done.stderr == f"error: {key} and {key[:8]} are the same run: `longlora runs` lists what there is to compare\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -121,6 +121,31 @@ def test_a_remote_inside_of_any_checkout_of_the_project_may_be_new(tmp_path):
             must_reach_remote(Project(tree=tree, root=tmp_path / "main"))
 
 
+def test_a_remote_behind_a_file_is_one_line_wherever_it_is(tmp_path):
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / "file").touch()
+    for address in (tmp_path / "file", tmp_path / "file" / "remote"):
+        (tmp_path / ".dvc" / "config").write_text(f"[core]\n remote = local\n['remote \"local\"']\n url = {address}\n")
+        for root in (tmp_path, tmp_path / "elsewhere"):
+            with pytest.raises(
+                ValueError, match=f"^the DVC remote {address}: {tmp_path}/file is a file, and must be a folder$"
+            ):
+                must_reach_remote(Project(tree=tmp_path, root=root))
+
+
+def test_a_remote_that_dvcs_settings_can_not_name_is_one_line_with_a_way_out(tmp_path):
+    for name in ("tree", "worktree"):
+        (tmp_path / name / ".dvc").mkdir(parents=True)
+        (tmp_path / name / ".dvc" / "config").write_text("")
+    with pytest.raises(ValueError, match=r"^DVC's settings take ASCII alone, not 'url = .*/données': name a link"):
+        link(
+            tmp_path / "worktree",
+            to=tmp_path / "tree",
+            cache_home=tmp_path / "tree",
+            remote=str(tmp_path / "données"),
+        )
+
+
 def test_a_remote_whose_package_is_missing_is_said_before_it_is_asked(tmp_path):
     for name in ("tree", "worktree"):
         (tmp_path / name / ".dvc").mkdir(parents=True)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import dummy
@@ -86,6 +87,22 @@ def test_a_run_is_kept_on_s3_and_another_clone_has_it_from_there_alone(s3, track
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1), refused.stderr
     assert "neither the cache nor s3://nowhere/data has" in refused.stderr
     assert subprocess.run(["git", "status", "--porcelain"], cwd=tmp_path / "second", capture_output=True).stdout == b""
+
+
+def test_a_store_that_does_not_answer_is_one_line_once_its_run_is_to_be_kept(folder, monkeypatch):
+    from tasks.errors import UserError
+    from tasks.stages import DvcRepo
+
+    for name, value in {**KEYS, "AWS_MAX_ATTEMPTS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    store = "['remote \"lab\"']\n    url = s3://runs/data\n    endpointurl = http://127.0.0.1:9\n"
+    dummy.write(folder / ".dvc" / "config", f"[core]\n    analytics = false\n    remote = lab\n{store}")
+    with closing(DvcRepo(folder, environment={})) as dvc:
+        dvc.run_stage("fetch", on_line=print, on_tick=lambda: None)
+        with pytest.raises(
+            UserError, match=r"^the DVC remote s3://runs/data: Could not connect to .*: the same command"
+        ):
+            dvc.push()
 
 
 def test_the_extra_brings_what_both_need():

@@ -56,7 +56,7 @@ def test_a_slip_is_one_line_with_the_rule(override, said):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("recipe", ["fit: [", "- a", "fit: {steps: 1, steps: 2}", "other: 1"])
+@pytest.mark.parametrize("recipe", ["fit: [", "- a", "fit: {steps: 1, steps: 2}", "other: 1", "", "# fit:\n"])
 def test_a_bad_recipe_is_one_line(recipe):
     with pytest.raises(ValueError) as caught:
         merged(PARAMS, recipe=recipe)

@@ -190,7 +190,8 @@ def test_each_stage_is_a_task_its_output_in_the_log_and_the_run_goes_to_git(
         "train: step 3/3  loss 0.3333  1,003 tokens/s  0 s left  0.25 GB",
     )
     (summary,) = artifacts(url, last, "markdown")
-    assert (summary["key"], summary["data"].splitlines()[0]) == (f"run-{key}", "# Dummy")
+    assert (summary["key"], summary["description"]) == (f"run-{key}", "Dummy")
+    assert summary["data"].splitlines()[0] == "# Dummy"
     tasks = ask(url, "task_runs", {"task_runs": {"id": {"any_": [progress["task_run_id"]]}}})
     assert [task["name"] for task in tasks] == ["train"]
     client, run_id = MlflowClient(mlflow_uri), mlflow_runs(mlflow_uri, key)[0].info.run_id
@@ -229,6 +230,15 @@ def test_after_a_failure_only_what_does_not_depend_on_it_runs(
     assert {states[name] for name in ("score@tuned", "gate", "report")} == {"NotReady"}
     assert [run.info.status for run in mlflow_runs(mlflow_uri, key)] == ["FAILED"]
     assert dummy.git(own, "for-each-ref", "refs/longlora") == ""
+
+
+def test_what_prefect_keeps_of_a_run_that_failed_is_no_pickle(run_flow, own):
+    from flows.promote import promote
+
+    for flow in (run_flow, promote):
+        kept = flow("nowhere", return_state=True).data.metadata
+        assert kept.serializer.type == "json"
+        assert "nowhere" in Path(kept.storage_key).read_text()
 
 
 def test_an_accident_is_tried_again_as_meta_says(run_flow, own):

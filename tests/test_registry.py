@@ -169,6 +169,20 @@ def test_registering_twice_makes_one_version(recorded, client, run, tmp_path):
     assert client.get_registered_model(tmp_path.name).description == "d"
 
 
+def test_a_version_says_what_its_run_found_in_as_many_characters_as_any_database_takes(client, run, tmp_path):
+    from tasks import registry
+
+    def described(text: str) -> str:
+        client.set_tag(run.info.run_id, "mlflow.note.content", text)
+        name, known = f"{tmp_path.name}-{len(text)}", client.get_run(run.info.run_id)
+        return registry.register(client, name, source=f"dvc://{name}/m", run=known, desc="d", labels=[]).description
+
+    assert described("**passed**\n\n| a | b |") == "**passed**\n\n| a | b |"
+    assert described("") == run.info.run_name
+    long = described("0123456789\n" * 600)
+    assert 4980 < len(long) <= 5000 and long.endswith("\n0123456789")
+
+
 def versions(client, name: str, number: int) -> list[str]:
     client.create_registered_model(name)
     return [str(client.create_model_version(name, f"dvc://{name}/m?rev={i}&repo=r").version) for i in range(number)]

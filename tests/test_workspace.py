@@ -148,6 +148,17 @@ def test_a_worktree_is_the_snapshot_whatever_was_done_to_it(folder):
     assert dummy.git(folder, "status", "--porcelain") == ""
 
 
+def test_a_worktree_has_the_bytes_that_are_stored_whatever_ends_of_lines_the_user_wants(folder):
+    dummy.git(folder, "config", "core.autocrlf", "true")
+    for _ in range(2):  # made, and found again
+        work = worktree(project(folder), snapshot(project(folder)))
+        assert b"\r" not in (work / "dummy" / "stage.py").read_bytes()
+        (work / "dummy" / "stage.py").unlink()
+    text = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(text, newline="\r\n")
+    assert snapshot(project(folder)).dirty is False
+
+
 def test_a_half_made_worktree_is_made_anew(folder):
     where = project(folder)
     state = snapshot(where)
@@ -225,6 +236,15 @@ def test_the_same_files_and_lock_keep_their_record_on_whatever_commit(folder):
     dummy.git(folder, "reflog", "expire", "--expire=now", "--all")
     dummy.git(folder, "gc", "--quiet", "--prune=now")
     assert dummy.git(folder, "show", f"{first}:dvc.lock") == "schema: '2.0'"
+
+
+def test_what_a_killed_git_left_of_its_locks_does_not_keep_a_record_from_being_made_again(folder):
+    commit = recorded_with(folder, "schema: '2.0'\n")
+    key = snapshot(project(folder)).key
+    for ref in (f"refs/longlora/records/{commit}", record_ref(key)):
+        (folder / ".git" / f"{ref}.lock").touch()
+    assert recorded_with(folder, "schema: '2.0'\n") == commit
+    assert not list((folder / ".git" / "refs").rglob("*.lock"))
 
 
 def test_a_published_record_can_be_fetched_after_another_clone_published_the_same_run(folder, tmp_path, monkeypatch):

@@ -49,12 +49,15 @@ def compare(where: Project, one: str, other: str, *, html: Path | None) -> None:
     """Show runs `one` and `other` (keys or MLflow ids, or their beginnings); `html`: a page of it, with the curves drawn.
 
     Raises:
-        ValueError: there is no such run, or `html` cannot be written.
+        ValueError: there is no such run, both are the same one, or `html` cannot be written.
     """
     if html and (html.suffix != ".html" or not html.absolute().parent.is_dir() or html.is_dir()):
         raise ValueError(f"--html {html}: must be a file that ends in .html, in a folder that is there")
     client = tracking.connect()
-    sides = [side(client, where, runs.chosen(client, where, wanted)) for wanted in (one, other)]
+    chosen = [runs.chosen(client, where, wanted) for wanted in (one, other)]
+    if chosen[0].info.run_id == chosen[1].info.run_id:
+        raise ValueError(f"{one} and {other} are the same run: `longlora runs` lists what there is to compare")
+    sides = [side(client, where, run) for run in chosen]
     curves = curves_at(where.root, "HEAD")
     tables = [
         facts(sides),

@@ -89,7 +89,7 @@ def bring_back(where: Project, sought: Sought, remote: str | None) -> DvcRepo:
     """The run's worktree, every output of its dvc.lock in it. Call it under the lock of its key."""
     snapshot = storage.recorded_snapshot(where, sought.key)
     folder = worktree(where, snapshot)
-    git("checkout", record_ref(sought.key), "--", "dvc.lock", cwd=folder)
+    git("checkout", record_ref(sought.key), "--", "dvc.lock", cwd=folder, stored=True)
     missing = ""
     addresses = list(dict.fromkeys([remote] if remote else ["", sought.data]))  # '': this clone's own
     for address in addresses:
