@@ -65,6 +65,25 @@ def test_sentences_end_where_a_reader_would_end_them():
     assert parts("no heading") == []
 
 
+def test_an_item_of_a_list_is_a_sentence_without_its_mark():
+    text = (
+        "# Fees\nPaid are:\n- berths, a night\n  or longer\n* showers.\n  + at pontoon B.\n\n- *water* - not yet\n"
+        "1. Call the office\n2) Tie up at B.\n3. Pay\n-5 degrees, or\n3.5 m"
+    )
+    assert [text[s.start : s.end] for s in sentences(text)] == [
+        "Paid are:",
+        "berths, a night\n  or longer",
+        "showers.",
+        "at pontoon B.",
+        "*water* - not yet",
+        "1.",
+        "Call the office",
+        "2) Tie up at B.",
+        "3.",
+        "Pay\n-5 degrees, or\n3.5 m",
+    ]
+
+
 def test_a_comment_in_code_is_no_heading():
     text = "# Use\n\nDo this:\n\n```sh\n# the demo\nlonglora run\n```\n\nWait.\n\n# End\n\nBye.\n\n~~~ py\n# open to the end\n"
     assert [p.heading for p in parts(text)] == ["Use", "End", "open to the end"]

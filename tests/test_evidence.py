@@ -66,6 +66,11 @@ def test_where_nothing_is_said_nothing_is_cited(evidence):
     assert Evidence(Document("signs", "+ - +")).passage("x", "y") is None
 
 
+def test_the_number_of_an_item_is_not_cited():
+    steps = Evidence(Document("steps", "1. Call.\n2. Wait.\n3. Pay 3 euros.\n"))
+    assert steps.passage("How much?", "3").text == "Pay 3 euros."
+
+
 def test_only_what_the_model_read_is_cited(evidence):
     second = Span(TEXT.index("# The mill"), len(TEXT))
     found = evidence.passage("When was the harbour of Vellmoor built?", "1873", within=second)

@@ -8,7 +8,8 @@ import re
 from typing import NamedTuple
 
 BORDER = re.compile(
-    r"[.!?]['\"\u2019\u201d)\]]*(\s+)(?=\S)"  # a space behind a full stop and closing quotes
+    r"(?:[.!?]['\"\u2019\u201d)\]]*)?(\s*\n[ \t]*(?:[-*+][ \t]+|(?=\d{1,2}[.)][ \t])))(?=\S)"  # a Markdown list's item begins
+    r"|[.!?]['\"\u2019\u201d)\]]*(?P<space>\s+)(?=\S)"  # a space behind a full stop and closing quotes
     r"|[\u3002\uff01\uff1f]()"  # Chinese and Japanese ones, without a space
     r"|(\s*\n\s*\n\s*)"  # a blank line
 )
@@ -51,8 +52,8 @@ def sentences(text: str) -> list[Span]:
 
 
 def ends_sentence(border: re.Match[str], text: str) -> bool:
-    """Whether a sentence ends here: at a blank line always, behind a full stop if what follows can begin one."""
-    if border.group(1) is None or "\n\n" in border.group(1):
+    """Whether a sentence ends here: behind a full stop if what follows can begin one, at every other border always."""
+    if border["space"] is None or "\n\n" in border["space"]:
         return True
     if ABBREVIATION.search(text, max(0, border.start() - 8), border.start() + 1):
         return False

@@ -4,6 +4,7 @@ A guess from the words alone, made after the answer and independent of the model
 but lets a reader look. Words weigh by their rarity in the document (TF-IDF, scikit-learn).
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ VERBATIM = 1.0
 """What a sentence that holds the answer word for word has more than one that does not; a cosine is at most 1."""
 ASKED = 0.5
 """Weight of the question's words against the answer's: the question is mostly about what the passage is about."""
+NUMBERING = re.compile(r"\d{1,2}[.)]")
+"""The number of a list's item, which `sentences` takes for a sentence: for the answer "3" it would be the passage."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Evidence:
 
     def __init__(self, document: Document) -> None:
         self.document = document
-        self.spans = sentences(document.text)
+        self.spans = [s for s in sentences(document.text) if not NUMBERING.fullmatch(document.text, *s)]
         self.flat = [spelt(document.text[slice(*s)]) for s in self.spans]
         self.words = TfidfVectorizer(token_pattern=r"\S+", sublinear_tf=True)
         try:
