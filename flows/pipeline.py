@@ -37,6 +37,8 @@ from tasks.stages import Stage
 from tasks.tags import GIT, RECORD, REF, REMOTE, VERDICT
 from tasks.watching import Watched, watched
 
+AT_WORK = [StateType.RUNNING, StateType.CANCELLING]
+
 
 def jobs() -> int:
     """How many stages may run at once, by LONGLORA_JOBS.
@@ -234,11 +236,16 @@ def name_run(where: workspace.Project, name: str) -> None:
     with get_client(sync_client=True) as client:
         running = FlowRunFilter(
             tags=FlowRunFilterTags(all_=[home]),
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.CANCELLING])),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=AT_WORK)),
         )
         for other in client.read_flow_runs(flow_run_filter=running):
-            if not locks.is_held(where, flow_lock(other.id)):
-                kind = Cancelled if other.state_type is StateType.CANCELLING else Crashed
+            if locks.is_held(where, flow_lock(other.id)):
+                continue
+            state = client.read_flow_run(
+                other.id
+            ).state_type  # it may have ended since it was found, and freed its lock then
+            if state in AT_WORK:
+                kind = Cancelled if state is StateType.CANCELLING else Crashed
                 client.set_flow_run_state(other.id, kind(message="its process ended without a word"), force=True)
         client.update_flow_run(flow_run.get_id(), name=name, tags=[*flow_run.get_tags(), home])
 

@@ -39,6 +39,13 @@ def is_held(where: Project, key: str) -> bool:
     return False
 
 
+@contextmanager
+def idle(where: Project, key: str) -> Iterator[bool]:
+    """Whether no process of this machine works on run `key`; if so, none begins meanwhile."""
+    with nobody_else(where, f"{key}.lock") as free:
+        yield free
+
+
 def pin(folder: Path) -> None:
     """Keep gc from deleting the run's worktree or fetched model that `folder` is in, until this process ends.
 
@@ -58,9 +65,16 @@ def pin(folder: Path) -> None:
 @contextmanager
 def unpinned(where: Project, name: str) -> Iterator[bool]:
     """Whether no process has a `pin` on the worktree or model `name`; if so, none sets one meanwhile."""
+    with nobody_else(where, readers(name)) as free:
+        yield free
+
+
+@contextmanager
+def nobody_else(where: Project, name: str) -> Iterator[bool]:
+    """Whether the lock `name` could be had, and is held now; it is not waited for."""
     folder = where.state / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / readers(name)).open("a") as file:
+    with (folder / name).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

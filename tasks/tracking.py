@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from tasks.entities import curve, dataset, flat, measured, now, pictures
-from tasks.locks import is_held
+from tasks.locks import idle
 from tasks.machine import gpu_names
 from tasks.servers import is_served, must_be_reachable
 from tasks.stages import Out
@@ -113,8 +113,11 @@ def mark_dead_runs(client: MlflowClient, where: Project, experiment: str, *, but
     here = home(where)  # compared here: in MLflow's filter an apostrophe of a folder's name would end the text
     for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
         tags = run.data.tags
-        if tags.get(HOME) == here and tags[KEY] != but and not is_held(where, tags[KEY]):
-            client.set_terminated(run.info.run_id, "KILLED")
+        if tags.get(HOME) == here and tags[KEY] != but:
+            with idle(where, tags[KEY]) as dead:
+                # asked again: it may have ended well since it was found, and freed its lock then
+                if dead and client.get_run(run.info.run_id).info.status == "RUNNING":
+                    client.set_terminated(run.info.run_id, "KILLED")
 
 
 def join_sweep(client: MlflowClient, run: Run, name: str) -> None:

@@ -259,6 +259,19 @@ def test_a_deleted_experiment_is_said_with_what_brings_it_back(opened, mlflow_ur
     assert str(caught.value).endswith(f"was deleted: bring it back with {restore}")
 
 
+def test_a_run_that_ends_while_dead_ones_are_looked_for_stays_finished(opened, folder, monkeypatch):
+    """Of two runs at once the one that began as the other ended said KILLED of it."""
+    from tasks.tracking import mark_dead_runs
+    from tasks.workspace import project
+
+    tracker = opened()
+    found = tracker.client.get_run(tracker.run_id)
+    monkeypatch.setattr(tracker.client, "search_runs", lambda *_: [found])
+    tracker.finish("FINISHED")
+    mark_dead_runs(tracker.client, project(folder), found.info.experiment_id)
+    assert tracker.client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
 def test_a_run_whose_process_is_gone_does_not_stay_running(opened, folder):
     from tasks.locks import hold
     from tasks.tracking import HOME, mark_dead_runs
