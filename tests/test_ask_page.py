@@ -112,6 +112,16 @@ def test_a_document_is_sent_asked_twice_and_cited(tab):
     assert expected.read == len(here.question_ids(question, here.text)), "the document was read once"
 
 
+@needs_nicegui
+@needs_browser
+def test_on_a_telephone_nothing_stands_beyond_the_edge_whatever_its_words(tab):
+    tab.set_viewport_size({"width": 320, "height": 640})
+    send(tab, "report.txt", b"word" * 25)
+    ask(tab, "word" * 25, number=1)
+    tab.evaluate("document.querySelector('header .faint').innerText = 'a/model/folder_of_a_name'.repeat(4)")
+    assert tab.evaluate("document.documentElement.scrollWidth") == 320
+
+
 WATCH = """() => {
     window.seen = [];
     new MutationObserver(() => {

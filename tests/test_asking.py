@@ -250,7 +250,7 @@ def test_the_command_says_what_it_does_with_what_is_too_long(tmp_path, capsys, m
         ("a.txt", b" \n", {}, "a.txt holds no text"),
         ("a.txt", b"caf\xe9", {}, "a.txt is not utf-8: byte 3 is 0xe9; name its encoding, such as latin-1"),
         (".", None, {}, "is a folder: name one document in it"),
-        ("a.txt", LONG.encode(), {}, r"the document has \d+ tokens.* choose --too-long truncate"),
+        ("a.txt", LONG.encode(), {}, r"the document has \d+ tokens.* read its beginning \(--too-long truncate\)"),
         ("a.txt", b"x", {"model": "./nowhere"}, "no model at ./nowhere"),
     ],
 )

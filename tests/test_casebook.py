@@ -261,13 +261,24 @@ def test_without_a_length_the_usual_ones_are_taken_that_the_documents_have(tmp_p
         said = longqa.build(
             str(tmp_path / "a.txt"), out=tmp_path / "qa", settings=usual | more, tokenizer=None, encoding="utf-8"
         )
-        assert len((tmp_path / "qa").read_text().splitlines()) == int(said[0].split()[0]) > 0
+        written = (tmp_path / "qa").read_text().splitlines()
+        assert len(written) == len(set(written)) == int(said[0].split()[0]) > 0
         return said[2]
 
     assert lengths(100) == "of up to 500, 1000 words: there is too little text for more"
     assert lengths(20) == "of up to 280 words: there is too little text for more"
     with pytest.raises(ValueError, match="have no excerpt of 500"):
         lengths(20, lengths=[500])
+
+
+def test_a_question_that_a_short_text_is_asked_again_is_written_once_and_that_is_said(tmp_path):
+    (tmp_path / "a.txt").write_text("It was Ada Lovelace who came to the town. In 1843 they met Charles Babbage there.")
+    usual = {"kinds": ["cloze"], "samples": 16, "collections": 0.0, "seed": 1}
+    said = longqa.build(str(tmp_path), out=tmp_path / "qa.jsonl", settings=usual, tokenizer=None, encoding="utf-8")
+    asked = [json.loads(line)["question"] for line in (tmp_path / "qa.jsonl").read_text().splitlines()]
+    assert len(asked) == len(set(asked))
+    assert said[0].startswith(f"{len(asked)} questions on 1 document: ")
+    assert f"{80 - len(asked)} more were the same ones on the same text, and are left out" in said
 
 
 def test_the_command_writes_three_thousand_pairs_from_the_default_corpus(tmp_path):

@@ -8,7 +8,9 @@ body { background: #f3f5f7; color: var(--ink); font: 16px/1.5 system-ui, "Segoe 
   display: grid; grid-template: auto 1fr / minmax(0, 5fr) minmax(0, 6fr); gap: 16px;
   width: 100%; max-width: 1320px; height: 100vh; margin: 0 auto; padding: 20px 24px;
 }
-.sheet > header { grid-column: 1 / -1; display: flex; align-items: baseline; gap: 16px; }
+.sheet > header {
+  grid-column: 1 / -1; display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 16px; overflow-wrap: anywhere;
+}
 .title { font-size: 24px; font-weight: 650; letter-spacing: -.01em; }
 .faint { color: var(--faint); font-size: 13px; }
 .sheet > section {
@@ -34,14 +36,14 @@ mark { background: #ffe9a8; border-radius: 3px; padding: 1px 0; }
 .hint { margin: auto; color: var(--faint); text-align: center; }
 .question {
   align-self: flex-end; max-width: 85%; padding: 8px 14px;
-  background: var(--ours); color: white; border-radius: 14px 14px 3px 14px;
+  background: var(--ours); color: white; border-radius: 14px 14px 3px 14px; overflow-wrap: anywhere;
 }
 .answer { align-self: flex-start; max-width: 92%; }
 .said { padding: 8px 14px; background: #eef1f4; border-radius: 14px 14px 14px 3px; white-space: pre-wrap; overflow-wrap: anywhere; }
 .waiting { color: var(--faint); }
 blockquote {
   margin: 8px 0 0; padding: 6px 12px; border-left: 3px solid #e5b93a; background: #fffaf0; border-radius: 4px;
-  font: 14px/1.5 Georgia, "DejaVu Serif", serif; cursor: pointer;
+  font: 14px/1.5 Georgia, "DejaVu Serif", serif; cursor: pointer; overflow-wrap: anywhere;
 }
 .place { font: 12px/1.4 system-ui, "DejaVu Sans", sans-serif; color: var(--faint); margin-top: 3px; }
 .answer > div > .faint { margin-top: 4px; font-size: 12px; }

@@ -35,15 +35,18 @@ def build(docs: str, *, out: Path, settings: dict[str, Any], tokenizer: Path | N
     measure = tokens(open_tokenizer(tokenizer)) if tokenizer else words
     casebook = casebook_of({"lengths": usual_lengths(documents, measure)} | settings)
     built = build_cases(documents, casebook, measure=measure)
-    write(built.cases, out)
-    kinds = Counter(case.kind for case in built.cases)
+    cases = list({(case.document, case.question): case for case in built.cases}.values())
+    write(cases, out)
+    kinds = Counter(case.kind for case in cases)
     said = [
-        f"{len(built.cases)} questions on {len(documents)} documents: {out}",
+        f"{len(cases)} questions on {len(documents)} document{'s' * (len(documents) != 1)}: {out}",
         ", ".join(f"{kinds[kind]} {kind}" for kind in casebook.kinds),
     ]
     if "lengths" not in settings and casebook.lengths != USUAL["lengths"]:
         unit = "tokens" if tokenizer else "words"
         said.append(f"of up to {', '.join(map(str, casebook.lengths))} {unit}: there is too little text for more")
+    if repeated := len(built.cases) - len(cases):
+        said.append(f"{repeated} more were the same ones on the same text, and are left out")
     if built.missing:
         said.append(f"{len(built.missing)} could not be asked, the first: {built.missing[0]}")
     return said

@@ -79,7 +79,8 @@ class Session:
         if len(self.windows) > 1 and too_long == "refuse":
             raise ValueError(
                 f"the document has {self.length} tokens, and the model reads {self.context}, of which {space} are left for "
-                "it: choose --too-long truncate (read its beginning) or windows (ask part by part), or a model of a longer context"
+                "it: read its beginning (--too-long truncate), ask part by part (--too-long windows), or take a model of a "
+                "longer context"
             )
         if too_long == "truncate":
             self.windows = self.windows[:1]
