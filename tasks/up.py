@@ -110,7 +110,7 @@ def start_prefect(where: Project, at: Host, port: int) -> Up:
     near = f"http://{at.near}:{port}/api"
     command = prefect_command(port, schedules=True, host=at)
     # its page asks the server that the page is from, whatever the browser calls it
-    env = {"PREFECT_API_URL": near, "PREFECT_UI_API_URL": "/api", **prefect_server()}
+    env = {"PREFECT_API_URL": near, "PREFECT_UI_API_URL": "/api", **prefect_server(at, port)}
     log = where.state / "prefect.log"
     server = RestartingServer("Prefect", command, health=f"{near}/health", log=log, env=env, restarts=0)
     return Up(server, f"http://{at.shown}:{port}", near, PREFECT)
