@@ -94,7 +94,8 @@ def run_servers(
             each.ready()
         worker = start_worker(where)
         worker.ready()
-        announced.write_text(os.environ["PREFECT_API_URL"])
+        if PREFECT in own:  # another's address may hold a password, and is the user's to hand on
+            announced.write_text(os.environ["PREFECT_API_URL"])
         ready(at, ours)
         ours.append(worker)
         while not any(each.server.lost for each in ours):
