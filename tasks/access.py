@@ -15,11 +15,13 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import httpx
 
+from tasks.listening import Host
 from tasks.web import request
 
 SHORTEST = 12  # characters of a password: MLflow's rule, and ours for both servers
 KNOWN = "password1234"  # the password that MLflow once shipped, and now refuses
 SERVER_SIDE = "PREFECT_SERVER_API_AUTH_STRING"
+ORIGINS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
 PATIENCE = 30.0  # seconds for an answer: a server that starts on a busy machine takes connections before it can answer
 
 
@@ -126,8 +128,10 @@ def must_be_asked(host: str, servers: Iterable[Access]) -> None:
         )
 
 
-def prefect_server() -> dict[str, str]:
-    """What a Prefect server of ours is told, so that it asks for what its clients send; {} without credentials.
+def prefect_server(host: Host, port: int) -> dict[str, str]:
+    """What a Prefect server of ours is told, so that it asks for what its clients send, and only its own page's scripts may use it.
+
+    By itself it lets every page that the user visits do so, and its worker runs any command that it is given.
 
     Raises:
         ValueError: unsound credentials, or the server's name for them has others.
@@ -135,7 +139,8 @@ def prefect_server() -> dict[str, str]:
     words = PREFECT.must_be_sound()
     if os.environ.get(SERVER_SIDE, words) != words:
         raise ValueError(f"{SERVER_SIDE} is not {PREFECT.named()}: set the latter alone, the server is given the same")
-    return {SERVER_SIDE: words} if words else {}
+    origins = ",".join(f"http://{name}:{port}" for name in [*host.names(), "localhost"])
+    return {ORIGINS: os.environ.get(ORIGINS, origins), **({SERVER_SIDE: words} if words else {})}
 
 
 def mlflow_server(folder: Path, port: int) -> dict[str, str]:

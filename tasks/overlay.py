@@ -70,22 +70,30 @@ def sections_of(params: str) -> dict[str, Any]:
 
 def parse(text: str, source: str) -> Any:
     try:
-        return OmegaConf.create(text)
+        config = OmegaConf.create(text)
     except (YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"{source} is not readable as YAML: {one_line(error)}") from None
+    return values_only(config, source)
+
+
+def values_only(config: Any, source: str) -> Any:
+    """`config`, if it refers to nothing: an environment variable could be read into files that are kept and pushed."""
+    for line in OmegaConf.to_yaml(config).splitlines():
+        if "${" in line:
+            raise ValueError(f"{source}: write the value itself, not a reference to one: {line.strip()}")
+    return config
 
 
 def assignment(item: str) -> Any:
     """One `key.key=value` as a config."""
-    key, equals, value = item.partition("=")
+    key, equals, _ = item.partition("=")
     if not equals or not key.strip():
         raise ValueError(f"--set {item!r}: must be key=value, such as fit.steps=200")
-    if "${" in value:  # an environment variable could be read into a file that is kept and pushed
-        raise ValueError(f"--set {key}: write the value itself, not a reference to one")
     try:
-        return OmegaConf.from_dotlist([item])
+        config = OmegaConf.from_dotlist([item])
     except (YAMLError, OmegaConfBaseException):
         raise ValueError(f"--set {item!r}: the value is not readable as YAML") from None
+    return values_only(config, f"--set {key}")
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from tasks.access import MLFLOW, PREFECT, prefect_server
 from tasks.daemon import RESTARTS, STARTUP, RestartingServer, answers, end_run
@@ -93,7 +93,7 @@ def prefect_api(
         prefect_command(port, schedules=False),
         health=f"http://{LOOPBACK}:{port}/api/health",
         log=log,
-        env=prefect_server(),
+        env=prefect_server(LOCAL, port),
         restarts=restarts,
         on_lost=on_lost,
     )
@@ -150,7 +150,9 @@ def flush() -> None:
 def prefect_command(port: int, *, schedules: bool, host: Host = LOCAL) -> list[str]:
     scheduling = [] if schedules else ["--no-scheduler", "--no-late-runs", "--no-ui"]
     where = ["--host", host.address, "--port", str(port)]
-    return [sys.executable, "-m", "prefect", "server", "start", *where, *scheduling]
+    # who sends credentials is no page of somebody else's, and may know the server by any name
+    guard = [] if PREFECT.words() else ["tasks.guard"]
+    return [sys.executable, "-m", *guard, "prefect", "server", "start", *where, *scheduling]
 
 
 def must_be_reachable(variable: str) -> None:
@@ -159,10 +161,10 @@ def must_be_reachable(variable: str) -> None:
     One that did so before in this process, a run mostly, may be starting again: it has as long as a start may take.
 
     Raises:
-        ValueError: nobody does, or not us. Without this, clients try again for minutes.
+        ValueError: nobody does, or not us; or it is no address. Without this, clients try again for minutes.
     """
-    url = urlsplit(os.environ[variable])
-    port = url.port or PORTS.get(url.scheme.partition("+")[0])  # postgresql+psycopg2: what stands behind + is a driver
+    url, port = address_in(variable)
+    port = port or PORTS.get(url.scheme.partition("+")[0])  # postgresql+psycopg2: what stands behind + is a driver
     if not url.hostname or not port:
         return
     deadline = time.monotonic() + (STARTUP if (url.hostname, port) in reached else 0)
@@ -184,6 +186,22 @@ def must_be_reachable(variable: str) -> None:
     reached.add((url.hostname, port))
     if is_served(os.environ[variable]):
         server.must_admit(os.environ[variable])
+
+
+def address_in(variable: str) -> tuple[SplitResult, int | None]:
+    """The address in environment variable `variable`, and its port; its password does not end it too soon.
+
+    Raises:
+        ValueError: it does, as one with / ? # or [ may. The words of the parser would hold a part of it.
+    """
+    try:
+        url = urlsplit(os.environ[variable])
+        found = None if url.netloc and "@" in url.path + url.fragment else (url, url.port)
+    except ValueError:
+        found = None
+    if not found:
+        raise ValueError(f"{variable} is no address that can be read: percent-encode the password in {variable}")
+    return found
 
 
 def free_port() -> int:

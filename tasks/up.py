@@ -94,7 +94,8 @@ def run_servers(
             each.ready()
         worker = start_worker(where)
         worker.ready()
-        announced.write_text(os.environ["PREFECT_API_URL"])
+        if PREFECT in own:  # another's address may hold a password, and is the user's to hand on
+            announced.write_text(os.environ["PREFECT_API_URL"])
         ready(at, ours)
         ours.append(worker)
         while not any(each.server.lost for each in ours):
@@ -110,7 +111,7 @@ def start_prefect(where: Project, at: Host, port: int) -> Up:
     near = f"http://{at.near}:{port}/api"
     command = prefect_command(port, schedules=True, host=at)
     # its page asks the server that the page is from, whatever the browser calls it
-    env = {"PREFECT_API_URL": near, "PREFECT_UI_API_URL": "/api", **prefect_server()}
+    env = {"PREFECT_API_URL": near, "PREFECT_UI_API_URL": "/api", **prefect_server(at, port)}
     log = where.state / "prefect.log"
     server = RestartingServer("Prefect", command, health=f"{near}/health", log=log, env=env, restarts=0)
     return Up(server, f"http://{at.shown}:{port}", near, PREFECT)

@@ -56,8 +56,8 @@ def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Prefect server with its scheduler; ends with the session."""
-    from tasks import daemon, servers
-    from tasks.listening import LOOPBACK
+    from tasks import access, daemon, servers
+    from tasks.listening import LOCAL, LOOPBACK
 
     home = tmp_path_factory.mktemp("prefect")
     port, log = servers.free_port(), home / "server.log"
@@ -66,6 +66,7 @@ def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
         "PREFECT_UI_API_URL": "/api",  # as `longlora up` has it: the page asks the server that it is from
+        **access.prefect_server(LOCAL, port),
         "DO_NOT_TRACK": "1",
     }
     with pytest.MonkeyPatch.context() as patch:

@@ -11,17 +11,20 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import dummy
+import httpx
 import psutil
 import pytest
 from test_pipeline import key_of, mlflow_runs, start
 
 from tasks import access, daemon, listening, servers
 from tasks.access import MLFLOW, PREFECT
+from tasks.guard import Guard
 from tasks.up import up as bring_servers_up
 from tasks.workspace import Project
 
@@ -356,6 +359,17 @@ def status(url: str, words: str = "", body: dict[str, Any] | None = None, **head
         return error.code
 
 
+def asks_for_leave(prefect: str, origin: str) -> int:
+    """The status by which Prefect's server says whether scripts of a page from `origin` may give it work."""
+    asking = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type",
+    }
+    address = f"{prefect}/deployments/{uuid.uuid4()}/create_flow_run"
+    return httpx.options(address, headers=asking, trust_env=False).status_code
+
+
 def searched(folder: Path) -> list[str]:
     """Files and git objects of `folder` that hold a secret."""
     words = [secret.encode() for secret in SECRETS]
@@ -424,6 +438,51 @@ def test_prefect_s_live_logs_and_events_are_told_to_nobody_unknown(served):
 
 
 @pytest.mark.slow
+def test_no_page_of_another_site_gives_an_open_server_work_nor_reads_its_logs(prefect_url):
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+
+    own, other = prefect_url.removesuffix("/api"), "http://other.example.org"
+    port = own.rpartition(":")[2]
+
+    def answers(**headers: str) -> int:  # without a content type a browser asks nobody for leave
+        return httpx.post(
+            f"{prefect_url}/flows/", content=b'{"name": "x"}', headers=headers, trust_env=False
+        ).status_code
+
+    assert {answers(), answers(Origin=own), answers(Origin=own.replace("127.0.0.1", "localhost"))} <= {200, 201}
+    assert answers(Origin="http://localhost:9", Host="localhost:9") in (200, 201)  # through a tunnel
+    assert [answers(Origin=page) for page in (other, "null", "http://localhost:9")] == [403] * 3
+    assert [answers(Host=f"other.example.org:{port}", **page) for page in ({}, {"Origin": f"{other}:{port}"})] == [
+        403
+    ] * 2
+    assert [asks_for_leave(prefect_url, page) for page in (own, other)] == [200, 403]
+    logs = prefect_url.replace("http", "ws") + "/logs/out"
+    with connect(logs, subprotocols=["prefect"], origin=own) as socket:
+        socket.send(json.dumps({"type": "auth", "token": None}))
+        assert json.loads(socket.recv(timeout=20))["type"] == "auth_success"
+    with pytest.raises(InvalidStatus):
+        connect(logs, subprotocols=["prefect"], origin=other)
+
+
+@pytest.mark.parametrize(
+    ("origins", "host", "origin", "admitted"),
+    [
+        ("http://lab:1", "lab:1", "http://lab:1", True),
+        ("http://lab:1", "lab:1", "http://lab:2", False),
+        ("https://lab.example.org", "127.0.0.1:1", "https://lab.example.org", True),  # a proxy
+        ("http://lab:1", "[::1]:1", None, True),
+        ("http://lab:1", "", None, False),
+        ("", "", None, False),
+        ("*", "other:1", "http://another", True),  # the user said so
+    ],
+)
+def test_a_browser_is_believed_what_page_asks_and_what_it_took_the_server_for(origins, host, origin, admitted):
+    headers = {b"host": host} | ({b"origin": origin} if origin else {})
+    assert Guard(None, origins.split(",")).admits(headers) == admitted
+
+
+@pytest.mark.slow
 def test_a_page_from_another_machine_works_and_another_page_does_not_use_it(served):
     name, port = served.said[1].split()[1].partition("/#/")[0], served.mlflow.rpartition(":")[2]
     assert name == f"http://{listening.socket.gethostname()}:{port}"
@@ -435,6 +494,8 @@ def test_a_page_from_another_machine_works_and_another_page_does_not_use_it(serv
     assert from_page(name, name.removeprefix("http://")) == 200
     assert from_page("http://other.example.org", name.removeprefix("http://")) == 403
     assert from_page(f"http://other.example.org:{port}", f"other.example.org:{port}") == 403
+    shown = name.replace(port, served.prefect.split(":")[2].removesuffix("/api"))
+    assert [asks_for_leave(served.prefect, origin) for origin in (shown, "http://other.example.org")] == [200, 400]
     with urllib.request.urlopen(served.prefect.removesuffix("/api") + "/ui-settings") as reply:
         settings = json.load(reply)
     assert (settings["api_url"], settings["auth"]) == ("/api", "BASIC")
@@ -536,6 +597,9 @@ def test_the_server_that_a_run_starts_for_itself_asks_too(clean, tmp_path):
         ready()
         address = f"{os.environ['PREFECT_API_URL']}/admin/version"
         assert (status(address), status(address, STRING)) == (401, 200)
+        own = os.environ["PREFECT_API_URL"].removesuffix("/api")
+        pages = (own, own.replace("127.0.0.1", "localhost"), "http://other.example.org", "null")
+        assert [asks_for_leave(f"{own}/api", page) for page in pages] == [200, 200, 400, 400]
 
 
 def test_the_search_finds_what_is_there(folder):

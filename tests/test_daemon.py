@@ -188,7 +188,7 @@ def test_up_starts_mlflow_again_so_many_times_and_then_ends_all_with_one_line(fo
     from tasks.workspace import project
 
     port, killed = servers.free_port(), []
-    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/")
+    monkeypatch.setenv("PREFECT_API_URL", f"http://lab:amber-lantern-62@127.0.0.1:{port}/")
     monkeypatch.setattr(up, "must_be_reachable", lambda variable: None)
     monkeypatch.setattr(up, "mlflow_command", lambda *_, **__: [sys.executable, "-c", ANSWERS, str(port)])
     monkeypatch.setattr(up, "worker_command", lambda: [sys.executable, "-c", "input()"])
@@ -203,8 +203,13 @@ def test_up_starts_mlflow_again_so_many_times_and_then_ends_all_with_one_line(fo
     others = psutil.Process().children()
     killer = threading.Thread(target=kill)
     monkeypatch.setattr(daemon, "PAUSE", 0.1)
+
+    def ready(at: object, ours: object) -> None:
+        assert not (where.state / "prefect.url").exists()  # it is not ours to announce, and holds a password
+        killer.start()
+
     with pytest.raises(ValueError, match="^MLflow ended 4 times: "):
-        up.run_servers(where, [MLFLOW], LOCAL, prefect_port=0, mlflow_port=port, ready=lambda at, ours: killer.start())
+        up.run_servers(where, [MLFLOW], LOCAL, prefect_port=0, mlflow_port=port, ready=ready)
     killer.join()
     assert len(killed) == 4
     assert psutil.Process().children() == others

@@ -56,6 +56,24 @@ def test_a_slip_is_one_line_with_the_rule(override, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["${oc.env:SECRET_TOKEN}", "[a, 'b ${oc.env:SECRET_TOKEN}']", "${fit.steps}", r'"\x24{oc.env:SECRET_TOKEN}"'],
+)
+def test_no_layer_reads_the_environment_or_another_key_into_a_run(monkeypatch, value):
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
+    said = r"write the value itself, not a reference to one: .*\$\{.*\}"
+    text = f"fit:\n  steps: 1\n  name: {value}\ngate: {{rules: []}}  # a comment may hold ${{it}}\n"
+    with pytest.raises(ValueError, match=rf"^the recipe: {said}") as caught:
+        merged(PARAMS, recipe=text)
+    assert "hunter2" not in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=rf"^params.yaml: {said}"):
+        merged(text)
+    with pytest.raises(ValueError, match=rf"^--set fit.name: {said}"):
+        merged(PARAMS, overrides=[f"fit.name={value}"])
+    assert merged(PARAMS, recipe=f"{text}".replace(value, "a")) != PARAMS
+
+
 @pytest.mark.parametrize("recipe", ["fit: [", "- a", "fit: {steps: 1, steps: 2}", "other: 1", "", "# fit:\n"])
 def test_a_bad_recipe_is_one_line(recipe):
     with pytest.raises(ValueError) as caught:

@@ -238,6 +238,20 @@ def test_a_server_that_takes_connections_and_never_answers_is_said(monkeypatch, 
             must_be_reachable(variable)
 
 
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "PREFECT_API_URL"])
+@pytest.mark.parametrize(
+    "password", ["hunter#2secret", "hunter/2secret", "12345#secret", "hunter?2secret", "[hunter", "12/3@x"]
+)
+def test_a_password_that_ends_its_address_too_soon_is_said_and_not_repeated(monkeypatch, variable, password):
+    from tasks.servers import must_be_reachable
+
+    monkeypatch.setenv(variable, f"http://lab:{password}@127.0.0.1:1/api")
+    with pytest.raises(ValueError) as caught:
+        must_be_reachable(variable)
+    said = f"{variable} is no address that can be read: percent-encode the password in {variable}"
+    assert (str(caught.value), caught.value.__context__) == (said, None)  # nor in a traceback
+
+
 def test_a_server_that_answered_before_is_waited_for_and_that_is_said_once(monkeypatch, capsys):
     from tasks import servers
 
