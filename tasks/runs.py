@@ -52,8 +52,8 @@ def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
             raise ValueError(registry.runless(version))
         return made
     runs = matching(client, where, wanted)
-    if len(runs) == 1:
-        return runs[0]
+    if runs and len({run.data.tags.get(KEY, run.info.run_id) for run in runs}) == 1:  # clones may have one each
+        return next((run for run in runs if run.info.status == "FINISHED"), runs[0])
     if not runs:
         raise ValueError(
             f"no run '{wanted}': `longlora runs` lists them" if wanted else "no finished run yet: `longlora run`"

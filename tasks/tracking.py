@@ -103,12 +103,13 @@ def follow_move(where: Project, experiment: Experiment) -> None:
         )
 
 
-def find(client: MlflowClient, experiment: str, key: str) -> Run | None:
-    """The run with this key, the oldest should there be two."""
-    found = client.search_runs(
-        [experiment], f"tags.`{KEY}` = '{key}'", order_by=["attributes.start_time ASC"], max_results=1
-    )
-    return found[0] if found else None
+def find(client: MlflowClient, where: Project, experiment: str, key: str) -> Run | None:
+    """The run with this key that is this project's to go on with: the oldest that began here, else the oldest of elsewhere that is
+    not under way."""
+    here = home(where)
+    found = client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", order_by=["attributes.start_time ASC"])
+    own = [run for run in found if run.data.tags.get(HOME) == here]
+    return next(iter([*own, *(run for run in found if run.info.status != "RUNNING")]), None)
 
 
 def begun(client: MlflowClient, experiment: str, tags: dict[str, str], *, name: str) -> Run:
@@ -156,7 +157,7 @@ class Tracker:
         self.client, self.folder = client, folder
         found = experiment_id(client, where, experiment)
         mark_dead_runs(client, where, found, but=snapshot.key)
-        known = find(client, found, snapshot.key)
+        known = find(client, where, found, snapshot.key)
         tags = {**origin(where, snapshot), **environment()}
         run = known or begun(client, found, tags, name=f"{snapshot.recipe or 'params'}-{snapshot.key[:6]}")
         self.run_id: str = run.info.run_id
