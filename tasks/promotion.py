@@ -137,7 +137,11 @@ def nothing_to_do(client: MlflowClient, where: Project, run: Run) -> str:
     """What to say if `run`'s model is the champion already, else ''."""
     source, model = runs.source_and_model(where, run)
     champion = registry.holder(client, model.name, CHAMPION)
-    return already(model.name, str(champion.version)) if champion and champion.source == source else ""
+    return (
+        already(model.name, str(champion.version))
+        if champion and registry.is_same(str(champion.source), source)
+        else ""
+    )
 
 
 def already(name: str, version: str) -> str:

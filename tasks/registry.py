@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Literal
-from urllib.parse import parse_qs, quote, urlencode, urlsplit
+from urllib.parse import parse_qs, parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -43,6 +43,29 @@ def source_of(name: str, *, path: str, rev: str, repo: str, ref: str) -> str:
     return f"dvc://{name}/{quote(path)}?{urlencode({'rev': rev, 'repo': repo, 'ref': ref}, safe='/:@')}"
 
 
+def is_same(one: str, other: str) -> bool:
+    """Whether two sources are the same path at the same commit: the repository may have been moved, or got another address."""
+    return one == other or (bool(rev_of(one)) and parts_of(one) == parts_of(other))
+
+
+def parts_of(source: str) -> tuple[str, str, str]:
+    """What a source says but for where the repository is: scheme, path, commit."""
+    parts = urlsplit(source)
+    return parts.scheme, parts.path, rev_of(source)
+
+
+def rev_of(source: str) -> str:
+    """The commit that a source names; '' for one that is not ours."""
+    return parse_qs(urlsplit(source).query).get("rev", [""])[0]
+
+
+def placed(source: str, repo: str) -> str:
+    """The same source, to be read from repository `repo`."""
+    parts = urlsplit(source)
+    query = {**dict(parse_qsl(parts.query)), "repo": repo}
+    return urlunsplit(parts._replace(query=urlencode(query, safe="/:@")))
+
+
 def register(client: MlflowClient, name: str, *, source: str, run: Run, desc: str, labels: list[str]) -> ModelVersion:
     """The version of model `name` with this source, made if there is none."""
     try:
@@ -67,20 +90,23 @@ def described(run: Run) -> str:
 
 
 def of_source(client: MlflowClient, name: str, source: str) -> list[ModelVersion]:
-    """The versions of model `name` with this source, the oldest first."""
-    found = [each for each in client.search_model_versions(f"name = '{name}'") if each.source == source]
+    """The versions of model `name` with this source, wherever its repository was, the oldest first."""
+    found = [each for each in client.search_model_versions(f"name = '{name}'") if is_same(str(each.source), source)]
     return sorted(found, key=lambda each: int(each.version))
 
 
-def commits(client: MlflowClient, repos: set[str]) -> set[str]:
-    """The commits that versions of any model point to in one of `repos`: others may share the server."""
+def commits(client: MlflowClient) -> dict[str, set[str]]:
+    """The commits that versions of any model point to, and in what repositories: others may share the server."""
     versions: list[ModelVersion] = []
     token: str | None = ""
     while token is not None:
         found = client.search_model_versions(max_results=1000, page_token=token or None)
         versions, token = versions + list(found), found.token or None
-    queries = [parse_qs(urlsplit(str(version.source)).query) for version in versions]
-    return {query["rev"][0] for query in queries if "rev" in query and query.get("repo", [""])[0] in repos}
+    pointed: dict[str, set[str]] = {}
+    for query in (parse_qs(urlsplit(str(version.source)).query) for version in versions):
+        for rev in query.get("rev", []):
+            pointed.setdefault(rev, set()).update(query.get("repo", []))
+    return pointed
 
 
 def keys(client: MlflowClient, name: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from tasks import registry, tracking
+from tasks import registry, storage, tracking
 from tasks.artifacts import DvcArtifactRepository
 from tasks.declared import Artifact
 from tasks.errors import one_line
@@ -52,8 +52,8 @@ def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
             raise ValueError(registry.runless(version))
         return made
     runs = matching(client, where, wanted)
-    if len(runs) == 1:
-        return runs[0]
+    if runs and len({run.data.tags.get(KEY, run.info.run_id) for run in runs}) == 1:  # clones may have one each
+        return next((run for run in runs if run.info.status == "FINISHED"), runs[0])
     if not runs:
         raise ValueError(
             f"no run '{wanted}': `longlora runs` lists them" if wanted else "no finished run yet: `longlora run`"
@@ -93,10 +93,16 @@ def address_of(client: MlflowClient, where: Project, wanted: str) -> str:
     name = model_at(where).name
     version = registry.holder(client, name, wanted)
     if version:
-        return str(version.source)
+        return from_here(where, str(version.source))
     if wanted in (CHAMPION, STAGING, CANDIDATE):
         raise ValueError(f"{name} has no {wanted} yet: `longlora promote`, or name a run with --model")
-    return source_and_model(where, chosen(client, where, wanted))[0]
+    return from_here(where, source_and_model(where, chosen(client, where, wanted))[0])
+
+
+def from_here(where: Project, source: str) -> str:
+    """`source`, to be read from this clone if that has its commit: where it was registered from may be elsewhere by now."""
+    rev = registry.rev_of(source)
+    return registry.placed(source, str(where.root)) if storage.at_hand(where, {rev}) else source
 
 
 def source_and_model(where: Project, run: Run) -> tuple[str, Artifact]:
@@ -126,7 +132,7 @@ def outputs_of(where: Project, run: Run) -> dict[str, dict[str, Any]]:
     """
     source, _ = source_and_model(where, run)
     with data_of(f"run {run.data.tags[KEY]}"):
-        lock = yaml.safe_load(DvcArtifactRepository(source).files.read_text("dvc.lock"))
+        lock = yaml.safe_load(DvcArtifactRepository(from_here(where, source)).files.read_text("dvc.lock"))
     outs = [out for stage in lock["stages"].values() for out in stage.get("outs", [])]
     return {out["path"]: {key: value for key, value in out.items() if key != "path"} for out in outs}
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 from tasks.workspace import RUNS, Project, Snapshot, commit_tree, git, record_ref, scratch_index, stage_file
 
 RECORDS = "refs/longlora/records/"
+COMMIT = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")  # its whole id
 SSH = ("ssh", "git+ssh", "ssh+git")  # as git calls it
 
 
@@ -82,6 +83,19 @@ def addresses(where: Project) -> set[str]:
     """Under what addresses records of this project may be found: its folder and its git remotes, without credentials."""
     remotes = [git("remote", "get-url", "--", name, cwd=where.root) for name in git("remote", cwd=where.root).split()]
     return {str(where.root), *map(without_credentials, [*remotes, os.environ.get("LONGLORA_GIT_REMOTE", "")])} - {""}
+
+
+def at_hand(where: Project, commits: set[str]) -> set[str]:
+    """Those of `commits` that this clone has. An id says what a commit holds, so it is ours, whatever address it was known by."""
+    asked = "".join(f"{commit}\n" for commit in commits if COMMIT.fullmatch(commit))
+    said = git("cat-file", "--batch-check", cwd=where.root, stdin=asked).splitlines() if asked else []
+    return {name for name, kind, *_ in map(str.split, said) if kind == "commit"}
+
+
+def ours(where: Project, pointed: dict[str, set[str]]) -> set[str]:
+    """Of commits and the addresses that each is said to be at, those of this project."""
+    known = addresses(where)
+    return at_hand(where, set(pointed)) | {commit for commit, repos in pointed.items() if repos & known}
 
 
 def without_credentials(url: str) -> str:

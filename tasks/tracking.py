@@ -12,23 +12,25 @@ import math
 import os
 import platform
 import re
+import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 import psutil
 import yaml
 from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage, Metric, Param, Run, RunTag
+from mlflow.entities import Experiment, LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from tasks.entities import curve, dataset, flat, measured, now, pictures
 from tasks.locks import idle
 from tasks.machine import gpu_names
-from tasks.servers import is_served, must_be_reachable
+from tasks.servers import is_local_tracking, is_served, must_be_reachable
 from tasks.stages import Out
 from tasks.storage import without_credentials
 from tasks.tags import DATA, DIRTY, HOME, KEY, OVERRIDES, RECIPE, SNAPSHOT, SWEEPS
@@ -66,6 +68,8 @@ def experiment_id(client: MlflowClient, where: Project, name: str) -> str:
             f"{found.experiment_id}`, and MLFLOW_TRACKING_URI={without_credentials(os.environ['MLFLOW_TRACKING_URI'])}"
         )
     if found:
+        if is_local_tracking(where):
+            follow_move(where, found)
         return found.experiment_id
     # without a location they would go to ./mlruns, and a checkout with new files is another run
     served = is_served(os.environ["MLFLOW_TRACKING_URI"])
@@ -79,12 +83,33 @@ def experiment_id(client: MlflowClient, where: Project, name: str) -> str:
         return found.experiment_id
 
 
-def find(client: MlflowClient, experiment: str, key: str) -> Run | None:
-    """The run with this key, the oldest should there be two."""
-    found = client.search_runs(
-        [experiment], f"tags.`{KEY}` = '{key}'", order_by=["attributes.start_time ASC"], max_results=1
-    )
-    return found[0] if found else None
+def follow_move(where: Project, experiment: Experiment) -> None:
+    """Have the project's own database name its own folder for files of runs, if the project was moved, or copied with its runs:
+    MLflow keeps whole paths, would make the old folder anew, and has no call that changes them."""
+    old, new = str(experiment.artifact_location), (where.state / "mlartifacts").as_uri()
+    state = Path(unquote(urlsplit(old).path)).parent
+    another = (state.parent / ".git").exists() and not (
+        state / "mlflow.db"
+    ).exists()  # a clone that was told of our database
+    if not (old.startswith("file:") and old.endswith("/mlartifacts")) or old == new or another:
+        return
+    with closing(sqlite3.connect(where.state / "mlflow.db", timeout=60)) as base, base:
+        base.execute(
+            "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (new, experiment.experiment_id)
+        )
+        base.execute(
+            "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?",
+            (new, len(old) + 1, len(old) + 1, f"{old}/"),
+        )
+
+
+def find(client: MlflowClient, where: Project, experiment: str, key: str) -> Run | None:
+    """The run with this key that is this project's to go on with: the oldest that began here, else the oldest of elsewhere that is
+    not under way."""
+    here = home(where)
+    found = client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", order_by=["attributes.start_time ASC"])
+    own = [run for run in found if run.data.tags.get(HOME) == here]
+    return next(iter([*own, *(run for run in found if run.info.status != "RUNNING")]), None)
 
 
 def begun(client: MlflowClient, experiment: str, tags: dict[str, str], *, name: str) -> Run:
@@ -135,7 +160,7 @@ class Tracker:
         self.client, self.folder = client, folder
         found = experiment_id(client, where, experiment)
         mark_dead_runs(client, where, found, but=snapshot.key)
-        known = find(client, found, snapshot.key)
+        known = find(client, where, found, snapshot.key)
         tags = {**origin(where, snapshot), **environment()}
         run = known or begun(client, found, tags, name=f"{snapshot.recipe or 'params'}-{snapshot.key[:6]}")
         self.run_id: str = run.info.run_id

@@ -190,16 +190,17 @@ def versions(client, name: str, number: int) -> list[str]:
 
 def test_the_commits_of_versions_are_those_of_this_project_on_a_server_that_others_share(client, tmp_path, folder):
     from tasks import registry
-    from tasks.storage import addresses
+    from tasks.storage import ours
 
     name = tmp_path.name
     dummy.git(folder, "remote", "add", "lab", "ssh://git@lab.example.org/x.git")
-    for rev, repo in (("a", folder), ("b", "ssh://git@lab.example.org/x.git"), ("c", "/somebody/elses/clone")):
+    head, elsewhere = dummy.git(folder, "rev-parse", "HEAD"), "/somebody/elses/clone"
+    for rev, repo in (("a", folder), ("b", "ssh://git@lab.example.org/x.git"), ("c", elsewhere), (head, elsewhere)):
         address = registry.source_of(name, path="m", rev=rev, repo=str(repo), ref="r")
         if rev == "a":
             client.create_registered_model(name)
         client.create_model_version(name, address)
-    assert registry.commits(client, addresses(project(folder))) == {"a", "b"}
+    assert ours(project(folder), registry.commits(client)) == {"a", "b", head}
 
 
 def test_the_model_s_name_is_that_of_the_checkout_as_it_is_as_a_run_s_is(folder):

@@ -77,7 +77,7 @@ def test_another_clone_finds_a_run_by_its_mlflow_id_and_its_data_by_what_mlflow_
     key = byhand.run(tmp_path / "first", "train.rank=6", remote=str(tmp_path / "data"), tracked="dummy")
     dummy.git(tmp_path / "first", "push", "--quiet", "origin", f"refs/longlora/runs/{key}")
     client = tracking.connect()
-    run = tracking.find(client, client.get_experiment_by_name("dummy").experiment_id, key)
+    run = tracking.find(client, project(tmp_path / "first"), client.get_experiment_by_name("dummy").experiment_id, key)
     client.set_tag(run.info.run_id, GIT, str(tmp_path / "published"))  # as `longlora run` says it
     client.set_tag(run.info.run_id, REMOTE, str(tmp_path / "data"))
     shutil.rmtree(tmp_path / "first")

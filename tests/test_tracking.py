@@ -305,6 +305,38 @@ def test_a_run_whose_process_is_gone_does_not_stay_running(opened, folder):
     assert (status(tracker.run_id), status(elsewhere.info.run_id)) == ("KILLED", "RUNNING")
 
 
+def test_a_run_under_way_elsewhere_is_left_alone_and_one_that_ended_there_is_gone_on_with(opened, folder):
+    from tasks.tags import HOME
+    from tasks.workspace import home
+
+    theirs = opened()
+    client, here = theirs.client, home(project(folder))
+    client.set_tag(theirs.run_id, HOME, "another:/machine")
+    own = opened()
+    own.finish("KILLED")
+    assert own.run_id != theirs.run_id and opened().run_id == own.run_id
+    run = client.get_run(theirs.run_id)
+    assert (run.info.status, run.data.tags[HOME]) == ("RUNNING", "another:/machine")
+    client.delete_run(own.run_id)
+    client.set_terminated(theirs.run_id, "FAILED")
+    assert opened().run_id == theirs.run_id
+    assert client.get_run(theirs.run_id).data.tags[HOME] == here
+
+
+def test_of_two_clones_runs_of_one_key_the_finished_one_is_meant(opened, folder, tmp_path):
+    from tasks import runs
+    from tasks.tags import HOME, KEY
+
+    text = (folder / "dvc.yaml").read_text().replace("  dummy:\n", f"  {tmp_path.name}:\n")
+    dummy.write(folder / "dvc.yaml", text)
+    theirs = opened()
+    theirs.client.set_tag(theirs.run_id, HOME, "another:/machine")
+    own = opened()
+    theirs.finish("FINISHED")
+    key = own.client.get_run(own.run_id).data.tags[KEY]
+    assert runs.chosen(own.client, project(folder), key[:6]).info.run_id == theirs.run_id
+
+
 def test_a_run_is_finished_only_while_mlflow_has_it_as_finished(opened, folder, mlflow_uri, tmp_path, monkeypatch):
     from flows.run_dir import RunDir, is_finished
     from tasks.stages import DvcRepo

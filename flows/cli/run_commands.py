@@ -72,7 +72,7 @@ def gc(
     from tasks import leftovers, locks, registry, storage, tracking
 
     with locks.hold(where, "gc"):
-        versions = registry.commits(tracking.connect(), storage.addresses(where))
+        versions = storage.ours(where, registry.commits(tracking.connect()))
         found = leftovers.leftovers(where, keep=keep, versions=versions)
         listing.show_leftovers(found, where)
         if yes:

@@ -229,7 +229,7 @@ def result(client: MlflowClient, where: Project, model: Artifact, point: Point, 
 
 def known(client: MlflowClient, where: Project, model: Artifact, point: Point, *, failure: str, sweep: str) -> Result:
     """What MLflow knows of the point's run, which is tagged as one of `sweep`."""
-    run = tracking.find(client, tracking.experiment_id(client, where, model.name), point.snapshot.key)
+    run = tracking.find(client, where, tracking.experiment_id(client, where, model.name), point.snapshot.key)
     if run is None:  # it failed before it began
         return unrecorded(point, failure)
     tracking.join_sweep(client, run, sweep)
