@@ -491,7 +491,7 @@ def test_the_remedy_is_the_single_change_with_the_fewest_hours():
     work = workload(context=65536, gradient_checkpointing=False)
     found = estimate(LLAMA, work, node())
     assert not found.fits
-    rungs = plan.ladder(work, node())
+    rungs = plan.ladder(LLAMA, work, node())
     alone = [estimate(LLAMA, *plan.changed(work, node(), [rung])) for rung in rungs]
     fitting = [(e.hours, rung.words) for e, rung in zip(alone, rungs, strict=True) if e.fits]
     assert len(fitting) > 1
@@ -500,7 +500,7 @@ def test_the_remedy_is_the_single_change_with_the_fewest_hours():
 
 def test_the_remedy_says_what_an_estimate_of_the_changed_run_says():
     found = table_12("full", 65536)
-    by_name = {rung.words: rung for rung in plan.ladder(found.workload, found.hardware)}
+    by_name = {rung.words: rung for rung in plan.ladder(LLAMA, found.workload, found.hardware)}
     after = plan.changed(found.workload, found.hardware, [by_name[words] for words in found.remedy.changes])
     again = estimate(LLAMA, *after)
     assert again.fits
@@ -510,7 +510,7 @@ def test_the_remedy_says_what_an_estimate_of_the_changed_run_says():
 def test_changes_are_combined_only_where_none_suffices_and_none_is_idle():
     work, machine = workload(method="full", context=65536, gradient_checkpointing=False), node(zero=0)
     found = estimate(LLAMA, work, machine)
-    by_name = {rung.words: rung for rung in plan.ladder(work, machine)}
+    by_name = {rung.words: rung for rung in plan.ladder(LLAMA, work, machine)}
     taken = [by_name[words] for words in found.remedy.changes]
     assert len(taken) > 1
     for rung in by_name.values():
@@ -528,11 +528,34 @@ def test_where_nothing_helps_no_remedy_is_named():
 
 def test_the_ladder_keeps_the_groups_of_a_shared_sequence_whole():
     offered = [
-        c.hardware["sequence_parallel"] for c in plan.ladder(workload(), node()) if "sequence_parallel" in c.hardware
+        c.hardware["sequence_parallel"]
+        for c in plan.ladder(LLAMA, workload(), node())
+        if "sequence_parallel" in c.hardware
     ]
     assert offered == [2, 4]
-    whole = plan.ladder(workload(pattern="full"), node())
+    whole = plan.ladder(LLAMA, workload(pattern="full"), node())
     assert [c.hardware["sequence_parallel"] for c in whole if "sequence_parallel" in c.hardware] == [2, 4, 8]
+
+
+GROUPED = Shape.from_config({**CONFIGS["meta-llama/Llama-2-7b-hf"], "num_key_value_heads": 2})
+
+
+@pytest.mark.parametrize("fields", [{"full_attention_last": 0.1}, {"pattern": "full"}], ids=str)
+def test_key_value_heads_that_full_attention_can_not_share_out_are_refused_and_not_offered(fields):
+    """Though full attention come only in the last steps."""
+    said = "shares 2 key/value heads out to 4 processes: .* must divide 2, the nearest is 2; or train in s2 alone"
+    with pytest.raises(ValueError, match=said):
+        estimate(GROUPED, workload(**fields), node(sequence_parallel=4))
+    rungs = plan.ladder(GROUPED, workload(**fields), node())
+    assert [c.hardware["sequence_parallel"] for c in rungs if "sequence_parallel" in c.hardware] == [2]
+    estimate(GROUPED, workload(), node(sequence_parallel=4))  # s2 to the end shares no heads out
+
+
+def test_four_bits_are_not_planned_under_zero_3_which_the_training_refuses():
+    four = workload(quantized="nf4")
+    with pytest.raises(ValueError, match="adapter.quantized: ZeRO-3"):
+        estimate(LLAMA, four, node(zero=3))
+    assert not any("ZeRO stage 3" in rung.words for rung in plan.ladder(LLAMA, four, node()))
 
 
 # At the door

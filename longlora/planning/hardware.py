@@ -10,11 +10,12 @@ Communication between GPUs is taken as hidden behind arithmetic; traffic to the 
 are 2^30 bytes throughout, as the GPUs' own tools count.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
 from pydantic import Field, ValidationError, computed_field
 
-from longlora.parallel.layout import accumulation, sequence_misfits
+from longlora.parallel.layout import accumulation, sharing_misfits
 from longlora.planning.activations import activations
 from longlora.planning.cost import Shape, Workload, step_flops, trained_parameters
 from longlora.section import Frozen, complaint, nearest, refuse
@@ -129,7 +130,7 @@ class Hardware(Frozen):
         return self.gpus == 1 and not self.zero
 
 
-def check_layout(hardware: Hardware, *, workload: Workload) -> None:
+def check_layout(shape: Shape, *, workload: Workload, hardware: Hardware) -> None:
     """Raise ValueError where the recipe cannot be cut the way the hardware is laid out."""
     degree = hardware.sequence_parallel
     if workload.context % degree:
@@ -137,9 +138,24 @@ def check_layout(hardware: Hardware, *, workload: Workload) -> None:
             f"position.context = {workload.context} must be a multiple of the sequence-parallel degree {degree}; the nearest "
             f"is {max(1, round(workload.context / degree)) * degree}"
         )
-    if degree > 1 and workload.pattern == "s2":
-        refuse(sequence_misfits(workload.context, group_size=workload.group, degree=degree))
+    refuse(misfits(shape, workload=workload, degree=degree))
+    if workload.quantized and hardware.zero == 3:
+        raise ValueError(
+            "adapter.quantized: ZeRO-3 shares out the weights, which four bits do not allow here; ZeRO stage 2"
+        )
     accumulation(workload.global_batch_size, micro_batch_size=workload.micro_batch_size, replicas=hardware.replicas)
+
+
+def misfits(shape: Shape, *, workload: Workload, degree: int) -> Iterator[str]:
+    """Says so where `degree` GPUs cannot hold a sequence together, as the training itself would."""
+    return sharing_misfits(
+        workload.context,
+        pattern=workload.pattern,
+        group_size=workload.group,
+        full_attention_last=workload.full_attention_last,
+        kv_heads=shape.kv_heads,
+        degree=degree,
+    )
 
 
 class Memory(Frozen):
