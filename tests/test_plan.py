@@ -99,8 +99,8 @@ def workload(**fields) -> Workload:
 
 
 def node(**fields) -> Hardware:
-    """The paper's node."""
-    return Hardware.of("A100-80GB", **{"gpus": 8, "zero": 2, **fields})
+    """The paper's node, and its program, which keeps trained weights in 16 bit."""
+    return Hardware.of("A100-80GB", **{"gpus": 8, "zero": 2, "half_weights": True, **fields})
 
 
 def table_12(method: str, context: int) -> plan.Estimate:
@@ -280,7 +280,8 @@ def small_model(work: Workload, *, layers: int) -> torch.nn.Module:
     config = LlamaConfig.from_dict({**SMALL.to_dict(), "num_hidden_layers": layers})
     dtype = getattr(torch, work.dtype)
     model = LlamaForCausalLM(config).to(dtype)
-    model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.to(dtype))
+    if work.method == "lora":
+        model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.to(dtype))
     model.config.use_cache = False
     adapted = attach(
         model,
@@ -397,6 +398,39 @@ def test_a_peak_in_tiles_is_not_too_low_and_at_most_a_tenth_too_high(checkpointi
         target_modules=target_modules,
     )
     assert 1 <= estimated_peak(work) / peak_bytes(work) < 1.1
+
+
+def test_trained_in_full_under_autocast_checkpoints_are_kept_in_float32():
+    work = workload(context=256, pattern="full", method="full")
+    one, three = (saved_bytes(work, layers=layers) for layers in (1, 3))
+    shape = Shape.from_config(SMALL.to_dict())
+    assert activations(shape, workload=work, tokens=256).kept == (three - one) / 2 * shape.layers
+    open_work = work.model_copy(update={"gradient_checkpointing": False})
+    one, three = (saved_bytes(open_work, layers=layers) for layers in (1, 3))
+    copies = 2 * sum(width * out for width, out in shape.linears.values())  # of the weights, in 16 bit
+    expected = activations(shape, workload=open_work, tokens=256).kept / shape.layers
+    assert expected == pytest.approx((three - one) / 2 - copies, rel=0.01)
+
+
+def test_under_zero_trained_weights_are_planned_in_float32_as_they_are_kept():
+    """4 bytes, gradient 4, DeepSpeed's copy and the moments 12: counted in two processes of tests/test_zero.py's kind."""
+    work, size = workload(method="full", context=16384), LLAMA.parameters / 2**30
+    ours, papers = (estimate(LLAMA, work, node(half_weights=half)) for half in (False, True))
+    parts = ours.gb_parts
+    assert (parts.parameters, parts.gradients, parts.optimiser) == pytest.approx((4 * size, size / 2, 12 * size / 8))
+    assert papers.fits and not ours.fits
+    assert ours.gb_parts.buffers - papers.gb_parts.buffers > 2 * size  # autocast's copies
+
+
+def test_zero_3_does_not_start_from_a_model_that_no_gpu_holds_whole():
+    large = shape_named("meta-llama/Llama-2-70b-hf", configs=CONFIGS)
+    work = workload(context=32768, loss_chunk=1024)
+    found = estimate(large, work, node(half_weights=False, zero=3, sequence_parallel=2))
+    assert found.gb_per_gpu < found.hardware.memory_gb
+    assert not found.fits
+    assert any("ZeRO-3 starts from a model that each GPU holds whole" in note for note in found.notes)
+    assert found.remedy is None
+    assert estimate(LLAMA, work, node(half_weights=False, zero=3)).fits
 
 
 # Laws of the plan

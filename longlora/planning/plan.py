@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from longlora.planning.cost import Flops, Shape, Workload, check, forward_flops, trained_parameters
-from longlora.planning.hardware import GPUS, Hardware, Memory, check_layout, memory, misfits, step_seconds
+from longlora.planning.hardware import GPUS, Hardware, Memory, check_layout, loaded_gb, memory, misfits, step_seconds
 from longlora.section import Frozen, nearest
 
 KEYS = {
@@ -127,7 +127,8 @@ def estimate(shape: Shape, workload: Workload, hardware: Hardware) -> Estimate:
     parts, on_host = memory(shape, workload=workload, hardware=hardware)
     seconds = step_seconds(shape, workload=workload, hardware=hardware)
     hours = seconds * workload.steps / 3600
-    fits = parts.total <= hardware.memory_gb
+    whole = loaded_gb(shape, workload=workload, hardware=hardware)
+    fits = max(parts.total, whole) <= hardware.memory_gb
     remedy = None if fits else cheapest(shape, workload, hardware)
     return Estimate(
         hardware=hardware,
@@ -145,15 +146,17 @@ def estimate(shape: Shape, workload: Workload, hardware: Hardware) -> Estimate:
         fits=fits,
         close=abs(parts.total / hardware.memory_gb - 1) < CLOSE,
         remedy=remedy,
-        notes=tuple(reservations(workload, hardware, gb=parts.total)),
+        notes=tuple(reservations(workload, hardware, gb=parts.total, whole=whole)),
     )
 
 
-def reservations(workload: Workload, hardware: Hardware, *, gb: float) -> list[str]:
+def reservations(workload: Workload, hardware: Hardware, *, gb: float, whole: float) -> list[str]:
     """What the reader must know before trusting the numbers."""
     notes = []
     if abs(gb / hardware.memory_gb - 1) < CLOSE:
         notes.append(f"within {CLOSE:.0%} of the GPU's memory: the estimate's own error may decide")
+    if whole > hardware.memory_gb:
+        notes.append(f"ZeRO-3 starts from a model that each GPU holds whole, {whole:.1f} GB: more GPUs do not help")
     if hardware.gpu not in GPUS:
         notes.append(
             f"utilisation {hardware.utilisation:.0%}: the default was fitted on A100s and is a guess elsewhere"
@@ -221,7 +224,9 @@ def cheapest(shape: Shape, workload: Workload, hardware: Hardware) -> Remedy | N
         return Remedy(changes=words, gb_per_gpu=parts.total, hours=seconds * workload.steps / 3600)
 
     def fits(changes: list[Change]) -> bool:
-        return tried(changes).gb_per_gpu <= hardware.memory_gb
+        new_workload, new_hardware = changed(workload, hardware, changes)
+        whole = loaded_gb(shape, workload=new_workload, hardware=new_hardware)
+        return max(whole, tried(changes).gb_per_gpu) <= hardware.memory_gb
 
     rungs = ladder(shape, workload, hardware)
     alone = [tried([rung]) for rung in rungs if fits([rung])]
