@@ -99,8 +99,8 @@ def workload(**fields) -> Workload:
 
 
 def node(**fields) -> Hardware:
-    """The paper's node."""
-    return Hardware.of("A100-80GB", **{"gpus": 8, "zero": 2, **fields})
+    """The paper's node, and its program, which keeps trained weights in 16 bit."""
+    return Hardware.of("A100-80GB", **{"gpus": 8, "zero": 2, "half_weights": True, **fields})
 
 
 def table_12(method: str, context: int) -> plan.Estimate:
@@ -280,7 +280,8 @@ def small_model(work: Workload, *, layers: int) -> torch.nn.Module:
     config = LlamaConfig.from_dict({**SMALL.to_dict(), "num_hidden_layers": layers})
     dtype = getattr(torch, work.dtype)
     model = LlamaForCausalLM(config).to(dtype)
-    model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.to(dtype))
+    if work.method == "lora":
+        model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.to(dtype))
     model.config.use_cache = False
     adapted = attach(
         model,
@@ -399,6 +400,39 @@ def test_a_peak_in_tiles_is_not_too_low_and_at_most_a_tenth_too_high(checkpointi
     assert 1 <= estimated_peak(work) / peak_bytes(work) < 1.1
 
 
+def test_trained_in_full_under_autocast_checkpoints_are_kept_in_float32():
+    work = workload(context=256, pattern="full", method="full")
+    one, three = (saved_bytes(work, layers=layers) for layers in (1, 3))
+    shape = Shape.from_config(SMALL.to_dict())
+    assert activations(shape, workload=work, tokens=256).kept == (three - one) / 2 * shape.layers
+    open_work = work.model_copy(update={"gradient_checkpointing": False})
+    one, three = (saved_bytes(open_work, layers=layers) for layers in (1, 3))
+    copies = 2 * sum(width * out for width, out in shape.linears.values())  # of the weights, in 16 bit
+    expected = activations(shape, workload=open_work, tokens=256).kept / shape.layers
+    assert expected == pytest.approx((three - one) / 2 - copies, rel=0.01)
+
+
+def test_under_zero_trained_weights_are_planned_in_float32_as_they_are_kept():
+    """4 bytes, gradient 4, DeepSpeed's copy and the moments 12: counted in two processes of tests/test_zero.py's kind."""
+    work, size = workload(method="full", context=16384), LLAMA.parameters / 2**30
+    ours, papers = (estimate(LLAMA, work, node(half_weights=half)) for half in (False, True))
+    parts = ours.gb_parts
+    assert (parts.parameters, parts.gradients, parts.optimiser) == pytest.approx((4 * size, size / 2, 12 * size / 8))
+    assert papers.fits and not ours.fits
+    assert ours.gb_parts.buffers - papers.gb_parts.buffers > 2 * size  # autocast's copies
+
+
+def test_zero_3_does_not_start_from_a_model_that_no_gpu_holds_whole():
+    large = shape_named("meta-llama/Llama-2-70b-hf", configs=CONFIGS)
+    work = workload(context=32768, loss_chunk=1024)
+    found = estimate(large, work, node(half_weights=False, zero=3, sequence_parallel=2))
+    assert found.gb_per_gpu < found.hardware.memory_gb
+    assert not found.fits
+    assert any("ZeRO-3 starts from a model that each GPU holds whole" in note for note in found.notes)
+    assert found.remedy is None
+    assert estimate(LLAMA, work, node(half_weights=False, zero=3)).fits
+
+
 # Laws of the plan
 
 
@@ -491,7 +525,7 @@ def test_the_remedy_is_the_single_change_with_the_fewest_hours():
     work = workload(context=65536, gradient_checkpointing=False)
     found = estimate(LLAMA, work, node())
     assert not found.fits
-    rungs = plan.ladder(work, node())
+    rungs = plan.ladder(LLAMA, work, node())
     alone = [estimate(LLAMA, *plan.changed(work, node(), [rung])) for rung in rungs]
     fitting = [(e.hours, rung.words) for e, rung in zip(alone, rungs, strict=True) if e.fits]
     assert len(fitting) > 1
@@ -500,7 +534,7 @@ def test_the_remedy_is_the_single_change_with_the_fewest_hours():
 
 def test_the_remedy_says_what_an_estimate_of_the_changed_run_says():
     found = table_12("full", 65536)
-    by_name = {rung.words: rung for rung in plan.ladder(found.workload, found.hardware)}
+    by_name = {rung.words: rung for rung in plan.ladder(LLAMA, found.workload, found.hardware)}
     after = plan.changed(found.workload, found.hardware, [by_name[words] for words in found.remedy.changes])
     again = estimate(LLAMA, *after)
     assert again.fits
@@ -510,7 +544,7 @@ def test_the_remedy_says_what_an_estimate_of_the_changed_run_says():
 def test_changes_are_combined_only_where_none_suffices_and_none_is_idle():
     work, machine = workload(method="full", context=65536, gradient_checkpointing=False), node(zero=0)
     found = estimate(LLAMA, work, machine)
-    by_name = {rung.words: rung for rung in plan.ladder(work, machine)}
+    by_name = {rung.words: rung for rung in plan.ladder(LLAMA, work, machine)}
     taken = [by_name[words] for words in found.remedy.changes]
     assert len(taken) > 1
     for rung in by_name.values():
@@ -528,11 +562,34 @@ def test_where_nothing_helps_no_remedy_is_named():
 
 def test_the_ladder_keeps_the_groups_of_a_shared_sequence_whole():
     offered = [
-        c.hardware["sequence_parallel"] for c in plan.ladder(workload(), node()) if "sequence_parallel" in c.hardware
+        c.hardware["sequence_parallel"]
+        for c in plan.ladder(LLAMA, workload(), node())
+        if "sequence_parallel" in c.hardware
     ]
     assert offered == [2, 4]
-    whole = plan.ladder(workload(pattern="full"), node())
+    whole = plan.ladder(LLAMA, workload(pattern="full"), node())
     assert [c.hardware["sequence_parallel"] for c in whole if "sequence_parallel" in c.hardware] == [2, 4, 8]
+
+
+GROUPED = Shape.from_config({**CONFIGS["meta-llama/Llama-2-7b-hf"], "num_key_value_heads": 2})
+
+
+@pytest.mark.parametrize("fields", [{"full_attention_last": 0.1}, {"pattern": "full"}], ids=str)
+def test_key_value_heads_that_full_attention_can_not_share_out_are_refused_and_not_offered(fields):
+    """Though full attention come only in the last steps."""
+    said = "shares 2 key/value heads out to 4 processes: .* must divide 2, the nearest is 2; or train in s2 alone"
+    with pytest.raises(ValueError, match=said):
+        estimate(GROUPED, workload(**fields), node(sequence_parallel=4))
+    rungs = plan.ladder(GROUPED, workload(**fields), node())
+    assert [c.hardware["sequence_parallel"] for c in rungs if "sequence_parallel" in c.hardware] == [2]
+    estimate(GROUPED, workload(), node(sequence_parallel=4))  # s2 to the end shares no heads out
+
+
+def test_four_bits_are_not_planned_under_zero_3_which_the_training_refuses():
+    four = workload(quantized="nf4")
+    with pytest.raises(ValueError, match="adapter.quantized: ZeRO-3"):
+        estimate(LLAMA, four, node(zero=3))
+    assert not any("ZeRO stage 3" in rung.words for rung in plan.ladder(LLAMA, four, node()))
 
 
 # At the door

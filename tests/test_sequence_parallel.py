@@ -197,10 +197,12 @@ def test_a_group_larger_than_what_a_process_holds_is_refused(place):
     refuse(sequence_misfits(128, group_size=32, degree=4))
 
 
-def test_heads_that_can_not_be_shared_out_are_refused_in_full_attention(place):
+def test_heads_that_can_not_be_shared_out_are_refused_before_the_first_step_though_the_last_alone_need_it(place):
     said = r"shares 3 key/value heads out to 2 processes: LONGLORA_SEQUENCE_PARALLEL must divide 3, the nearest is 1"
     changes = {"attention": ATTENTION.model_copy(update={"full_attention_last": 0.5}), "micro_batch_size": 1}
     together.run(2, refused_here, place, "two", said, changes, LONGLORA_SEQUENCE_PARALLEL="2")
+    assert not (place / "checkpoints").exists()
+    assert not (place / "two.csv").exists()
 
 
 def test_shards_put_together_are_the_block():

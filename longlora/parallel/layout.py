@@ -1,6 +1,7 @@
 """How batch and sequence are shared out to processes: numbers only, for the training itself, a check of its parameters, and a
 plan of it."""
 
+import math
 from collections.abc import Iterator
 
 from longlora.section import refuse
@@ -37,3 +38,23 @@ def sequence_misfits(length: int, *, group_size: int, degree: int) -> Iterator[s
             f"{length} tokens over {degree} processes are {length / degree:g} each, which must be a multiple of the group, "
             f"{group_size}: LONGLORA_SEQUENCE_PARALLEL can be {', '.join(map(str, admissible))}"
         )
+
+
+def head_misfits(kv_heads: int, *, degree: int) -> Iterator[str]:
+    """Says so where full attention cannot share the heads out to the `degree` processes of a sequence."""
+    if kv_heads % degree:
+        yield (
+            f"full attention shares {kv_heads} key/value heads out to {degree} processes: LONGLORA_SEQUENCE_PARALLEL must "
+            f"divide {kv_heads}, the nearest is {math.gcd(kv_heads, degree)}; or train in s2 alone, with "
+            "attention.full_attention_last: 0"
+        )
+
+
+def sharing_misfits(
+    length: int, *, pattern: str, group_size: int, full_attention_last: float, kv_heads: int, degree: int
+) -> Iterator[str]:
+    """Says so where `degree` processes cannot hold a sequence together through the whole training, its last steps included."""
+    if degree > 1 and pattern == "s2":
+        yield from sequence_misfits(length, group_size=group_size, degree=degree)
+    if pattern == "full" or full_attention_last:
+        yield from head_misfits(kv_heads, degree=degree)

@@ -7,7 +7,6 @@ tests/test_sequence_parallel.py holds it to one process.
 Letters: B batch; L tokens; P processes; S = L/P tokens of this process; H query heads; K key/value heads; D head dimension.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -15,6 +14,8 @@ from torch import distributed
 
 from longlora.attention.kernels import BackendName
 from longlora.attention.shifted import shifted_sparse_attention
+from longlora.parallel.layout import head_misfits
+from longlora.section import refuse
 
 
 def full_attention(
@@ -33,11 +34,7 @@ def full_attention(
         ValueError: the key/value heads cannot be shared out equally.
     """
     processes, kv_heads = distributed.get_world_size(group), k_BKSD.shape[1]
-    if kv_heads % processes:
-        raise ValueError(
-            f"full attention shares {kv_heads} key/value heads out to {processes} processes: LONGLORA_SEQUENCE_PARALLEL must "
-            f"divide {kv_heads}, the nearest is {math.gcd(kv_heads, processes)}; or set attention.full_attention_last: 0"
-        )
+    refuse(head_misfits(kv_heads, degree=processes))
     q_BhLD, k_BkLD, v_BkLD = (Exchange.apply(x, group) for x in (q_BHSD, k_BKSD, v_BKSD))
     out_BLhD = shifted_sparse_attention(
         q_BhLD,

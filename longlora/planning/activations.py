@@ -33,9 +33,17 @@ class Activations(Frozen):
     """With `head`: the logits and what the loss makes of them."""
 
 
-def activations(shape: Shape, *, workload: Workload, tokens: int) -> Activations:
-    """Activation memory of `tokens` tokens, the sum of their contexts where several sequences are in memory."""
-    width, layer = shape.hidden * workload.number_bytes, layer_bytes(shape, workload=workload)
+def activations(shape: Shape, *, workload: Workload, tokens: int, trained_bytes: int = 4) -> Activations:
+    """Activation memory of `tokens` tokens, the sum of their contexts where several sequences are in memory.
+
+    Where all weights are trained the layers' inputs are as wide as a weight, of `trained_bytes`; else the embedding's are cast.
+    """
+    stream = max(workload.number_bytes, trained_bytes if workload.method == "full" else 0)
+    width, layer = shape.hidden * stream, layer_bytes(shape, workload=workload)
+    if (
+        stream > workload.number_bytes
+    ):  # norms' results in float32, which autocast casts for each matrix that reads them
+        layer += shape.hidden * (2 * (stream - workload.number_bytes) + 3 * workload.number_bytes)
     moving = float(tokens * moving_bytes(shape, workload=workload))
     if workload.mlp_tile is not None and workload.mlp_tile < tokens:
         wide = feed_forward_bytes(shape, workload=workload)

@@ -10,11 +10,12 @@ Communication between GPUs is taken as hidden behind arithmetic; traffic to the 
 are 2^30 bytes throughout, as the GPUs' own tools count.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
 from pydantic import Field, ValidationError, computed_field
 
-from longlora.parallel.layout import accumulation, sequence_misfits
+from longlora.parallel.layout import accumulation, sharing_misfits
 from longlora.planning.activations import activations
 from longlora.planning.cost import Shape, Workload, step_flops, trained_parameters
 from longlora.section import Frozen, complaint, nearest, refuse
@@ -31,7 +32,7 @@ ATTENTION_SPEED = 1.504
 RUNTIME_GB = 8.39
 """CUDA context, NCCL, DeepSpeed's buckets and the allocator's slack, in a run of many processes (fitted)."""
 BUCKET_SHARE = 0.728
-"""Communication buffers and flat copies, over the 16-bit size of what is trained (fitted)."""
+"""Communication buffers and flat copies, over the size of what is trained (fitted, where that is in 16 bit)."""
 
 ALONE_GB = 1.5
 """CUDA context and slack of a single process, an assumption: the paper has no such run."""
@@ -83,6 +84,8 @@ class Hardware(Frozen):
     """Share of the peak that matrix products reach."""
     on_cpu: bool = False
     """Whether the memory is the host's own, so that nothing can be laid off to it."""
+    half_weights: bool = False
+    """Under ZeRO trained weights are kept in the run's number format: the paper's program; ours keeps float32."""
     runtime_gb: float | None = Field(default=None, ge=0)
     """What the process takes before the model is there; None for what the constants above say."""
 
@@ -129,7 +132,7 @@ class Hardware(Frozen):
         return self.gpus == 1 and not self.zero
 
 
-def check_layout(hardware: Hardware, *, workload: Workload) -> None:
+def check_layout(shape: Shape, *, workload: Workload, hardware: Hardware) -> None:
     """Raise ValueError where the recipe cannot be cut the way the hardware is laid out."""
     degree = hardware.sequence_parallel
     if workload.context % degree:
@@ -137,9 +140,24 @@ def check_layout(hardware: Hardware, *, workload: Workload) -> None:
             f"position.context = {workload.context} must be a multiple of the sequence-parallel degree {degree}; the nearest "
             f"is {max(1, round(workload.context / degree)) * degree}"
         )
-    if degree > 1 and workload.pattern == "s2":
-        refuse(sequence_misfits(workload.context, group_size=workload.group, degree=degree))
+    refuse(misfits(shape, workload=workload, degree=degree))
+    if workload.quantized and hardware.zero == 3:
+        raise ValueError(
+            "adapter.quantized: ZeRO-3 shares out the weights, which four bits do not allow here; ZeRO stage 2"
+        )
     accumulation(workload.global_batch_size, micro_batch_size=workload.micro_batch_size, replicas=hardware.replicas)
+
+
+def misfits(shape: Shape, *, workload: Workload, degree: int) -> Iterator[str]:
+    """Says so where `degree` GPUs cannot hold a sequence together, as the training itself would."""
+    return sharing_misfits(
+        workload.context,
+        pattern=workload.pattern,
+        group_size=workload.group,
+        full_attention_last=workload.full_attention_last,
+        kv_heads=shape.kv_heads,
+        degree=degree,
+    )
 
 
 class Memory(Frozen):
@@ -163,13 +181,13 @@ class Memory(Frozen):
 def memory(shape: Shape, *, workload: Workload, hardware: Hardware) -> tuple[Memory, float]:
     """Memory per GPU, and GB that all GPUs together lay off to the host.
 
-    A trained parameter takes 16 bytes before it is partitioned, in float32 runs and in 16-bit ones: plain runs keep it in
-    float32 (4, gradient 4, Adam's moments 8), DeepSpeed in 16 bit beside a float32 master (2, 2, 12).
+    A trained parameter is float32, its gradient too (4, 4), and Adam has its moments (8), under DeepSpeed beside a copy of the
+    parameter (12). In the paper's program DeepSpeed keeps it in 16 bit beside a float32 master (2, 2, 12).
     """
     trained, whole, b = trained_parameters(shape, workload=workload), shape.parameters, workload.number_bytes
-    own = b if hardware.zero else 4
+    own = trained_bytes(workload, hardware)
     parts = [hardware.gpus if hardware.zero >= stage else 1 for stage in (1, 2, 3)]
-    optimiser = trained * (12 if own == 2 else 8) / parts[0]
+    optimiser = trained * (12 if hardware.zero else 8) / parts[0]
     gradients = trained * own / parts[1]
     frozen = (whole - trained) * b
     if workload.quantized:
@@ -177,7 +195,7 @@ def memory(shape: Shape, *, workload: Workload, hardware: Hardware) -> tuple[Mem
         frozen -= linears * (b - NF4_BITS / 8)
     parameters = (trained * own + frozen) / parts[2]
     tokens = workload.micro_batch_size * workload.context // hardware.sequence_parallel
-    held = activations(shape, workload=workload, tokens=tokens)
+    held = activations(shape, workload=workload, tokens=tokens, trained_bytes=own)
     kept, away = held.kept, 0.0
     if hardware.offload_checkpoints and workload.gradient_checkpointing:
         kept = min(kept, 2 * kept / shape.layers)  # the layer at work and the next
@@ -201,20 +219,36 @@ def memory(shape: Shape, *, workload: Workload, hardware: Hardware) -> tuple[Mem
     ), away * hardware.gpus / GB
 
 
+def trained_bytes(workload: Workload, hardware: Hardware) -> int:
+    """Bytes of a trained weight, as it lies in the model."""
+    return workload.number_bytes if hardware.zero and hardware.half_weights else 4
+
+
+def loaded_gb(shape: Shape, *, workload: Workload, hardware: Hardware) -> float:
+    """GB on a GPU under ZeRO-3 before the first step: DeepSpeed takes a model to pieces that was loaded whole."""
+    if hardware.zero < 3:
+        return 0.0
+    trained = trained_parameters(shape, workload=workload)
+    frozen = shape.parameters - trained
+    held = trained * trained_bytes(workload, hardware) + frozen * workload.number_bytes
+    return held / GB + (ALONE_GB if hardware.runtime_gb is None else hardware.runtime_gb)
+
+
 def buffer_bytes(shape: Shape, *, workload: Workload, hardware: Hardware) -> float:
-    """Bytes on a GPU for communication; in a lone process, for one fresh gradient and autocast's copies of trained weights."""
+    """Bytes on a GPU for communication, in a lone process for one fresh gradient; and for autocast's copies of trained weights."""
     trained, b = trained_parameters(shape, workload=workload), workload.number_bytes
-    full = workload.method == "full"
+    full, own = workload.method == "full", trained_bytes(workload, hardware)
+    copies = float(b * trained if full and b < own else 0)
     if hardware.alone:
         largest = max(shape.embedding, shape.hidden * shape.intermediate) if full else shape.embedding
         fresh = 4.0 * largest if full or "embeddings" in workload.trainable else 0.0
         whole = b * shape.hidden * shape.intermediate if workload.quantized else 0.0  # the layer at work, in full
-        return fresh + (b * trained if full and b == 2 else 0.0) + whole
+        return fresh + copies + whole
     if hardware.zero < 3:
-        return BUCKET_SHARE * b * trained
+        return BUCKET_SHARE * own * trained + copies
     resident = 0 if hardware.offload_parameters else shape.parameters / hardware.gpus
     gathered = min(LIVE_PARAMETERS, shape.parameters - resident)
-    return b * (gathered + BUCKET_SHARE * trained / hardware.gpus)
+    return (own if full else b) * gathered + BUCKET_SHARE * own * trained / hardware.gpus + copies
 
 
 def step_seconds(shape: Shape, *, workload: Workload, hardware: Hardware) -> float:
@@ -232,5 +266,7 @@ def step_seconds(shape: Shape, *, workload: Workload, hardware: Hardware) -> flo
         moved += 2 * b * shape.parameters / hardware.gpus * micro_steps
     if hardware.offload_checkpoints and workload.gradient_checkpointing:
         tokens = workload.micro_batch_size * workload.context // hardware.sequence_parallel
-        moved += 2 * activations(shape, workload=workload, tokens=tokens).kept * micro_steps
+        own = trained_bytes(workload, hardware)
+        kept = activations(shape, workload=workload, tokens=tokens, trained_bytes=own).kept
+        moved += 2 * kept * micro_steps
     return arithmetic + moved / (hardware.host_gb_s * 1e9)

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from longlora.parallel.layout import sequence_misfits
 from longlora.planning.cost import Flops, Shape, Workload, check, forward_flops, trained_parameters
-from longlora.planning.hardware import GPUS, Hardware, Memory, check_layout, memory, step_seconds
+from longlora.planning.hardware import GPUS, Hardware, Memory, check_layout, loaded_gb, memory, misfits, step_seconds
 from longlora.section import Frozen, nearest
 
 KEYS = {
@@ -124,11 +123,12 @@ def estimate(shape: Shape, workload: Workload, hardware: Hardware) -> Estimate:
         ValueError: the recipe does not fit together, or not to the architecture, or not to the layout of the hardware.
     """
     check(shape, workload=workload)
-    check_layout(hardware, workload=workload)
+    check_layout(shape, workload=workload, hardware=hardware)
     parts, on_host = memory(shape, workload=workload, hardware=hardware)
     seconds = step_seconds(shape, workload=workload, hardware=hardware)
     hours = seconds * workload.steps / 3600
-    fits = parts.total <= hardware.memory_gb
+    whole = loaded_gb(shape, workload=workload, hardware=hardware)
+    fits = max(parts.total, whole) <= hardware.memory_gb
     remedy = None if fits else cheapest(shape, workload, hardware)
     return Estimate(
         hardware=hardware,
@@ -146,15 +146,17 @@ def estimate(shape: Shape, workload: Workload, hardware: Hardware) -> Estimate:
         fits=fits,
         close=abs(parts.total / hardware.memory_gb - 1) < CLOSE,
         remedy=remedy,
-        notes=tuple(reservations(workload, hardware, gb=parts.total)),
+        notes=tuple(reservations(workload, hardware, gb=parts.total, whole=whole)),
     )
 
 
-def reservations(workload: Workload, hardware: Hardware, *, gb: float) -> list[str]:
+def reservations(workload: Workload, hardware: Hardware, *, gb: float, whole: float) -> list[str]:
     """What the reader must know before trusting the numbers."""
     notes = []
     if abs(gb / hardware.memory_gb - 1) < CLOSE:
         notes.append(f"within {CLOSE:.0%} of the GPU's memory: the estimate's own error may decide")
+    if whole > hardware.memory_gb:
+        notes.append(f"ZeRO-3 starts from a model that each GPU holds whole, {whole:.1f} GB: more GPUs do not help")
     if hardware.gpu not in GPUS:
         notes.append(
             f"utilisation {hardware.utilisation:.0%}: the default was fitted on A100s and is a guess elsewhere"
@@ -168,7 +170,7 @@ def reservations(workload: Workload, hardware: Hardware, *, gb: float) -> list[s
     return notes
 
 
-def ladder(workload: Workload, hardware: Hardware) -> list[Change]:
+def ladder(shape: Shape, workload: Workload, hardware: Hardware) -> list[Change]:
     """Changes that save memory and leave the result as it is, the gentler first among equals in hours; each is one that
     `longlora run` can be told (so not ZeRO stage 1, and not parameters on the host)."""
     rungs = []
@@ -177,13 +179,15 @@ def ladder(workload: Workload, hardware: Hardware) -> list[Change]:
     if not workload.gradient_checkpointing:
         rungs.append(Change("fit.gradient_checkpointing=true", {"gradient_checkpointing": True}, {}))
     if hardware.gpus > 1:
-        rungs += [Change(f"ZeRO stage {stage}", {}, {"zero": stage}) for stage in (2, 3) if stage > hardware.zero]
+        stages = (2,) if workload.quantized else (2, 3)
+        rungs += [Change(f"ZeRO stage {stage}", {}, {"zero": stage}) for stage in stages if stage > hardware.zero]
     if workload.loss_chunk is None or workload.loss_chunk > CHUNK:
         rungs.append(Change(f"fit.loss_chunk={CHUNK}", {"loss_chunk": CHUNK}, {}))
     if min(workload.mlp_tile or workload.context, workload.context) > TILE:
         rungs.append(Change(f"fit.mlp_tile={TILE}", {"mlp_tile": TILE}, {}))
     for degree in range(hardware.sequence_parallel + 1, hardware.gpus + 1):
-        if hardware.gpus % degree == 0 and whole_groups(workload, degree=degree):
+        whole = hardware.gpus % degree == 0 and workload.context % degree == 0
+        if whole and not any(misfits(shape, workload=workload, degree=degree)):
             rungs.append(Change(f"sequence-parallel degree {degree}", {}, {"sequence_parallel": degree}))
     if hardware.on_cpu:
         return rungs
@@ -197,12 +201,6 @@ def ladder(workload: Workload, hardware: Hardware) -> list[Change]:
             Change("fit.activation_offloading=true", {"gradient_checkpointing": True}, {"offload_checkpoints": True})
         )
     return rungs
-
-
-def whole_groups(workload: Workload, *, degree: int) -> bool:
-    """Whether each GPU's part of a sequence is whole: tokens in full attention, groups in s2."""
-    size = 1 if workload.pattern == "full" else workload.group
-    return not any(sequence_misfits(workload.context, group_size=size, degree=degree))
 
 
 def changed(workload: Workload, hardware: Hardware, changes: list[Change]) -> tuple[Workload, Hardware]:
@@ -226,9 +224,11 @@ def cheapest(shape: Shape, workload: Workload, hardware: Hardware) -> Remedy | N
         return Remedy(changes=words, gb_per_gpu=parts.total, hours=seconds * workload.steps / 3600)
 
     def fits(changes: list[Change]) -> bool:
-        return tried(changes).gb_per_gpu <= hardware.memory_gb
+        new_workload, new_hardware = changed(workload, hardware, changes)
+        whole = loaded_gb(shape, workload=new_workload, hardware=new_hardware)
+        return max(whole, tried(changes).gb_per_gpu) <= hardware.memory_gb
 
-    rungs = ladder(workload, hardware)
+    rungs = ladder(shape, workload, hardware)
     alone = [tried([rung]) for rung in rungs if fits([rung])]
     if alone:
         return min(alone, key=lambda remedy: remedy.hours)

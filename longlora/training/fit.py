@@ -32,7 +32,7 @@ from longlora.model.adapter import Adapter, attach, save, trained_parameters
 from longlora.model.position import Position, extend
 from longlora.model.quantized import device_map, keep_for_training, nf4
 from longlora.model.quiet_peft import PeftModel
-from longlora.parallel.layout import accumulation, sequence_misfits
+from longlora.parallel.layout import accumulation, sharing_misfits
 from longlora.parallel.ranks import Ranks, from_environment, must_agree
 from longlora.parallel.sequence_parallel import SequenceShards, join, parallel_attention
 from longlora.parallel.zero import Zero, meet_on_cpu, zero_from_environment
@@ -115,9 +115,17 @@ def train(
     micro_batches = accumulation(
         settings.global_batch_size, micro_batch_size=settings.micro_batch_size, replicas=ranks.replicas
     )
-    if ranks.degree > 1 and attention.pattern == "s2":
-        size = group_size(position.context, attention.group_ratio)
-        refuse(sequence_misfits(position.context, group_size=size, degree=ranks.degree))
+    config = AutoConfig.from_pretrained(base, local_files_only=True).get_text_config()
+    refuse(
+        sharing_misfits(
+            position.context,
+            pattern=attention.pattern,
+            group_size=group_size(position.context, attention.group_ratio),
+            full_attention_last=attention.full_attention_last,
+            kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            degree=ranks.degree,
+        )
+    )
     if adapter.quantized and zero and zero.stage == 3:
         raise ValueError(
             "adapter.quantized: ZeRO-3 shares out the weights, which four bits do not allow here; LONGLORA_ZERO = 2"
