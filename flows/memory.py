@@ -44,7 +44,7 @@ def refusal(found: Estimate, shape: Shape) -> str:
     """One line: what is needed, what is there, what would help."""
     hardware, remedy = found.hardware, found.remedy
     what = f"each of {hardware.gpus} processes needs" if hardware.gpus > 1 else "training needs"
-    said = f"{what} about {found.gb_per_gpu:.1f} GB, and {hardware.gpu} has {hardware.memory_gb:.1f} GB"
+    said = f"{what} about {max(found.gb_per_gpu, found.gb_at_start):.1f} GB, and {hardware.gpu} has {hardware.memory_gb:.1f} GB"
     if remedy:
         wanted = f"with {' + '.join(remedy.changes)} it fits ({remedy.gb_per_gpu:.1f} GB)"
     elif context := fitting_context(shape, found.workload, hardware):

@@ -20,6 +20,7 @@ from transformers import (
     Phi3ForCausalLM,
 )
 
+from flows.memory import refusal
 from longlora.attention.groups import group_size
 from longlora.model.adapter import Adapter, attach
 from longlora.planning import cost, hardware, plan
@@ -429,7 +430,8 @@ def test_zero_3_does_not_start_from_a_model_that_no_gpu_holds_whole():
     assert found.gb_per_gpu < found.hardware.memory_gb
     assert not found.fits
     assert any("ZeRO-3 starts from a model that each GPU holds whole" in note for note in found.notes)
-    assert found.remedy is None
+    assert found.remedy is None and "nothing short of larger GPUs, or a smaller model" in "\n".join(plan.lines(found))
+    assert f"needs about {found.gb_at_start:.1f} GB" in refusal(found, large)
     assert estimate(LLAMA, work, node(half_weights=False, zero=3)).fits
 
 

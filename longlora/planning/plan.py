@@ -67,6 +67,8 @@ class Estimate(Frozen):
     tokens_per_second: float
     """Over all GPUs."""
     gb_per_gpu: float
+    gb_at_start: float
+    """Before the first step, where ZeRO-3 starts from a model that each GPU holds whole; else 0."""
     gb_parts: Memory
     gb_on_host: float
     """Laid off to the host's memory by all GPUs together."""
@@ -140,6 +142,7 @@ def estimate(shape: Shape, workload: Workload, hardware: Hardware) -> Estimate:
         hours=hours,
         tokens_per_second=workload.global_batch_size * workload.context / seconds,
         gb_per_gpu=parts.total,
+        gb_at_start=whole,
         gb_parts=parts,
         gb_on_host=on_host,
         cost=None if hardware.price is None else hours * hardware.gpus * hardware.price,
@@ -156,7 +159,7 @@ def reservations(workload: Workload, hardware: Hardware, *, gb: float, whole: fl
     if abs(gb / hardware.memory_gb - 1) < CLOSE:
         notes.append(f"within {CLOSE:.0%} of the GPU's memory: the estimate's own error may decide")
     if whole > hardware.memory_gb:
-        notes.append(f"ZeRO-3 starts from a model that each GPU holds whole, {whole:.1f} GB: more GPUs do not help")
+        notes.append(f"ZeRO-3 starts from a model that each GPU holds whole, {whole:.1f} GB, however many there are")
     if hardware.gpu not in GPUS:
         notes.append(
             f"utilisation {hardware.utilisation:.0%}: the default was fitted on A100s and is a guess elsewhere"
@@ -265,6 +268,8 @@ def lines(plan: Estimate) -> list[str]:
     if plan.remedy:
         remedy = plan.remedy
         text.append(f"to fit       {' + '.join(remedy.changes)}: {remedy.gb_per_gpu:.1f} GB, {span(remedy.hours)}")
+    elif plan.gb_at_start > hardware.memory_gb:
+        text.append("to fit       nothing short of larger GPUs, or a smaller model")
     elif not plan.fits:
         text.append("to fit       nothing short of more or larger GPUs, or a smaller model, context or adapter")
     return text + [f"note         {note}" for note in plan.notes]
