@@ -6,7 +6,7 @@ The kernel frees a lock when its holder dies, however it dies.
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from tasks.workspace import Project
@@ -24,6 +24,20 @@ def hold(where: Project, key: str) -> Iterator[None]:
             print(f"waiting: another process works on {key}", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def if_free(where: Project, key: str) -> Iterator[bool]:
+    """`hold`, unless another process does; whether none did."""
+    folder = where.state / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{key}.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def is_held(where: Project, key: str) -> bool:
@@ -50,25 +64,18 @@ def pin(folder: Path) -> None:
         ours = state.name == ".longlora" or (state / "prefect").is_dir()
         if ours and each.parent.name in ("worktrees", "asked") and os.access(state, os.W_OK):
             (state / "locks").mkdir(exist_ok=True)
-            file = os.open(state / "locks" / readers(each.name), os.O_CREAT, 0o666)  # the kernel closes it, at the end
+            file = os.open(
+                state / "locks" / f"{readers(each.name)}.lock", os.O_CREAT, 0o666
+            )  # the kernel closes it, at the end
             os.set_inheritable(file, True)
             fcntl.flock(file, fcntl.LOCK_SH)
 
 
-@contextmanager
-def unpinned(where: Project, name: str) -> Iterator[bool]:
+def unpinned(where: Project, name: str) -> AbstractContextManager[bool]:
     """Whether no process has a `pin` on the worktree or model `name`; if so, none sets one meanwhile."""
-    folder = where.state / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / readers(name)).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    return if_free(where, readers(name))
 
 
 def readers(name: str) -> str:
-    """The file that those who `pin` worktree or model `name` lock; not the run's lock: a model is served while its run goes on."""
-    return f"{name}.readers.lock"
+    """What those who `pin` worktree or model `name` hold; not the run's key: a model is served while its run goes on."""
+    return f"{name}.readers"
