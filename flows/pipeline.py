@@ -6,7 +6,7 @@ resumed, and what was done is not done twice. A lock of the flow run itself, hel
 
 import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from tasks.errors import one_line
 from tasks.stage_process import InterruptedStageError, ParameterError
 from tasks.stages import Stage
 from tasks.tags import GIT, RECORD, REF, REMOTE, VERDICT
-from tasks.watching import Watched, watched
+from tasks.watching import Watched, look, watched
 
 AT_WORK = [StateType.RUNNING, StateType.CANCELLING]
 
@@ -90,18 +90,33 @@ def pipeline(
         StageError: a stage ended with an error; its last words.
     """
     where = workspace.project(Path.cwd())
-    with failure_told(Facts()):
-        servers.use_environment(where)  # a worker may not have it
-        seen = watched(where, watch, recipe=recipe, overrides=overrides or []) if watch else None
-        if seen and not seen.changed:
-            return Completed(name="Unchanged", message=f"{seen.path} is as it was when a run last finished")
-        added = brought(where, beside) + ([seen.addition()] if seen else [])
-        snapshot = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=added)
-        if scheduled and snapshot.dirty:
-            raise ValueError(
-                f"{where.tree} has uncommitted changes, and a scheduled run must be reproducible: commit them first"
-            )
-    return run_snapshot(where, snapshot, anyway=anyway, promote=promote, if_worse=if_worse, seen=seen)
+    with only_look(where, watch, recipe=recipe, overrides=overrides or [], if_worse=if_worse) as only:
+        if not only:
+            return Completed(name="Busy", message="an earlier look is not done yet; the next one sees what it left")
+        with failure_told(Facts()):
+            servers.use_environment(where)  # a worker may not have it
+            seen = watched(where, watch, recipe=recipe, overrides=overrides or []) if watch else None
+            if seen and not seen.changed:
+                return Completed(name="Unchanged", message=f"{seen.path} is as it was when a run last finished")
+            added = brought(where, beside) + ([seen.addition()] if seen else [])
+            snapshot = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=added)
+            if scheduled and snapshot.dirty:
+                raise ValueError(
+                    f"{where.tree} has uncommitted changes, and a scheduled run must be reproducible: commit them first"
+                )
+        return run_snapshot(where, snapshot, anyway=anyway, promote=promote, if_worse=if_worse, seen=seen)
+
+
+def only_look(
+    where: workspace.Project, watch: str | None, *, recipe: str | None, overrides: list[str], if_worse: float | None
+) -> AbstractContextManager[bool]:
+    """Whether no other process looks at the same, to its promotion's end; true for a run that looks at nothing.
+
+    A look may last as long as a training. Those that came meanwhile would wait, each in a process, and promote again.
+    """
+    if not watch and if_worse is None:
+        return nullcontext(True)
+    return locks.if_free(where, f"look-{look(watch or '', recipe=recipe, overrides=overrides)}")
 
 
 @flow(name="pipeline", task_runner=Jobs(), persist_result=False, result_serializer="json")
@@ -195,6 +210,7 @@ def begin(where: workspace.Project, snapshot: workspace.Snapshot) -> RunDir:
         ValueError: its data could not be kept, for the DVC remote is not there.
     """
     must_reach_remote(where)
+    tell_of_the_dead(where)
     name_run(where, f"{snapshot.recipe or 'params'}-{snapshot.key}")
     run_dir = open_run_dir(where, snapshot)
     supervise.take_over(run_dir.folder)
@@ -229,25 +245,31 @@ def flow_lock(flow: object) -> str:
     return f"flow-{flow}"
 
 
-def name_run(where: workspace.Project, name: str) -> None:
-    """Name this flow run; and say of those of this project that count as running, but whose process is gone, that they crashed, or
-    were cancelled."""
-    home = workspace.home(where)
+def tell_of_the_dead(where: workspace.Project) -> None:
+    """Say of the flow runs of this project that count as running, but whose process is gone, that they crashed, which the hooks
+    are told, or were cancelled."""
     with get_client(sync_client=True) as client:
         running = FlowRunFilter(
-            tags=FlowRunFilterTags(all_=[home]),
+            tags=FlowRunFilterTags(all_=[workspace.home(where)]),
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=AT_WORK)),
         )
         for other in client.read_flow_runs(flow_run_filter=running):
             if locks.is_held(where, flow_lock(other.id)):
                 continue
-            state = client.read_flow_run(
-                other.id
-            ).state_type  # it may have ended since it was found, and freed its lock then
-            if state in AT_WORK:
-                kind = Cancelled if state is StateType.CANCELLING else Crashed
-                client.set_flow_run_state(other.id, kind(message="its process ended without a word"), force=True)
-        client.update_flow_run(flow_run.get_id(), name=name, tags=[*flow_run.get_tags(), home])
+            state = client.read_flow_run(other.id).state_type
+            if state not in AT_WORK:  # it ended since it was found, and freed its lock then
+                continue
+            cancelled, said = state is StateType.CANCELLING, "its process ended without a word"
+            client.set_flow_run_state(other.id, (Cancelled if cancelled else Crashed)(message=said), force=True)
+            if not cancelled:
+                hooks.tell("failed", said, key=other.name.rpartition("-")[2], model=None)
+
+
+def name_run(where: workspace.Project, name: str) -> None:
+    """Name this flow run, and mark it as one of this project's."""
+    with get_client(sync_client=True) as client:
+        tags = [*flow_run.get_tags(), workspace.home(where)]
+        client.update_flow_run(flow_run.get_id(), name=name, tags=tags)
 
 
 def run_stages(run_dir: RunDir, writer: MlflowWriter) -> None:

@@ -1,5 +1,5 @@
-"""What `longlora gc` may delete: folders of old runs, checkpoints of finished ones, cached data that no kept run needs, and models
-that were fetched to be asked.
+"""What `longlora gc` may delete: folders of old runs, cached data that no kept run needs, models that were fetched to be asked, and
+checkpoints, if it is told so: a training that ends deletes its own, so what there is, is of trainings that may go on.
 
 It keeps the newest runs, every run that a registered version points to, everything that a branch, a tag or a checkout of this
 repository names, and whatever a process is reading. It never touches a record's ref in git or the data on the DVC remote, so a run
@@ -33,12 +33,13 @@ class Leftover:
     why: str
 
 
-def leftovers(where: Project, *, keep: int, versions: set[str]) -> list[Leftover]:
+def leftovers(where: Project, *, keep: int, versions: set[str], checkpoints: bool = False) -> list[Leftover]:
     """What may go, largest first.
 
     Args:
         keep: this many of the newest runs stay.
         versions: the commits that versions in the registry point to.
+        checkpoints: those of trainings that did not end may go, too.
 
     Raises:
         ValueError: a negative `keep`, or a version's commit is not in this clone, so that what it needs is not known.
@@ -68,15 +69,19 @@ def leftovers(where: Project, *, keep: int, versions: set[str]) -> list[Leftover
         if path.name not in read and not young(path)
     ]
     if not busy:
-        if all(storage.noted(where, key) for key in kept & folders.keys()):
-            found += [
-                Leftover("checkpoints", (path,), size_of(path), "of finished runs")
-                for path in (where.state / "checkpoints").glob("*")
-                if path.is_dir() and not young(path)
-            ]
+        found += cut_off(where) if checkpoints else []
         if not shared_cache(where):
             found += unused(where, kept, versions)
     return sorted((each for each in found if each.size), key=lambda each: -each.size)
+
+
+def cut_off(where: Project) -> list[Leftover]:
+    """Checkpoints of trainings that did not end, lately."""
+    return [
+        Leftover("checkpoints", (path,), size_of(path), "of a training that did not end, and would begin anew")
+        for path in (where.state / "checkpoints").glob("*")
+        if path.is_dir() and not young(path)
+    ]
 
 
 def being_read(where: Project) -> Iterator[Path]:

@@ -6,7 +6,7 @@ The kernel frees a lock when its holder dies, however it dies.
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from tasks.workspace import Project
@@ -26,6 +26,20 @@ def hold(where: Project, key: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def if_free(where: Project, key: str) -> Iterator[bool]:
+    """`hold`, unless another process does; whether none did."""
+    folder = where.state / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{key}.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 def is_held(where: Project, key: str) -> bool:
     """Whether a process of this machine works on run `key` now."""
     path = where.state / "locks" / f"{key}.lock"
@@ -39,13 +53,6 @@ def is_held(where: Project, key: str) -> bool:
     return False
 
 
-@contextmanager
-def idle(where: Project, key: str) -> Iterator[bool]:
-    """Whether no process of this machine works on run `key`; if so, none begins meanwhile."""
-    with nobody_else(where, f"{key}.lock") as free:
-        yield free
-
-
 def pin(folder: Path) -> None:
     """Keep gc from deleting the run's worktree or fetched model that `folder` is in, until this process ends.
 
@@ -57,32 +64,17 @@ def pin(folder: Path) -> None:
         ours = state.name == ".longlora" or (state / "prefect").is_dir()
         if ours and each.parent.name in ("worktrees", "asked") and os.access(state, os.W_OK):
             (state / "locks").mkdir(exist_ok=True)
-            file = os.open(state / "locks" / readers(each.name), os.O_CREAT, 0o666)  # the kernel closes it, at the end
+            lock = state / "locks" / f"{readers(each.name)}.lock"
+            file = os.open(lock, os.O_CREAT, 0o666)  # the kernel closes it, at the end
             os.set_inheritable(file, True)
             fcntl.flock(file, fcntl.LOCK_SH)
 
 
-@contextmanager
-def unpinned(where: Project, name: str) -> Iterator[bool]:
+def unpinned(where: Project, name: str) -> AbstractContextManager[bool]:
     """Whether no process has a `pin` on the worktree or model `name`; if so, none sets one meanwhile."""
-    with nobody_else(where, readers(name)) as free:
-        yield free
-
-
-@contextmanager
-def nobody_else(where: Project, name: str) -> Iterator[bool]:
-    """Whether the lock `name` could be had, and is held now; it is not waited for."""
-    folder = where.state / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / name).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    return if_free(where, readers(name))
 
 
 def readers(name: str) -> str:
-    """The file that those who `pin` worktree or model `name` lock; not the run's lock: a model is served while its run goes on."""
-    return f"{name}.readers.lock"
+    """What those who `pin` worktree or model `name` hold; not the run's key: a model is served while its run goes on."""
+    return f"{name}.readers"

@@ -28,7 +28,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from tasks.entities import curve, dataset, flat, measured, now, pictures
-from tasks.locks import idle
+from tasks.locks import if_free
 from tasks.machine import gpu_names
 from tasks.servers import is_local_tracking, is_served, must_be_reachable
 from tasks.stages import Out
@@ -139,7 +139,7 @@ def mark_dead_runs(client: MlflowClient, where: Project, experiment: str, *, but
     for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
         tags = run.data.tags
         if tags.get(HOME) == here and tags[KEY] != but:
-            with idle(where, tags[KEY]) as dead:
+            with if_free(where, tags[KEY]) as dead:
                 # asked again: it may have ended well since it was found, and freed its lock then
                 if dead and client.get_run(run.info.run_id).info.status == "RUNNING":
                     client.set_terminated(run.info.run_id, "KILLED")

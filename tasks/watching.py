@@ -49,8 +49,14 @@ def watched(where: Project, path: str, *, recipe: str | None, overrides: list[st
         ValueError: as `watchable`.
     """
     place = watchable(where, path)
-    name = hashlib.sha256("\0".join([str(place), recipe or "", *overrides]).encode()).hexdigest()[:16]
-    return Watched(place, hash_of(place), where.state / "watched" / name)
+    return Watched(
+        place, hash_of(place), where.state / "watched" / look(str(place), recipe=recipe, overrides=overrides)
+    )
+
+
+def look(path: str, *, recipe: str | None, overrides: list[str]) -> str:
+    """A name for what is looked at, and for what."""
+    return hashlib.sha256("\0".join([path, recipe or "", *overrides]).encode()).hexdigest()[:16]
 
 
 def watchable(where: Project, path: str) -> Path:

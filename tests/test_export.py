@@ -222,17 +222,25 @@ def test_gc_lists_first_and_deletes_what_nobody_needs(copy, tmp_path):
     os.utime(notes / "0123" / "step-1" / "weights", (0, 0))
     for path in (notes / "0123" / "step-1", notes / "0123"):
         os.utime(path, (0, 0))
+    said = dummy.longlora(folder, "gc", "--keep", "1").stdout
+    assert "left, for trainings that did not end go on from there: 0.001 MB of checkpoints (--checkpoints)\n" in said
+    told = dummy.longlora(folder, "gc", "--keep", "1", "--checkpoints").stdout
+    assert "checkpoints/0123" in told and told.endswith("`longlora gc --keep 1 --checkpoints --yes` deletes it\n")
     where = project(folder)
     from tasks import leftovers
     from tasks.storage import recorded
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(leftovers, "YOUNG", -5.0)
-        found = leftovers.leftovers(where, keep=1, versions={recorded(where)[champion]})
+        kept = leftovers.leftovers(where, keep=1, versions={recorded(where)[champion]})
+        assert "checkpoints" not in {
+            each.kind for each in kept
+        }  # whatever finished after the run that may go on from them
+        found = leftovers.leftovers(where, keep=1, versions={recorded(where)[champion]}, checkpoints=True)
         assert {each.kind for each in found} == {"worktree", "checkpoints", "cache", "model"}
         assert [each.size for each in found] == sorted((each.size for each in found), reverse=True)
         leftovers.remove(where, found)
-        assert leftovers.leftovers(where, keep=1, versions={recorded(where)[champion]}) == []
+        assert leftovers.leftovers(where, keep=1, versions={recorded(where)[champion]}, checkpoints=True) == []
     assert not weights["bbbbb"].exists() and weights["bbbb"].exists() and weights["b" * 7].exists()
     folders = {path.name for path in (folder / ".longlora" / "worktrees").iterdir()}
     assert folders == {champion, newest}

@@ -269,12 +269,14 @@ def test_a_scheduled_run_refuses_a_dirty_checkout_and_any_other_says_so(run_flow
     assert mlflow_runs(mlflow_uri, key_of(own))[0].data.tags["longlora.dirty"] == "true"
 
 
-def test_a_run_that_is_being_promoted_is_not_taken_for_a_dead_one(run_flow, own, monkeypatch):
+def test_a_run_that_is_being_promoted_is_not_taken_for_a_dead_one_and_of_a_dead_one_is_told(
+    run_flow, own, monkeypatch, heard
+):
     from prefect.client.orchestration import get_client
     from prefect.runtime import flow_run
     from prefect.states import Cancelling, Running
 
-    from flows.pipeline import name_run
+    from flows.pipeline import tell_of_the_dead
     from tasks.locks import is_held
     from tasks.workspace import home, project
 
@@ -290,15 +292,15 @@ def test_a_run_that_is_being_promoted_is_not_taken_for_a_dead_one(run_flow, own,
                 client.create_flow_run(run_flow, name=f"params-{key}", tags=[home(where)], state=state).id
                 for state in (Running(), Cancelling())
             )
-            with monkeypatch.context() as patch:
-                patch.setattr("flows.pipeline.flow_run.get_id", lambda: str(client.create_flow_run(run_flow).id))
-                name_run(where, "params-0123456789ab")
+            for _ in range(2):  # it is told once
+                tell_of_the_dead(where)
             states.extend(client.read_flow_run(each).state.name for each in (alive, dead, cancelled))
         return "promoted"
 
     monkeypatch.setattr("flows.promote.promote", promote)
     run_flow(promote=True)
     assert states == ["Running", "Crashed", "Cancelled"]
+    assert heard == [{"event": "failed", "message": "its process ended without a word", "key": key, "model": None}]
 
 
 def test_a_stages_progress_is_one_artifact_made_at_the_first_step_and_then_changed_but_not_at_each(monkeypatch):

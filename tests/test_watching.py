@@ -65,6 +65,30 @@ def test_a_run_whose_promotion_broke_off_is_tried_again_and_one_that_was_refused
     assert run_flow(watch=str(data), promote=True, return_state=True).name == "Unchanged"
 
 
+@pytest.mark.parametrize("worse", [None, 0.1])
+def test_a_look_that_finds_another_at_work_or_in_its_promotion_leaves_it_alone(run_flow, own, data, monkeypatch, worse):
+    from flows import decay, promote
+
+    asked = {"watch": None if worse else str(data), "if_worse": worse, "promote": True}
+    during: list[str] = []
+
+    def look(key: str) -> str:
+        assert during[-1:] != ["asked"], "a promotion within a promotion"
+        during.append("asked")
+        during[-1] = run_flow(**asked, return_state=True).name
+        with pytest.raises(ValueError, match="unknown key"):  # with other overrides it is another look
+            run_flow(**asked, overrides=["other=1"])
+        return "promoted"
+
+    monkeypatch.setattr(promote, "promote", look)
+    monkeypatch.setattr(decay, "still_good", lambda run_dir, by: "")
+    first = run_flow(**asked)
+    assert during == ["Busy"]
+    assert dummy.executions(own).count("train base") == 1
+    after = run_flow(**asked, return_state=True)
+    assert (after.name == "Unchanged") if not worse else (during == ["Busy", "Busy"] and after.result() == first)
+
+
 def test_what_changes_under_a_run_is_not_taken_for_what_it_ran_on(own, data):
     from tasks.watching import watched
     from tasks.workspace import project

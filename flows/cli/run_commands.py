@@ -64,22 +64,30 @@ def export(
 @app.command()
 def gc(
     keep: Annotated[int, typer.Option(help="This many of the newest runs stay.")] = 5,
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Also those of trainings that did not end, which then begin anew.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete it.")] = False,
 ) -> None:
-    """What may go, with sizes: folders of old runs, checkpoints, cached data that nothing kept needs."""
+    """What may go, with sizes: folders of old runs, cached data that nothing kept needs; checkpoints, if told so."""
     where = here()
     from flows.cli import listing
     from tasks import leftovers, locks, registry, storage, tracking
 
     with locks.hold(where, "gc"):
         versions = storage.ours(where, registry.commits(tracking.connect()))
-        found = leftovers.leftovers(where, keep=keep, versions=versions)
+        found = leftovers.leftovers(where, keep=keep, versions=versions, checkpoints=checkpoints)
         listing.show_leftovers(found, where)
         if yes:
             leftovers.remove(where, found)
         for path in leftovers.being_read(where):
             print(f"left, for a process reads from it: {listing.shown(path, where)}")
+        if not checkpoints and (kept := sum(each.size for each in leftovers.cut_off(where))):
+            print(
+                f"left, for trainings that did not end go on from there: {kept / 1e6:,.3f} MB of checkpoints (--checkpoints)"
+            )
         if cache := leftovers.shared_cache(where):
             print(f"left, for other projects may share it: {cache} (DVC's cache.dir, outside of this project)")
     if found:
-        print("deleted" if yes else f"nothing was deleted: `longlora gc --keep {keep} --yes` deletes it")
+        said = f"--keep {keep}{' --checkpoints' if checkpoints else ''} --yes"
+        print("deleted" if yes else f"nothing was deleted: `longlora gc {said}` deletes it")
