@@ -1,4 +1,4 @@
-"""Locks of this machine, below the state folder: who works on a run, and who reads from what gc might delete.
+"""Locks of this machine, below the state folder of a clone: who works on a run, and who reads from what gc might delete.
 
 The kernel frees a lock when its holder dies, however it dies.
 """

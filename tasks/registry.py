@@ -1,12 +1,14 @@
 """MLflow's model registry: versions by reference, aliases, and a record of every move.
 
-An alias can be set by anyone, and the last writer wins; so a move is made under a lock of the machine, the alias is read inside it,
-and what moved is kept as tags of the registered model: from, to, when, who, why, run.
+An alias can be set by anyone, and the last writer wins; so a move is made under a lock, the alias is read inside it and once more
+after, and what moved is kept as tags of the registered model: from, to, when, who, why, run. The lock is that of one clone. Others
+may move the alias at the same moment: then each move is kept, for no two tags have one name, and one that did not hold is said.
 """
 
 import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from secrets import token_hex
 from typing import Literal
 from urllib.parse import parse_qs, parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
@@ -184,6 +186,10 @@ def move(
     made = Move(how, now, to, stamp(), who, why, run)
     write(client, name, number, made)
     client.set_registered_model_alias(name, CHAMPION, to)
+    after = holder(client, name, CHAMPION)
+    if not after or str(after.version) != to:
+        stands = f"it is version {after.version}" if after else "there is none"
+        raise ValueError(f"{name} version {to} was made champion, and {stands} now: somebody else moved it, too")
     return made
 
 
@@ -207,7 +213,9 @@ def present(client: MlflowClient, name: str, who: str) -> tuple[int, str | None]
 
 
 def write(client: MlflowClient, name: str, number: int, made: Move) -> None:
-    client.set_registered_model_tag(name, f"{MOVE}{number:06d}", json.dumps(asdict(made)))
+    """Keep the record under a name that no other gets: its number, and for others of that number, by other clones, the moment."""
+    moment = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{token_hex(4)}"
+    client.set_registered_model_tag(name, f"{MOVE}{number:06d}-{moment}", json.dumps(asdict(made)))
 
 
 def stamp() -> str:

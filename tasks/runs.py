@@ -1,5 +1,6 @@
 """Runs in MLflow: which one is meant, and its model."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,8 +17,7 @@ from tasks.artifacts import DvcArtifactRepository
 from tasks.declared import Artifact
 from tasks.errors import one_line
 from tasks.outputs import artifacts_at
-from tasks.registry import CANDIDATE, CHAMPION, STAGING
-from tasks.tags import GIT, KEY, RECORD, REF
+from tasks.tags import ALIASES, GIT, KEY, RECORD, REF
 from tasks.workspace import Project
 
 
@@ -38,12 +38,12 @@ def data_of(model: str) -> Iterator[None]:
 
 
 def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
-    """The run whose key or MLflow id begins with `wanted`, or that of the champion or candidate; without it, the last finished one.
+    """The run whose key or MLflow id begins with `wanted`, or that of an alias of the registry; without it, the last finished one.
 
     Raises:
         ValueError: there is none, or more than one.
     """
-    if wanted in (CHAMPION, CANDIDATE):
+    if wanted in ALIASES:
         name = model_at(where).name
         version = registry.holder(client, name, wanted)
         if not version:
@@ -67,9 +67,14 @@ def matching(client: MlflowClient, where: Project, wanted: str | None) -> list[R
     if wanted is None:
         ours = f"attributes.status = 'FINISHED' AND tags.`{KEY}` LIKE '%'"
         return list(client.search_runs([experiment], ours, order_by=["attributes.end_time DESC"], max_results=1))
-    runs = client.search_runs([experiment], order_by=["attributes.end_time DESC"], max_results=1000)
-    names = [(run, (run.info.run_id, run.data.tags.get(KEY, ""))) for run in runs]
-    return [run for run, both in names if any(name.startswith(wanted) for name in both)]
+    if not re.fullmatch("[0-9a-f]*", wanted):  # no key's beginning, and nothing for a filter
+        return []
+    found = {
+        run.info.run_id: run
+        for name in (f"tags.`{KEY}`", "attributes.run_id")
+        for run in client.search_runs([experiment], f"{name} LIKE '{wanted}%'")
+    }
+    return sorted(found.values(), key=lambda run: run.info.end_time or 0, reverse=True)
 
 
 def model_at(where: Project, rev: str | None = None) -> Artifact:
@@ -94,7 +99,7 @@ def address_of(client: MlflowClient, where: Project, wanted: str) -> str:
     version = registry.holder(client, name, wanted)
     if version:
         return from_here(where, str(version.source))
-    if wanted in (CHAMPION, STAGING, CANDIDATE):
+    if wanted in ALIASES:
         raise ValueError(f"{name} has no {wanted} yet: `longlora promote`, or name a run with --model")
     return from_here(where, source_and_model(where, chosen(client, where, wanted))[0])
 

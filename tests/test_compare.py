@@ -58,6 +58,7 @@ def test_what_differs_is_shown_by_length_and_what_is_equal_is_only_counted(pair,
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
     assert ["train.rank", "8", "16"] in rows
+    assert not any(row[:1] == ["seconds"] for row in rows)  # a run may be resumed days after
     assert "system/" not in done.stdout  # what the machine did
     assert "parameters: 1 of 8 differ" in done.stdout
     assert "data: 1 of 2 differ" in done.stdout
@@ -105,6 +106,21 @@ def test_a_large_count_is_shown_whole():
         "10,420,000",
         "10,420,001",
     ]
+
+
+def test_the_newest_runs_are_listed_and_all_of_them_if_asked(pair, mlflow_server, monkeypatch, capsys):  # noqa: F811
+    from flows.cli import listing
+    from tasks import runs, tracking
+
+    folder, (old, new) = pair
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    monkeypatch.setattr(listing, "NEWEST", 1)
+    client, where = tracking.connect(), project(folder)
+    for every, rows in ((False, [new]), (True, [new, old])):
+        listing.show_runs(client, where, runs.model_at(where), every=every)
+        said = capsys.readouterr().out
+        assert [key for key in (new, old) if key in said] == rows
+        assert ("--all shows the others too" in said) is not every
 
 
 @needs_browser

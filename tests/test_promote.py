@@ -742,6 +742,31 @@ def test_a_run_is_chosen_by_the_alias_of_its_model(empty, shop):
     promote("good")
     with pytest.raises(RefusalError):
         promote("refused")
-    found = {alias: runs.chosen(client, where, alias) for alias in ("champion", "candidate")}
-    keys = {alias: run.data.tags["longlora.key"] for alias, run in found.items()}
+    found = {name: runs.chosen(client, where, name) for name in ("champion", "candidate")}
+    keys = {name: run.data.tags["longlora.key"] for name, run in found.items()}
     assert keys == {"champion": shop[1]["good"], "candidate": shop[1]["refused"]}
+    from flows.cli.reproduce import find
+
+    client.set_registered_model_alias("dummy", "staging", alias(client, "candidate"))
+    assert runs.chosen(client, where, "staging").data.tags["longlora.key"] == keys["candidate"]
+    assert {name: find(where, name).key for name in keys} == keys
+
+
+def test_a_run_is_chosen_by_its_id_or_its_beginning_however_many_are_newer(empty, shop, monkeypatch):
+    from mlflow import MlflowClient
+
+    from tasks import runs
+
+    _, client, where = empty
+    search = MlflowClient.search_runs
+
+    def one_at_most(self: MlflowClient, *words: object, max_results: int = 1, **about: object) -> list:
+        return search(self, *words, max_results=1, **about)
+
+    monkeypatch.setattr(MlflowClient, "search_runs", one_at_most)
+    for key in shop[1].values():
+        run = runs.chosen(client, where, key)
+        assert run.data.tags["longlora.key"] == key
+        assert runs.chosen(client, where, run.info.run_id[:20]).info.run_id == run.info.run_id
+    for none in ("zzz", "a'b", "%", "_" * 12):
+        assert runs.matching(client, where, none) == []

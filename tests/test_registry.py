@@ -253,6 +253,47 @@ def test_an_alias_moved_by_somebody_else_is_found_and_said(client, tmp_path):
     ]
 
 
+def test_moves_of_two_clones_at_once_are_both_kept_and_the_one_that_did_not_hold_is_said(client, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    from tasks import registry
+
+    name = tmp_path.name
+    one, two, three = versions(client, name, 3)
+    registry.move(client, name, three, how="promote", who="c", why="", run="r")
+    set_alias = MlflowClient.set_registered_model_alias
+
+    def another_clone_is_quicker(self: MlflowClient, *about: str) -> None:
+        monkeypatch.setattr(MlflowClient, "set_registered_model_alias", set_alias)
+        present = registry.present
+        monkeypatch.setattr(registry, "present", lambda *_: (1, three))  # it looked before our record was written
+        registry.move(client, name, two, how="promote", who="b", why="", run="r")
+        monkeypatch.setattr(registry, "present", present)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", another_clone_is_quicker)  # ours is lost
+    with pytest.raises(ValueError, match=f"version {one} was made champion, and it is version {two} now"):
+        registry.move(client, name, one, how="promote", who="a", why="", run="r")
+    assert [(m.who, m.origin, m.to) for m in registry.moves(client, name)] == [
+        ("c", None, three),
+        ("a", three, one),
+        ("b", three, two),
+    ]
+
+
+def test_records_of_before_keep_their_places(client, tmp_path):
+    from dataclasses import asdict
+
+    from tasks import registry
+
+    one, two, three = versions(client, tmp_path.name, 3)
+    for number, to in enumerate((one, two)):
+        made = registry.Move("promote", None, to, registry.stamp(), "a", "", "r")
+        client.set_registered_model_tag(tmp_path.name, f"longlora.move.{number:06d}", json.dumps(asdict(made)))
+    client.set_registered_model_alias(tmp_path.name, registry.CHAMPION, two)
+    registry.move(client, tmp_path.name, three, how="promote", who="a", why="b", run="r")
+    assert [m.to for m in registry.moves(client, tmp_path.name)] == [one, two, three]
+
+
 def test_twenty_at_once_leave_one_champion_and_an_unbroken_record(client, tmp_path, folder):
     from tasks import registry
 

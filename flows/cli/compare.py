@@ -93,10 +93,7 @@ def add(to: Table, *cells: str) -> None:
 
 def facts(sides: list[Side]) -> Table:
     shown = table("runs", sides, "")
-    ends = [each.run.info.end_time for each in sides]
     add(shown, "state", *(each.run.info.status.lower() for each in sides))
-    seconds = [(end - each.run.info.start_time) / 1000 if end else None for end, each in zip(ends, sides, strict=True)]
-    add(shown, "seconds", *("" if second is None else f"{second:,.0f}" for second in seconds))
     for name, tag in FACTS.items():
         add(shown, name, *(each.run.data.tags.get(tag, "") for each in sides))
     return shown

@@ -17,6 +17,9 @@ from tasks.registry import Move
 from tasks.tags import DIRTY, KEY, OVERRIDES, RECIPE
 from tasks.workspace import Project
 
+NEWEST = 50  # runs that are shown unasked: the score of each is a question to MLflow
+MOST = 50_000  # MLflow's own limit
+
 
 def show_history(name: str, moves: list[Move], keys: dict[str, str]) -> None:
     """A row per move; `keys`: those of runs, by MLflow's ids."""
@@ -33,12 +36,15 @@ def verdict_word(run: Run) -> str:
     return {1.0: "passed", 0.0: "refused"}.get(run.data.metrics.get("passed", -1.0), "")
 
 
-def show_runs(client: MlflowClient, where: Project, model: Artifact) -> None:
+def show_runs(client: MlflowClient, where: Project, model: Artifact, *, every: bool) -> None:
     """A row per run: what was varied, how it ended, its verdict, and the metric that champions are compared by."""
     better = better_of(model)
     experiment = tracking.experiment_id(client, where, model.name)
     tracking.mark_dead_runs(client, where, experiment)
-    found = client.search_runs([experiment], order_by=["attributes.start_time DESC"])
+    most = MOST if every else NEWEST + 1
+    found = list(client.search_runs([experiment], order_by=["attributes.start_time DESC"], max_results=most))
+    older = not every and len(found) > NEWEST
+    found = found if every else found[:NEWEST]
     titles = {}
     for alias in (registry.CHAMPION, registry.STAGING, registry.CANDIDATE):
         version = registry.holder(client, model.name, alias)
@@ -64,6 +70,8 @@ def show_runs(client: MlflowClient, where: Project, model: Artifact) -> None:
             titles.get(run.info.run_id, ""),
         )
     console().print(table if found else "no runs yet: `longlora run`")
+    if older:
+        print(f"the newest {NEWEST}; --all shows the others too")
 
 
 def shown(path: Path, where: Project) -> Path:

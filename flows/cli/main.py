@@ -99,13 +99,13 @@ def sweep(
 
 
 @app.command()
-def runs() -> None:
+def runs(every: Annotated[bool, typer.Option("--all", help="Not the newest 50 alone.")] = False) -> None:
     """A row per run: what was set, verdict, score, title."""
     where = here()
     from flows.cli.listing import show_runs
     from tasks import runs, tracking
 
-    show_runs(tracking.connect(), where, runs.model_at(where))
+    show_runs(tracking.connect(), where, runs.model_at(where), every=every)
 
 
 @app.command()

@@ -16,7 +16,10 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", "-s", help="key=value, such as fit.steps=200. May be repeated.")
 ]
 Run = Annotated[
-    str | None, typer.Argument(help="Its key or MLflow id, or their beginning; default: the last finished.")
+    str | None,
+    typer.Argument(
+        help="Its key or MLflow id, or their beginning; or champion, staging, candidate; default: the last finished."
+    ),
 ]
 Beside = Annotated[
     str | None, typer.Option(help="A model that is measured on the same data: champion, candidate, or a run.")

@@ -19,7 +19,7 @@ from tasks.locks import hold
 from tasks.outputs import Compared, compared
 from tasks.servers import is_local_tracking
 from tasks.stages import DvcRepo
-from tasks.tags import GIT, KEY, REMOTE
+from tasks.tags import ALIASES, GIT, KEY, REMOTE
 from tasks.workspace import Project, git, record_ref, worktree
 
 
@@ -65,8 +65,7 @@ def find(where: Project, wanted: str | None) -> Sought:
         from tasks import runs, tracking
 
         client = tracking.connect()
-        found = runs.matching(client, where, wanted)
-        if len(found) == 1 or wanted is None:
+        if wanted in (None, *ALIASES) or runs.matching(client, where, wanted):
             chosen = runs.chosen(client, where, wanted)
             runs.must_be_ours(chosen)
             tags = chosen.data.tags

@@ -13,7 +13,7 @@ app = typer.Typer()
 @app.command()
 def compare(
     one: Annotated[
-        str, typer.Argument(help="A run's key or MLflow id, or their beginning; or champion, or candidate.")
+        str, typer.Argument(help="A run's key or MLflow id, or their beginning; or champion, staging, candidate.")
     ],
     other: Annotated[str, typer.Argument(help="Another.")],
     html: Annotated[Path | None, typer.Option(help="Write it as a page too, with the curves drawn.")] = None,
