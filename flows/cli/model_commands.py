@@ -26,6 +26,12 @@ def plan(
     offload_parameters: Annotated[
         bool, typer.Option("--offload-parameters", help="So do the parameters, with --zero 3.")
     ] = False,
+    half_weights: Annotated[
+        bool,
+        typer.Option(
+            "--half-weights", help="ZeRO keeps trained weights in 16 bit, as the paper's program; ours: float32."
+        ),
+    ] = False,
     price: Annotated[float | None, typer.Option(help="Of one GPU for one hour.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="All figures, as JSON.")] = False,
 ) -> None:
@@ -42,6 +48,7 @@ def plan(
         sequence_parallel=sequence_parallel,
         offload_optimizer=offload_optimizer,
         offload_parameters=offload_parameters,
+        half_weights=half_weights,
         price=price,
     )
     where = workspace.project(Path.cwd())

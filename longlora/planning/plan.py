@@ -160,6 +160,10 @@ def reservations(workload: Workload, hardware: Hardware, *, gb: float, whole: fl
         notes.append(f"within {CLOSE:.0%} of the GPU's memory: the estimate's own error may decide")
     if whole > hardware.memory_gb:
         notes.append(f"ZeRO-3 starts from a model that each GPU holds whole, {whole:.1f} GB, however many there are")
+    if hardware.zero and workload.method == "full" and not hardware.half_weights:
+        notes.append(
+            "trained weights are float32 here, under ZeRO too; the paper's program kept them in 16 bit (half weights)"
+        )
     if hardware.gpu not in GPUS:
         notes.append(
             f"utilisation {hardware.utilisation:.0%}: the default was fitted on A100s and is a guess elsewhere"
