@@ -45,8 +45,8 @@ def merged(params: str, *, recipe: str | None = None, overrides: list[str] | Non
     Values that change nothing give back the very same text, so that they do not make another run of it.
 
     Raises:
-        ValueError: an overlay is no YAML, the recipe says nothing, an overlay names
-            an unknown key, or puts a value where a section or list is (or the reverse).
+        ValueError: an overlay is no YAML, names an unknown key, or puts a value where a section or list is (or the reverse); the
+            recipe is empty.
     """
     base = sections_of(params)
     layers = [parse(recipe, "the recipe")] if recipe is not None else []

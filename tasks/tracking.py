@@ -88,9 +88,8 @@ def follow_move(where: Project, experiment: Experiment) -> None:
     MLflow keeps whole paths, would make the old folder anew, and has no call that changes them."""
     old, new = str(experiment.artifact_location), (where.state / "mlartifacts").as_uri()
     state = Path(unquote(urlsplit(old).path)).parent
-    another = (state.parent / ".git").exists() and not (
-        state / "mlflow.db"
-    ).exists()  # a clone that was told of our database
+    # a clone that was told of our database, and keeps its files at home
+    another = (state.parent / ".git").exists() and not (state / "mlflow.db").exists()
     if not (old.startswith("file:") and old.endswith("/mlartifacts")) or old == new or another:
         return
     with closing(sqlite3.connect(where.state / "mlflow.db", timeout=60)) as base, base:

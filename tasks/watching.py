@@ -49,9 +49,8 @@ def watched(where: Project, path: str, *, recipe: str | None, overrides: list[st
         ValueError: as `watchable`.
     """
     place = watchable(where, path)
-    return Watched(
-        place, hash_of(place), where.state / "watched" / look(str(place), recipe=recipe, overrides=overrides)
-    )
+    name = look(str(place), recipe=recipe, overrides=overrides)
+    return Watched(place, hash_of(place), where.state / "watched" / name)
 
 
 def look(path: str, *, recipe: str | None, overrides: list[str]) -> str:

@@ -78,7 +78,7 @@ def opened(folder: Path) -> tuple[Fact, PreTrainedModel | None]:
         config = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
         if asked := config.get(
             "quantization_config"
-        ):  # on a CPU some are read as if they were not there, so also measured
+        ):  # a CPU reads some as if this were not there, and measures them so
             return Fact(0, f"its config asks for quantised weights: {json.dumps(asked)[:80]}"), None
         model, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, because loading info is asked for
             folder, local_files_only=True, dtype="auto", output_loading_info=True
