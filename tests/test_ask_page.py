@@ -26,7 +26,7 @@ from longlora.model.load import open_model, open_tokenizer
 from tasks.servers import answers, free_port
 
 needs_nicegui = pytest.mark.skipif(not importlib.util.find_spec("nicegui"), reason="NiceGUI is not installed")
-NEW = 48
+NEW = 144
 """Tokens of an answer: enough that it is seen as it comes."""
 ANSWERED = ".answer:has(.said:not(.waiting))"
 
