@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
 from typing import TYPE_CHECKING
 
 from flows.run_dir import RunDir
@@ -29,14 +30,26 @@ class MlflowWriter:
         must_be_reachable("MLFLOW_TRACKING_URI")
         self.uri = os.environ["MLFLOW_TRACKING_URI"]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
-        self._opened = self._thread.submit(open_tracker, run_dir)
+        self._wanted = Event()  # to import MLflow would delay the first stage
+        self._opened = self._thread.submit(self._open, run_dir)
         self._sent: list[Future[None]] = []
         self._failure: Exception | None = None
         self._look: Future[None] | None = None
         self._due = 0.0
 
+    def _open(self, run_dir: RunDir) -> "Tracker":
+        self._wanted.wait()
+        return open_tracker(run_dir)
+
     def follow(self, outs: list[Out], points: "Sequence[Point]" = ()) -> None:
-        """Send what is new in `outs`' curves and among `points`, if the last look is some time ago."""
+        """Send what is new in `outs`' curves and among `points`, if the last look is some time ago. Call it while a stage runs.
+
+        Raises:
+            Exception: the run could not be opened in MLflow, which hours of training would not mend.
+        """
+        self._wanted.set()
+        if self._opened.done():
+            self._opened.result()
         if time.monotonic() >= self._due and (self._look is None or self._look.done()):
             told = list(points)
             self._look = self._thread.submit(
@@ -71,12 +84,14 @@ class MlflowWriter:
 
     def wait(self) -> str:
         """Wait until all is sent; the MLflow run's id."""
+        self._wanted.set()
         for sent in self._sent:
             sent.result()
         return self._opened.result().run_id
 
     def finish(self, status: str) -> None:
         """End the MLflow run as FINISHED, FAILED or KILLED."""
+        self._wanted.set()
         self._thread.submit(lambda: self._opened.result().finish(status)).result()
         self._thread.shutdown()
 

@@ -6,21 +6,26 @@ The check has a process of its own: a run's worktree has its own library, and wh
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from flows.run_dir import RunDir
 from tasks.workspace import Project, Snapshot, git
 
 
-def must_be_right(run_dir: RunDir) -> None:
-    """Refuse a run that still computes something, if params.yaml is wrong for any of its stages.
+@contextmanager
+def looked_at(run_dir: RunDir) -> Iterator[None]:
+    """Have params.yaml looked at while something else is done inside, if the run still computes something.
 
     Raises:
-        ValueError: all that is wrong, in one line.
+        ValueError: at its end: all that is wrong for any of the run's stages, in one line.
     """
     if any(stage.status == "stale" for stage in run_dir.stages):
-        ask(run_dir.folder, [])
+        with asked(run_dir.folder, []):
+            yield
+    else:
+        yield
 
 
 def must_all_be_right(where: Project, snapshots: Sequence[Snapshot]) -> None:
@@ -34,24 +39,34 @@ def must_all_be_right(where: Project, snapshots: Sequence[Snapshot]) -> None:
         for file, snapshot in zip(files, snapshots, strict=True):
             file.write_text(git("show", f"{snapshot.commit}:params.yaml", cwd=where.tree) + "\n")
         if files:
-            ask(where.tree, files)
+            with asked(where.tree, files):
+                pass
 
 
-def ask(tree: Path, files: Sequence[Path]) -> None:
-    """Have the library of `tree` check the params `files`, or without any the tree's own. It reads in dvc.yaml which stages there
-    are; a project without stages of the library is not checked."""
+@contextmanager
+def asked(tree: Path, files: Sequence[Path]) -> Iterator[None]:
+    """Have the library of `tree` check the params `files`, or without any the tree's own, and hear at the end what it says. It
+    reads in dvc.yaml which stages there are; a project without stages of the library is not checked."""
     if "-m longlora.stages." not in (tree / "dvc.yaml").read_text():
+        yield
         return
     own = tree / "longlora"
     # without its own check, an installed library's rules would be asked of other parameters
     if own.is_dir() and not (own / "check.py").is_file():
         older = "the library of this run is older than that"
         print(f"whether the parameters are right was not checked: {older}", flush=True)
+        yield
         return
     command = [sys.executable, "-m", "longlora.check", *map(str, files)]
-    done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
-    said = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1].removeprefix("error: ")
-    if done.returncode == 2:
+    with subprocess.Popen(command, cwd=tree, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as checking:
+        try:
+            yield
+            said = checking.communicate()[1].strip()
+        finally:
+            checking.kill()  # it has ended, unless something else was wrong meanwhile
+    status = checking.returncode
+    said = (said or f"status {status}").splitlines()[-1].removeprefix("error: ")
+    if status == 2:
         raise ValueError(said)
-    if done.returncode:  # its stages check their own
+    if status:  # its stages check their own
         print(f"whether the parameters are right was not checked: {said}", flush=True)

@@ -26,7 +26,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows import cancelling
 from flows.memory import must_fit
 from flows.mlflow_writer import MlflowWriter
-from flows.parameters import must_be_right
+from flows.parameters import looked_at
 from flows.progress import Progress
 from flows.run_dir import RunDir, brought, open_run_dir
 from tasks import hooks, locks, servers, storage, supervise, workspace
@@ -159,9 +159,8 @@ def run_snapshot(
             if not anyway:
                 must_fit(run_dir)
             with closing(run_dir.dvc):
-                run_dir.dvc.warm()  # it imports DVC while the parameters are looked at
-                if not checked:
-                    must_be_right(run_dir)
+                with nullcontext() if checked else looked_at(run_dir):
+                    run_dir.dvc.warm()  # it imports DVC meanwhile
                 run_and_record(run_dir)
         if promote:
             # MLflow is imported by now, and not before the first stage runs
@@ -207,12 +206,14 @@ def begin(where: workspace.Project, snapshot: workspace.Snapshot) -> RunDir:
     """The run's folder, nothing of an earlier attempt at work in it. Call it under the lock of its key.
 
     Raises:
-        ValueError: its data could not be kept, for the DVC remote is not there.
+        ValueError, UserError: its data or its record could not be kept, for a remote is not there or refuses it.
     """
     must_reach_remote(where)
+    storage.must_take(where, snapshot)
     tell_of_the_dead(where)
     name_run(where, f"{snapshot.recipe or 'params'}-{snapshot.key}")
     run_dir = open_run_dir(where, snapshot)
+    run_dir.dvc.must_reach_remote()
     supervise.take_over(run_dir.folder)
     return run_dir
 

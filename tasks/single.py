@@ -13,7 +13,7 @@ from dvc.exceptions import DvcException
 from dvc.lock import make_lock
 from dvc.repo import Repo
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
-from dvc.stage.cache import StageCache
+from dvc.stage.cache import StageCache, _can_hash
 from dvc.stage.exceptions import StageCmdFailedError
 
 CAUSE = "error: "
@@ -25,6 +25,14 @@ class RunCache(StageCache):
 
     An object that is deleted while outputs are put in place is an error: DVC's own goes on, and what is there counts as all of it.
     """
+
+    def known(self, stage: Any) -> Any | None:
+        """A stage that has, in the cache, what was computed from the inputs that `stage` has saved; None if there is none.
+
+        It is what DVC's `restore` looks up and puts in place in one go: who has to make room between, would look twice."""
+        cache = self._load(stage) if _can_hash(stage) else None
+        made = self._create_stage(cache, wdir=stage.wdir) if cache else None
+        return made if made and made.outs_cached() else None
 
     def _load_cache(self, key: str, value: str | None) -> Any:
         return super()._load_cache(key, value) if value else None

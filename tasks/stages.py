@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import networkx
 import yaml
@@ -31,6 +32,7 @@ from tasks.storage import without_credentials
 Status = Literal["unchanged", "restored", "stale"]
 VARIES = "varies"
 GPU = "gpu"
+BUCKETS = ("s3", "gs", "azure")  # where the first part of a path must exist, and the rest need not
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class DvcRepo:
         with self._engine(), self._restoring() as restored:
             graph = self._repo.index.graph
             stages = self._stages()
+            again = {each.name: each for each in self._repo.stage.load_all("dvc.yaml")}
             self.bring_sources()
             upstream = {
                 stage.name: tuple(above.name for above in graph.successors(stage) if not above.is_data_source)
@@ -105,7 +108,7 @@ class DvcRepo:
             statuses: dict[str, Status] = {}
             for stage in stages:
                 waits = any(statuses[above] == "stale" for above in upstream[stage.name])
-                statuses[stage.name] = "stale" if waits else self._settled(stage, restored)
+                statuses[stage.name] = "stale" if waits else self._settled(stage, again[stage.name], restored)
             return [
                 Stage(
                     name=stage.name,
@@ -166,7 +169,7 @@ class DvcRepo:
     def settle(self, name: str) -> Status:
         """Whether `name` is up to date; if it is not, but its outputs are known for these very inputs, fetch them."""
         with self._engine(), self._restoring() as restored:
-            return self._settled(self._anew(name), restored)
+            return self._settled(self._anew(name), self._anew(name), restored)
 
     @contextmanager
     def _restoring(self) -> Iterator[list[Any]]:
@@ -181,19 +184,19 @@ class DvcRepo:
         """The stage loaded again, and alone: an object of one keeps the hashes it once saw."""
         return self._repo.stage.load_one("dvc.yaml", name)
 
-    def _settled(self, stage: Any, restored: list[Any]) -> Status:
-        if not stage.changed():
+    def _settled(self, seen: Any, stage: Any, restored: list[Any]) -> Status:
+        """What a stage is; what is known is put in place. `seen` and `stage`: it twice, for an object keeps what it once saw."""
+        if not seen.changed():
             return "unchanged"
-        stage = self._anew(stage.name)
-        if self._is_in_lock(stage):
+        if in_lock := self._is_in_lock(stage):
             must_be_whole(stage.checkout(force=True))
-        elif self._is_in_run_cache(stage):
+        elif known := self._in_run_cache(stage):
             stage.remove_outs()
-            self._repo.stage_cache.restore(stage)
+            known.checkout()
         else:
             return "stale"
         # what `stage.reproduce` does besides, which runs the command of a stage that the run cache has no place for
-        stage.save(run_cache=all(out.use_cache for out in stage.outs))
+        stage.save(run_cache=in_lock and all(out.use_cache for out in stage.outs))
         stage.commit()
         for out in stage.outs:
             # Scores decide a promotion, and are small. DVC takes what is in its cache for whole: that nobody wrote into it.
@@ -216,14 +219,13 @@ class DvcRepo:
         except DvcException:
             return False
 
-    def _is_in_run_cache(self, stage: Any) -> bool:
-        """Whether `stage` was computed from these very inputs, and DVC has its outputs."""
+    def _in_run_cache(self, stage: Any) -> Any | None:
+        """A stage that was computed from these very inputs, and whose outputs DVC has."""
         try:
             stage.save_deps()
-            self._repo.stage_cache.restore(stage, dry=True)
+            return self._repo.stage_cache.known(stage)
         except DvcException:
-            return False
-        return True
+            return None
 
     def _out(self, out: Any) -> Out:
         return Out(
@@ -263,17 +265,35 @@ class DvcRepo:
         Raises:
             UserError: it does not take it.
         """
-        with self._engine():
-            name = self._repo.config["core"].get("remote")
-            if not name:
-                return ""
-            address = str(self._repo.config["remote"][name]["url"])
-            try:
+        with self._engine(), self._remote() as address:
+            if address:
                 self._repo.push()
-            except Exception as error:  # each kind of remote has a client of its own, with errors of its own
-                said = f"the DVC remote {without_credentials(address)}: {one_line(error)}"
-                raise UserError(f"{said}: the same command goes on from here when that is mended") from error
             return address
+
+    def must_reach_remote(self) -> None:
+        """Check that the default remote answers, if it is none of this machine's folders.
+
+        Raises:
+            UserError: it does not.
+        """
+        with self._engine(), self._remote() as address:
+            if urlsplit(address).scheme:
+                place = self._repo.cloud.get_remote_odb()
+                place.fs.exists(place.fs.join(place.path, "files"))  # asked of a bucket alone, s3fs hides why it fails
+                bucket, *_ = place.fs.parts(place.path)
+                if place.fs.protocol in BUCKETS and not place.fs.exists(bucket):
+                    raise FileNotFoundError(f"there is no {bucket}")
+
+    @contextmanager
+    def _remote(self) -> Iterator[str]:
+        """The address of the default remote, or ''. What its client says inside is told in one line."""
+        name = self._repo.config["core"].get("remote")
+        address = str(self._repo.config["remote"][name]["url"]) if name else ""
+        try:
+            yield address
+        except Exception as error:  # each kind of remote has a client of its own, with errors of its own
+            said = f"the DVC remote {without_credentials(address)}: {one_line(error)}"
+            raise UserError(f"{said}: the same command goes on from here when that is mended") from error
 
     @cached_property
     def artifacts(self) -> list[Artifact]:

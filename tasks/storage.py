@@ -67,6 +67,22 @@ def in_order(lock: str) -> str:
     return head + "".join(sorted(stages))
 
 
+def must_take(where: Project, snapshot: Snapshot) -> None:
+    """Check that the git remote named by LONGLORA_GIT_REMOTE, if any, would take the record of a run.
+
+    Raises:
+        ValueError: it would not, with what git says.
+    """
+    remote = os.environ.get("LONGLORA_GIT_REMOTE")
+    if remote:
+        ref = f"{snapshot.commit}:{record_ref(snapshot.key)}"
+        try:
+            git("push", "--dry-run", "--quiet", "--force", "--", remote, ref, cwd=where.root)
+        except ValueError as error:
+            known = without_credentials(remote)
+            raise ValueError(f"LONGLORA_GIT_REMOTE={known}: {str(error).replace(remote, known)}") from None
+
+
 def publish(where: Project, key: str, commit: str) -> str:
     """Push the run's ref and that of its record to the git remote named by LONGLORA_GIT_REMOTE; its address without credentials,
     or ''."""

@@ -187,19 +187,24 @@ def run_dir(folder: Path, status: str) -> RunDir:
     return RunDir(SimpleNamespace(), SimpleNamespace(), folder, SimpleNamespace(), [stage])
 
 
+def look_at(run: RunDir) -> None:
+    with parameters.looked_at(run):
+        pass
+
+
 def test_a_run_asks_only_if_it_computes_and_has_stages_of_the_library(own, capsys):
-    parameters.must_be_right(run_dir(own, "stale"))
+    look_at(run_dir(own, "stale"))
     dummy.with_a_stage_of_the_library(own)
-    parameters.must_be_right(run_dir(own, "unchanged"))
+    look_at(run_dir(own, "unchanged"))
     said = r"^params: key 'gate\.rules' is missing; key 'gate\.more_rules' is missing; unknown key 'gate\.least'"
     with pytest.raises(ValueError, match=said):
-        parameters.must_be_right(run_dir(own, "stale"))
+        look_at(run_dir(own, "stale"))
     (own / "longlora").mkdir()
     (own / "longlora" / "__init__.py").touch()
-    parameters.must_be_right(run_dir(own, "stale"))
+    look_at(run_dir(own, "stale"))
     assert "not checked: the library of this run is older" in capsys.readouterr().out
     (own / "longlora" / "check.py").write_text("raise RuntimeError('a defect')")
-    parameters.must_be_right(run_dir(own, "stale"))
+    look_at(run_dir(own, "stale"))
     assert "not checked: RuntimeError: a defect" in capsys.readouterr().out
 
 

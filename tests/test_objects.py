@@ -89,7 +89,7 @@ def test_a_run_is_kept_on_s3_and_another_clone_has_it_from_there_alone(s3, track
     assert subprocess.run(["git", "status", "--porcelain"], cwd=tmp_path / "second", capture_output=True).stdout == b""
 
 
-def test_a_store_that_does_not_answer_is_one_line_once_its_run_is_to_be_kept(folder, monkeypatch):
+def test_a_store_that_does_not_answer_is_one_line_at_the_start_and_once_its_run_is_to_be_kept(folder, monkeypatch):
     from tasks.errors import UserError
     from tasks.stages import DvcRepo
 
@@ -99,10 +99,26 @@ def test_a_store_that_does_not_answer_is_one_line_once_its_run_is_to_be_kept(fol
     dummy.write(folder / ".dvc" / "config", f"[core]\n    analytics = false\n    remote = lab\n{store}")
     with closing(DvcRepo(folder, environment={})) as dvc:
         dvc.run_stage("fetch", on_line=print, on_tick=lambda: None)
-        with pytest.raises(
-            UserError, match=r"^the DVC remote s3://runs/data: Could not connect to .*: the same command"
-        ):
-            dvc.push()
+        for call in (dvc.must_reach_remote, dvc.push):
+            with pytest.raises(
+                UserError, match=r"^the DVC remote s3://runs/data: Could not connect to .*: the same command"
+            ):
+                call()
+
+
+def test_a_bucket_that_is_not_there_is_said_at_the_start_and_a_folder_in_one_is_made_later(s3, folder):
+    from tasks.errors import UserError
+    from tasks.stages import DvcRepo
+
+    def at(url: str) -> DvcRepo:
+        store = f"['remote \"lab\"']\n    url = {url}\n    endpointurl = {s3}\n"
+        dummy.write(folder / ".dvc" / "config", f"[core]\n    analytics = false\n    remote = lab\n{store}")
+        return DvcRepo(folder, environment={})
+
+    with closing(at("s3://runs/not/yet")) as dvc:
+        dvc.must_reach_remote()
+    with closing(at("s3://nowhere/data")) as dvc, pytest.raises(UserError, match="there is no nowhere"):
+        dvc.must_reach_remote()
 
 
 def test_the_extra_brings_what_both_need():

@@ -370,7 +370,7 @@ def test_after_one_failure_nothing_is_sent_but_how_the_run_ended(monkeypatch):
             calls.append(name)
             raise ConnectionError("gone")
 
-        def follow(self, outs):
+        def follow(self, outs, points):
             calls.append("follow")
 
         def finish(self, status):
@@ -386,3 +386,20 @@ def test_after_one_failure_nothing_is_sent_but_how_the_run_ended(monkeypatch):
         sending.wait()
     sending.finish("FAILED")
     assert calls == ["one", "FAILED"]
+
+
+def test_a_run_that_mlflow_does_not_open_is_said_while_its_first_stage_runs(monkeypatch):
+    from flows import mlflow_writer
+
+    def refuse(run_dir):
+        raise ValueError("the experiment was deleted")
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite://")
+    monkeypatch.setattr(mlflow_writer, "open_tracker", refuse)
+    sending = mlflow_writer.MlflowWriter(None)
+    with pytest.raises(ValueError, match="deleted"):
+        for _ in range(100):
+            sending.follow([])
+            time.sleep(0.05)
+    with pytest.raises(ValueError, match="deleted"):
+        sending.finish("FAILED")

@@ -268,6 +268,21 @@ def test_a_published_record_can_be_fetched_after_another_clone_published_the_sam
         assert dummy.git(tmp_path / "third", "show", f"{commit}:dvc.lock") == "schema: '2.0'"
 
 
+def test_a_git_remote_that_would_not_take_the_record_is_said_before_and_is_sent_nothing(folder, tmp_path, monkeypatch):
+    from tasks.storage import must_take
+
+    where = project(folder)
+    dummy.git(tmp_path, "init", "--quiet", "--bare", "shared.git")
+    monkeypatch.setenv("LONGLORA_GIT_REMOTE", str(tmp_path / "shared.git"))
+    must_take(where, snapshot(where))
+    assert not dummy.git(tmp_path / "shared.git", "for-each-ref")
+    nowhere = f"file://ada:SECRET@localhost{tmp_path}/nowhere.git"
+    monkeypatch.setenv("LONGLORA_GIT_REMOTE", nowhere)
+    with pytest.raises(ValueError, match=r"^LONGLORA_GIT_REMOTE=file://localhost/.*nowhere.git: git push: ") as caught:
+        must_take(where, snapshot(where))
+    assert "SECRET" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("address", "kept"),
     [

@@ -38,7 +38,7 @@ def run(
     """Bring every stage up to date, in a folder of its own, and record the run."""
     where = here()
     from flows.cli.terminal import show_plan, show_report
-    from flows.parameters import must_be_right
+    from flows.parameters import looked_at
     from flows.run_dir import brought, is_finished, open_run_dir
     from tasks import approval, locks, servers, storage, workspace
 
@@ -53,19 +53,18 @@ def run(
             # and no need of a server with a page
             ready = None if promote or storage.noted(where, snapshot.key) else prefect_api()
             run_dir = open_run_dir(where, snapshot)
-            must_be_right(run_dir)  # before anybody reads what would be computed
-            show_plan(run_dir.stages)
+            done = is_finished(run_dir)
+            with looked_at(run_dir):
+                if not done:  # meanwhile, for it takes a second
+                    with signals_later():
+                        from flows.pipeline import pipeline_of
+            show_plan(run_dir.stages)  # of parameters that are right
             if promote and (model := run_dir.artifact("model")) and approval.patience(model):
                 servers.running_prefect(where)  # where a person can answer: said now, not at the end
-            done = is_finished(run_dir)
         if done:
             print("every stage is unchanged, and the run is recorded")
         else:
-            ready = ready or prefect_api()
-            with signals_later():
-                from flows.pipeline import pipeline_of
-
-            ready()
+            (ready or prefect_api())()
             pipeline_of(snapshot, promote=promote, anyway=anyway, checked=True)
     show_report(run_dir)
     if promote and done:
