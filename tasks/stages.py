@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import networkx
 import yaml
-from dvc.dvcfile import Lockfile
+from dvc.dvcfile import Lockfile, load_file
 from dvc.exceptions import CheckoutError, DvcException
 from dvc.repo import Repo, lock_repo
 
@@ -169,7 +169,8 @@ class DvcRepo:
     def settle(self, name: str) -> Status:
         """Whether `name` is up to date; if it is not, but its outputs are known for these very inputs, fetch them."""
         with self._engine(), self._restoring() as restored:
-            return self._settled(self._anew(name), self._anew(name), restored)
+            stages = load_file(self._repo, "dvc.yaml").stages  # read once, a new object each time it is asked
+            return self._settled(stages[name], stages[name], restored)
 
     @contextmanager
     def _restoring(self) -> Iterator[list[Any]]:
@@ -179,10 +180,6 @@ class DvcRepo:
             yield restored
             if restored:
                 restored[0].dvcfile.dump_stages(restored, update_pipeline=False)
-
-    def _anew(self, name: str) -> Any:
-        """The stage loaded again, and alone: an object of one keeps the hashes it once saw."""
-        return self._repo.stage.load_one("dvc.yaml", name)
 
     def _settled(self, seen: Any, stage: Any, restored: list[Any]) -> Status:
         """What a stage is; what is known is put in place. `seen` and `stage`: it twice, for an object keeps what it once saw."""
@@ -325,9 +322,14 @@ class DvcRepo:
         Raises:
             StageError: as `StageRunner.run`.
         """
+        self._runner.run(name, queues=name in self._queueing, on_line=on_line, on_tick=on_tick)
+
+    @cached_property
+    def _queueing(self) -> set[str]:
+        """The stages that are tagged for a GPU."""
         with self._engine():
-            meta = self._anew(name).meta or {}
-        self._runner.run(name, queues=GPU in meta.get("tags", []), on_line=on_line, on_tick=on_tick)
+            stages = self._repo.stage.load_all("dvc.yaml")
+            return {stage.name for stage in stages if GPU in (stage.meta or {}).get("tags", [])}
 
     def warm(self) -> None:
         """Have a process ready for the next stage."""
