@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from types import FrameType
 from typing import Annotated
 
@@ -53,18 +54,21 @@ def run(
             # and no need of a server with a page
             ready = None if promote or storage.noted(where, snapshot.key) else prefect_api()
             run_dir = open_run_dir(where, snapshot)
-            done = is_finished(run_dir)
-            with looked_at(run_dir):
-                if not done:  # meanwhile, for it takes a second
-                    with signals_later():
-                        from flows.pipeline import pipeline_of
-            show_plan(run_dir.stages)  # of parameters that are right
             if promote and (model := run_dir.artifact("model")) and approval.patience(model):
                 servers.running_prefect(where)  # where a person can answer: said now, not at the end
+            done = is_finished(run_dir)
+            if not done:
+                ready = ready or prefect_api()
+                with looked_at(run_dir), signals_later():
+                    # a second's work, meanwhile; and not sooner: it reads the server's address when it is imported
+                    import_module("flows.pipeline")
+            show_plan(run_dir.stages)  # of parameters that are right
         if done:
             print("every stage is unchanged, and the run is recorded")
-        else:
-            (ready or prefect_api())()
+        elif ready:
+            from flows.pipeline import pipeline_of
+
+            ready()
             pipeline_of(snapshot, promote=promote, anyway=anyway, checked=True)
     show_report(run_dir)
     if promote and done:
