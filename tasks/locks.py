@@ -5,7 +5,7 @@ The kernel frees a lock when its holder dies, however it dies.
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tasks.workspace import Project
 
 
 @contextmanager
-def hold(where: Project, key: str) -> Iterator[None]:
+def hold(where: Project, key: str) -> Generator[None]:
     """Be the only one who works on run `key`; says so if that takes waiting."""
     folder = where.state / "locks"
     folder.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def hold(where: Project, key: str) -> Iterator[None]:
 
 
 @contextmanager
-def if_free(where: Project, key: str) -> Iterator[bool]:
+def if_free(where: Project, key: str) -> Generator[bool]:
     """`hold`, unless another process does; whether none did."""
     folder = where.state / "locks"
     folder.mkdir(parents=True, exist_ok=True)

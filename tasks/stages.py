@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -77,7 +77,7 @@ class DvcRepo:
         self._lock = threading.RLock()
         self._runner = StageRunner(folder, environment=environment, afresh=afresh)
         self._repo = Repo(str(folder), _wait_for_lock=True)
-        self._repo.stage_cache = RunCache(self._repo)
+        self._repo.stage_cache = self._run_cache = RunCache(self._repo)
         try:
             Lockfile(self._repo, str(folder / "dvc.lock")).load()
         except DvcException:  # cut off by a kill: DVC writes it in place; what was computed is in the run cache
@@ -85,7 +85,7 @@ class DvcRepo:
         drop_cut_off_locks(self._repo)
 
     @contextmanager
-    def _engine(self) -> Iterator[None]:
+    def _engine(self) -> Generator[None]:
         """DVC's own lock, its memory of files dropped, and its folder current: the run cache takes "dvc.yaml" from there."""
         with self._lock, chdir(self.folder), lock_repo(self._repo):
             yield
@@ -99,7 +99,8 @@ class DvcRepo:
         with self._engine(), self._restoring() as restored:
             graph = self._repo.index.graph
             stages = self._stages()
-            again = {each.name: each for each in self._repo.stage.load_all("dvc.yaml")}
+            loaded: list[Any] = self._repo.stage.load_all("dvc.yaml")
+            again = {each.name: each for each in loaded}
             self.bring_sources()
             upstream = {
                 stage.name: tuple(above.name for above in graph.successors(stage) if not above.is_data_source)
@@ -172,7 +173,7 @@ class DvcRepo:
             return self._settled(self._anew(name), self._anew(name), restored)
 
     @contextmanager
-    def _restoring(self) -> Iterator[list[Any]]:
+    def _restoring(self) -> Generator[list[Any]]:
         """The stages that are put in here, their outputs fetched, come into dvc.lock together: for each, DVC writes all of it."""
         restored: list[Any] = []
         with self._repo.scm_context(quiet=True):
@@ -223,7 +224,7 @@ class DvcRepo:
         """A stage that was computed from these very inputs, and whose outputs DVC has."""
         try:
             stage.save_deps()
-            return self._repo.stage_cache.known(stage)
+            return self._run_cache.known(stage)
         except DvcException:
             return None
 
@@ -285,7 +286,7 @@ class DvcRepo:
                     raise FileNotFoundError(f"there is no {bucket}")
 
     @contextmanager
-    def _remote(self) -> Iterator[str]:
+    def _remote(self) -> Generator[str]:
         """The address of the default remote, or ''. What its client says inside is told in one line."""
         name = self._repo.config["core"].get("remote")
         address = str(self._repo.config["remote"][name]["url"]) if name else ""

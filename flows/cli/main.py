@@ -2,10 +2,11 @@
 
 import errno
 import gc
+import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Annotated
@@ -57,7 +58,7 @@ def run(
             with looked_at(run_dir):
                 if not done:  # meanwhile, for it takes a second
                     with signals_later():
-                        from flows.pipeline import pipeline_of
+                        importlib.import_module("flows.pipeline")
             show_plan(run_dir.stages)  # of parameters that are right
             if promote and (model := run_dir.artifact("model")) and approval.patience(model):
                 servers.running_prefect(where)  # where a person can answer: said now, not at the end
@@ -65,6 +66,8 @@ def run(
             print("every stage is unchanged, and the run is recorded")
         else:
             (ready or prefect_api())()
+            from flows.pipeline import pipeline_of
+
             pipeline_of(snapshot, promote=promote, anyway=anyway, checked=True)
     show_report(run_dir)
     if promote and done:
@@ -200,7 +203,7 @@ def doctor() -> None:
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
+def plain_errors() -> Generator[None]:
     """A mistake or a failed stage ends in one line; a defect of ours keeps its traceback."""
     try:
         yield
@@ -232,7 +235,7 @@ def plain_errors() -> Iterator[None]:
 
 
 @contextmanager
-def signals_later() -> Iterator[None]:
+def signals_later() -> Generator[None]:
     """While Prefect is imported, Ctrl-C and SIGTERM wait: it would swallow the exception that they raise, and print a traceback."""
     came: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
