@@ -247,7 +247,7 @@ def run_and_record(run_dir: RunDir) -> None:
 
 def flow_lock(flow: object) -> str:
     """The name of the lock that the process of flow run `flow` (its id) holds until it returns."""
-    return f"flow-{flow}"
+    return f"{locks.FLOW}{flow}"
 
 
 def tell_of_the_dead(where: workspace.Project) -> None:
