@@ -88,7 +88,8 @@ def authors(q_BHLD: torch.Tensor, k_BKLD: torch.Tensor, v_BKLD: torch.Tensor) ->
         x_BHLD = torch.cat([still, moved.roll(-(group // 2), dims=2)], dim=1)
         return x_BHLD.transpose(1, 2).reshape(batch * length // group, group, heads, dim).transpose(1, 2)
 
-    out_NHGD = scaled_dot_product_attention(*(folded(x) for x in (q_BHLD, *keys)), is_causal=True)
+    q_NHGD, k_NHGD, v_NHGD = (folded(x) for x in (q_BHLD, *keys))
+    out_NHGD = scaled_dot_product_attention(q_NHGD, k_NHGD, v_NHGD, is_causal=True)
     still, moved = out_NHGD.transpose(1, 2).reshape(batch, length, heads, dim).chunk(2, dim=2)
     return torch.cat([still, moved.roll(group // 2, dims=1)], dim=2)
 

@@ -51,7 +51,9 @@ def small_llama(
         max_position_embeddings=length,
         use_cache=False,
     )
-    return LlamaForCausalLM(config).to(dtype).train()
+    model = LlamaForCausalLM(config)
+    model.to(dtype)  # pyright: ignore[reportArgumentType], for transformers' decorator of it has lost `self`
+    return model.train()
 
 
 def training(model: LlamaForCausalLM, *, length: int, half: bool = False) -> Callable[[int], None]:

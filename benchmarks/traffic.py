@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import distributed, multiprocessing
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
 
 from longlora.attention.groups import group_size
 from longlora.parallel.ranks import Ranks
@@ -136,7 +137,7 @@ def table() -> Table:
 def main() -> None:
     argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
     for processes in (2, 4):
-        multiprocessing.spawn(process, args=(processes, free_port()), nprocs=processes)
+        spawn(process, args=(processes, free_port()), nprocs=processes)
     Console(width=120).print(table())
 
 

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ Cases = dict[str, Callable[[], dict[str, Any]]]
 """What a benchmark consists of: a name, and what measures it."""
 
 
-def take_turns(works: dict[str, Callable[[], object]], *, ours: str, patience: float) -> dict[str, dict[str, Any]]:
+def take_turns(works: Mapping[str, Callable[[], object]], *, ours: str, patience: float) -> dict[str, dict[str, Any]]:
     """Per work: median seconds; `ratio`, the median of ours by this over the turns, and its `interval`, from the smallest to the
     largest: of n turns it covers the true median with a probability of 1 - 2^(1-n), whatever the distribution.
     """

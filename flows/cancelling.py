@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from uuid import UUID
 
@@ -21,7 +21,7 @@ LOOK = 3.0  # seconds between two looks at the flow run's state
 
 
 @contextmanager
-def cancellable() -> Iterator[threading.Event]:
+def cancellable() -> Generator[threading.Event]:
     """End this process by SIGTERM if somebody cancels this flow run; the event tells a cancel from another signal."""
     cancelled, over = threading.Event(), threading.Event()
     run = UUID(str(flow_run.get_id()))

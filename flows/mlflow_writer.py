@@ -11,6 +11,7 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from flows.run_dir import RunDir
+from tasks.errors import UserError, one_line
 from tasks.servers import must_be_reachable
 from tasks.stages import Out
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from tasks.tracking import Tracker
 
 EVERY = 5.0  # seconds between two looks at a curve
+
+
+class NotOpenedError(UserError):
+    """MLflow does not take the run."""
 
 
 class MlflowWriter:
@@ -45,11 +50,11 @@ class MlflowWriter:
         """Send what is new in `outs`' curves and among `points`, if the last look is some time ago. Call it while a stage runs.
 
         Raises:
-            Exception: the run could not be opened in MLflow, which hours of training would not mend.
+            NotOpenedError: MLflow refused the run, which hours of training would not mend.
         """
         self._wanted.set()
-        if self._opened.done():
-            self._opened.result()
+        if self._opened.done() and (error := self._opened.exception()):
+            raise NotOpenedError(f"MLflow: {one_line(error)}") from error
         if time.monotonic() >= self._due and (self._look is None or self._look.done()):
             told = list(points)
             self._look = self._thread.submit(

@@ -6,7 +6,7 @@ The check has a process of its own: a run's worktree has its own library, and wh
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tasks.workspace import Project, Snapshot, git
 
 
 @contextmanager
-def looked_at(run_dir: RunDir) -> Iterator[None]:
+def looked_at(run_dir: RunDir) -> Generator[None]:
     """Have params.yaml looked at while something else is done inside, if the run still computes something.
 
     Raises:
@@ -44,7 +44,7 @@ def must_all_be_right(where: Project, snapshots: Sequence[Snapshot]) -> None:
 
 
 @contextmanager
-def asked(tree: Path, files: Sequence[Path]) -> Iterator[None]:
+def asked(tree: Path, files: Sequence[Path]) -> Generator[None]:
     """Have the library of `tree` check the params `files`, or without any the tree's own, and hear at the end what it says. It
     reads in dvc.yaml which stages there are; a project without stages of the library is not checked."""
     if "-m longlora.stages." not in (tree / "dvc.yaml").read_text():

@@ -5,12 +5,13 @@ resumed, and what was done is not done twice. A lock of the flow run itself, hel
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import State, flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
@@ -25,7 +26,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import cancelling
 from flows.memory import must_fit
-from flows.mlflow_writer import MlflowWriter
+from flows.mlflow_writer import MlflowWriter, NotOpenedError
 from flows.parameters import looked_at
 from flows.progress import Progress
 from flows.run_dir import RunDir, brought, open_run_dir
@@ -59,8 +60,11 @@ class Jobs(ThreadPoolTaskRunner[Any]):
         return ThreadPoolTaskRunner(max_workers=jobs())
 
 
+RUNNER: Any = Jobs()  # what `flow` says it takes leaves out Prefect's own runners of tasks
+
+
 # json: Prefect keeps the exception that a flow ends by, whatever `persist_result` says, and as a pickle by default
-@flow(name="pipeline", task_runner=Jobs(), persist_result=False, result_serializer="json")
+@flow(name="pipeline", task_runner=RUNNER, persist_result=False, result_serializer="json")
 def pipeline(
     recipe: str | None = None,
     overrides: list[str] | None = None,
@@ -119,7 +123,7 @@ def only_look(
     return locks.if_free(where, f"look-{look(watch or '', recipe=recipe, overrides=overrides)}")
 
 
-@flow(name="pipeline", task_runner=Jobs(), persist_result=False, result_serializer="json")
+@flow(name="pipeline", task_runner=RUNNER, persist_result=False, result_serializer="json")
 def pipeline_of(
     snapshot: workspace.Snapshot, promote: bool = False, anyway: bool = False, checked: bool = False
 ) -> str | State[None]:
@@ -186,7 +190,7 @@ class Facts:
 
 
 @contextmanager
-def failure_told(facts: Facts, *but: type[Exception]) -> Iterator[None]:
+def failure_told(facts: Facts, *but: type[Exception]) -> Generator[None]:
     """Tell the hooks of a failure inside. An interruption is none; the exceptions `but` are told elsewhere."""
     try:
         yield
@@ -243,7 +247,7 @@ def run_and_record(run_dir: RunDir) -> None:
 
 def flow_lock(flow: object) -> str:
     """The name of the lock that the process of flow run `flow` (its id) holds until it returns."""
-    return f"flow-{flow}"
+    return f"{locks.FLOW}{flow}"
 
 
 def tell_of_the_dead(where: workspace.Project) -> None:
@@ -270,7 +274,7 @@ def name_run(where: workspace.Project, name: str) -> None:
     """Name this flow run, and mark it as one of this project's."""
     with get_client(sync_client=True) as client:
         tags = [*flow_run.get_tags(), workspace.home(where)]
-        client.update_flow_run(flow_run.get_id(), name=name, tags=tags)
+        client.update_flow_run(UUID(str(flow_run.get_id())), name=name, tags=tags)
 
 
 def run_stages(run_dir: RunDir, writer: MlflowWriter) -> None:
@@ -281,9 +285,11 @@ def run_stages(run_dir: RunDir, writer: MlflowWriter) -> None:
     """
     futures: dict[str, Any] = {}
     for stage in run_dir.stages:
-        options = {"name": stage.name, "task_run_name": stage.name, "description": stage.desc, **stage.meta}
+        options: dict[str, Any] = {"name": stage.name, "task_run_name": stage.name, "description": stage.desc}
         upstream = [futures[name] for name in stage.upstream]
-        futures[stage.name] = run_stage.with_options(**options).submit(run_dir, stage, writer, wait_for=upstream)
+        # by Prefect's types, `wait_for` goes with `return_state` alone
+        its_task: Any = run_stage.with_options(**(options | stage.meta))
+        futures[stage.name] = its_task.submit(run_dir, stage, writer, wait_for=upstream)
     states = {name: future.wait() or future.state for name, future in futures.items()}
     for state in states.values():
         if state.is_failed() or state.is_crashed():
@@ -291,8 +297,9 @@ def run_stages(run_dir: RunDir, writer: MlflowWriter) -> None:
 
 
 def worth_another_try(task: Any, run: TaskRun, state: State) -> bool:
-    """A mistake in the parameters stays one, and an interruption is meant; anything else (network, memory) may pass."""
-    return not isinstance(state.result(raise_on_failure=False), ParameterError | InterruptedStageError)
+    """A mistake in the parameters stays one, as what MLflow refuses does, and an interruption is meant; anything else (network,
+    memory) may pass."""
+    return not isinstance(state.result(raise_on_failure=False), ParameterError | InterruptedStageError | NotOpenedError)
 
 
 @task(cache_policy=NO_CACHE, retry_condition_fn=worth_another_try)

@@ -63,6 +63,9 @@ class Progress:
     def _tell(self, percent: float, said: str) -> None:
         text = f"{self.stage}: {said}"
         if self._artifact is None:
-            self._artifact = create_progress_artifact(percent, description=text)
+            # its type has what Prefect gives where a loop runs, too; here none does
+            self._artifact = create_progress_artifact(  # pyright: ignore[reportAttributeAccessIssue]
+                percent, description=text
+            )
         else:
             update_progress_artifact(self._artifact, percent, description=text)

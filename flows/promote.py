@@ -7,6 +7,7 @@ another by then.
 
 import time
 from pathlib import Path
+from uuid import UUID
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -57,7 +58,8 @@ def promote(run: str | None = None, approval: bool = False) -> str:
     chosen = runs.chosen(client, where, run)
     _, model = runs.source_and_model(where, chosen)
     with get_client(sync_client=True) as prefect:
-        prefect.update_flow_run(flow_run.get_id(), name=waiting(chosen.data.tags[KEY]))  # not two words by chance
+        # not two words by chance
+        prefect.update_flow_run(UUID(str(flow_run.get_id())), name=waiting(chosen.data.tags[KEY]))
     seconds = patience(model, asked=approval)
     if seconds is None or promotion.nothing_to_do(client, where, chosen):
         return promotion.promote(client, where, chosen)
@@ -137,4 +139,4 @@ def asking(key: str) -> FlowRun:
         raise ValueError(
             f"no promotion of run {key} waits for approval: `longlora promote {key} --approval` asks for it"
         )
-    return max(found, key=lambda each: each.created)
+    return max(found, key=lambda each: each.created.timestamp() if each.created else 0.0)

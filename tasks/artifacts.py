@@ -43,7 +43,8 @@ class DvcArtifactRepository(ArtifactRepository):
     @cached_property
     def files(self) -> Any:
         """The repository at the commit, as a file system."""
-        from dvc.api import DVCFileSystem  # half a second, which help and listing of runs need not spend
+        # half a second, which help and listing of runs need not spend; public by this name alone
+        from dvc.api import DVCFileSystem  # pyright: ignore[reportPrivateUsage]
 
         return DVCFileSystem(url=self.repo if Path(self.repo).is_dir() else self._fetched(), rev=self.rev)
 

@@ -1,9 +1,10 @@
 """DVC's configuration: where the data of a checkout and of its worktrees lies."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from dvc.config import Config
 from dvc_objects.fs import get_fs_cls
@@ -11,9 +12,14 @@ from dvc_objects.fs import get_fs_cls
 from tasks.workspace import Project
 
 
+def config_of(checkout: Path) -> Any:
+    """DVC's own, as it holds for `checkout`. What it reads and edits are dicts of dicts, which its types do not say."""
+    return Config(str(checkout / ".dvc"))
+
+
 def remote_of(checkout: Path) -> str:
     """The address of the default DVC remote, or ''."""
-    config = Config(str(checkout / ".dvc"))
+    config = config_of(checkout)
     name = config["core"].get("remote")
     return str(config["remote"][name]["url"]) if name else ""
 
@@ -38,7 +44,7 @@ def must_reach_remote(where: Project) -> None:
 
 def cache_of(checkout: Path, root: Path) -> Path:
     """The folder of the cache that `checkout` and the runs of its repository `root` share."""
-    return Path(str(Config(str(checkout / ".dvc"))["cache"].get("dir") or root / ".dvc" / "cache"))
+    return Path(str(config_of(checkout)["cache"].get("dir") or root / ".dvc" / "cache"))
 
 
 def link(folder: Path, *, to: Path, cache_home: Path, remote: str = "") -> None:
@@ -51,7 +57,7 @@ def link(folder: Path, *, to: Path, cache_home: Path, remote: str = "") -> None:
     Raises:
         ValueError: a package is missing that DVC needs for a remote of this kind, or an address is not ASCII.
     """
-    theirs = Config(str(to / ".dvc"))
+    theirs = config_of(to)
     try:
         get_fs_cls({"url": remote or remote_of(to)})
     except ImportError as error:
@@ -59,7 +65,7 @@ def link(folder: Path, *, to: Path, cache_home: Path, remote: str = "") -> None:
     local = folder / ".dvc" / "config.local"
     local.unlink(missing_ok=True)  # a kill may have cut it off, and it has what the checkout's may have no more
     local.touch(mode=0o600)
-    with ascii_alone(), Config(str(folder / ".dvc")).edit("local") as ours:
+    with ascii_alone(), config_of(folder).edit("local") as ours:
         for section, settings in theirs.read("local").items():
             ours[section] = settings
         ours["core"]["check_update"] = False  # no calls home
@@ -73,7 +79,7 @@ def link(folder: Path, *, to: Path, cache_home: Path, remote: str = "") -> None:
 
 
 @contextmanager
-def ascii_alone() -> Iterator[None]:
+def ascii_alone() -> Generator[None]:
     try:
         yield
     except UnicodeEncodeError as error:

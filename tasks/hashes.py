@@ -10,9 +10,10 @@ def hash_of(path: Path, known: Any = None) -> str:
     Args:
         known: a DVC repository's database: what it remembers by a file's time and size is not read again.
     """
-    from dvc.fs import LocalFileSystem  # DVC takes half a second to import
+    # DVC takes half a second to import
     from dvc_data.hashfile.build import build
     from dvc_data.hashfile.db import HashFileDB
+    from dvc_objects.fs.local import LocalFileSystem
 
     if not path.exists():
         return ""

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import HTTPError
+
+# of the client that the hub's library uses, which has changed before
+from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
 from tasks.errors import one_line
 

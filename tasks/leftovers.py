@@ -1,5 +1,6 @@
-"""What `longlora gc` may delete: folders of old runs, cached data that no kept run needs, models that were fetched to be asked, and
-checkpoints, if it is told so: a training that ends deletes its own, so what there is, is of trainings that may go on.
+"""What `longlora gc` may delete: folders of old runs, cached data that no kept run needs, models that were fetched to be asked, the
+locks of flow runs that are over, and checkpoints, if it is told so: a training that ends deletes its own, so what there is, is of
+trainings that may go on.
 
 It keeps the newest runs, every run that a registered version points to, everything that a branch, a tag or a checkout of this
 repository names, and whatever a process is reading. It never touches a record's ref in git or the data on the DVC remote, so a run
@@ -17,7 +18,7 @@ from typing import Literal
 
 from tasks import storage
 from tasks.config import cache_of, remote_of
-from tasks.locks import hold, is_held, unpinned
+from tasks.locks import FLOW, delete, hold, is_held, unpinned
 from tasks.workspace import RUNS, Project, git, record_ref
 
 HASH = re.compile(r"md5: ([0-9a-f]{32}(?:\.dir)?)\b")
@@ -26,7 +27,7 @@ YOUNG = 3600.0  # seconds: a younger file may belong to a run that has not recor
 
 @dataclass(frozen=True)
 class Leftover:
-    kind: Literal["worktree", "checkpoints", "cache", "model"]
+    kind: Literal["worktree", "checkpoints", "cache", "model", "locks"]
     paths: tuple[Path, ...]
     size: int
     """Bytes."""
@@ -68,11 +69,12 @@ def leftovers(where: Project, *, keep: int, versions: set[str], checkpoints: boo
         for path in (where.state / "asked").glob("*")
         if path.name not in read and not young(path)
     ]
+    found += of_flows_that_ended(where)
     if not busy:
         found += cut_off(where) if checkpoints else []
         if not shared_cache(where):
             found += unused(where, kept, versions)
-    return sorted((each for each in found if each.size), key=lambda each: -each.size)
+    return sorted((each for each in found if each.size or each.kind == "locks"), key=lambda each: -each.size)
 
 
 def cut_off(where: Project) -> list[Leftover]:
@@ -82,6 +84,16 @@ def cut_off(where: Project) -> list[Leftover]:
         for path in (where.state / "checkpoints").glob("*")
         if path.is_dir() and not young(path)
     ]
+
+
+def of_flows_that_ended(where: Project) -> Iterator[Leftover]:
+    """Of the locks of flow runs, one file each, those that no process holds."""
+    files = sorted((where.state / "locks").glob(f"{FLOW}*.lock"))
+    ended = tuple(path for path in files if not is_held(where, path.stem))
+    if ended:
+        yield Leftover(
+            "locks", ended, sum(path.stat().st_size for path in ended), f"{len(ended)} of flow runs that ended"
+        )
 
 
 def being_read(where: Project) -> Iterator[Path]:
@@ -190,6 +202,8 @@ def remove(where: Project, found: list[Leftover]) -> None:
         for path in each.paths:
             if each.kind == "cache":
                 path.unlink(missing_ok=True)
+            elif each.kind == "locks":
+                delete(where, path.stem)
             elif not is_held(where, path.name):
                 remove_folder(where, path, known)
 

@@ -1,56 +1,93 @@
 """Locks of this machine, below the state folder of a clone: who works on a run, and who reads from what gc might delete.
 
-The kernel frees a lock when its holder dies, however it dies.
+The kernel frees a lock when its holder dies, however it dies. Its file stays; those of flow runs, of which each has its own, gc
+deletes.
 """
 
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Generator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 from tasks.workspace import Project
 
+FLOW = "flow-"
+"""How the names of flow runs' locks begin."""
+
 
 @contextmanager
-def hold(where: Project, key: str) -> Iterator[None]:
+def hold(where: Project, key: str) -> Generator[None]:
     """Be the only one who works on run `key`; says so if that takes waiting."""
-    folder = where.state / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{key}.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting: another process works on {key}", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with if_free(where, key) as free:
+        if free:
+            yield
+            return
+    print(f"waiting: another process works on {key}", flush=True)
+    with locked(where, key, fcntl.LOCK_EX):
         yield
 
 
 @contextmanager
-def if_free(where: Project, key: str) -> Iterator[bool]:
+def if_free(where: Project, key: str) -> Generator[bool]:
     """`hold`, unless another process does; whether none did."""
-    folder = where.state / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{key}.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    try:
+        file = locked(where, key, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+        return
+    with file:
+        yield True
 
 
 def is_held(where: Project, key: str) -> bool:
     """Whether a process of this machine works on run `key` now."""
-    path = where.state / "locks" / f"{key}.lock"
-    if not path.exists():
+    try:
+        locked(where, key, fcntl.LOCK_SH | fcntl.LOCK_NB, mode="r").close()
+    except FileNotFoundError:
         return False
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    except BlockingIOError:
+        return True
     return False
+
+
+def locked(where: Project, key: str, how: int, *, mode: str = "a") -> IO[str]:
+    """The file of lock `key`, opened by `mode` and locked; who closes it frees it.
+
+    Raises:
+        BlockingIOError: another process holds it, and `how` says not to wait.
+    """
+    path = file_of(where, key)
+    if mode == "a":
+        path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with ExitStack() as unless_it_is_ours:
+            file = unless_it_is_ours.enter_context(path.open(mode))
+            fcntl.flock(file, how)
+            # `delete` may have come between opening and lock: whoever is next opens a new file, and both would go on
+            if is_at(path, file):
+                unless_it_is_ours.pop_all()
+                return file
+
+
+def is_at(path: Path, file: IO[str]) -> bool:
+    """Whether `file`, which is open, is still what `path` names."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def delete(where: Project, key: str) -> None:
+    """Delete the file of lock `key`, unless a process holds it. Who waits for it meanwhile takes a new one."""
+    with if_free(where, key) as free:
+        if free:
+            file_of(where, key).unlink()
+
+
+def file_of(where: Project, key: str) -> Path:
+    return where.state / "locks" / f"{key}.lock"
 
 
 def pin(folder: Path) -> None:

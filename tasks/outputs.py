@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from dvc.api import DVCFileSystem
+from dvc.api import DVCFileSystem  # pyright: ignore[reportPrivateUsage], it is public by this name
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
@@ -54,6 +54,7 @@ def read(repo: Path, rev: str, path: str) -> str:
         recorded, data = (files.info(path).get("dvc_info") or {}).get("md5"), files.read_bytes(path)
     except (FileNotFoundError, DvcException) as error:
         raise ValueError(f"{path} at {rev[:12]} is neither in the cache nor on the DVC remote: {error}") from None
+    assert isinstance(data, bytes)  # who names no part of a file gets no text
     found = hashlib.md5(data, usedforsecurity=False).hexdigest()
     if recorded and found != recorded:
         raise ValueError(f"{path} at {rev[:12]} is damaged in the cache: its hash is {found}, and must be {recorded}")

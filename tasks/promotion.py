@@ -61,12 +61,13 @@ def promote(client: MlflowClient, where: Project, run: Run, *, approval: Approva
         unstage(client, found)
         if approval:
             why, who = f"{why}; asked by {who}, approved: {approval.why}", approval.who
+        made = None
         if approval and not approval.approve:
             against = [f"not approved by {approval.who}: {approval.why}", *against]
             registry.decline(client, found.name, who=approval.who, why=approval.why, run=found.run)
         elif not against:
             made = registry.move(client, found.name, found.version, how="promote", who=who, why=why, run=found.run)
-    if against:
+    if made is None:
         refuse(found, against)
     said = f"{found.name} version {found.version} is champion: {why}"
     hooks.tell("promoted", said, model=found.name, key=found.key, **asdict(made))

@@ -1,7 +1,7 @@
 """Runs in MLflow: which one is meant, and its model."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from tasks.workspace import Project
 
 
 @contextmanager
-def data_of(model: str) -> Iterator[None]:
+def data_of(model: str) -> Generator[None]:
     """For work on the data of `model`: whatever keeps it from being read becomes an error of one line.
 
     Raises:
@@ -148,7 +148,7 @@ def digests_of(where: Project, run: Run) -> dict[str, str]:
     Raises:
         ValueError: as `outputs_of`, in that case.
     """
-    found = [item.dataset for item in run.inputs.dataset_inputs]
+    found = [item.dataset for item in (run.inputs.dataset_inputs if run.inputs else [])]
     by_name = {data.name: data.digest for data in found}
     if len(by_name) == len(found):
         return by_name

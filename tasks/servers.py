@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from urllib.parse import SplitResult, urlsplit
 
@@ -76,7 +76,7 @@ def is_served(address: str) -> bool:
 @contextmanager
 def prefect_api(
     where: Project, *, restarts: int = RESTARTS, on_lost: Callable[[str], None] = end_run
-) -> Iterator[Callable[[], None]]:
+) -> Generator[Callable[[], None]]:
     """A Prefect server for the time of one run: the user's, one that `longlora up` runs, else one of our own, which is started
     again `restarts` times; `on_lost` is told when it ended for good.
 

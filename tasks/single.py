@@ -13,7 +13,7 @@ from dvc.exceptions import DvcException
 from dvc.lock import make_lock
 from dvc.repo import Repo
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
-from dvc.stage.cache import StageCache, _can_hash
+from dvc.stage.cache import StageCache, _can_hash  # pyright: ignore[reportPrivateUsage], `known` asks what `restore` asks
 from dvc.stage.exceptions import StageCmdFailedError
 
 CAUSE = "error: "
@@ -38,7 +38,7 @@ class RunCache(StageCache):
         return super()._load_cache(key, value) if value else None
 
     def _create_stage(self, cache: Any, wdir: str | None = None) -> Any:
-        made = super()._create_stage(cache, wdir)
+        made: Any = super()._create_stage(cache, wdir)
         checkout = made.checkout
         made.checkout = lambda: must_be_whole(checkout())
         return made
@@ -67,7 +67,8 @@ def reproduce_one() -> int:
     how = {"force": True, "no_commit": True} if AFRESH in sys.argv else {}
     try:
         drop_cut_off_locks(repo)
-        repo.reproduce(name, single_item=True, run_env={"PYTHONPATH": os.getcwd()}, **how)
+        # a function that is bound to `repo`, which the type of its decorator does not say
+        repo.reproduce(name, single_item=True, run_env={"PYTHONPATH": os.getcwd()}, **how)  # pyright: ignore[reportArgumentType]
     except DvcException as error:
         reason = error.__cause__ or error
         if isinstance(reason, StageCmdFailedError):

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -32,7 +32,7 @@ from tasks.storage import without_credentials
 Status = Literal["unchanged", "restored", "stale"]
 VARIES = "varies"
 GPU = "gpu"
-BUCKETS = ("s3", "gs", "azure")  # where the first part of a path must exist, and the rest need not
+BUCKETS = ("s3", "gs", "azure")  # where folders are but names, and what is told to be missing is the bucket
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class DvcRepo:
         self._lock = threading.RLock()
         self._runner = StageRunner(folder, environment=environment, afresh=afresh)
         self._repo = Repo(str(folder), _wait_for_lock=True)
-        self._repo.stage_cache = RunCache(self._repo)
+        self._repo.stage_cache = self._run_cache = RunCache(self._repo)
         try:
             Lockfile(self._repo, str(folder / "dvc.lock")).load()
         except DvcException:  # cut off by a kill: DVC writes it in place; what was computed is in the run cache
@@ -85,7 +85,7 @@ class DvcRepo:
         drop_cut_off_locks(self._repo)
 
     @contextmanager
-    def _engine(self) -> Iterator[None]:
+    def _engine(self) -> Generator[None]:
         """DVC's own lock, its memory of files dropped, and its folder current: the run cache takes "dvc.yaml" from there."""
         with self._lock, chdir(self.folder), lock_repo(self._repo):
             yield
@@ -99,7 +99,8 @@ class DvcRepo:
         with self._engine(), self._restoring() as restored:
             graph = self._repo.index.graph
             stages = self._stages()
-            again = {each.name: each for each in self._repo.stage.load_all("dvc.yaml")}
+            loaded: list[Any] = self._repo.stage.load_all("dvc.yaml")
+            again = {each.name: each for each in loaded}
             self.bring_sources()
             upstream = {
                 stage.name: tuple(above.name for above in graph.successors(stage) if not above.is_data_source)
@@ -173,7 +174,7 @@ class DvcRepo:
             return self._settled(stages[name], stages[name], restored)
 
     @contextmanager
-    def _restoring(self) -> Iterator[list[Any]]:
+    def _restoring(self) -> Generator[list[Any]]:
         """The stages that are put in here, their outputs fetched, come into dvc.lock together: for each, DVC writes all of it."""
         restored: list[Any] = []
         with self._repo.scm_context(quiet=True):
@@ -220,7 +221,7 @@ class DvcRepo:
         """A stage that was computed from these very inputs, and whose outputs DVC has."""
         try:
             stage.save_deps()
-            return self._repo.stage_cache.known(stage)
+            return self._run_cache.known(stage)
         except DvcException:
             return None
 
@@ -276,13 +277,15 @@ class DvcRepo:
         with self._engine(), self._remote() as address:
             if urlsplit(address).scheme:
                 place = self._repo.cloud.get_remote_odb()
-                place.fs.exists(place.fs.join(place.path, "files"))  # asked of a bucket alone, s3fs hides why it fails
-                bucket, *_ = place.fs.parts(place.path)
-                if place.fs.protocol in BUCKETS and not place.fs.exists(bucket):
-                    raise FileNotFoundError(f"there is no {bucket}")
+                try:
+                    place.fs.ls(place.path)
+                except FileNotFoundError as error:
+                    # a folder may be made later, a bucket not; who sees a part of it alone may write there
+                    if place.fs.protocol in BUCKETS and error.__cause__:
+                        raise
 
     @contextmanager
-    def _remote(self) -> Iterator[str]:
+    def _remote(self) -> Generator[str]:
         """The address of the default remote, or ''. What its client says inside is told in one line."""
         name = self._repo.config["core"].get("remote")
         address = str(self._repo.config["remote"][name]["url"]) if name else ""

@@ -68,10 +68,11 @@ def in_order(lock: str) -> str:
 
 
 def must_take(where: Project, snapshot: Snapshot) -> None:
-    """Check that the git remote named by LONGLORA_GIT_REMOTE, if any, would take the record of a run.
+    """Check that the git remote named by LONGLORA_GIT_REMOTE, if any, lets us push the record of a run, as far as git asks it
+    before it sends anything: hooks there have their say at the end.
 
     Raises:
-        ValueError: it would not, with what git says.
+        ValueError: it does not, with what git says.
     """
     remote = os.environ.get("LONGLORA_GIT_REMOTE")
     if remote:

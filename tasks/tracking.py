@@ -37,7 +37,7 @@ from tasks.tags import DATA, DIRTY, HOME, KEY, OVERRIDES, RECIPE, SNAPSHOT, SWEE
 from tasks.workspace import Project, Snapshot, home, person
 
 BATCH = 1000  # metrics in one request: MLflow's own limit
-EVERY = 10.0  # seconds between two looks at the machine
+EVERY = 10  # seconds between two looks at the machine
 MACHINE = "system/"  # MLflow's own name for what it sees there
 NO_NAME = re.compile(r"[^\w. /-]")  # what MLflow refuses in a tag's name
 PACKAGES = (

@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,7 +220,7 @@ def files_now(where: Project, *, recipe: str | None = None) -> Files:
 
 
 @contextmanager
-def scratch_index(tree: Path, content: str) -> Iterator[dict[str, str]]:
+def scratch_index(tree: Path, content: str) -> Generator[dict[str, str]]:
     """An index with what the tree or commit `content` has, beside the user's own; yields git's setting for it."""
     with tempfile.TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}

@@ -322,6 +322,28 @@ def test_gc_deletes_nothing_of_a_run_at_work_nor_what_a_branch_names(copy):
         leftovers.leftovers(where, keep=-1, versions=set())
 
 
+def test_gc_deletes_the_locks_of_flow_runs_that_ended_and_no_other(folder, capsys):
+    from flows.cli.listing import show_leftovers
+    from tasks.leftovers import leftovers, remove
+    from tasks.locks import hold, is_held
+
+    where, locks = project(folder), folder / ".longlora" / "locks"
+    for name in ("flow-1", "flow-2", "flow-3", "gc"):
+        with hold(where, name):
+            pass
+    with hold(where, "flow-1"):
+        found = leftovers(where, keep=5, versions=set())
+        assert [(each.kind, each.paths) for each in found] == [
+            ("locks", (locks / "flow-2.lock", locks / "flow-3.lock"))
+        ]
+        show_leftovers(found, where)
+        assert capsys.readouterr().out.splitlines()[1].split()[2:4] == ["locks", ".longlora/locks"]
+        with hold(where, "flow-2"):  # taken since they were listed
+            remove(where, found)
+            assert is_held(where, "flow-1") and is_held(where, "flow-2")
+    assert {path.name for path in locks.iterdir()} == {"flow-1.lock", "flow-2.lock", "gc.lock"}
+
+
 READER = """
 import os, sys
 from pathlib import Path

@@ -117,7 +117,7 @@ def test_a_bucket_that_is_not_there_is_said_at_the_start_and_a_folder_in_one_is_
 
     with closing(at("s3://runs/not/yet")) as dvc:
         dvc.must_reach_remote()
-    with closing(at("s3://nowhere/data")) as dvc, pytest.raises(UserError, match="there is no nowhere"):
+    with closing(at("s3://nowhere/data")) as dvc, pytest.raises(UserError, match="bucket does not exist"):
         dvc.must_reach_remote()
 
 

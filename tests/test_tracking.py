@@ -397,7 +397,7 @@ def test_a_run_that_mlflow_does_not_open_is_said_while_its_first_stage_runs(monk
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite://")
     monkeypatch.setattr(mlflow_writer, "open_tracker", refuse)
     sending = mlflow_writer.MlflowWriter(None)
-    with pytest.raises(ValueError, match="deleted"):
+    with pytest.raises(mlflow_writer.NotOpenedError, match="^MLflow: the experiment was deleted"):
         for _ in range(100):
             sending.follow([])
             time.sleep(0.05)

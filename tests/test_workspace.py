@@ -12,7 +12,7 @@ import dummy
 import pytest
 
 from tasks import workspace
-from tasks.locks import hold
+from tasks.locks import delete, file_of, hold, is_held
 from tasks.workspace import files_now, project, record_ref, snapshot, worktree
 
 
@@ -195,6 +195,26 @@ def test_one_holder_of_a_key_at_a_time_and_death_frees_it(folder, capsys):
     finally:
         other.kill()
         other.wait()
+
+
+def test_who_waits_for_a_lock_whose_file_is_deleted_meanwhile_holds_the_new_one(folder):
+    where = project(folder)
+    with hold(where, "key"):
+        command = [sys.executable, "-c", HOLDER, str(folder)]
+        other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert other.stdout.readline() == "waiting: another process works on key\n"
+        time.sleep(0.5)  # it has the old file open by now
+        file_of(where, "key").unlink()  # as `delete` does under the lock
+    try:
+        assert other.stdout.readline() == "held\n"
+        assert is_held(where, "key")
+        delete(where, "key")  # nothing, for it is held
+        assert is_held(where, "key")
+    finally:
+        other.kill()
+        other.wait()
+    delete(where, "key")
+    assert not file_of(where, "key").exists() and not is_held(where, "key")
 
 
 def test_the_recorded_lock_is_where_a_new_worktree_starts(folder):

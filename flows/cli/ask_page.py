@@ -133,7 +133,7 @@ class Visit:
         document = evidence = None
         try:
             document = await run.io_bound(parsed, raw, file, encoding=self.encoding.value or "utf-8")
-            evidence = await run.io_bound(Evidence, document)
+            evidence = await run.io_bound(Evidence, document) if document else None
         except ValueError as error:
             self.say("bad", str(error))
         # At once: what is said and cited is always about the document that is shown.

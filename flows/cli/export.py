@@ -16,12 +16,14 @@ def export(target: Path, *, model: str, gguf: bool, dtype: Dtype | None, hub: st
     if dtype is not None and not gguf:
         raise ValueError("--dtype is of a GGUF file: say --gguf too; a folder holds the weights as they were recorded")
     if hub:
-        from tasks.hub import must_be_open, upload
+        from tasks.hub import must_be_open
 
         must_be_open(hub)
     said = as_gguf(target, model=model, dtype=dtype) if gguf else recorded(target, model=model)
     if not hub:
         return said
+    from tasks.hub import upload
+
     try:
         return f"{said}\n{upload(hub, target)} has it"
     except ValueError as error:

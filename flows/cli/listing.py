@@ -1,5 +1,6 @@
 """Tables of what MLflow knows: runs to compare, and the moves of the champion."""
 
+import os
 from datetime import datetime
 from pathlib import Path
 
@@ -83,7 +84,6 @@ def show_leftovers(found: list[Leftover], where: Project) -> None:
     table = Table("size", "what", "where", "why", box=None, pad_edge=False)
     table.columns[0].justify = "right"
     for each in found:
-        paths = [shown(path, where) for path in each.paths]
-        home = paths[0] if len(paths) == 1 else paths[0].parent.parent
-        table.add_row(f"{each.size / 1e6:,.3f} MB", each.kind, Text(str(home)), each.why)
+        home = os.path.commonpath([shown(path, where) for path in each.paths])
+        table.add_row(f"{each.size / 1e6:,.3f} MB", each.kind, Text(home), each.why)
     console().print(table if found else "nothing may go")

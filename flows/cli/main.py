@@ -5,7 +5,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from types import FrameType
@@ -204,7 +204,7 @@ def doctor() -> None:
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
+def plain_errors() -> Generator[None]:
     """A mistake or a failed stage ends in one line; a defect of ours keeps its traceback."""
     try:
         yield
@@ -236,7 +236,7 @@ def plain_errors() -> Iterator[None]:
 
 
 @contextmanager
-def signals_later() -> Iterator[None]:
+def signals_later() -> Generator[None]:
     """While Prefect is imported, Ctrl-C and SIGTERM wait: it would swallow the exception that they raise, and print a traceback."""
     came: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

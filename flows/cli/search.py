@@ -44,7 +44,7 @@ class Search:
 
     def ask(self) -> tuple[optuna.Trial, tuple[str, ...]]:
         """What to try next: the trial that is to be told of, and its values as `key=value`."""
-        trial = self._study.ask(self._space)
+        trial = self._study.ask({**self._space})
         return trial, tuple(text(key, trial.params[key], values) for key, values in self._space.items())
 
     def tell(self, trial: optuna.Trial, score: float | None, *, refusals: int) -> None:

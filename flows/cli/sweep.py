@@ -5,8 +5,9 @@ again, and the same sweep again goes on where it stopped. In MLflow the runs of 
 """
 
 import hashlib
+import importlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -151,14 +152,14 @@ def search(
 
 
 @contextmanager
-def begun(made: Sweep, looked_at: list[Point]) -> Iterator[Sweep]:
+def begun(made: Sweep, looked_at: list[Point]) -> Generator[Sweep]:
     """Check the points `looked_at`, and have ready what the runs of a sweep need. However it ends, the results are shown."""
     where = made.where
     must_all_be_right(where, [point.snapshot for point in looked_at if not storage.noted(where, point.snapshot.key)])
     tracking.connect()  # nobody there is said now
     try:
         with servers.prefect_api(where) as ready:
-            import flows.pipeline  # noqa: F401, it takes two seconds while the server starts
+            importlib.import_module("flows.pipeline")  # it takes two seconds while the server starts
 
             ready()
             yield made

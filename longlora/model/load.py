@@ -39,8 +39,8 @@ LEARNED = ("wpe", "embed_positions", "position_embeddings")
 
 
 def open_model(folder: Path) -> PreTrainedModel:
-    """The model of `folder`, ready to be asked: on the GPU if there is one, over all of them if it needs them; among several
-    processes, on this one's own GPU.
+    """The model of `folder`, ready to be asked: on the GPU if there is one, shared out over all if there are several, in main
+    memory what they have no room for; among several processes, on this one's own GPU.
 
     Raises:
         ValueError: there is no model at `folder`, it does not open, or its tokens see those after them.
@@ -86,7 +86,7 @@ def sees_ahead(model: PreTrainedModel) -> bool:
 
 
 def gpus() -> str | dict[str, int]:
-    """All GPUs for a single process; among several, the own one, which is the first where a scheduler shows each no other."""
+    """A device map, as transformers takes one: all GPUs, by equal shares; among several processes, the own one."""
     return "auto" if world() == 1 else own_gpu()
 
 
