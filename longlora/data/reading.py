@@ -239,8 +239,8 @@ def pdf_text(raw: bytes, file: Path) -> tuple[str, tuple[int, ...]]:
 
 
 def without_running_lines(pages: list[str]) -> list[str]:
-    """The pages without the lines at their heads and feet that stand, numbers aside, on a third of them or more: titles of a book or
-    chapter and page numbers, which are no part of the sentence that goes on below them. A page is never left without a line.
+    """The pages without the lines at their heads and feet that stand, numbers aside, on a third of them or more: titles of a book
+    or chapter and page numbers, which are no part of the sentence that goes on below them. A page is never left without a line.
     """
     lines = [page.splitlines() for page in pages]
     for end in (0, -1):
