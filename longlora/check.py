@@ -117,8 +117,8 @@ def misfits(sections: dict[str, Any]) -> Iterator[str]:
 
 
 def data_is_there(backbone: Any, blocks: Any, pairs: Any) -> Iterator[str]:
-    """What is read from a path is there. One that sources.yaml has the hash of was there when the run was made: its stages may be
-    fetched, which takes no data."""
+    """What is read from a path is there. Where nothing is now, but sources.yaml has its hash, it was there when the run was made:
+    its stages may be fetched, which takes no data."""
     file = Path("sources.yaml")
     known = {name for section in (read_params(file) if file.is_file() else {}).values() for name in section or {}}
     texts = {"blocks": blocks, "blocks.held_out.texts": blocks.held_out.texts}
@@ -128,9 +128,11 @@ def data_is_there(backbone: Any, blocks: Any, pairs: Any) -> Iterator[str]:
         *((f"pairs.sources.{n}.name", each.kind, each.name) for n, each in enumerate(pairs.sources)),
     ]:
         place = Path(name).expanduser() if key == "backbone.name" else Path(name)
-        if name in known or kind in ("package", "hub", "gguf"):
+        if kind in ("package", "hub", "gguf"):
             continue
         if not place.exists():
+            if name in known:
+                continue
             hint = "" if place.is_absolute() else "; a run sees only what git tracks, so give an absolute path"
             yield f"{key} = '{name}': nothing is there{hint}"
             continue

@@ -153,6 +153,10 @@ def test_data_that_was_there_when_the_run_was_made_may_be_gone(tmp_path, monkeyp
     gone = params("blocks.source=text", "blocks.name=/no/texts")
     (tmp_path / "sources.yaml").write_text("backbone: {tiny/model: 1.dir}\nblocks: {/no/texts: 2.dir}\npairs: {}\n")
     check(gone, KINDS)
+    (tmp_path / "empty").mkdir()  # has a hash, too
+    (tmp_path / "sources.yaml").write_text("backbone: {tiny/model: 1.dir}\nblocks: {empty: 3.dir}\n")
+    with pytest.raises(ValueError, match=r"^params: blocks.name = 'empty': the folder holds no .txt or .md file$"):
+        check(params("blocks.source=text", "blocks.name=empty"), KINDS)
     (tmp_path / "sources.yaml").write_text("backbone: {tiny/model: 1.dir}\nblocks: {}\npairs:\n")
     with pytest.raises(ValueError, match="^params: blocks.name = '/no/texts': nothing is there$"):
         check(gone, KINDS)
