@@ -1,5 +1,6 @@
 """params.yaml is checked as a whole before anything is computed: sections by their own classes, then one against another."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +161,16 @@ def test_data_that_was_there_when_the_run_was_made_may_be_gone(tmp_path, monkeyp
     (tmp_path / "sources.yaml").write_text("backbone: {tiny/model: 1.dir}\nblocks: {}\npairs:\n")
     with pytest.raises(ValueError, match="^params: blocks.name = '/no/texts': nothing is there$"):
         check(gone, KINDS)
+
+
+def test_the_recipe_in_the_docs_is_right(tmp_path):
+    said = re.search(r"```yaml\n(.*?)```", (ROOT / "docs/data-and-model.md").read_text(), re.DOTALL)
+    assert said
+    (tmp_path / "text.txt").write_text("x")
+    recipe = said.group(1).replace("/data/my-model", "tiny/model").replace("/data/my-texts", str(tmp_path))
+    whole = read_params(ROOT / "params.yaml")
+    mine = OmegaConf.to_container(OmegaConf.merge(whole, OmegaConf.create(recipe)))
+    check(mine, KINDS)
 
 
 @pytest.mark.parametrize("checked", ["qa/a.jsonl", "qa", "./qa/"])
