@@ -41,7 +41,9 @@ def shape_of(tree: Path, backbone: dict[str, Any], *, fetched: Path | None = Non
     source, name = str(backbone["source"]), str(backbone["name"])
     config = fetched if fetched and fetched.exists() else None
     if source == "folder":
-        config = tree / Path(name).expanduser() / "config.json"
+        config = config or tree / Path(name).expanduser() / "config.json"
+        if not config.exists():
+            raise LookupError(f"backbone.name: no config.json in the folder {config.parent}")
     elif source == "hub" and isinstance(
         cached := try_to_load_from_cache(name, "config.json", revision=backbone["revision"]), str
     ):

@@ -37,6 +37,9 @@ LENGTHLESS = {"longppl": "longppl", "harness": "harness"} | {
 }
 """The same of metrics whose lengths no section says, if they have some."""
 
+READ = {"text": ("txt", "md"), "jsonl": ("jsonl",), "parquet": ("parquet",)}
+"""Suffixes of the files that are read from a folder, by kind of source."""
+
 OWN = ("base", "linear", "yarn", "extended")
 """Labels of the models that every run makes."""
 
@@ -99,9 +102,49 @@ def check(params: dict[str, Any], kinds: dict[str, type[Section]]) -> None:
 
 def misfits(sections: dict[str, Any]) -> Iterator[str]:
     """What sections, each right by itself, ask of one another in vain. Where one of them is not there, nothing is asked."""
-    for rule in (training_data, second_training, models, questions, models_of_the_gate, lengths_of_the_gate):
+    for rule in (
+        data_is_there,
+        context_is_longer,
+        training_data,
+        second_training,
+        models,
+        questions,
+        models_of_the_gate,
+        lengths_of_the_gate,
+    ):
         if sections.keys() >= (needed := inspect.signature(rule).parameters).keys():
             yield from rule(**{name: sections[name] for name in needed})
+
+
+def data_is_there(backbone: Any, blocks: Any, pairs: Any) -> Iterator[str]:
+    """What is read from a path is there. Where nothing is now, but sources.yaml has its hash, it was there when the run was made:
+    its stages may be fetched, which takes no data."""
+    file = Path("sources.yaml")
+    known = {name for section in (read_params(file) if file.is_file() else {}).values() for name in section or {}}
+    texts = {"blocks": blocks, "blocks.held_out.texts": blocks.held_out.texts}
+    for key, kind, name in [
+        ("backbone.name", backbone.source, backbone.name),
+        *((f"{key}.name", each.source, each.name) for key, each in texts.items() if each),
+        *((f"pairs.sources.{n}.name", each.kind, each.name) for n, each in enumerate(pairs.sources)),
+    ]:
+        place = Path(name).expanduser() if key == "backbone.name" else Path(name)
+        if kind in ("package", "hub", "gguf"):
+            continue
+        if not place.exists():
+            if name in known:
+                continue
+            hint = "" if place.is_absolute() else "; a run sees only what git tracks, so give an absolute path"
+            yield f"{key} = '{name}': nothing is there{hint}"
+            continue
+        wanted = [f".{suffix}" for suffix in READ.get(kind, ())]
+        if wanted and place.is_dir() and not any(next(place.rglob(f"*{suffix}"), None) for suffix in wanted):
+            yield f"{key} = '{name}': the folder holds no {' or '.join(wanted)} file"
+
+
+def context_is_longer(backbone: Any, position: Any) -> Iterator[str]:
+    window = window_of(backbone)
+    if window and position.method != "none" and position.context <= window:
+        yield f"position.context = {position.context} must be above the {window} that the base reaches, or method: none"
 
 
 def training_data(blocks: Any, pairs: Any, position: Any, fit: Any) -> Iterator[str]:

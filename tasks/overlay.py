@@ -27,7 +27,8 @@ def recipe_file(tree: Path, name: str) -> Path:
     files = sorted(path for path in (tree / "recipes").glob("*.yaml") if path.is_file())
     known = {path.stem: path for path in files if path.name != SHAPES}
     if name not in known:
-        raise ValueError(f"no recipe '{name}'{nearest(name, list(known))}")
+        # as a path, "recipes/big.yaml", the file's own name is what comes near
+        raise ValueError(f"no recipe '{name}'{nearest(Path(name).stem, list(known))}")
     return known[name]
 
 

@@ -49,6 +49,17 @@ def test_a_missing_folder_and_a_pickle_are_refused(tmp_path):
     assert not (tmp_path / "base").exists()
 
 
+def test_a_folder_without_a_tokenizer_is_said_so(tmp_path):
+    place = folder(tmp_path / "mine")
+    for file in place.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(
+        ValueError, match=r"mine holds no tokenizer \(tokenizer\.json, .*\): save the model's own beside it"
+    ):
+        fetch(source(place), out=tmp_path / "base")
+    assert not (tmp_path / "base").exists()
+
+
 def test_weights_with_an_adapter_beside_them_are_refused(tmp_path):
     place = folder(tmp_path / "mine")
     (place / "adapter_config.json").write_text("{}")

@@ -17,7 +17,7 @@ from longlora.data.casebook import Casebook, build, tokens, words, write
 from longlora.data.instructions import read_records
 from longlora.data.questions import KINDS, Excerpt, ask
 from longlora.data.reading import Document, located, read_documents
-from longlora.data.sentences import parts, sentences
+from longlora.data.sentences import parts, prose, sentences
 from longlora.data.wording import UNSAID, asked
 
 SETTINGS = Casebook(
@@ -87,7 +87,55 @@ def test_an_item_of_a_list_is_a_sentence_without_its_mark():
 def test_a_comment_in_code_is_no_heading():
     text = "# Use\n\nDo this:\n\n```sh\n# the demo\nlonglora run\n```\n\nWait.\n\n# End\n\nBye.\n\n~~~ py\n# open to the end\n"
     assert [p.heading for p in parts(text)] == ["Use", "End", "open to the end"]
-    assert "```sh\n# the demo\nlonglora run\n```" in [text[s.start : s.end] for s in sentences(text)]
+    assert [text[s.start : s.end] for s in sentences(text)][:4] == ["Do this:", "# the demo", "longlora run", "Wait."]
+
+
+MILL = """# The mill
+
+The mill was built in 1843 by the brothers of Thomas Rudd from TOWN. What it ground for TOWN stands here, a year in every line:
+
+| year | tons of wheat that came by the river | miller |
+| :--- | ---: | --- |
+| 1872 | 1204, the most of all years until then | Amos Field |
+
+The best year was 1873, as the ledger of Amos Field from TOWN says. A program of TOWN adds all of them up, as is written below:
+
+```python
+# Total of all the years from 1872 on, written by Maria Stone.
+
+def total(rows):
+    return sum(int(row["wheat of the river Wenlow"]) for row in rows)
+```
+
+The program has been in use in the museum of TOWN since 2011.
+"""
+
+
+def test_a_row_and_a_line_of_code_are_places_and_no_prose():
+    places = [MILL[slice(*s)] for s in sentences(MILL)]
+    assert places[2:5] == [
+        "| year | tons of wheat that came by the river | miller |",
+        "| 1872 | 1204, the most of all years until then | Amos Field |",
+        "The best year was 1873, as the ledger of Amos Field from TOWN says.",
+    ]
+    assert places[6:8] == ["# Total of all the years from 1872 on, written by Maria Stone.", "def total(rows):"]
+    said = [place for place in places if place.startswith(("The", "What", "A program"))]
+    assert [MILL[slice(*s)] for s in prose(MILL)] == said
+    assert len(sentences("a | b\n| c |\n| d |\n")) == 1  # bars alone make no table
+
+
+def test_neither_a_row_nor_code_is_asked_about_and_no_excerpt_begins_in_code():
+    settings = Casebook(
+        lengths=[20, 40, 80], depths=[0.0, 0.5, 1.0], kinds=list(KINDS), samples=4, collections=0.0, seed=1
+    )
+    text = "\n".join(MILL.replace("TOWN", town) for town in ("Derby", "Leeds", "Oxley"))
+    found = build([Document("mill", text), Document("barn", MILL.replace("TOWN", "York"))], settings, measure=words)
+    assert {"following", "cloze", "number"} <= {c.kind for c in found.cases}
+    for case in found.cases:
+        assert case.document.count("```") % 2 == 0
+        assert case.kind == "count" or not re.search(r"\||```|def |# Total", case.question + case.answers[0])
+        # nor are the sentences on both sides of a table called neighbours
+        assert case.kind != "following" or "|" not in case.evidence[0]
 
 
 def test_all_kinds_are_asked_at_all_lengths_and_depths(built):

@@ -1,5 +1,6 @@
 """params.yaml is checked as a whole before anything is computed: sections by their own classes, then one against another."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ KINDS = sections_of((ROOT / "dvc.yaml").read_text())
 
 PAIRS = (
     "evaluate.longqa=[base]",
-    "pairs.sources=[{kind: file, name: qa/a.jsonl, split: null, take: null, license: x}]",
+    "pairs.sources=[{kind: file, name: README.md, split: null, take: null, license: x}]",
     "fit.pairs_share=0.5",
 )
 
@@ -64,6 +65,27 @@ def test_the_sections_of_the_pipeline_are_those_of_params_yaml_and_right():
         (
             ["gate.rules=[{name: x, metric: sliding_perplexity/extended/3072, at_most: 1}]"],
             ["perplexity.lengths = [512, 1024, 2048, 4096] lacks 3072, which the gate's rule 'x' asks for"],
+        ),
+        (
+            ["blocks.source=text", "blocks.name=/no/texts", "backbone.name=no/model"],
+            [
+                "backbone.name = 'no/model': nothing is there; a run sees only what git tracks, so give an absolute path",
+                "blocks.name = '/no/texts': nothing is there",
+            ],
+        ),
+        (["blocks.source=text", "blocks.name=flows"], ["blocks.name = 'flows': the folder holds no .txt or .md file"]),
+        (["blocks.source=jsonl", "blocks.name=docs"], ["blocks.name = 'docs': the folder holds no .jsonl file"]),
+        (
+            ["blocks.held_out.texts={source: text, name: /no/books, split: null, field: text}"],
+            ["blocks.held_out.texts.name = '/no/books': nothing is there"],
+        ),
+        (
+            [PAIRS[1].replace("README.md", "/no/qa.jsonl"), PAIRS[2]],
+            ["pairs.sources.0.name = '/no/qa.jsonl': nothing is"],
+        ),
+        (
+            ["position.context=512"],
+            ["position.context = 512 must be above the 512 that the base reaches, or method: none"],
         ),
         (["blocks.recall.reach=5000"], ["blocks.recall.reach = 5000 must be at most position.context = 4096"]),
         (["blocks.recall.reach=20"], ["blocks.recall.reach = 20 has no room for a fact and its question; at least 64"]),
@@ -125,6 +147,30 @@ def test_what_would_fail_or_be_refused_after_the_training_is_one_line_before(ove
     assert "\n" not in str(caught.value)
     for words in said:
         assert words in str(caught.value)
+
+
+def test_data_that_was_there_when_the_run_was_made_may_be_gone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gone = params("blocks.source=text", "blocks.name=/no/texts")
+    (tmp_path / "sources.yaml").write_text("backbone: {tiny/model: 1.dir}\nblocks: {/no/texts: 2.dir}\npairs: {}\n")
+    check(gone, KINDS)
+    (tmp_path / "empty").mkdir()  # has a hash, too
+    (tmp_path / "sources.yaml").write_text("backbone: {tiny/model: 1.dir}\nblocks: {empty: 3.dir}\n")
+    with pytest.raises(ValueError, match=r"^params: blocks.name = 'empty': the folder holds no .txt or .md file$"):
+        check(params("blocks.source=text", "blocks.name=empty"), KINDS)
+    (tmp_path / "sources.yaml").write_text("backbone: {tiny/model: 1.dir}\nblocks: {}\npairs:\n")
+    with pytest.raises(ValueError, match="^params: blocks.name = '/no/texts': nothing is there$"):
+        check(gone, KINDS)
+
+
+def test_the_recipe_in_the_docs_is_right(tmp_path):
+    said = re.search(r"```yaml\n(.*?)```", (ROOT / "docs/data-and-model.md").read_text(), re.DOTALL)
+    assert said
+    (tmp_path / "text.txt").write_text("x")
+    recipe = said.group(1).replace("/data/my-model", "tiny/model").replace("/data/my-texts", str(tmp_path))
+    whole = read_params(ROOT / "params.yaml")
+    mine = OmegaConf.to_container(OmegaConf.merge(whole, OmegaConf.create(recipe)))
+    check(mine, KINDS)
 
 
 @pytest.mark.parametrize("checked", ["qa/a.jsonl", "qa", "./qa/"])

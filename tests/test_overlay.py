@@ -92,6 +92,14 @@ def test_a_recipe_is_one_of_the_folder(tmp_path, name):
         recipe_file(tmp_path, name)
 
 
+@pytest.mark.parametrize("name", ["recipes/big-model.yaml", "big-model.yaml", "/tmp/big-model.yml"])
+def test_a_recipe_named_as_a_file_is_answered_with_its_name(tmp_path, name):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "big-model.yaml").touch()
+    with pytest.raises(ValueError, match=r"; did you mean 'big-model'\?$"):
+        recipe_file(tmp_path, name)
+
+
 def test_a_file_that_is_no_text_and_a_folder_among_the_recipes_are_said(tmp_path):
     (tmp_path / "recipes" / "folder.yaml").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"^no recipe 'folder'; there are: none$"):

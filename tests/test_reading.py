@@ -179,6 +179,24 @@ def test_a_pdf_remembers_its_pages(tmp_path):
     assert document.line(document.text.index("Second")) == 3
 
 
+def test_what_runs_through_the_pages_of_a_pdf_is_no_text(tmp_path):
+    line = ") Tj 0 -20 Td ("
+    texts = ["It began in", "the town of", "Oxley, and it", "ended there.", "The end"]
+    pages = [line.join(["Annals, volume 12", text, f"Page {n} of 5"]) for n, text in enumerate(texts, start=1)]
+    document = read_document(pdf(tmp_path / "annals.pdf", *pages))
+    assert document.text == "".join(f"{text}\n\n" for text in texts)
+    assert [document.page(document.text.index(text)) for text in texts] == [1, 2, 3, 4, 5]
+
+    twice = pdf(tmp_path / "two.pdf", pages[0], pages[1], *texts)
+    assert read_document(twice).text.count("Annals") == 2  # of seven pages
+    assert (
+        read_document(pdf(tmp_path / "alone.pdf", *["Page 1", "Page 2", "Page 3"])).text
+        == "Page 1\n\nPage 2\n\nPage 3\n\n"
+    )
+    rows = [line.join([f"Year {n} was good", f"{n} 12 7"]) for n in range(4)]
+    assert "2 12 7" in read_document(pdf(tmp_path / "rows.pdf", *rows)).text
+
+
 def test_a_broken_pdf_is_said_once(tmp_path, caplog):
     (tmp_path / "a.pdf").write_bytes(bytes(range(256)) * 9)
     with pytest.raises(ValueError, match="a.pdf is not a PDF that can be read"):

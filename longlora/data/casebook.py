@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from longlora.data.questions import LONGEST, SHORTEST, Asked, Excerpt, Kind, ask, flat
 from longlora.data.reading import Document
-from longlora.data.sentences import sentences
+from longlora.data.sentences import prose
 from longlora.section import Section, Seed
 
 Measure = Callable[[str], np.ndarray]
@@ -88,7 +88,7 @@ class Source:
     def __init__(self, document: Document, measure: Measure) -> None:
         self.name, self.text = document.name, document.text
         self.ends = measure(self.text)
-        self.spans = sentences(self.text)
+        self.spans = prose(self.text)  # never cut inside of code, whose other fence would then open code
         starts = np.array([s.start for s in self.spans], dtype=np.int64)
         self.units = np.searchsorted(self.ends, starts, side="right")
         self.fit = [flat(self.text[s.start : s.end]) for s in self.spans if SHORTEST <= s.end - s.start <= LONGEST]

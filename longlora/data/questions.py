@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from longlora.data.sentences import Part, parts, sentences
+from longlora.data.sentences import Part, parts, prose, sentences
 from longlora.data.wording import UNSAID
 from longlora.data.words import words
 
@@ -53,7 +53,8 @@ class Excerpt:
         self.flat = flat(text)
         self.foreign = foreign
         self.spans = sentences(text)
-        self.fit = [i for i, s in enumerate(self.spans) if SHORTEST <= s.end - s.start <= LONGEST]
+        told = set(prose(text))  # rows and lines of code keep sentences around them apart, and are not asked about
+        self.fit = [i for i, s in enumerate(self.spans) if s in told and SHORTEST <= s.end - s.start <= LONGEST]
 
     def at(self, number: int) -> str:
         return self.text[slice(*self.spans[number])]

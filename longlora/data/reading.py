@@ -12,6 +12,7 @@ import posixpath
 import re
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ HTML = (".html", ".htm", ".xhtml")
 SUFFIXES = (*PLAIN, *HTML, ".epub", ".pdf")
 WEB = {"iso-8859-1": "cp1252", "latin1": "cp1252", "us-ascii": "cp1252"}
 """What browsers take these for (the WHATWG's Encoding standard)."""
+RUNNING = 3
+"""Lines at the head or foot of a PDF's page, at most, that are looked at for what runs through its pages."""
 UNREAD = ["script", "style", "template", "noscript", "head"]
 BLOCKS = [
     "p",
@@ -225,7 +228,7 @@ def pdf_text(raw: bytes, file: Path) -> tuple[str, tuple[int, ...]]:
         reader = PdfReader(io.BytesIO(raw))
         if reader.is_encrypted and not reader.decrypt(""):
             raise ValueError(f"{file} is encrypted: save a copy without its password first")
-        texts = [page.extract_text().strip() for page in reader.pages]
+        texts = without_running_lines([page.extract_text().strip() for page in reader.pages])
     except PyPdfError as error:
         raise ValueError(f"{file} is not a PDF that can be read: {error}") from None
     starts, text = [], ""
@@ -233,3 +236,25 @@ def pdf_text(raw: bytes, file: Path) -> tuple[str, tuple[int, ...]]:
         starts.append(len(text))
         text += page + "\n\n"
     return text, tuple(starts)
+
+
+def without_running_lines(pages: list[str]) -> list[str]:
+    """The pages without the lines at their heads and feet that stand, numbers aside, on a third of them or more: titles of a book
+    or chapter and page numbers, which are no part of the sentence that goes on below them. A page is never left without a line.
+    """
+    lines = [page.splitlines() for page in pages]
+    for end in (0, -1):
+        for _ in range(RUNNING):
+            heads = [re.sub(r"\d+", "#", rows[end]).strip() if len(rows) > 1 else "" for rows in lines]
+            often = {head for head, times in Counter(heads).items() if runs(head) and times >= max(3, len(pages) / 3)}
+            lines = [without_end(rows, end) if head in often else rows for rows, head in zip(lines, heads, strict=True)]
+    return ["\n".join(rows).strip() for rows in lines]
+
+
+def runs(head: str) -> bool:
+    """Whether a line can be one that runs through pages: it has letters, or one number alone; several are a table's row."""
+    return any(map(str.isalpha, head)) or head.count("#") == 1
+
+
+def without_end(rows: list[str], end: int) -> list[str]:
+    return rows[1:] if end == 0 else rows[:-1]

@@ -1,7 +1,7 @@
 """A text's sentences and headings, as places in it. Rules, no model: the same text gives the same places everywhere.
 
 The rules are cautious: after an abbreviation or an initial the sentence goes on, so a place may hold two sentences, and
-rarely half of one.
+rarely half of one. Where Markdown has code between fences or a table, each line is a place of its own, and no prose.
 """
 
 import re
@@ -18,8 +18,13 @@ ABBREVIATION = re.compile(
     r"|\b[A-Za-z]\.[A-Za-z])\.$"
 )
 HEADING = re.compile(r"^#{1,6} +(.*\S)[ #]*$", re.MULTILINE)
-FENCED = re.compile(r"^ {0,3}(`{3,}|~{3,})[^`\n]*\n.*?^ {0,3}\1", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^ {0,3}(`{3,}|~{3,})[^`\n]*\n(?P<lines>.*?)^ {0,3}\1[`~]*", re.MULTILINE | re.DOTALL)
 """Markdown's code between fences, where what looks like a heading is mostly a comment."""
+TABLE = re.compile(r"^(?P<lines>[ \t]*\|.*\n[ \t]*\|[ \t:|]*-[ \t:|-]*$(?:\n[ \t]*\|.*)*)", re.MULTILINE)
+"""A Markdown table whose lines begin with a bar: a line of names, one of dashes, rows."""
+LINE = re.compile(r"^[ \t]*(?P<line>\S.*)$", re.MULTILINE)
+RULED = re.compile(r"[\s:|-]*")
+"""What says nothing: the dashes below a table's names."""
 
 
 class Span(NamedTuple):
@@ -38,8 +43,14 @@ class Part(NamedTuple):
 
 
 def sentences(text: str) -> list[Span]:
-    """In order, without the white space around them; headings are none."""
-    borders = [0, *(edge for heading in headings(text) for edge in heading.span()), len(text)]
+    """In order, without the white space around them, each line of code and each row of a table by itself; headings are none."""
+    return sorted([*prose(text), *(line for aside in asides(text) for line in lines(text, aside))])
+
+
+def prose(text: str) -> list[Span]:
+    """The sentences that stand in no code and no table: what may be asked about as a sentence, and where a text can be cut."""
+    apart = sorted([*(Span(*heading.span()) for heading in headings(text)), *(Span(*a.span()) for a in asides(text))])
+    borders = [0, *(edge for span in apart for edge in span), len(text)]
     spans = []
     for first, last in zip(borders[::2], borders[1::2], strict=True):
         start = first
@@ -49,6 +60,22 @@ def sentences(text: str) -> list[Span]:
                 start = border.end()
         spans.append(stripped(text, start, last))
     return [s for s in spans if s.start < s.end]
+
+
+def asides(text: str) -> list[re.Match[str]]:
+    """Code between fences, and tables outside of it."""
+    code = list(FENCED.finditer(text))
+    return [*code, *(t for t in TABLE.finditer(text) if not within(t, code))]
+
+
+def lines(text: str, aside: re.Match[str]) -> list[Span]:
+    """The lines of an aside that say something."""
+    found = [Span(*line.span("line")) for line in LINE.finditer(text, aside.start("lines"), aside.end("lines"))]
+    return [stripped(text, *line) for line in found if not RULED.fullmatch(text, *line)]
+
+
+def within(found: re.Match[str], areas: list[re.Match[str]]) -> bool:
+    return any(area.start() <= found.start() < area.end() for area in areas)
 
 
 def ends_sentence(border: re.Match[str], text: str) -> bool:
@@ -68,8 +95,8 @@ def stripped(text: str, start: int, end: int) -> Span:
 
 def headings(text: str) -> list[re.Match[str]]:
     """Markdown headings, in order."""
-    code = [c.span() for c in FENCED.finditer(text)]
-    return [h for h in HEADING.finditer(text) if not any(start <= h.start() < end for start, end in code)]
+    code = list(FENCED.finditer(text))
+    return [h for h in HEADING.finditer(text) if not within(h, code)]
 
 
 def parts(text: str) -> list[Part]:

@@ -22,6 +22,8 @@ from longlora.model.seal import WEIGHTS, sha256
 from longlora.section import Section, write_json
 
 PLAIN_FILES = ("*.json", "tokenizer.model", "*.txt", "*.jinja")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
+"""Files of which a folder with a tokenizer has at least one."""
 
 
 class Backbone(Section):
@@ -103,6 +105,10 @@ def copy_model(folder: Path, *, out: Path) -> None:
         raise ValueError(
             f"{folder} holds an adapter (adapter_config.json), which transformers would put on the weights unasked: merge the two, "
             "or take it away"
+        )
+    if not any((folder / name).exists() for name in TOKENIZERS):
+        raise ValueError(
+            f"{folder} holds no tokenizer ({', '.join(TOKENIZERS)}): save the model's own beside it (tokenizer.save_pretrained)"
         )
     out.mkdir(parents=True)
     for pattern in (WEIGHTS, *PLAIN_FILES):
