@@ -30,6 +30,6 @@ def artifacts_in(repo: Repo) -> list[Artifact]:
             labels=entry.get("labels", []),
             meta=entry.get("meta", {}),
         )
-        for file in repo.index._artifacts.values()  # pyright: ignore[reportPrivateUsage], see above
+        for file in repo.index._artifacts.values()  # pyright: ignore[reportPrivateUsage], as said above
         for name, entry in file.items()
     ]

@@ -277,11 +277,12 @@ class DvcRepo:
         with self._engine(), self._remote() as address:
             if urlsplit(address).scheme:
                 place = self._repo.cloud.get_remote_odb()
+                files: Any = place.fs
                 try:
-                    place.fs.ls(place.path)
+                    files.ls(place.path)
                 except FileNotFoundError as error:
                     # a folder may be made later, a bucket not; who sees a part of it alone may write there
-                    if place.fs.protocol in BUCKETS and error.__cause__:
+                    if files.protocol in BUCKETS and error.__cause__:
                         raise
 
     @contextmanager
@@ -331,7 +332,7 @@ class DvcRepo:
     def _queueing(self) -> set[str]:
         """The stages that are tagged for a GPU."""
         with self._engine():
-            stages = self._repo.stage.load_all("dvc.yaml")
+            stages: list[Any] = self._repo.stage.load_all("dvc.yaml")
             return {stage.name for stage in stages if GPU in (stage.meta or {}).get("tags", [])}
 
     def warm(self) -> None:

@@ -198,3 +198,12 @@ def test_the_stage_counts_what_stands_beyond_the_bases_window(texts, tmp_path, c
     share = sum(length - 64 for length in lengths) / sum(lengths)
     assert json.loads(outs[2].read_text())["blocks"]["train"]["beyond_window"] == pytest.approx(share, abs=1e-6)
     assert f"{share:.1%} of the training tokens stand further into their document" in capsys.readouterr().out
+
+
+def test_held_out_documents_that_are_all_shorter_than_the_context_are_said_before_the_training(texts, tmp_path, capsys):
+    base, given = folder(tmp_path / "base", window=64), texts.model_copy(update={"recall": NO_RECALL})
+    for context, said in ((128, False), (100_000, True)):
+        outs = [tmp_path / str(context) / name for name in ("tokens", "heldout.safetensors", "counts.json")]
+        (tmp_path / str(context)).mkdir()
+        stage(base, *outs, given, Position(method="yarn", context=context))
+        assert ("nothing can be measured at that length" in capsys.readouterr().out) is said

@@ -46,6 +46,12 @@ def stage(base: Path, tokens: Path, heldout: Path, counts: Path, blocks: Blocks,
     print(
         f"{beyond:.1%} of the training tokens stand further into their document than the base's window, {window:,} tokens"
     )
+    longest = report["heldout"]["longest"]
+    if longest < position.context:  # said now: measures would refuse it after hours of training
+        print(
+            f"the longest held-out document has {longest:,} tokens, and position.context is {position.context:,}: nothing can be "
+            "measured at that length; hold out longer documents"
+        )
     write_json({"blocks": report}, counts)
 
 
