@@ -29,7 +29,8 @@ class RunCache(StageCache):
     def known(self, stage: Any) -> Any | None:
         """A stage that has, in the cache, what was computed from the inputs that `stage` has saved; None if there is none.
 
-        It is what DVC's `restore` looks up and puts in place in one go: who has to make room between, would look twice."""
+        DVC's `restore` looks it up and puts it in place in one go: who has to make room between, would look twice.
+        """
         cache = self._load(stage) if _can_hash(stage) else None
         made = self._create_stage(cache, wdir=stage.wdir) if cache else None
         return made if made and made.outs_cached() else None

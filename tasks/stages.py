@@ -193,7 +193,8 @@ class DvcRepo:
             known.checkout()
         else:
             return "stale"
-        # what `stage.reproduce` does besides, which runs the command of a stage that the run cache has no place for
+        # what `stage.reproduce` does besides, which runs the command of a stage that the run cache has no place for;
+        # what came from the run cache is in it
         stage.save(run_cache=in_lock and all(out.use_cache for out in stage.outs))
         stage.commit()
         for out in stage.outs:
