@@ -1,5 +1,6 @@
 """position.py against the papers' formulas, written here in float64, and against the frequencies of the models built from it."""
 
+import logging
 import math
 
 import pytest
@@ -141,6 +142,16 @@ def test_a_saved_config_reloads_to_the_same_rotation(base, method, tmp_path):
     assert reloaded.rope_parameters == config.rope_parameters
     assert reloaded.max_position_embeddings == (WINDOW if method == "dynamic" else CONTEXT)
     assert rotation(reloaded) == rotation(config)
+
+
+@pytest.mark.parametrize("method", ["linear", "ntk", "dynamic", "yarn", "llama3"])
+def test_transformers_has_nothing_to_warn_of(method, caplog, monkeypatch):
+    """It says it of a config as it is built and saved, and a reader of the log would take it for a fault of the settings."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    for name, base in BASES.items():
+        if method != "dynamic" or name == "plain":
+            LlamaForCausalLM(extend(base, method=method, context=CONTEXT)).config.validate()
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("method", ["linear", "ntk", "yarn", "llama3"])

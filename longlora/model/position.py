@@ -66,21 +66,21 @@ def extend(config: PreTrainedConfig, *, method: Method, context: int) -> PreTrai
             f"position.context = {context} must be above the {window} that the base reaches, or method: none"
         )
     scaled = lengthened(text, rope, method=method, window=window, context=context)
-    if method != "dynamic" and complaint(text, scaled):
+    stated = window if method == "dynamic" else context
+    if method != "dynamic" and complaint(text, scaled, length=stated):
         scaled = by_frequency(text, rope, method=method, window=window, s=context / window)
-    if wrong := complaint(text, scaled):
+    if wrong := complaint(text, scaled, length=stated):
         raise ValueError(f"position.method '{method}' is none that a {text.model_type} model takes: {wrong}")
     text.rope_parameters = scaled
-    if method != "dynamic":
-        text.max_position_embeddings = context
+    text.max_position_embeddings = stated
     return extended
 
 
-def complaint(config: PreTrainedConfig, rope: Rope) -> str | None:
-    """What transformers' config has against the rotary settings; None: nothing. It would say so when the config is saved, which is
-    after the training."""
+def complaint(config: PreTrainedConfig, rope: Rope, *, length: int) -> str | None:
+    """What transformers' config has against the rotary settings for a `length`; None: nothing. It would say so when the config is
+    saved, which is after the training."""
     stated = copy.deepcopy(config)
-    stated.rope_parameters = dict(rope)
+    stated.rope_parameters, stated.max_position_embeddings = dict(rope), length
     try:
         stated.validate()
     except StrictDataclassClassValidationError as error:
