@@ -87,7 +87,7 @@ def parallel_attention(
         ValueError: as `shifted_sparse_attention`; S is not a multiple of G; a roll, which would mix the ends of the sequence;
             full attention with key/value heads that cannot be shared out.
     """
-    batch, heads, own, dim = q_BHSD.shape
+    batch, _, own, dim = q_BHSD.shape
     length, first = own * together.degree, own * together.sp_rank
     check(q_BHSD, k_BKSD, v_BKSD, group_size=group_size, document_ids_BL=None, shift=shift)
     if document_ids_BL is not None and document_ids_BL.shape != (batch, length):
@@ -108,34 +108,60 @@ def parallel_attention(
             backend=backend,
         )
     refuse(sequence_misfits(length, group_size=group_size, degree=together.degree))
-    ids_BS = None if document_ids_BL is None else document_ids_BL[:, first : first + own]
-    half = group_size // 2
-    if together.degree == 1 or shift == "none" or half == 0:
+    if together.degree == 1 or shift == "none" or group_size == 1:
         return shifted_sparse_attention(
             q_BHSD,
             k_BKSD,
             v_BKSD,
             group_size=group_size,
-            document_ids_BL=ids_BS,
+            document_ids_BL=None if document_ids_BL is None else document_ids_BL[:, first : first + own],
             scaling=scaling,
             shift=shift,
             backend=backend,
         )
     if shift == "roll":
         raise ValueError("a roll mixes the end of the sequence with its start; over several processes use 'boundaries'")
+    return with_neighbours(
+        q_BHSD,
+        k_BKSD,
+        v_BKSD,
+        together=together,
+        group_size=group_size,
+        document_ids_BL=document_ids_BL,
+        scaling=1 / math.sqrt(dim) if scaling is None else scaling,
+        backend=backend,
+    )
+
+
+def with_neighbours(
+    q_BHSD: torch.Tensor,
+    k_BKSD: torch.Tensor,
+    v_BKSD: torch.Tensor,
+    *,
+    together: Together,
+    group_size: int,
+    document_ids_BL: torch.Tensor | None,
+    scaling: float,
+    backend: BackendName,
+) -> torch.Tensor:
+    """out_BSHD: groups by boundaries that lie half a group off. Keys and values of half a group come from the process before, and
+    are on their way while everything else attends."""
+    heads, own, dim = q_BHSD.shape[1:]
+    first, half = own * together.sp_rank, group_size // 2
     shared, cut, ahead = heads // k_BKSD.shape[1], heads // 2, group_size - half
     k_moved_BkSD, v_moved_BkSD = k_BKSD[:, cut // shared :], v_BKSD[:, cut // shared :]
     grouped = partial(
         attend_in_groups,
         shared=shared,
         group_size=group_size,
-        scaling=1 / math.sqrt(dim) if scaling is None else scaling,
+        scaling=scaling,
         backend=backend,
     )
     message = Message(together)
     tail_2BkTD = torch.stack([k_moved_BkSD[:, :, -ahead:], v_moved_BkSD[:, :, -ahead:]])
     coming_2BkTD = Send.apply(tail_2BkTD, message)
     rest = -(-cut // shared)  # key/value heads that a resting head reads
+    ids_BS = None if document_ids_BL is None else document_ids_BL[:, first : first + own]
     still_BShD = grouped(q_BHSD[:, :cut], k_BKSD[:, :rest], v_BKSD[:, :rest], ids_BT=ids_BS, first_head=0)
     inside_BThD = grouped(
         q_BHSD[:, cut:, half:],

@@ -115,21 +115,7 @@ def train(
     micro_batches = accumulation(
         settings.global_batch_size, micro_batch_size=settings.micro_batch_size, replicas=ranks.replicas
     )
-    config = AutoConfig.from_pretrained(base, local_files_only=True).get_text_config()
-    refuse(
-        sharing_misfits(
-            position.context,
-            pattern=attention.pattern,
-            group_size=group_size(position.context, attention.group_ratio),
-            full_attention_last=attention.full_attention_last,
-            kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-            degree=ranks.degree,
-        )
-    )
-    if adapter.quantized and zero and zero.stage == 3:
-        raise ValueError(
-            "adapter.quantized: ZeRO-3 shares out the weights, which four bits do not allow here; LONGLORA_ZERO = 2"
-        )
+    must_be_shareable(base, position=position, attention=attention, adapter=adapter, ranks=ranks, zero=zero)
     sections = (position, attention, adapter, settings)
     checkpoints = checkpoint_folder(digest([tokens, *([pairs] if pairs else []), base], sections=sections))
     blocks = training_blocks(
@@ -148,13 +134,7 @@ def train(
     )  # meets the other processes
     with checkpoint_lock(checkpoints, first=ranks.rank == 0, device=args.device):
         attend = attention_over(model, ranks)
-        attend(attention)
-        with disabled(causal_model(model)):
-            if settings.pairs_share or ranks.degree > 1:
-                must_part_documents(causal_model(model))
-            restore_head = chunk_loss(causal_model(model), chunk=settings.loss_chunk)
-        if settings.mlp_tile:
-            tile_mlp(model, tile=settings.mlp_tile)
+        restore_head = prepare(model, attend, attention=attention, settings=settings, ranks=ranks)
         trainer = LongTrainer(
             model=model,
             train_dataset=blocks if ranks.degree == 1 else SequenceShards(blocks, ranks, length=position.context),
@@ -183,17 +163,63 @@ def train(
                 unset_hf_deepspeed_config()
                 model = build(base, position=position, adapter=adapter, dtype=settings.dtype)
                 load_parameters(model, trained)
-            adapter_folder.parent.mkdir(parents=True, exist_ok=True)
-            config = causal_model(model).config
-            own = AutoConfig.from_pretrained(base, local_files_only=True).get_text_config()
-            config.use_cache = getattr(own, "use_cache", True)  # training went without
-            save(model, adapter_folder)
-            recipe = {type(s).__name__.lower(): s.model_dump() for s in sections}
-            write_json(recipe, adapter_folder / "recipe.json")
+            write_adapter(model, adapter_folder, base=base, sections=sections)
             seen = (settings.steps - done) * settings.global_batch_size * position.context
             write_cost(cost, model=model, tokens=seen, meter=meter)
             shutil.rmtree(checkpoints, ignore_errors=True)
         barrier_and_destroy()
+
+
+def must_be_shareable(
+    base: Path, *, position: Position, attention: Attention, adapter: Adapter, ranks: Ranks, zero: Zero | None
+) -> None:
+    """Raises ValueError: so many processes cannot hold such a sequence together, or ZeRO such weights."""
+    config = AutoConfig.from_pretrained(base, local_files_only=True).get_text_config()
+    refuse(
+        sharing_misfits(
+            position.context,
+            pattern=attention.pattern,
+            group_size=group_size(position.context, attention.group_ratio),
+            full_attention_last=attention.full_attention_last,
+            kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            degree=ranks.degree,
+        )
+    )
+    if adapter.quantized and zero and zero.stage == 3:
+        raise ValueError(
+            "adapter.quantized: ZeRO-3 shares out the weights, which four bits do not allow here; LONGLORA_ZERO = 2"
+        )
+
+
+def prepare(
+    model: PreTrainedModel | PeftModel,
+    attend: Callable[[Attention], None],
+    *,
+    attention: Attention,
+    settings: Fit,
+    ranks: Ranks,
+) -> Callable[[], None]:
+    """Have `model` attend, compute its loss and its feed-forward as the sections say; return what puts its head back."""
+    attend(attention)
+    with disabled(causal_model(model)):
+        if settings.pairs_share or ranks.degree > 1:
+            must_part_documents(causal_model(model))
+        restore_head = chunk_loss(causal_model(model), chunk=settings.loss_chunk)
+    if settings.mlp_tile:
+        tile_mlp(model, tile=settings.mlp_tile)
+    return restore_head
+
+
+def write_adapter(
+    model: PreTrainedModel | PeftModel, folder: Path, *, base: Path, sections: tuple[Section, ...]
+) -> None:
+    """What was trained, the config that it is for, and `recipe.json`, the sections that it was trained by."""
+    config = causal_model(model).config
+    own = AutoConfig.from_pretrained(base, local_files_only=True).get_text_config()
+    config.use_cache = getattr(own, "use_cache", True)  # training went without
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    save(model, folder)
+    write_json({type(s).__name__.lower(): s.model_dump() for s in sections}, folder / "recipe.json")
 
 
 def attention_over(model: PreTrainedModel | PeftModel, ranks: Ranks) -> Callable[[Attention], None]:
