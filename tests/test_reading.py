@@ -261,7 +261,11 @@ def test_plain_text_loses_only_its_mark_and_its_carriage_returns(tmp_path):
     ("name", "raw", "said"),
     [
         ("a.txt", b"", "holds no text"),
-        ("a.txt", b"caf\xe9", "a.txt is not utf-8: byte 3 is 0xe9; name its encoding"),
+        (
+            "a.txt",
+            b"caf\xe9",
+            "a.txt is not utf-8: byte 3 is 0xe9; name its encoding, such as latin-1, or convert it: iconv -f",
+        ),
         ("a.txt", b"ab\0c", "not text: character 2 is a NUL"),
         ("a.docx", b"PK", "not from '.docx'"),
         ("a.pdf", b"%PDF-1.4 nothing", "not a PDF that can be read"),

@@ -10,6 +10,7 @@ import io
 import logging
 import posixpath
 import re
+import shlex
 import statistics
 import unicodedata
 import zipfile
@@ -183,7 +184,8 @@ def decoded(raw: bytes, file: Path, encoding: str, *, own: str | None = None) ->
             return decoded(raw, file, own)
         raise ValueError(
             f"{file} is not {encoding.removesuffix('-sig')}: byte {error.start} is {raw[error.start]:#04x}; "
-            "name its encoding, such as latin-1"
+            "name its encoding, such as latin-1, or convert it: "
+            f"iconv -f latin1 -t utf-8 {shlex.quote(str(file))} > converted{file.suffix}"
         ) from None
     if "\0" in text:
         raise ValueError(f"{file} is not text: character {text.index(chr(0))} is a NUL")
