@@ -248,8 +248,11 @@ class Visit:
         self.question.run_method("focus")
 
     def follow(self) -> None:
-        """Bring the end of the conversation into view."""
-        ui.run_javascript(f"const e = getHtmlElement({self.talk.id}); e.scrollTop = e.scrollHeight")
+        """Bring the end of the conversation into view: in its frame, and in the window where that is lower than the page."""
+        ui.run_javascript(
+            f"const e = getHtmlElement({self.talk.id}); e.scrollTop = e.scrollHeight; "
+            'e.nextElementSibling.scrollIntoView({block: "nearest"})'
+        )
 
     def cite(self, answer: Answer, passage: Passage | None) -> None:
         assert self.document
