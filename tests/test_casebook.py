@@ -90,6 +90,18 @@ def test_a_comment_in_code_is_no_heading():
     assert [text[s.start : s.end] for s in sentences(text)][:4] == ["Do this:", "# the demo", "longlora run", "Wait."]
 
 
+def test_a_line_with_another_below_it_as_long_is_a_heading():
+    text = (
+        "The mill\n========\n\nIt turns.\n\nA b\n---\nIt ground.\n\nThe end of it.\n---\n\n- one\n---\n\n# Two\n-----\n"
+    )
+    assert [(p.heading, text[p.start : p.end].strip()[:9]) for p in parts(text)] == [
+        ("The mill", "It turns."),
+        ("A b", "It ground"),
+        ("Two", "-----"),
+    ]
+    assert [text[slice(*s)][:9] for s in prose(text)][:2] == ["It turns.", "It ground"]
+
+
 MILL = """# The mill
 
 The mill was built in 1843 by the brothers of Thomas Rudd from TOWN. What it ground for TOWN stands here, a year in every line:

@@ -288,8 +288,12 @@ def test_a_scan_is_named(tmp_path):
 
 def test_a_folder_is_its_documents_in_order(tmp_path):
     (tmp_path / "sub").mkdir()
-    for name in ("b.txt", "a.md", "sub/c.txt", "d.jpg"):
+    (tmp_path / ".venv").mkdir()
+    for name in ("b.txt", "a.md", "sub/c.txt", "d.jpg", ".venv/e.txt", "._b.txt"):
         (tmp_path / name).write_text(name)
     assert [d.name for d in read_documents(tmp_path)] == ["a", "b", "c"]
+    for name in ("sub/a.md", "a.txt"):
+        (tmp_path / name).write_text(name)
+    assert [d.name for d in read_documents(tmp_path)] == ["a.md", "a.txt", "b", "sub/a.md", "c"]
     with pytest.raises(ValueError, match="no document at"):
         read_documents(tmp_path / "nowhere")

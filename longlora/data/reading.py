@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
 from xml.etree import ElementTree
@@ -117,17 +117,21 @@ def located(name: str) -> Path:
 
 
 def read_documents(place: Path, *, encoding: str = "utf-8") -> list[Document]:
-    """The document `place`, or all with a known suffix below it, in order of their paths.
+    """The document `place`, or all with a known suffix below it, in order of their paths, but none that is hidden. Where several
+    have the same name, it is their path.
 
     Raises:
         ValueError: as `read_document`, or nothing is there.
     """
     if place.is_file():
         return [read_document(place, encoding=encoding)]
-    files = sorted(f for f in place.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+    known = (f for f in place.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+    files = sorted(f for f in known if not any(part.startswith(".") for part in f.relative_to(place).parts))
     if not files:
         raise ValueError(f"no document at {place} (seen from {Path.cwd()}); read are {', '.join(SUFFIXES)}")
-    return [read_document(file, encoding=encoding) for file in files]
+    times = Counter(file.stem for file in files)
+    documents = ((file, read_document(file, encoding=encoding)) for file in files)
+    return [d if times[d.name] == 1 else replace(d, name=f.relative_to(place).as_posix()) for f, d in documents]
 
 
 def read_document(file: Path, *, encoding: str = "utf-8") -> Document:

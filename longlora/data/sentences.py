@@ -19,6 +19,10 @@ ABBREVIATION = re.compile(
     r"|\b[A-Za-z]\.[A-Za-z])\.$"
 )
 HEADING = re.compile(r"^#{1,6} +(.*\S)[ #]*$", re.MULTILINE)
+UNDERLINED = re.compile(
+    r"(?:\A|(?<=\n\n))(?P<heading>[^\s#|=~-].*?)[ \t]*\n(?P<line>([=~-])\3{2,})[ \t]*$", re.MULTILINE
+)
+"""A heading of Markdown or reStructuredText that has a line below it, if that is as long: dashes may also part paragraphs."""
 FENCED = re.compile(r"^ {0,3}(`{3,}|~{3,})[^`\n]*\n(?P<lines>.*?)^ {0,3}\1[`~]*", re.MULTILINE | re.DOTALL)
 """Markdown's code between fences, where what looks like a heading is mostly a comment."""
 TABLE = re.compile(
@@ -102,9 +106,11 @@ def stripped(text: str, start: int, end: int) -> Span:
 
 
 def headings(text: str) -> list[re.Match[str]]:
-    """Markdown headings, in order."""
+    """Headings, in order: Markdown's, and those with a line below."""
     apart = asides(text)
-    return [h for h in HEADING.finditer(text) if not touches(h, apart)]
+    underlined = [h for h in UNDERLINED.finditer(text) if len(h["line"]) >= len(h["heading"])]
+    found = [h for h in (*HEADING.finditer(text), *underlined) if not touches(h, apart)]
+    return sorted(found, key=lambda h: h.start())
 
 
 def parts(text: str) -> list[Part]:
