@@ -122,6 +122,32 @@ def test_on_a_telephone_nothing_stands_beyond_the_edge_whatever_its_words(tab):
     assert tab.evaluate("document.documentElement.scrollWidth") == 320
 
 
+@needs_nicegui
+@needs_browser
+def test_on_a_telephone_what_is_cited_stays_in_view_and_the_document_is_a_click_away(tab):
+    tab.set_viewport_size({"width": 390, "height": 500})
+    tab.click("text=ask part by part")
+    send(tab, "ships.md", LONG.encode())
+    tab.evaluate(WATCH)
+    shown = ask(tab, QUESTIONS[0], number=1)
+    assert any(re.fullmatch(r"… part \d+ of \d+", text) for text in tab.evaluate("window.seen"))
+    place = "document.querySelector('.answer .place').getBoundingClientRect()"
+    tab.wait_for_function(f"document.querySelector('mark') && {place}.top >= 0 && {place}.bottom < 500")
+    assert tab.evaluate("document.querySelector('mark').getBoundingClientRect().top") < 0
+    shown.query_selector("blockquote").click()
+    tab.wait_for_function("document.querySelector('mark').getBoundingClientRect().top >= 0")
+
+
+@needs_nicegui
+@needs_browser
+def test_the_next_document_is_shown_from_its_beginning(tab):
+    send(tab, "one.md", b"A line of it.\n\n" * 200)
+    tab.evaluate("document.querySelector('.reader').scrollTop = 900")
+    send(tab, "two.md", b"Another line.\n\n" * 200)
+    tab.wait_for_function("document.querySelector('.reader').innerText.startsWith('Another')")
+    tab.wait_for_function("document.querySelector('.reader').scrollTop === 0")
+
+
 WATCH = """() => {
     window.seen = [];
     new MutationObserver(() => {
@@ -145,7 +171,8 @@ def test_an_answer_is_shown_as_it_comes(tab):
 @needs_nicegui
 @needs_browser
 def test_what_is_too_long_is_refused_then_read_as_is_chosen_and_a_passage_is_brought_into_view(tab):
-    assert "the model reads 512" in send(tab, "ships.md", LONG.encode())
+    said = send(tab, "ships.md", LONG.encode())
+    assert "the model reads 512" in said and "part by part" in said and "--too-long" not in said
     assert tab.is_disabled(".ask button")
     tab.click("text=read its beginning")
     assert "only its beginning is read" in tab.wait_for_selector(".note.warn").inner_text()

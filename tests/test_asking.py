@@ -17,7 +17,7 @@ from flows.cli import options
 from flows.cli.ask import ask
 from flows.cli.chat import chat
 from flows.cli.main import app
-from longlora.asking.asking import Answer, Prompt, Session, TooLong, windows
+from longlora.asking.asking import Answer, CallbackStreamer, Prompt, Session, TooLong, windows
 from longlora.asking.sinks import Dialogue
 from longlora.data.dialogue import tokenised
 from longlora.data.instructions import Turn
@@ -109,6 +109,24 @@ def test_what_is_too_long_is_refused_with_the_numbers_and_the_ways_out(model, wo
         session(model, words, LONG)
 
 
+def test_what_a_shorter_answer_would_leave_room_for_is_said(model, words):
+    with pytest.raises(ValueError) as error:
+        session(model, words, TEXT * 2, max_new_tokens=200)
+    shorter = int(re.findall(r"a shorter answer \(--max-new-tokens (\d+)\)", str(error.value))[0])
+    assert len(session(model, words, TEXT * 2, max_new_tokens=shorter).windows) == 1
+    with pytest.raises(ValueError, match="the model reads 512, of which"):
+        session(model, words, TEXT * 2, max_new_tokens=shorter + 1)
+
+
+def test_what_is_said_word_by_word_is_the_answer(words):
+    pieces = ["\n\n", " The", " House", " ", "\n", " met", " \n"]
+    said: list[str] = []
+    streamer = CallbackStreamer(words, said.append)
+    for piece in pieces:
+        streamer.on_finalized_text(piece)
+    assert "".join(said) == "".join(pieces).strip() and all(said)
+
+
 def test_truncated_the_beginning_is_read_and_that_is_said(model, words):
     here = session(model, words, LONG, too_long="truncate")
     (window,) = here.windows
@@ -181,6 +199,11 @@ def test_the_command_answers_and_cites_and_takes_further_questions(tmp_path, mod
     assert done.stderr == ""
 
 
+def test_one_document_is_asked_at_a_time(tmp_path):
+    done = longlora(tmp_path, "-d", "a.txt", "-d", "b.txt", "Who?")
+    assert done.returncode == 1 and done.stderr.startswith("error: --document: one at a time, and here are 2")
+
+
 USUAL = {"model": str(TINY), "too_long": "refuse", "prompt": None, "max_new_tokens": 8, "encoding": "utf-8"}
 
 
@@ -241,6 +264,17 @@ def test_the_command_says_what_it_does_with_what_is_too_long(tmp_path, capsys, m
     first, last = (LONG.count("\n", 0, at) + 1 for at in (answer.window.start, answer.window.end - 1))
     surest = f"  read in lines {first}-{last}, the surest of {len(here.windows)} windows\n"
     assert said.out.endswith(surest) == (way == "windows")
+
+
+def test_a_terminal_is_told_which_window_is_asked(tmp_path, monkeypatch, capsys):
+    (tmp_path / "long.txt").write_text(LONG)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    ask(document=tmp_path / "long.txt", question=QUESTIONS[0], **USUAL | {"too_long": "windows"})
+    said = capsys.readouterr()
+    told = [line for line in said.err.replace("\x1b[K", "").split("\r") if line.startswith("window ")]
+    number = int(re.findall(r"surest of (\d+) windows", said.out)[0])
+    assert told == [f"window {n} of {number}" for n in range(1, number + 1)] and said.err.endswith("\r\x1b[K")
+    assert "window " not in said.out.splitlines()[0]
 
 
 @pytest.mark.parametrize(

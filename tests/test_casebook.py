@@ -90,6 +90,18 @@ def test_a_comment_in_code_is_no_heading():
     assert [text[s.start : s.end] for s in sentences(text)][:4] == ["Do this:", "# the demo", "longlora run", "Wait."]
 
 
+def test_a_line_with_another_below_it_as_long_is_a_heading():
+    text = (
+        "The mill\n========\n\nIt turns.\n\nA b\n---\nIt ground.\n\nThe end of it.\n---\n\n- one\n---\n\n# Two\n-----\n"
+    )
+    assert [(p.heading, text[p.start : p.end].strip()[:9]) for p in parts(text)] == [
+        ("The mill", "It turns."),
+        ("A b", "It ground"),
+        ("Two", "-----"),
+    ]
+    assert [text[slice(*s)][:9] for s in prose(text)][:2] == ["It turns.", "It ground"]
+
+
 MILL = """# The mill
 
 The mill was built in 1843 by the brothers of Thomas Rudd from TOWN. What it ground for TOWN stands here, a year in every line:
@@ -136,6 +148,41 @@ def test_neither_a_row_nor_code_is_asked_about_and_no_excerpt_begins_in_code():
         assert case.kind == "count" or not re.search(r"\||```|def |# Total", case.question + case.answers[0])
         # nor are the sentences on both sides of a table called neighbours
         assert case.kind != "following" or "|" not in case.evidence[0]
+
+
+MARKED = """---
+title: Rules of the harbour that were written by Maria Stone
+tags: [harbour, oxley]
+---
+
+# Harbour
+
+The harbour of Oxley was built in 1843 by the brothers of Thomas Rudd.
+
+<!-- Ask the office of Leeds whether it is true
+# that it was built in 1843. -->
+
+Boat | Metres, with the bowsprit | Fee in Oxley
+:--- | ---: | ---
+Ketch of Amos Field, at the pontoon | 14 | 1,200
+Smack of Maria Stone, at the pontoon | 11 | 900
+
+The fees are in the ledger of Amos Field, as [the page of Leeds](https://leeds.example/page?id=4711) says.
+"""
+
+
+def test_a_table_without_outer_bars_a_comment_and_front_matter_are_no_prose():
+    assert [MARKED[slice(*s)][:20] for s in prose(MARKED)] == ["The harbour of Oxley", "The fees are in the "]
+    places = [MARKED[slice(*s)] for s in sentences(MARKED)]
+    assert "Ketch of Amos Field, at the pontoon | 14 | 1,200" in places and ":--- | ---: | ---" not in places
+    assert [p.heading for p in parts(MARKED)] == ["Harbour"]
+    bars = "It cost 3 | 4 shillings.\n---\nMore | of it.\n"
+    assert prose(bars) == sentences(bars)  # no dashes with a bar, no table
+
+
+def test_a_sentence_with_an_address_is_not_asked_about():
+    excerpt = Excerpt(MARKED, foreign=[])
+    assert [excerpt.at(i)[:20] for i in excerpt.fit] == ["The harbour of Oxley"]
 
 
 def test_all_kinds_are_asked_at_all_lengths_and_depths(built):

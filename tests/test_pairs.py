@@ -175,6 +175,29 @@ def test_faults_are_refused_with_the_first_of_them(source, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_of_pairs_that_are_too_long_it_is_said_by_how_much_and_what_can_be_done(source, tmp_path):
+    casebook = Casebook(lengths=[400], depths=[0.5], kinds=["cloze"], samples=3, collections=0.0, seed=1)
+    settings = SETTINGS.model_copy(update={"sources": [source], "faults": "leave_out"})
+    words, gathered = tokenizer(), gather(settings)
+    longest = max(len(tokenised(d.turns, tokenizer=words, prompt="authors").tokens) for d in gathered.dialogues)
+
+    def said(context, **changes):
+        changed = settings.model_copy(update=changes)
+        with pytest.raises(ValueError, match="longer than the context") as error:
+            prepare(choose(gathered, changed), settings=changed, tokenizer=words, context=context, out=tmp_path / "out")
+        return str(error.value)
+
+    assert f"the context of 64, by up to {longest - 64} tokens. Raise position.context, or " in said(
+        64, faults="refuse"
+    )
+    assert "leave_out, which goes on with the other 40. The first: " in said(64, faults="refuse")
+    none_left = said(
+        4
+    )  # with leave_out nothing would be left to train on, which the training would say of pairs that are named
+    assert "41 of 41" in none_left and "leave_out" not in none_left and "casebook" not in none_left
+    assert "or lower pairs.casebook.lengths, or shorten the records (longlora" in said(4, casebook=casebook)
+
+
 def test_some_of_a_source_is_drawn_from_the_seed(source):
     def drawn(seed):
         some = source.model_copy(update={"take": 7})

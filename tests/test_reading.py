@@ -28,8 +28,10 @@ item two
 
 a b
 
+```
 kept   as
 it is
+```
 
 ### Then
 
@@ -85,6 +87,24 @@ def epub(file, *chapters, name="c{}.xhtml", href="c{}.xhtml", encrypted=()):
 def test_html_is_read_as_it_is_seen(tmp_path):
     (tmp_path / "page.html").write_text(HTML, encoding="utf-8")
     assert read_document(tmp_path / "page.html").text == SEEN
+
+
+def test_code_and_tables_of_a_page_are_those_of_markdown(tmp_path):
+    (tmp_path / "page.html").write_text(
+        "<nav><a href=x>Home</a></nav><h2>Chapter 1<br/><div>The sluice</div><a>\u00b6</a></h2><p>Wa&shy;ter</p>"
+        "<table><caption>Fees</caption><tr><th><p>Boat</p></th><th>Fee</th></tr><tr><td>Ketch</td><td>9 or\n10</td></tr></table>"
+        "<pre><code>def fee():\n    # ``` is a fence\n\n\n    return 9</code></pre>"
+        "<p><code>fee --now</code></p><p>Call <code>fee</code> first.</p>"
+        "<table><tr><td><table><tr><td>inner</td></tr></table></td><td>beside</td></tr><tr><td>a</td><td>b</td></tr></table>"
+        "<table><tr><td>1</td><td><p>Said here.</p><p>Said there.</p></td></tr><tr><td>2</td><td>x</td></tr></table>"
+    )
+    assert read_document(tmp_path / "page.html").text == (
+        "## Chapter 1 The sluice\n\nWater\n\nFees\n\n| Boat | Fee |\n| --- | --- |\n| Ketch | 9 or 10 |\n\n"
+        "````\ndef fee():\n    # ``` is a fence\n\n\n    return 9\n````\n\n```\nfee --now\n```\n\nCall fee first.\n\n"
+        "inner\n\nbeside\n\na b\n\n1\n\nSaid here.\n\nSaid there.\n\n2 x\n"
+    )
+    (tmp_path / "mail.html").write_text("<h1>Mail</h1><pre>Dear all,\n\n" + "the sluice is open again. " * 9 + "</pre>")
+    assert "```" not in read_document(tmp_path / "mail.html").text  # a page of plain text
 
 
 def test_an_epub_is_its_chapters_in_the_order_of_its_spine(tmp_path):
@@ -184,7 +204,7 @@ def test_what_runs_through_the_pages_of_a_pdf_is_no_text(tmp_path):
     texts = ["It began in", "the town of", "Oxley, and it", "ended there.", "The end"]
     pages = [line.join(["Annals, volume 12", text, f"Page {n} of 5"]) for n, text in enumerate(texts, start=1)]
     document = read_document(pdf(tmp_path / "annals.pdf", *pages))
-    assert document.text == "".join(f"{text}\n\n" for text in texts)
+    assert document.text == "It began in\nthe town of\n\nOxley, and it\nended there.\n\nThe end\n\n"
     assert [document.page(document.text.index(text)) for text in texts] == [1, 2, 3, 4, 5]
 
     twice = pdf(tmp_path / "two.pdf", pages[0], pages[1], *texts)
@@ -195,6 +215,26 @@ def test_what_runs_through_the_pages_of_a_pdf_is_no_text(tmp_path):
     )
     rows = [line.join([f"Year {n} was good", f"{n} 12 7"]) for n in range(4)]
     assert "2 12 7" in read_document(pdf(tmp_path / "rows.pdf", *rows)).text
+
+
+def test_what_a_pdf_parts_is_put_together_and_what_it_runs_together_is_parted(tmp_path):
+    rows = [
+        "2 The sluice",
+        "The sluice of Oxley is a work of Amos Field, the engin-",
+        "eer, who is well known. An engineer opens it, a well-",
+        "known one, when water is above the second mark, as",
+        "Amos Field said.",
+        "Gate Width Mark",
+        "Lower 14 2",
+        "It is closed at night, and the key lies with",
+    ]
+    document = read_document(pdf(tmp_path / "a.pdf", ") Tj 0 -20 Td (".join(rows), "the \\256shermen of Oxley."))
+    assert document.text == (
+        "2 The sluice\n\nThe sluice of Oxley is a work of Amos Field, the engineer,\nwho is well known. An engineer opens it, "
+        "a well-\nknown one, when water is above the second mark, as\nAmos Field said.\nGate Width Mark\n\nLower 14 2\n\n"
+        "It is closed at night, and the key lies with\nthe fishermen of Oxley.\n\n"
+    )
+    assert document.page(document.text.index("the fishermen")) == 2
 
 
 def test_a_broken_pdf_is_said_once(tmp_path, caplog):
@@ -221,7 +261,11 @@ def test_plain_text_loses_only_its_mark_and_its_carriage_returns(tmp_path):
     ("name", "raw", "said"),
     [
         ("a.txt", b"", "holds no text"),
-        ("a.txt", b"caf\xe9", "a.txt is not utf-8: byte 3 is 0xe9; name its encoding"),
+        (
+            "a.txt",
+            b"caf\xe9",
+            "a.txt is not utf-8: byte 3 is 0xe9; name its encoding, such as latin-1, or convert it: iconv -f",
+        ),
         ("a.txt", b"ab\0c", "not text: character 2 is a NUL"),
         ("a.docx", b"PK", "not from '.docx'"),
         ("a.pdf", b"%PDF-1.4 nothing", "not a PDF that can be read"),
@@ -244,8 +288,12 @@ def test_a_scan_is_named(tmp_path):
 
 def test_a_folder_is_its_documents_in_order(tmp_path):
     (tmp_path / "sub").mkdir()
-    for name in ("b.txt", "a.md", "sub/c.txt", "d.jpg"):
+    (tmp_path / ".venv").mkdir()
+    for name in ("b.txt", "a.md", "sub/c.txt", "d.jpg", ".venv/e.txt", "._b.txt"):
         (tmp_path / name).write_text(name)
     assert [d.name for d in read_documents(tmp_path)] == ["a", "b", "c"]
+    for name in ("sub/a.md", "a.txt"):
+        (tmp_path / name).write_text(name)
+    assert [d.name for d in read_documents(tmp_path)] == ["a.md", "a.txt", "b", "sub/a.md", "c"]
     with pytest.raises(ValueError, match="no document at"):
         read_documents(tmp_path / "nowhere")

@@ -103,7 +103,7 @@ def url(tmp_path_factory) -> Iterator[str]:
         server = subprocess.Popen(
             [*command, "--prompt", "authors", "--port", str(port)],
             cwd=folder,
-            env=os.environ | ENV,
+            env=os.environ | ENV | {"HF_HOME": str(folder / "none")},
             stdout=out,
             stderr=out,
         )
@@ -134,3 +134,11 @@ def test_a_streamed_chat_is_what_ask_answers_and_a_completion_is_plain_text(url)
     ids = words("The House", return_tensors="pt")
     out = model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
     assert whole.choices[0].text == words.decode(out, skip_special_tokens=True)
+
+
+def test_the_served_model_is_listed_and_no_other(url):
+    import httpx
+
+    listed = httpx.get(f"{url}/models", trust_env=False)
+    assert listed.status_code == 200, listed.text
+    assert [model["id"] for model in listed.json()["data"]] == ["model"]

@@ -2,13 +2,16 @@
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 from flows.cli.options import PromptName, TooLong
 from longlora.data.reading import read_document
 
 NOTHING = "(it said nothing)"
+ERASE = "\r\x1b[K"
+"""A terminal's line is empty again."""
 
 
 def ask(
@@ -52,13 +55,16 @@ def ask(
     for each in [question] if question is not None else typed():
         try:
             must_be_text(each)
-            answer = session.ask(each, say=lambda words: print(words, end="", flush=True))
+            tell = teller(len(session.windows))
+            answer = session.ask(each, say=tell)
         except ValueError as error:
             if question is not None:
                 raise
             print(f"error: {error}", file=sys.stderr)  # the document is read; a shorter question may follow
             continue
-        print("" if answer.text else NOTHING)
+        if not answer.text:
+            tell(NOTHING)
+        print()
         passage = evidence.passage(each, answer.text, within=answer.window)
         print(
             f"  from {document.name}, {passage.place()}: {passage.text}"
@@ -68,6 +74,23 @@ def ask(
         if answer.windows > 1:
             first, last = (text.line(at) for at in (answer.window.start, answer.window.end - 1))
             print(f"  read in lines {first}-{last}, the surest of {answer.windows} windows")
+
+
+def teller(windows: int) -> Callable[[str], None]:
+    """Prints words as they come. Where several windows are asked first, which may take long, a terminal is told which one."""
+    asked, shown = count(1), windows > 1 and sys.stderr.isatty()
+
+    def tell(words: str) -> None:
+        if shown:
+            print(
+                f"{ERASE}window {next(asked):,} of {windows:,}" if not words else ERASE,
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
+        print(words, end="", flush=True)
+
+    return tell
 
 
 def page(model: str, *, port: int, prompt: PromptName | None, max_new_tokens: int) -> None:

@@ -4,6 +4,7 @@ Every browser tab has a document and a conversation of its own; the model is sha
 """
 
 import asyncio
+import re
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path, PurePath
@@ -26,6 +27,10 @@ SHOWN = 4000
 """Characters of the document before and after a passage that the page shows: a whole book would be too much for a browser."""
 TICK = 0.05
 """Seconds between two looks at what the model has written."""
+SCROLL = """const reader = getHtmlElement(%d), mark = reader.querySelector("mark"), box = (mark || reader).getBoundingClientRect();
+reader.scrollTop = mark ? reader.scrollTop + box.top - reader.getBoundingClientRect().top
+  - Math.max(0, reader.clientHeight - box.height) / 2 : 0"""
+"""The passage to the middle of the document's own frame: the window stays where it is, on a telephone at the answer."""
 WAYS: dict[TooLong, str] = {"refuse": "refuse it", "truncate": "read its beginning", "windows": "ask part by part"}
 
 
@@ -162,7 +167,7 @@ class Visit:
                 prompt=shared.prompt,
             )
         except ValueError as error:
-            session, said = None, str(error)
+            session, said = None, re.sub(r" \(--too-long \w+\)", "", str(error))  # here they are chosen by a click
         # meanwhile another was chosen, and has its own session
         if self.document is not document or self.way.value != way:
             return
@@ -176,7 +181,7 @@ class Visit:
         self.able(session is not None)
 
     def show(self, start: int, end: int) -> None:
-        """The document around characters [start, end), those marked and in view."""
+        """The document around characters [start, end), those marked and in view; from its beginning, if there are none."""
         assert self.document
         text = self.document.text
         first, last = max(0, start - SHOWN), min(len(text), end + SHOWN)
@@ -188,10 +193,12 @@ class Visit:
                 ui.label(f"{self.document.name}, {lines}").classes("faint")
             html = f"{before}<mark>{marked}</mark>{after}" if marked else before + after
             ui.html(html, sanitize=False).classes("text")  # escaped above
-        if marked:
-            ui.run_javascript(
-                f'getHtmlElement({self.reader.id}).querySelector("mark").scrollIntoView({{block: "center"}})'
-            )
+        ui.run_javascript(SCROLL % self.reader.id)
+
+    def turn_to(self, passage: Passage) -> None:
+        """Show a passage, and the document itself where the window holds only the conversation."""
+        self.show(passage.start, passage.end)
+        ui.run_javascript(f'getHtmlElement({self.reader.id}).scrollIntoView({{block: "nearest"}})')
 
     async def ask(self) -> None:
         """Answer what was typed, as it comes; then cite."""
@@ -201,11 +208,15 @@ class Visit:
         self.question.set_value("")
         self.able(False)
         parts: list[str] = []
+        waiting = "…"
 
         def tell(words: str) -> None:
+            nonlocal waiting
             if self.client.is_deleted or app.is_stopping or self.evidence is not evidence:
                 raise LeftError
             parts.append(words)
+            if not words and len(session.windows) > 1:
+                waiting = f"… part {len(parts):,} of {len(session.windows):,}"
 
         with self.talk:
             ui.label(question).classes("question")
@@ -213,7 +224,7 @@ class Visit:
                 said = ui.label("…").classes("said waiting")
                 below = ui.element("div")
         self.follow()
-        ticking = ui.timer(TICK, lambda: said.set_text("".join(parts).lstrip() or "…"))
+        ticking = ui.timer(TICK, lambda: said.set_text("".join(parts).lstrip() or waiting))
         try:
             async with self.shared.turn:
                 answer = await run.io_bound(session.ask, question, say=tell)
@@ -237,13 +248,16 @@ class Visit:
         self.question.run_method("focus")
 
     def follow(self) -> None:
-        """Bring the end of the conversation into view."""
-        ui.run_javascript(f"const e = getHtmlElement({self.talk.id}); e.scrollTop = e.scrollHeight")
+        """Bring the end of the conversation into view: in its frame, and in the window where that is lower than the page."""
+        ui.run_javascript(
+            f"const e = getHtmlElement({self.talk.id}); e.scrollTop = e.scrollHeight; "
+            'e.nextElementSibling.scrollIntoView({block: "nearest"})'
+        )
 
     def cite(self, answer: Answer, passage: Passage | None) -> None:
         assert self.document
         if passage:
-            with ui.element("blockquote").on("click", lambda: self.show(passage.start, passage.end)):
+            with ui.element("blockquote").on("click", lambda: self.turn_to(passage)):
                 ui.label(f"“{passage.text}”")
                 ui.label(passage.place()).classes("place")
             self.show(passage.start, passage.end)

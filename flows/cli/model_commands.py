@@ -92,7 +92,7 @@ def evaluate(
 
 @app.command()
 def ask(
-    document: Annotated[Path, typer.Option("--document", "-d", help="Text, Markdown, HTML, EPUB or PDF.")],
+    document: Annotated[list[Path], typer.Option("--document", "-d", help="Text, Markdown, HTML, EPUB or PDF.")],
     question: Annotated[str | None, typer.Argument(help="Without one, every line that is typed is a question.")] = None,
     model: Model = "champion",
     too_long: Annotated[TooLong, typer.Option(help="What becomes of a document beyond the context.")] = "refuse",
@@ -101,11 +101,15 @@ def ask(
     encoding: Annotated[str, typer.Option(help="Of a text file.")] = "utf-8",
 ) -> None:
     """Ask a model about a document: the answer as it comes, and where in the document it is from."""
+    if len(document) > 1:
+        raise ValueError(
+            f"--document: one at a time, and here are {len(document)}: ask each, or put them into one file"
+        )
     from flows.cli.ask import ask as ask_model
 
     ask_model(
         model,
-        document=document,
+        document=document[0],
         question=question,
         too_long=too_long,
         prompt=prompt,

@@ -37,12 +37,14 @@ def serve(model: str, *, port: int, prompt: PromptName | None) -> NoReturn:
     name = folder.name if Path(model).is_dir() else model
     home = served_below(Path.cwd())
     lay_out(folder, home / name, prompt=prompt)
+    hub = hub_of(home / name)
     from torch.cuda import is_available
 
     place = ["--device", "auto", "--dtype", "bfloat16"] if is_available() else ["--device", "cpu", "--dtype", "float32"]
     ways = "/v1/completions" if prompt == "plain" else "/v1/chat/completions, /v1/completions"
     print(f"model '{name}' at http://{LOOPBACK}:{port}/v1 ({ways}; Ctrl-C ends it)", flush=True)
     quiet = {
+        "HF_HUB_CACHE": str(hub),
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
@@ -89,3 +91,15 @@ def lay_out(folder: Path, served: Path, *, prompt: PromptName | None) -> None:
         (served / TOKENIZER).write_text(json.dumps(configured | {"chat_template": None}, indent=2) + "\n")
     if prompt == "authors":
         (served / TEMPLATES[0]).write_text(authors_template(tokenizer))
+
+
+def hub_of(served: Path) -> Path:
+    """A cache as the hub's library keeps it, with the model in `served` alone, beside it: /v1/models lists the cache's models, and
+    fails without a cache."""
+    hub = served.with_name(f"{served.name}.hub")
+    shutil.rmtree(hub, ignore_errors=True)
+    for part in ("refs", "snapshots"):
+        (hub / f"models--{served.name}" / part).mkdir(parents=True)
+    (hub / f"models--{served.name}" / "refs" / "main").write_text("served")
+    (hub / f"models--{served.name}" / "snapshots" / "served").symlink_to(served)
+    return hub

@@ -77,10 +77,14 @@ class Session:
             )
         self.windows, self.length = windows(self.text, tokenizer=tokenizer, space=space)
         if len(self.windows) > 1 and too_long == "refuse":
+            spare = (
+                space + max_new_tokens - self.length
+            )  # tokens of an answer for which the document would be short enough
+            shorter = f"ask for a shorter answer (--max-new-tokens {spare}), " if spare > 0 else ""
             raise ValueError(
                 f"the document has {self.length} tokens, and the model reads {self.context}, of which {space} are left for "
-                "it: read its beginning (--too-long truncate), ask part by part (--too-long windows), or take a model of a "
-                "longer context"
+                f"it: {shorter}read its beginning (--too-long truncate), ask part by part (--too-long windows), or take a "
+                "model of a longer context"
             )
         if too_long == "truncate":
             self.windows = self.windows[:1]
@@ -126,7 +130,7 @@ class Session:
             found.append(self.answer(question, window, streamer))
         best = max(found, key=lambda a: (a.text not in ("", UNSAID), a.certainty))
         best = replace(best, read=sum(a.read for a in found))
-        if say and not streamer:
+        if say and not streamer and best.text:
             say(best.text)
         return best
 
@@ -192,15 +196,19 @@ class Session:
 
 
 class CallbackStreamer(TextStreamer):
-    """Passes an answer on as soon as words are whole."""
+    """Passes an answer on as soon as words are whole, without the white space around it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.say = say
+        self.begun, self.held = False, ""
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        if text:
-            self.say(text)
+        text = self.held + text if self.begun else text.lstrip()
+        self.held = text[len(text.rstrip()) :]  # said only if more follows
+        if words := text.rstrip():
+            self.begun = True
+            self.say(words)
 
 
 def windows(text: str, *, tokenizer: PreTrainedTokenizerBase, space: int) -> tuple[list[Span], int]:

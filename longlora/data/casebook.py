@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from longlora.data.questions import LONGEST, SHORTEST, Asked, Excerpt, Kind, ask, flat
+from longlora.data.questions import LONGEST, SHORTEST, Asked, Excerpt, Kind, ask, askable, flat
 from longlora.data.reading import Document
 from longlora.data.sentences import prose
 from longlora.section import Section, Seed
@@ -91,7 +91,7 @@ class Source:
         self.spans = prose(self.text)  # never cut inside of code, whose other fence would then open code
         starts = np.array([s.start for s in self.spans], dtype=np.int64)
         self.units = np.searchsorted(self.ends, starts, side="right")
-        self.fit = [flat(self.text[s.start : s.end]) for s in self.spans if SHORTEST <= s.end - s.start <= LONGEST]
+        self.fit = [flat(self.text[s.start : s.end]) for s in self.spans if askable(self.text, s)]
 
     def cut(self, length: int, dice: random.Random) -> str:
         """Whole sentences from a random place, at most `length` units; '' if that is less than a sentence."""

@@ -185,8 +185,20 @@ def taught(cases: Sequence[DocumentCase]) -> list[Dialogue]:
 
 
 def refusal(said: str, faults: Sequence[Bad]) -> str:
-    named = "; ".join(f"{b.place}, {b.field}: {b.reason}" for b in faults[:SHOWN])
-    return f"{said}. Mend them, or set pairs.faults: leave_out. The first: {named}"
+    return f"{said}. Mend them, or set pairs.faults: leave_out. {first(faults)}"
+
+
+def first(faults: Sequence[Bad]) -> str:
+    return "The first: " + "; ".join(f"{b.place}, {b.field}: {b.reason}" for b in faults[:SHOWN])
+
+
+def shorter(settings: Pairs, *, rest: int) -> str:
+    """What can be done about pairs that are too long, where `rest` others are not."""
+    ways = ["Raise position.context"]
+    ways += ["lower pairs.casebook.lengths"] if settings.casebook else []
+    ways += ["shorten the records (longlora longqa build: --tokenizer and --length)"] if settings.sources else []
+    ways += [f"set pairs.faults: leave_out, which goes on with the other {rest:,}"] if rest else []
+    return ", or ".join(ways)
 
 
 def prepare(
@@ -195,23 +207,24 @@ def prepare(
     """Write the training pairs, the held-out dialogues, and what was left out, below `out`; return the counts.
 
     Raises:
-        ValueError: a pair is longer than `context`, and faults are refused.
+        ValueError: a pair is longer than `context`, and faults are refused; or all are.
     """
     fit, left = [], list(chosen.left)
-    lengths, answers = [], []
+    lengths, answers, beyond = [], [], []
     for dialogue in chosen.train:
         pair = tokenised(dialogue.turns, tokenizer=tokenizer, prompt=settings.prompt)
         if len(pair.tokens) > context:
             reason = f"has {len(pair.tokens)} tokens, position.context = {context}"
             left.append(Bad(dialogue.place, "length", reason))
+            beyond.append(len(pair.tokens))
         else:
             fit.append(pair)
             lengths.append(len(pair.tokens))
             answers.append(int(pair.answer.sum()))
-    too_long = [b for b in left if b.field == "length"]
-    if too_long and settings.faults == "refuse":
+    if beyond and (settings.faults == "refuse" or not fit):
+        said = f"pairs: {len(beyond)} of {len(chosen.train)} are longer than the context of {context}, by up to"
         raise ValueError(
-            refusal(f"pairs: {len(too_long)} of {len(chosen.train)} are longer than the context", too_long)
+            f"{said} {max(beyond) - context} tokens. {shorter(settings, rest=len(fit))}. {first(left[-len(beyond) :])}"
         )
     out.mkdir(parents=True)
     write(fit, out / "train.safetensors", vocabulary=len(tokenizer))

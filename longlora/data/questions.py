@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from longlora.data.sentences import Part, parts, prose, sentences
+from longlora.data.sentences import Part, Span, parts, prose, sentences
 from longlora.data.wording import UNSAID
 from longlora.data.words import words
 
@@ -54,7 +54,7 @@ class Excerpt:
         self.foreign = foreign
         self.spans = sentences(text)
         told = set(prose(text))  # rows and lines of code keep sentences around them apart, and are not asked about
-        self.fit = [i for i, s in enumerate(self.spans) if s in told and SHORTEST <= s.end - s.start <= LONGEST]
+        self.fit = [i for i, s in enumerate(self.spans) if s in told and askable(text, s)]
 
     def at(self, number: int) -> str:
         return self.text[slice(*self.spans[number])]
@@ -75,6 +75,11 @@ class Excerpt:
     def heading(self, number: int) -> str | None:
         start = self.spans[number].start
         return next((p.heading for p in self.parts if p.start <= start < p.end), None)
+
+
+def askable(text: str, sentence: Span) -> bool:
+    """Whether a sentence may be asked about: neither short nor long, and without a web address, which is no wording of a text."""
+    return SHORTEST <= sentence.end - sentence.start <= LONGEST and text.find("://", *sentence) < 0
 
 
 def flat(text: str) -> str:

@@ -1,7 +1,8 @@
 """A text's sentences and headings, as places in it. Rules, no model: the same text gives the same places everywhere.
 
 The rules are cautious: after an abbreviation or an initial the sentence goes on, so a place may hold two sentences, and
-rarely half of one. Where Markdown has code between fences or a table, each line is a place of its own, and no prose.
+rarely half of one. Where Markdown has code between fences, a table, a comment or front matter, each line is a place of its own,
+and no prose.
 """
 
 import re
@@ -18,10 +19,19 @@ ABBREVIATION = re.compile(
     r"|\b[A-Za-z]\.[A-Za-z])\.$"
 )
 HEADING = re.compile(r"^#{1,6} +(.*\S)[ #]*$", re.MULTILINE)
+UNDERLINED = re.compile(
+    r"(?:\A|(?<=\n\n))(?P<heading>[^\s#|=~-].*?)[ \t]*\n(?P<line>([=~-])\3{2,})[ \t]*$", re.MULTILINE
+)
+"""A heading of Markdown or reStructuredText that has a line below it, if that is as long: dashes may also part paragraphs."""
 FENCED = re.compile(r"^ {0,3}(`{3,}|~{3,})[^`\n]*\n(?P<lines>.*?)^ {0,3}\1[`~]*", re.MULTILINE | re.DOTALL)
 """Markdown's code between fences, where what looks like a heading is mostly a comment."""
-TABLE = re.compile(r"^(?P<lines>[ \t]*\|.*\n[ \t]*\|[ \t:|]*-[ \t:|-]*$(?:\n[ \t]*\|.*)*)", re.MULTILINE)
-"""A Markdown table whose lines begin with a bar: a line of names, one of dashes, rows."""
+TABLE = re.compile(
+    r"^(?P<lines>(?=.*\|).*\n[ \t]*(?:\|[ \t:|]*-|:?-+:?[ \t]*\|)[ \t:|-]*$(?:\n(?=.*\|).*)*)", re.MULTILINE
+)
+"""A Markdown table: a line of names, one of dashes, rows. All have a bar, if not at the beginning."""
+FRONT = re.compile(r"\A---[ \t]*\n(?P<lines>(?:(?:[\w.-]+:|[ \t]|- |#).*\n)+)---[ \t]*$", re.MULTILINE)
+"""A Markdown page's own data, as YAML."""
+COMMENT = re.compile(r"^(?P<lines>[ \t]*<!--.*?-->)", re.MULTILINE | re.DOTALL)
 LINE = re.compile(r"^[ \t]*(?P<line>\S.*)$", re.MULTILINE)
 RULED = re.compile(r"[\s:|-]*")
 """What says nothing: the dashes below a table's names."""
@@ -63,9 +73,11 @@ def prose(text: str) -> list[Span]:
 
 
 def asides(text: str) -> list[re.Match[str]]:
-    """Code between fences, and tables outside of it."""
-    code = list(FENCED.finditer(text))
-    return [*code, *(t for t in TABLE.finditer(text) if not within(t, code))]
+    """Code between fences, and, outside of it, front matter, comments and tables."""
+    found: list[re.Match[str]] = []
+    for kind in (FENCED, FRONT, COMMENT, TABLE):
+        found += [aside for aside in kind.finditer(text) if not touches(aside, found)]
+    return found
 
 
 def lines(text: str, aside: re.Match[str]) -> list[Span]:
@@ -74,8 +86,8 @@ def lines(text: str, aside: re.Match[str]) -> list[Span]:
     return [stripped(text, *line) for line in found if not RULED.fullmatch(text, *line)]
 
 
-def within(found: re.Match[str], areas: list[re.Match[str]]) -> bool:
-    return any(area.start() <= found.start() < area.end() for area in areas)
+def touches(found: re.Match[str], areas: list[re.Match[str]]) -> bool:
+    return any(area.start() < found.end() and found.start() < area.end() for area in areas)
 
 
 def ends_sentence(border: re.Match[str], text: str) -> bool:
@@ -94,9 +106,11 @@ def stripped(text: str, start: int, end: int) -> Span:
 
 
 def headings(text: str) -> list[re.Match[str]]:
-    """Markdown headings, in order."""
-    code = list(FENCED.finditer(text))
-    return [h for h in HEADING.finditer(text) if not within(h, code)]
+    """Headings, in order: Markdown's, and those with a line below."""
+    apart = asides(text)
+    underlined = [h for h in UNDERLINED.finditer(text) if len(h["line"]) >= len(h["heading"])]
+    found = [h for h in (*HEADING.finditer(text), *underlined) if not touches(h, apart)]
+    return sorted(found, key=lambda h: h.start())
 
 
 def parts(text: str) -> list[Part]:
