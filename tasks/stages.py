@@ -25,7 +25,7 @@ from dvc.repo import Repo, lock_repo
 from tasks.declared import Artifact, artifacts_in
 from tasks.errors import UserError, one_line
 from tasks.hashes import hash_of
-from tasks.single import RunCache, drop_cut_off_locks, must_be_whole
+from tasks.single import RunCache, drop_cut_off_locks, must_be_whole, write_lock
 from tasks.stage_process import StageRunner
 from tasks.storage import without_credentials
 
@@ -175,12 +175,12 @@ class DvcRepo:
 
     @contextmanager
     def _restoring(self) -> Generator[list[Any]]:
-        """The stages that are put in here, their outputs fetched, come into dvc.lock together: for each, DVC writes all of it."""
+        """The stages that are put in here, their outputs fetched, come into dvc.lock together."""
         restored: list[Any] = []
         with self._repo.scm_context(quiet=True):
             yield restored
             if restored:
-                restored[0].dvcfile.dump_stages(restored, update_pipeline=False)
+                write_lock(restored)
 
     def _settled(self, seen: Any, stage: Any, restored: list[Any]) -> Status:
         """What a stage is; what is known is put in place. `seen` and `stage`: it twice, for an object keeps what it once saw."""
