@@ -99,6 +99,7 @@ class DvcRepo:
         with self._engine(), self._restoring() as restored:
             graph = self._repo.index.graph
             stages = self._stages()
+            _ = self.artifacts  # known from now on: they are in the index, which is read anew for the next call
             loaded: list[Any] = self._repo.stage.load_all("dvc.yaml")
             again = {each.name: each for each in loaded}
             self.bring_sources()
