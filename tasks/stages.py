@@ -75,6 +75,7 @@ class DvcRepo:
         self.folder = folder
         self._afresh = afresh
         self._lock = threading.RLock()
+        self._parsed: dict[str, Any] = {}
         self._runner = StageRunner(folder, environment=environment, afresh=afresh)
         self._repo = Repo(str(folder), _wait_for_lock=True)
         self._repo.stage_cache = self._run_cache = RunCache(self._repo)
@@ -171,8 +172,15 @@ class DvcRepo:
     def settle(self, name: str) -> Status:
         """Whether `name` is up to date; if it is not, but its outputs are known for these very inputs, fetch them."""
         with self._engine(), self._restoring() as restored:
-            stages = load_file(self._repo, "dvc.yaml").stages  # read once, a new object each time it is asked
+            stages = self._dvc_yaml().stages  # dvc.lock read once, a new object each time one is asked for
             return self._settled(stages[name], stages[name], restored)
+
+    def _dvc_yaml(self) -> Any:
+        """It, and dvc.lock as it is now. Of itself it is read once: in a run's folder it stays as it is."""
+        file: Any = load_file(self._repo, str(self.folder / "dvc.yaml"))
+        vars(file).update(self._parsed)
+        self._parsed = {"contents": file.contents, "resolver": file.resolver}
+        return file
 
     @contextmanager
     def _restoring(self) -> Generator[list[Any]]:
