@@ -6,7 +6,7 @@ resumed, and what was done is not done twice. A lock of the flow run itself, hel
 
 import os
 from collections.abc import Generator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -123,21 +123,34 @@ def only_look(
     return locks.if_free(where, f"look-{look(watch or '', recipe=recipe, overrides=overrides)}")
 
 
-@flow(name="pipeline", task_runner=RUNNER, persist_result=False, result_serializer="json")
+@dataclass
+class Opened:
+    """A run whose folder is open, under the lock of its key, which `lock` frees."""
+
+    run_dir: RunDir
+    lock: ExitStack
+
+
 def pipeline_of(
-    snapshot: workspace.Snapshot, promote: bool = False, anyway: bool = False, checked: bool = False
-) -> str | State[None]:
+    snapshot: workspace.Snapshot, promote: bool = False, anyway: bool = False, opened: Opened | None = None
+) -> None:
     """The same for a snapshot that was made before, whatever its files have become since, in a process that no worker would end
-    if the run is cancelled; `checked`: its parameters are known to be right. Returns the run's key."""
-    with cancelling.cancellable() as cancelled:
-        try:
-            where = workspace.project(Path.cwd())
-            return run_snapshot(where, snapshot, anyway=anyway, promote=promote, checked=checked)
-        except (TerminationSignal, InterruptedStageError):
-            if not cancelled.is_set():
-                raise
-            cancelling.wait_for_stages()
-            return Cancelled(message="cancelled; the same run again goes on where it stopped")
+    if the run is cancelled; `opened`: it is open, and its parameters are known to be right."""
+
+    # within, for what is open is no parameter that Prefect could keep
+    @flow(name="pipeline", task_runner=RUNNER, persist_result=False, result_serializer="json")
+    def its_flow(snapshot: workspace.Snapshot, promote: bool, anyway: bool) -> str | State[None]:
+        with cancelling.cancellable() as cancelled:
+            try:
+                where = workspace.project(Path.cwd())
+                return run_snapshot(where, snapshot, anyway=anyway, promote=promote, opened=opened)
+            except (TerminationSignal, InterruptedStageError):
+                if not cancelled.is_set():
+                    raise
+                cancelling.wait_for_stages()
+                return Cancelled(message="cancelled; the same run again goes on where it stopped")
+
+    its_flow(snapshot, promote, anyway)
 
 
 def run_snapshot(
@@ -146,14 +159,14 @@ def run_snapshot(
     *,
     anyway: bool,
     promote: bool,
-    checked: bool = False,
+    opened: Opened | None = None,
     if_worse: float | None = None,
     seen: Watched | None = None,
 ) -> str | State[None]:
     with locks.hold(where, flow_lock(flow_run.get_id())):  # to its end: a promotion is part of it
         facts = Facts(key=snapshot.key)
-        with locks.hold(where, snapshot.key), failure_told(facts):
-            run_dir = begin(where, snapshot)
+        with opened.lock if opened else locks.hold(where, snapshot.key), failure_told(facts):
+            run_dir = begin(where, snapshot, opened)
             facts.model = run_dir.name
             if if_worse is not None:
                 from flows.decay import still_good  # it imports MLflow
@@ -163,7 +176,7 @@ def run_snapshot(
             if not anyway:
                 must_fit(run_dir)
             with closing(run_dir.dvc):
-                with nullcontext() if checked else looked_at(run_dir):
+                with nullcontext() if opened else looked_at(run_dir):
                     run_dir.dvc.warm()  # it imports DVC meanwhile
                 run_and_record(run_dir)
         if promote:
@@ -206,7 +219,7 @@ def remember(seen: Watched | None) -> None:
         seen.remember()
 
 
-def begin(where: workspace.Project, snapshot: workspace.Snapshot) -> RunDir:
+def begin(where: workspace.Project, snapshot: workspace.Snapshot, opened: Opened | None) -> RunDir:
     """The run's folder, nothing of an earlier attempt at work in it. Call it under the lock of its key.
 
     Raises:
@@ -216,7 +229,7 @@ def begin(where: workspace.Project, snapshot: workspace.Snapshot) -> RunDir:
     storage.must_take(where, snapshot)
     tell_of_the_dead(where)
     name_run(where, f"{snapshot.recipe or 'params'}-{snapshot.key}")
-    run_dir = open_run_dir(where, snapshot)
+    run_dir = opened.run_dir if opened else open_run_dir(where, snapshot)
     run_dir.dvc.must_reach_remote()
     supervise.take_over(run_dir.folder)
     return run_dir

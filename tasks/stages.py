@@ -25,7 +25,7 @@ from dvc.repo import Repo, lock_repo
 from tasks.declared import Artifact, artifacts_in
 from tasks.errors import UserError, one_line
 from tasks.hashes import hash_of
-from tasks.single import RunCache, drop_cut_off_locks, must_be_whole
+from tasks.single import RunCache, drop_cut_off_locks, must_be_whole, write_lock
 from tasks.stage_process import StageRunner
 from tasks.storage import without_credentials
 
@@ -75,6 +75,7 @@ class DvcRepo:
         self.folder = folder
         self._afresh = afresh
         self._lock = threading.RLock()
+        self._parsed: dict[str, Any] = {}
         self._runner = StageRunner(folder, environment=environment, afresh=afresh)
         self._repo = Repo(str(folder), _wait_for_lock=True)
         self._repo.stage_cache = self._run_cache = RunCache(self._repo)
@@ -99,6 +100,7 @@ class DvcRepo:
         with self._engine(), self._restoring() as restored:
             graph = self._repo.index.graph
             stages = self._stages()
+            _ = self.artifacts  # known from now on: they are in the index, which is read anew for the next call
             loaded: list[Any] = self._repo.stage.load_all("dvc.yaml")
             again = {each.name: each for each in loaded}
             self.bring_sources()
@@ -170,17 +172,24 @@ class DvcRepo:
     def settle(self, name: str) -> Status:
         """Whether `name` is up to date; if it is not, but its outputs are known for these very inputs, fetch them."""
         with self._engine(), self._restoring() as restored:
-            stages = load_file(self._repo, "dvc.yaml").stages  # read once, a new object each time it is asked
+            stages = self._dvc_yaml().stages  # dvc.lock read once, a new object each time one is asked for
             return self._settled(stages[name], stages[name], restored)
+
+    def _dvc_yaml(self) -> Any:
+        """It, and dvc.lock as it is now. Of itself it is read once: in a run's folder it stays as it is."""
+        file: Any = load_file(self._repo, str(self.folder / "dvc.yaml"))
+        vars(file).update(self._parsed)
+        self._parsed = {"contents": file.contents, "resolver": file.resolver}
+        return file
 
     @contextmanager
     def _restoring(self) -> Generator[list[Any]]:
-        """The stages that are put in here, their outputs fetched, come into dvc.lock together: for each, DVC writes all of it."""
+        """The stages that are put in here, their outputs fetched, come into dvc.lock together."""
         restored: list[Any] = []
         with self._repo.scm_context(quiet=True):
             yield restored
             if restored:
-                restored[0].dvcfile.dump_stages(restored, update_pipeline=False)
+                write_lock(restored)
 
     def _settled(self, seen: Any, stage: Any, restored: list[Any]) -> Status:
         """What a stage is; what is known is put in place. `seen` and `stage`: it twice, for an object keeps what it once saw."""

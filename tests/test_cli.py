@@ -139,6 +139,7 @@ import dummy
 import flows.pipeline
 from flows.cli.main import run
 from tasks import servers
+from tasks.locks import is_held
 from tasks.workspace import project, snapshot
 
 where = project(Path("."))
@@ -148,7 +149,10 @@ def edit():
     dummy.write(where.root / "recipes" / "new.yaml", "train: {{rank: 3}}")
     print("then", snapshot(where).key)
 
-flows.pipeline.pipeline_of = lambda state, **words: print("ran", state.key)
+def ran(state, *, opened, **words):
+    print("ran", state.key, opened.run_dir.snapshot == state and is_held(where, state.key))
+
+flows.pipeline.pipeline_of = ran
 servers.prefect_api = lambda where: nullcontext(edit)
 run()
 """
@@ -183,8 +187,9 @@ def test_what_is_shown_is_what_runs_whatever_is_edited_while_prefect_starts(fold
     script = EDITED.format(tests=str(tests), root=str(tests.parent))
     done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    first, then, ran = (re.search(rf"^{word} (\w+)$", done.stdout, re.M)[1] for word in ("at first", "then", "ran"))
-    assert first == ran != then
+    first, then, ran = (re.search(rf"^{word} (.+)$", done.stdout, re.M)[1] for word in ("at first", "then", "ran"))
+    assert f"{first} True" == ran
+    assert first != then
     assert f"run {first} in " in done.stdout
 
 

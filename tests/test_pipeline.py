@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -401,6 +402,23 @@ def test_a_training_that_can_not_fit_is_refused_before_any_stage_in_whatever_way
     assert heard == [{"event": "failed", "message": "the run does not fit", "key": key_of(own), "model": "dummy"}]
     run_flow(anyway=True)
     assert dummy.executions(own)[0] == "fetch base"
+
+
+def test_a_run_that_is_open_is_not_opened_again_and_is_locked_until_it_is_recorded(run_flow, own, monkeypatch):
+    from flows.pipeline import Opened, pipeline_of
+    from flows.run_dir import open_run_dir
+    from tasks import locks, storage
+    from tasks.workspace import project, snapshot
+
+    where, note, held = project(own), storage.note, []
+    state, lock = snapshot(where), ExitStack()
+    lock.enter_context(locks.hold(where, state.key))
+    run_dir = open_run_dir(where, state)
+    monkeypatch.setattr("flows.pipeline.open_run_dir", None)
+    monkeypatch.setattr(storage, "note", lambda *said: (held.append(locks.is_held(where, state.key)), note(*said)))
+    pipeline_of(state, opened=Opened(run_dir, lock))
+    assert len(dummy.executions(own)) == len(NAMES)
+    assert (held, locks.is_held(where, state.key)) == ([True], False)
 
 
 def test_parameters_that_are_wrong_for_a_late_stage_are_refused_before_any_stage(run_flow, own, heard):

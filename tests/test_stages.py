@@ -1,6 +1,7 @@
 """DVC's graph and freshness as the flow sees them, on real DVC."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,11 +10,14 @@ from pathlib import Path
 
 import dummy
 import pytest
+from dvc.dvcfile import ProjectFile, load_file
 from dvc.exceptions import DvcException
+from dvc.repo import Repo
 
 from flows.run_dir import RunDir, open_run_dir
 from tasks import supervise
 from tasks.outputs import artifacts_at, read
+from tasks.single import write_lock
 from tasks.stage_process import InterruptedStageError, ParameterError, StageError, stage_environment
 from tasks.storage import record
 from tasks.workspace import project, snapshot
@@ -95,6 +99,53 @@ def test_the_flow_and_plain_dvc_repro_make_the_same_lock(ran, folder):
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet"], cwd=folder, env=env, check=True)
     assert (folder / "dvc.lock").read_text() == (run_dir_of(ran).folder / "dvc.lock").read_text()
+
+
+LOCKS = {
+    "whole": lambda text: text,
+    "with another hash": lambda text: text.replace("md5: ", "md5: 0"),
+    "without the stage": lambda text: re.sub(r"(?m)^  train:\n(    .*\n)+", "", text),
+    "below a note": lambda text: f"# a note\n{text}",
+    "of no stage": lambda text: "schema: '2.0'\nstages: {}\n",
+    "with a note in the stage": lambda text: text.replace("  train:\n", "  train: # a note\n\n"),
+    "with datasets": lambda text: text.replace("stages:", "datasets:\n- name: a\n  url: b\nstages:"),
+    "that is not there": lambda text: None,
+}
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_stage_comes_into_dvc_lock_as_dvc_would_put_it_there_but_in_one_step(ran, tmp_path, monkeypatch, lock):
+    folder = run_dir_of(ran).folder
+    file, whole, kept = folder / "dvc.lock", (folder / "dvc.lock").read_text(), tmp_path / "kept"
+    repo = Repo(str(folder))
+    stages = load_file(repo, str(folder / "dvc.yaml")).stages
+    both = [stages["train"], stages["gate"]]
+    text, theirs, asked = LOCKS[lock](whole), ProjectFile.dump_stages, []
+    try:
+        written = {}
+        for who, write in {
+            "dvc": lambda: theirs(both[0].dvcfile, both, update_pipeline=False),
+            "us": partial(write_lock, both),
+        }.items():
+            file.unlink(missing_ok=True)
+            if text is not None:
+                file.write_text(text)
+                kept.unlink(missing_ok=True)
+                kept.hardlink_to(file)
+            with monkeypatch.context() as patch:
+                patch.setattr(
+                    ProjectFile, "dump_stages", lambda *given, **named: asked.append(1) or theirs(*given, **named)
+                )
+                write()
+            written[who] = file.read_text()
+        assert written["us"] == written["dvc"]
+        by_dvc = lock in ("of no stage", "with a note in the stage", "with datasets")
+        assert len(asked) == by_dvc
+        if not by_dvc and text is not None:
+            assert kept.read_text() == text
+    finally:
+        file.unlink()
+        file.write_text(whole)
 
 
 def test_dvc_repro_finds_nothing_to_do_after_the_flow(ran):

@@ -44,32 +44,33 @@ def run(
     from tasks import approval, locks, servers, storage, workspace
 
     snapshot = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=brought(where, beside))
-    with ExitStack() as open_until_the_end:
+    with ExitStack() as until_the_end:
+        lock = until_the_end.enter_context(ExitStack())  # the flow frees it sooner
+        lock.enter_context(locks.hold(where, snapshot.key))
 
         def prefect_api() -> Callable[[], None]:
-            return open_until_the_end.enter_context(servers.prefect_api(where))
+            return until_the_end.enter_context(servers.prefect_api(where))
 
-        with locks.hold(where, snapshot.key):
-            # a server of our own needs some seconds: it starts while we look at the stages, if there is surely something to do,
-            # and no need of a server with a page
-            ready = None if promote or storage.noted(where, snapshot.key) else prefect_api()
-            run_dir = open_run_dir(where, snapshot)
-            if promote and (model := run_dir.artifact("model")) and approval.patience(model):
-                servers.running_prefect(where)  # where a person can answer: said now, not at the end
-            done = is_finished(run_dir)
-            if not done:
-                ready = ready or prefect_api()
-                with looked_at(run_dir), signals_later():
-                    # a second's work, meanwhile; and not sooner: it reads the server's address when it is imported
-                    import_module("flows.pipeline")
-            show_plan(run_dir.stages)  # of parameters that are right
+        # a server of our own needs some seconds: it starts while we look at the stages, if there is surely something to do,
+        # and no need of a server with a page
+        ready = None if promote or storage.noted(where, snapshot.key) else prefect_api()
+        run_dir = open_run_dir(where, snapshot)
+        if promote and (model := run_dir.artifact("model")) and approval.patience(model):
+            servers.running_prefect(where)  # where a person can answer: said now, not at the end
+        done = is_finished(run_dir)
+        if not done:
+            ready = ready or prefect_api()
+            with looked_at(run_dir), signals_later():
+                # a second's work, meanwhile; and not sooner: it reads the server's address when it is imported
+                import_module("flows.pipeline")
+        show_plan(run_dir.stages)  # of parameters that are right
         if done:
             print("every stage is unchanged, and the run is recorded")
         elif ready:
-            from flows.pipeline import pipeline_of
+            from flows.pipeline import Opened, pipeline_of
 
             ready()
-            pipeline_of(snapshot, promote=promote, anyway=anyway, checked=True)
+            pipeline_of(snapshot, promote=promote, anyway=anyway, opened=Opened(run_dir, lock))
     show_report(run_dir)
     if promote and done:
         promotion_commands.promote_run(where, snapshot.key)
