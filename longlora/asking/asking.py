@@ -77,9 +77,8 @@ class Session:
             )
         self.windows, self.length = windows(self.text, tokenizer=tokenizer, space=space)
         if len(self.windows) > 1 and too_long == "refuse":
-            spare = (
-                space + max_new_tokens - self.length
-            )  # tokens of an answer for which the document would be short enough
+            # tokens of an answer for which the document would be short enough
+            spare = space + max_new_tokens - self.length
             shorter = f"ask for a shorter answer (--max-new-tokens {spare}), " if spare > 0 else ""
             raise ValueError(
                 f"the document has {self.length} tokens, and the model reads {self.context}, of which {space} are left for "

@@ -1,0 +1,50 @@
+"""An EPUB as plain text: its chapters, which are web pages, in their order."""
+
+import io
+import posixpath
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+from xml.etree import ElementTree
+
+from longlora.data.html_text import html_text
+
+
+def epub_text(raw: bytes, file: Path, *, largest: int) -> str:
+    """The chapters of an EPUB in the order of its spine (EPUB 3.3, section 5), if it unpacks to at most `largest` bytes."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as book:
+            if sum(part.file_size for part in book.infolist()) > largest:
+                raise ValueError(f"{file} unpacks to more than {largest:,} bytes")
+            if any(part.flag_bits & 1 for part in book.infolist()):
+                raise ValueError(f"{file} is encrypted: save a copy without its password first")
+            chapters = list(spine(book))
+            if locked(book).intersection(chapters):
+                raise ValueError(f"{file} is encrypted: its chapters open with a licence (DRM) only")
+            texts = (html_text(book.read(chapter)).strip() for chapter in chapters)
+            return "\n\n".join(text for text in texts if text) + "\n"
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, KeyError, ElementTree.ParseError) as error:
+        raise ValueError(f"{file} is not an EPUB: {error}") from None
+
+
+def spine(book: zipfile.ZipFile) -> Iterator[str]:
+    """Paths of the chapters inside the archive."""
+    container = ElementTree.fromstring(book.read("META-INF/container.xml"))
+    package = next((e.attrib["full-path"] for e in container.iter() if e.tag.endswith("}rootfile")), None)
+    if package is None:
+        raise zipfile.BadZipFile("META-INF/container.xml names no rootfile")
+    root = ElementTree.fromstring(book.read(package))
+    items = {e.attrib["id"]: e.attrib["href"] for e in root.iter() if e.tag.endswith("}item")}
+    folder = package.rpartition("/")[0]
+    for reference in (e for e in root.iter() if e.tag.endswith("}itemref")):
+        yield posixpath.normpath(posixpath.join(folder, unquote(items[reference.attrib["idref"]])))
+
+
+def locked(book: zipfile.ZipFile) -> set[str]:
+    """Paths of what is encrypted (EPUB 3.3, section 4.2.6.3.2): chapters under DRM, or fonts alone."""
+    if "META-INF/encryption.xml" not in book.namelist():
+        return set()
+    said = ElementTree.fromstring(book.read("META-INF/encryption.xml"))
+    return {unquote(e.attrib["URI"]) for e in said.iter() if e.tag.endswith("}CipherReference")}

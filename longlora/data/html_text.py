@@ -1,0 +1,117 @@
+"""A web page as plain text, by Beautiful Soup: headings, code and tables are written as Markdown has them."""
+
+import re
+
+from bs4 import BeautifulSoup
+from bs4.element import NavigableString, Tag
+
+from longlora.data.sentences import FENCED
+
+UNREAD = ["script", "style", "template", "noscript", "head", "nav", "button", "select"]
+"""What is no text, or leads through the pages and says nothing of them."""
+BLOCKS = [
+    "p",
+    "div",
+    "section",
+    "article",
+    "main",
+    "header",
+    "footer",
+    "aside",
+    "figure",
+    "figcaption",
+    "details",
+    "summary",
+    "form",
+    "address",
+    "li",
+    "tr",
+    "table",
+    "caption",
+    "blockquote",
+    "pre",
+    "ul",
+    "ol",
+    "dl",
+    "dt",
+    "dd",
+    "hr",
+]
+HEADINGS = re.compile(r"^h[1-6]$")
+CELL = 400
+"""Characters of a table's cell, at most; a longer one is text that a table only arranges."""
+LISTING = 0.8
+"""The share of a page that is no code any more, though it stands in `pre`: a mail, an RFC."""
+
+
+def html_text(html: str | bytes) -> str:
+    """The text that a reader sees, a blank line between blocks; headings, code and tables in Markdown."""
+    soup = BeautifulSoup(html, "html.parser")
+    for tag in soup(UNREAD):
+        tag.decompose()
+    for string in soup.find_all(string=True):
+        if type(string) is not NavigableString:  # a comment, a doctype
+            string.extract()
+        elif not string.find_parent("pre"):
+            string.replace_with(re.sub(r"\s+", " ", string.replace("\u00ad", "")))  # soft hyphens are not seen
+    tables = [t for t in soup("table") if not t.find(["table", "pre", HEADINGS])]
+    for tag in soup("br"):
+        tag.replace_with("\n")
+    for tag in listings(soup):
+        tag.replace_with(fenced(tag.get_text()))
+    for tag in soup(["td", "th"]):
+        tag.append(" ")
+    for tag in soup(BLOCKS):
+        tag.insert_before("\n\n")
+        tag.insert_after("\n\n")
+    for tag in soup(HEADINGS):
+        heading = " ".join(tag.get_text().split()).rstrip(" ¶")  # Sphinx's link to the heading
+        tag.replace_with(f"\n\n{'#' * int(tag.name[1])} {heading}\n\n" if heading else "")
+    for table in tables:
+        if rows := cells(table):
+            title = table.find("caption")
+            table.replace_with(f"\n\n{title.get_text() if title else ''}\n\n{ruled(rows)}\n\n")
+    return tidied(soup.get_text())
+
+
+def listings(soup: BeautifulSoup) -> list[Tag]:
+    """The tags that hold code: `pre`, but not where a page is hardly anything else, and `code` that is all of its paragraph."""
+    blocks = soup("pre")
+    if sum(len(b.get_text()) for b in blocks) > LISTING * len(soup.get_text().strip()):
+        return []
+    alone = [c for c in soup("code") if c.parent and c.parent.name in ("p", "div") and not c.find_parent("pre")]
+    return blocks + [c for c in alone if c.parent and c.parent.get_text().strip() == c.get_text().strip()]
+
+
+def fenced(code: str) -> str:
+    """Code between fences that are longer than what it holds of them."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", code))])
+    return f"\n\n{fence}\n{code.strip(chr(10))}\n{fence}\n\n" if code.strip() else ""
+
+
+def cells(table: Tag) -> list[list[str]]:
+    """The rows of a table of data; none where it only arranges text: it has one row or column, or a cell with several blocks."""
+    texts = [[cell.get_text().strip() for cell in row(["td", "th"])] for row in table("tr")]
+    rows = [row for row in texts if any(row)]
+    arranged = any(len(text) > CELL or re.search(r"\n\s*\n", text) for row in rows for text in row)
+    return rows if len(rows) > 1 and max(map(len, rows)) > 1 and not arranged else []
+
+
+def ruled(rows: list[list[str]]) -> str:
+    """A Markdown table, the first row as its names."""
+    lines = ["| " + " | ".join(" ".join(text.split()) for text in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+def tidied(text: str) -> str:
+    """No white space around lines, and one blank line at most between them; code between fences as it is."""
+    tidy, done = "", 0
+    for code in FENCED.finditer(text):
+        tidy, done = tidy + bare(text[done : code.start()]) + code.group() + "\n\n", code.end()
+    return (tidy + bare(text[done:])).strip() + "\n"
+
+
+def bare(text: str) -> str:
+    """Text outside of code, a blank line behind it."""
+    lines = "\n".join(line.strip() for line in text.splitlines()).strip()
+    return re.sub(r"\n{3,}", "\n\n", lines) + "\n\n" if lines else ""
