@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
+from tasks import fresh_database
 from tasks.access import ORIGINS
 
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}  # nobody else's name can be pointed at our address and be one of these
@@ -51,6 +52,7 @@ def main() -> None:
         gc.enable()
         run(Guard(app, origins), **options)
 
+    fresh_database.make()
     uvicorn.run = guarded  # Prefect has no setting for it; what its own services ask their application stays as it is
     from prefect.cli import app as prefect
 

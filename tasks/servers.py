@@ -93,7 +93,8 @@ def prefect_api(
         prefect_command(port, schedules=False),
         health=f"http://{LOOPBACK}:{port}/api/health",
         log=log,
-        env=prefect_server(LOCAL, port),
+        # kinds of blocks are for Prefect's pages, which this server does not show
+        env={"PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false", **prefect_server(LOCAL, port)},
         restarts=restarts,
         on_lost=on_lost,
     )
