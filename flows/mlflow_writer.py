@@ -4,6 +4,7 @@ Nothing is lost by that: all of it is in files, and is sent again when the run i
 """
 
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,6 +45,8 @@ class MlflowWriter:
 
     def _open(self, run_dir: RunDir) -> "Tracker":
         self._wanted.wait()
+        # Prefect's many short calls would each wait for 5 ms, the default, while five seconds of modules are imported
+        sys.setswitchinterval(5e-4)
         return open_tracker(run_dir)
 
     def follow(self, outs: list[Out], points: "Sequence[Point]" = ()) -> None:

@@ -254,6 +254,11 @@ def home(where: Project) -> str:
     return f"{platform.node()}:{where.root}"
 
 
+def was_used(where: Project) -> bool:
+    """Whether a run ever began here."""
+    return (where.state / "worktrees").exists()
+
+
 def worktree(where: Project, snapshot: Snapshot) -> Path:
     """The folder of a run, made or found again, its tracked files exactly the snapshot's. Call it under `locks.hold`.
 

@@ -43,17 +43,19 @@ def run(
     from flows.run_dir import brought, is_finished, open_run_dir
     from tasks import approval, locks, servers, storage, workspace
 
-    snapshot = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=brought(where, beside))
     with ExitStack() as until_the_end:
-        lock = until_the_end.enter_context(ExitStack())  # the flow frees it sooner
-        lock.enter_context(locks.hold(where, snapshot.key))
 
         def prefect_api() -> Callable[[], None]:
             return until_the_end.enter_context(servers.prefect_api(where))
 
         # a server of our own needs some seconds: it starts while we look at the stages, if there is surely something to do,
-        # and no need of a server with a page
-        ready = None if promote or storage.noted(where, snapshot.key) else prefect_api()
+        # and no need of a server with a page; and before anything else in a project's first run, where it makes its database
+        ready = None if promote or workspace.was_used(where) else prefect_api()
+        snapshot = workspace.snapshot(where, recipe=recipe, overrides=overrides, additions=brought(where, beside))
+        lock = until_the_end.enter_context(ExitStack())  # the flow frees it sooner
+        lock.enter_context(locks.hold(where, snapshot.key))
+        if not (ready or promote or storage.noted(where, snapshot.key)):
+            ready = prefect_api()
         run_dir = open_run_dir(where, snapshot)
         if promote and (model := run_dir.artifact("model")) and approval.patience(model):
             servers.running_prefect(where)  # where a person can answer: said now, not at the end
