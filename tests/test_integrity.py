@@ -292,10 +292,10 @@ def test_weights_are_compared_with_those_of_a_base_that_was_saved_without_its_he
     assert fact["reason"].startswith("1 of 21 tensors differ")
 
 
-@pytest.mark.parametrize("method", ["none", "linear", "ntk", "dynamic", "yarn", "llama3"])
+@pytest.mark.parametrize("method", ["none", "linear", "ntk", "dynamic", "yarn", "llama3", "longrope"])
 def test_every_method_is_recognised_in_the_config_it_writes_and_in_no_others(method, base, extended):
     extend(AutoConfig.from_pretrained(base), method=method, context=320).save_pretrained(extended)
-    for asked in ("none", "linear", "ntk", "dynamic", "yarn", "llama3"):
+    for asked in ("none", "linear", "ntk", "dynamic", "yarn", "llama3", "longrope"):
         facts = measure(base, extended=extended, position=Position(method=asked, context=320))["integrity"]
         assert facts["rope"]["value"] == (asked == method)
         assert facts["context"]["value"] == ((asked == "dynamic") == (method == "dynamic"))

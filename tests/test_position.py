@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from longlora.model.position import Position, extend
+from longlora.model.position import Position, extend, varies
 
 THETA, WINDOW, CONTEXT, DIM = 5000.0, 96, 480, 24  # s = 5
 S = CONTEXT / WINDOW
@@ -103,6 +103,16 @@ def rotation(config: PreTrainedConfig) -> tuple[list[float], float]:
     return rotary.inv_freq.double().tolist(), rotary.attention_scaling
 
 
+def longrope(config: PreTrainedConfig) -> tuple[list[float], list[float], float]:
+    """The frequencies of the built model after a text as long as the window and after one longer by a token, and its factor."""
+    model = LlamaForCausalLM(config)
+    found = []
+    for length in (WINDOW, WINDOW + 1):
+        model(torch.zeros(1, length, dtype=torch.long))
+        found.append(model.model.rotary_emb.inv_freq.double().tolist())
+    return *found, model.model.rotary_emb.attention_scaling
+
+
 LLAMA3_BASE = by_turns(plain(), window=48, s=8, slow=1, fast=4)
 YARN_BASE = yarn_by_index(window=24, s=4)
 EXPECTED = {
@@ -144,7 +154,7 @@ def test_a_saved_config_reloads_to_the_same_rotation(base, method, tmp_path):
     assert rotation(reloaded) == rotation(config)
 
 
-@pytest.mark.parametrize("method", ["linear", "ntk", "dynamic", "yarn", "llama3"])
+@pytest.mark.parametrize("method", ["linear", "ntk", "dynamic", "yarn", "llama3", "longrope"])
 def test_transformers_has_nothing_to_warn_of(method, caplog, monkeypatch):
     """It says it of a config as it is built and saved, and a reader of the log would take it for a fault of the settings."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
@@ -172,6 +182,45 @@ def test_dynamic_is_plain_inside_the_window_and_a_larger_base_beyond():
     model(torch.zeros(1, length, dtype=torch.long))
     grown = THETA * (S * length / WINDOW - (S - 1)) ** (DIM / (DIM - 2))
     assert model.model.rotary_emb.inv_freq.tolist() == pytest.approx(plain(grown), rel=2e-6)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_longrope_is_the_base_inside_the_window_and_llama3_beyond(name, tmp_path):
+    own, warm = rotation(BASES[name])
+    extended = extend(BASES[name], method="longrope", context=CONTEXT)
+    extended.save_pretrained(tmp_path)
+    inside, beyond, scaling = longrope(AutoConfig.from_pretrained(tmp_path))
+    assert inside == pytest.approx(own, rel=2e-6)
+    assert beyond == pytest.approx(by_turns(own, window=WINDOW, s=S, slow=1, fast=4), rel=2e-6)
+    assert (scaling, extended.max_position_embeddings) == (pytest.approx(warm), CONTEXT)
+
+
+def test_under_longrope_short_texts_are_read_as_by_the_base_and_long_ones_as_under_llama3():
+    tokens = torch.randint(0, 11, (1, CONTEXT), generator=torch.Generator().manual_seed(0))
+    logits = {}
+    for method in ("none", "longrope", "llama3"):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(extend(BASES["plain"], method=method, context=CONTEXT)).eval()
+        with torch.no_grad():
+            logits[method] = [model(tokens[:, :length]).logits for length in (WINDOW, CONTEXT)]
+    assert logits["longrope"][0].equal(logits["none"][0])
+    torch.testing.assert_close(logits["longrope"][1], logits["llama3"][1], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(logits["longrope"][1], logits["none"][1], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (BASES["plain"], False),
+        (extend(BASES["yarn"], method="ntk", context=CONTEXT), False),  # longrope with one list
+        (extend(BASES["plain"], method="dynamic", context=CONTEXT), True),
+        (extend(BASES["plain"], method="longrope", context=CONTEXT), True),
+        (GPT2Config(), False),
+    ],
+    ids=["plain", "one list", "dynamic", "longrope", "no rotation"],
+)
+def test_whether_the_length_of_a_text_decides(config, said):
+    assert varies(config) == said
 
 
 @pytest.mark.parametrize("method", ["linear", "ntk", "yarn"])

@@ -16,6 +16,7 @@ from longlora.attention import shifted
 from longlora.attention.segments import Part, Segments, parts, some_parts
 from longlora.attention.shifted import enable, shifted_sparse_attention
 from longlora.data.text_blocks import TextBlocks
+from longlora.model.position import Position
 from longlora.parallel import sequence_parallel
 from longlora.parallel.layout import sequence_misfits
 from longlora.parallel.ranks import Ranks
@@ -202,6 +203,15 @@ def test_heads_that_can_not_be_shared_out_are_refused_before_the_first_step_thou
     changes = {"attention": ATTENTION.model_copy(update={"full_attention_last": 0.5}), "micro_batch_size": 1}
     together.run(2, refused_here, place, "two", said, changes, LONGLORA_SEQUENCE_PARALLEL="2")
     assert not (place / "checkpoints").exists()
+    assert not (place / "two.csv").exists()
+
+
+@pytest.mark.parametrize("method", ["dynamic", "longrope"])
+def test_positions_that_turn_by_the_length_of_a_text_are_refused_for_no_process_sees_it(place, method):
+    said = f"position.method: {method} turns tokens by the length of their text, of which each of 2 processes"
+    position = Position(method=method, context=POSITION.context)
+    changes = {"position": position, "micro_batch_size": 1}
+    together.run(2, refused_here, place, "two", said, changes, LONGLORA_SEQUENCE_PARALLEL="2")
     assert not (place / "two.csv").exists()
 
 

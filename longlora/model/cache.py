@@ -9,6 +9,8 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from longlora.model.position import varies
+
 CHUNK = 512
 """Tokens of one forward pass over a cache: its mask has chunk x length entries, a share chunk / 2 length of them wasted."""
 
@@ -21,8 +23,7 @@ def shareable(model: PreTrainedModel) -> bool:
 
 def steady(model: PreTrainedModel) -> bool:
     """Whether rotary angles, if there are any, are the same for every length; else a forward pass changes the model's."""
-    rotary = (model.config.get_text_config().to_dict().get("rope_parameters") or {}).get("rope_type")
-    return rotary not in ("dynamic", "longrope")
+    return not varies(model.config.get_text_config())
 
 
 def read(model: PreTrainedModel, tokens_BL: torch.Tensor, *, cache: DynamicCache | None, keep: int) -> torch.Tensor:

@@ -1,8 +1,10 @@
 """A longer reach for rotary positions: the model's own settings, rewritten before the model is built.
 
 linear: Chen et al. 2023, arXiv 2306.15595. ntk: the "NTK-aware" change of base, and its dynamic form. yarn: Peng et al. 2023,
-arXiv 2309.00071. llama3: Llama 3.1's smooth variant. The result is a plain transformers config, so whatever reads the saved
-model sees it. tests/test_position.py holds the frequencies to formulas written from the papers in float64, and to the model's.
+arXiv 2309.00071. llama3: Llama 3.1's smooth variant. longrope: other frequencies for texts beyond the window, as LongRoPE (Ding et
+al. 2024, arXiv 2402.13753) and Phi-3 have them, here llama3's and not searched ones. The result is a plain transformers config, so
+whatever reads the saved model sees it. tests/test_position.py holds the frequencies to formulas written from the papers in
+float64, and to the model's.
 
 Letters: W window that the base reaches; s = context / W; d rotated dimensions of a head; F = d/2 frequencies.
 """
@@ -19,7 +21,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longlora.section import Section
 
-Method = Literal["none", "linear", "ntk", "dynamic", "yarn", "llama3"]
+Method = Literal["none", "linear", "ntk", "dynamic", "yarn", "llama3", "longrope"]
 Rope = dict[str, Any]
 
 # yarn and llama3 leave a frequency alone that turns more often than this in the window, and interpolate one that turns less.
@@ -43,7 +45,9 @@ def extend(config: PreTrainedConfig, *, method: Method, context: int) -> PreTrai
     - linear on linear, llama3 on llama3: the factors multiply. ntk on a plain or linear base: theta multiplies.
     - yarn on yarn: the factor is context / the original window, as yarn is meant to be read.
     - linear, ntk, yarn or llama3 on another scaling, or in a family that takes no other (Phi-3): frequency by frequency, written
-      as `longrope`, the form in which transformers takes any frequencies.
+      as transformers' `longrope`, the form in which it takes any frequencies.
+
+    longrope leaves a text of up to W tokens as the base reads it, and turns all of a longer one at llama3's frequencies.
 
     ntk is a larger base, theta x s^(d/(d-2)). dynamic does the same as a sequence grows past W, and is the one method that leaves
     `max_position_embeddings` at W: that is where transformers looks W up.
@@ -145,11 +149,11 @@ def by_frequency(config: PreTrainedConfig, rope: Rope, *, method: Method, window
     own_F, temperature = frequencies(config, rope)
     stretch_F = stretch(own_F, method=method, window=window, s=s)
     plain_F, _ = frequencies(config, {"rope_type": "linear", "factor": 1.0} | unscaled(rope))
-    factors = (plain_F / own_F * stretch_F).tolist()
+    factors_F = plain_F / own_F
     return unscaled(rope) | {
         "rope_type": "longrope",
-        "short_factor": factors,
-        "long_factor": factors,
+        "short_factor": (factors_F if method == "longrope" else factors_F * stretch_F).tolist(),
+        "long_factor": (factors_F * stretch_F).tolist(),
         "factor": s,
         "attention_factor": temperature * (0.1 * math.log(s) + 1.0 if method == "yarn" else 1.0),
         "original_max_position_embeddings": window,
@@ -166,6 +170,12 @@ def stretch(own_F: torch.Tensor, *, method: Method, window: int, s: float) -> to
     turns_F = window * own_F / (2 * math.pi)
     kept_F = ((turns_F - slow) / (fast - slow)).clamp(0, 1)
     return 1 / (kept_F + (1 - kept_F) / s)
+
+
+def varies(config: PreTrainedConfig) -> bool:
+    """Whether a text's length decides how its tokens are turned; without rotary positions none are."""
+    rope = config.to_dict().get("rope_parameters") or {}
+    return rope.get("rope_type") == "dynamic" or rope.get("short_factor") != rope.get("long_factor")
 
 
 def unscaled(rope: Rope) -> Rope:

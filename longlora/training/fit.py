@@ -29,7 +29,7 @@ from longlora.attention.groups import group_size
 from longlora.attention.shifted import Attention, disabled, enable, must_part_documents
 from longlora.data.packing import training_blocks
 from longlora.model.adapter import Adapter, attach, save, trained_parameters
-from longlora.model.position import Position, extend
+from longlora.model.position import Position, extend, varies
 from longlora.model.quantized import device_map, keep_for_training, nf4
 from longlora.model.quiet_peft import PeftModel
 from longlora.parallel.layout import accumulation, sharing_misfits
@@ -174,7 +174,15 @@ def must_be_shareable(
     base: Path, *, position: Position, attention: Attention, adapter: Adapter, ranks: Ranks, zero: Zero | None
 ) -> None:
     """Raises ValueError: so many processes cannot hold such a sequence together, or ZeRO such weights."""
-    config = AutoConfig.from_pretrained(base, local_files_only=True).get_text_config()
+    base_config = AutoConfig.from_pretrained(base, local_files_only=True)
+    config = base_config.get_text_config()
+    if ranks.degree > 1 and varies(
+        extend(base_config, method=position.method, context=position.context).get_text_config()
+    ):
+        raise ValueError(
+            f"position.method: {position.method} turns tokens by the length of their text, of which each of {ranks.degree} "
+            "processes would see a part: llama3 or yarn, or LONGLORA_SEQUENCE_PARALLEL=1"
+        )
     refuse(
         sharing_misfits(
             position.context,
