@@ -214,6 +214,29 @@ def test_every_table_says_which_prompt_was_asked(tmp_path):
         assert f'<table class="scores">{caption}<tr><th>{title.replace(chr(39), "&#x27;")}</th>' in page
 
 
+@pytest.mark.parametrize(("measure", "other"), [("perplexity", "passkey"), ("passkey", "perplexity")])
+def test_what_no_model_was_asked_has_no_picture_and_nothing_is_said_of_it(tmp_path, measure, other):
+    folder = report(tmp_path, **{measure: {}})
+    assert not (folder / f"{measure}.png").exists() and (folder / f"{other}.png").exists()
+    text = (folder / "README.md").read_text()
+    assert re.findall(r"!\[[^]]*\]\(([^)]*)\)", text) == [f"{other}.png"]
+    if measure == "perplexity":
+        assert "\nPasskeys are answered greedily and exactly (plain prompt). Full attention throughout.\n" in text
+    else:
+        assert "before them grows. Full attention throughout.\n" in text
+        assert "- It was not asked for passkeys." in text and "not found" not in text and "the base reaches" not in text
+        page_ = (folder / "index.html").read_text()
+        assert "<strong>&ndash;</strong><span>tokens to which it retrieves 80% or more; base &ndash;</span>" in page_
+
+
+def test_the_card_says_nothing_of_a_base_that_was_not_asked_for_passkeys(tmp_path):
+    less = {label: row for label, row in PASSKEY.items() if label != "base"}
+    text = (report(tmp_path / "asked", passkey=less) / "README.md").read_text()
+    assert "- 80% of the passkeys or more are found up to 480 tokens. Retrieval" in text
+    others = {label: row for label, row in PERPLEXITY.items() if label != "base"}
+    assert "the base reaches" not in card(found(tmp_path / "alone", perplexity=others, passkey=less))
+
+
 def test_sliding_windows_have_a_table_where_they_were_scored(good, tmp_path):
     paths = inputs(tmp_path)
     put(tmp_path / "scores/slid.json", {"sliding_perplexity": {"extended": {"60": node(3.5), "480": node(3.25)}}})
@@ -462,6 +485,7 @@ def test_retrieval_reaches_the_last_length_before_the_first_failure():
     assert model(1.0, 0.79, 1.0).retrieves_to() == 1
     assert model(0.5, 1.0).retrieves_to() == 0
     assert model(1.0, None).retrieves_to() == 1
+    assert model().retrieves_to() is None
 
 
 def test_any_other_model_stands_before_the_extended_one_and_keeps_its_colour(tmp_path):
@@ -489,7 +513,8 @@ def test_the_page_alone_tells_what_the_training_cost(good, tmp_path):
     assert "<td>4.25 Wh of the CPUs, 1,234 Wh of the GPUs</td>" in (dear / "index.html").read_text()
     for name in ("summary.md", "README.md", "perplexity.png", "history.png"):
         assert (good / name).read_bytes() == (dear / name).read_bytes()
-    assert [duration(s) for s in (59.4, 60, 3600, 20_412)] == ["59 s", "1 min 0 s", "1 h 0 min", "5 h 40 min"]
+    times = [duration(s) for s in (59.4, 59.6, 3600, 20_412)]
+    assert times == ["59 s", "1 min 0 s", "1 h 0 min", "5 h 40 min"]
 
 
 def test_pictures_are_pictures_without_a_date(good):

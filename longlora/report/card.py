@@ -52,26 +52,39 @@ def card(findings: Findings, *, weights: str = "", pictures: Path = Path()) -> s
         "",
         "## Results",
         "",
-        "Perplexity is of the same last tokens of held-out documents while only the window before them grows; passkeys are "
-        f"answered greedily and exactly ({findings.prompts['passkey']} prompt). Full attention throughout.",
+        how_measured(findings),
         "",
         *tables(findings),
         "",
-        f"![Perplexity by context length]({pictures / 'perplexity.png'})",
-        "",
-        f"![Passkey retrieval by length and depth]({pictures / 'passkey.png'})",
-        "",
-        *(
-            [f"![Needles in held-out text by length and depth]({pictures / 'needle.png'})", ""]
-            if any(m.needles for m in findings.models)
-            else []
-        ),
+        *shown(findings, pictures),
         "## Limits",
         "",
         *(f"- {limit}" for limit in limits(findings)),
         "",
     ]
     return "\n".join(lines)
+
+
+def how_measured(findings: Findings) -> str:
+    said = []
+    if findings.lengths():
+        said.append(
+            "perplexity is of the same last tokens of held-out documents while only the window before them grows"
+        )
+    if any(m.passkey for m in findings.models):
+        said.append(f"passkeys are answered greedily and exactly ({findings.prompts['passkey']} prompt)")
+    both = f"{'; '.join(said)}. " if said else ""
+    return f"{both[:1].upper()}{both[1:]}Full attention throughout."
+
+
+def shown(findings: Findings, pictures: Path) -> list[str]:
+    """The pictures that there are (longlora/report/pictures.py), of the measures that the card speaks of."""
+    there = [
+        ("Perplexity by context length", "perplexity.png", bool(findings.lengths())),
+        ("Passkey retrieval by length and depth", "passkey.png", any(m.depths for m in findings.models)),
+        ("Needles in held-out text by length and depth", "needle.png", any(m.needles for m in findings.models)),
+    ]
+    return [line for title, name, drawn in there if drawn for line in (f"![{title}]({pictures / name})", "")]
 
 
 def front_matter(findings: Findings) -> dict[str, Any]:
@@ -168,28 +181,32 @@ def trained(adapter: dict[str, Any]) -> str:
 
 def limits(findings: Findings) -> list[str]:
     """What the scores do not show, and what they show against the model."""
-    ours, base = findings.model("extended"), findings.models[0]
-    reached = ours.retrieves_to()
-    said = (
-        f"{HELD:.0%} of the passkeys or more are found up to {reached:,} tokens"
-        if reached
-        else "passkeys are not found"
-    )
     return [
-        f"{said}; the base reaches {base.retrieves_to():,}. Retrieval of one key is the easiest of long-context tasks: it says "
-        "little about aggregation, reasoning over many places, or questions in other words.",
-        *(
-            [
-                "The passkey prompt's own words were trained on, with other keys: passkeys do not show retrieval in new words."
-            ]
-            if knows_passkey(findings)
-            else []
-        ),
-        "Independent studies found LongLoRA models weak at retrieval whose perplexity looked fine, so look at both tables.",
+        *retrieval(findings),
         "Scores come from few documents and seeded prompts; their intervals are in the run's score files.",
         "Everything the base does wrong, this model may do wrong as well; it was not aligned or filtered further.",
         *(f"**Commercial use is not cleared**: {reason}." for reason in findings.forbidden.values()),
         "Use is bound by the licences of the base and of all training data, as they stand above.",
+    ]
+
+
+def retrieval(findings: Findings) -> list[str]:
+    """What passkeys show of the model, beside the base where that was asked, and what they do not."""
+    weak = "Independent studies found LongLoRA models weak at retrieval whose perplexity looked fine"
+    ours, first = findings.model("extended").retrieves_to(), findings.models[0]
+    if ours is None:
+        return [f"It was not asked for passkeys. {weak}."]
+    said = f"{HELD:.0%} of the passkeys or more are found up to {ours:,} tokens" if ours else "passkeys are not found"
+    base = first.retrieves_to() if first.label == "base" else None
+    beside = "" if base is None else f"; the base reaches {base:,}"
+    words = (
+        "The passkey prompt's own words were trained on, with other keys: passkeys do not show retrieval in new words."
+    )
+    return [
+        f"{said}{beside}. Retrieval of one key is the easiest of long-context tasks: it says "
+        "little about aggregation, reasoning over many places, or questions in other words.",
+        *([words] if knows_passkey(findings) else []),
+        f"{weak}, so look at both tables.",
     ]
 
 
