@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from longlora.report.card import card, hub_licence, pairs
+from longlora.report.card import card, hub_licence, pairs, recipe_of
 from longlora.report.findings import MEASURES, Figure, Model, gather, order, written
 from longlora.report.heat import short
 from longlora.report.page import duration, page
@@ -33,9 +33,10 @@ PASSKEY = {
 RECIPE = {
     "position": {"method": "yarn", "context": 480},
     "attention": {"pattern": "s2", "shift": "boundaries", "group_ratio": 0.25, "full_attention_last": 0.1, "backend": "auto"},
-    "adapter": {"method": "lora", "rank": 8, "alpha": 16.0, "target_modules": ["q_proj"], "trainable": ["embeddings", "norms"]},
+    "adapter": {"method": "lora", "quantized": None, "rank": 8, "alpha": 16.0, "target_modules": ["q_proj"],
+                "trainable": ["embeddings", "norms"]},
     "fit": {"steps": 1200, "global_batch_size": 2, "recall_share": 0.5, "pairs_share": 0.0, "learning_rate": 0.001,
-            "lr_scheduler_type": "linear", "warmup_steps": 10, "dtype": "float32", "seed": 1},
+            "loraplus_lr_ratio": 1.0, "lr_scheduler_type": "linear", "warmup_steps": 10, "dtype": "float32", "seed": 1},
 }  # fmt: skip
 
 
@@ -450,6 +451,22 @@ def test_the_card_tells_recipe_lineage_and_limits(good):
     ):
         assert told in text
     assert "own words" not in text
+
+
+def test_the_recipe_tells_of_four_bits_lora_plus_and_an_end_in_full_attention_where_there_were_any(tmp_path):
+    plain = found(tmp_path)
+    recipe = {
+        **RECIPE,
+        "attention": RECIPE["attention"] | {"pattern": "full"},
+        "adapter": RECIPE["adapter"] | {"quantized": "nf4"},
+        "fit": RECIPE["fit"] | {"loraplus_lr_ratio": 16.0},
+    }
+    rows, other = dict(recipe_of(plain)), dict(recipe_of(replace(plain, recipe=recipe)))
+    assert rows["learning rate"] == "0.001, linear (10 steps)" and rows["precision"] == "float32"
+    assert rows["full attention at the end"] == "last 10% of the steps"
+    assert other["learning rate"] == "0.001, 16 times as much for the B matrices, linear (10 steps)"
+    assert other["precision"] == "float32, the frozen linear layers in nf4"
+    assert other["attention in training"] == "full" and "full attention at the end" not in other
 
 
 @pytest.mark.parametrize(

@@ -135,27 +135,34 @@ def results(findings: Findings) -> list[dict[str, Any]]:
 def recipe_of(findings: Findings) -> list[tuple[str, str]]:
     """The recipe in a few lines: what, and how much."""
     position, attention, adapter, fit = (findings.recipe[part] for part in ("position", "attention", "adapter", "fit"))
-    pattern = {"s2": f"shifted sparse (S2-Attn, {attention['shift']})", "full": "full"}.get(
-        attention["pattern"], str(attention["pattern"])
+    b_matrices = (
+        "" if fit["loraplus_lr_ratio"] == 1 else f", {fit['loraplus_lr_ratio']:g} times as much for the B matrices"
     )
-    sparse = attention["pattern"] != "full"
+    four_bits = f", the frozen linear layers in {adapter['quantized']}" if adapter["quantized"] else ""
     return [
         ("position", f"{position['method']}, {findings.span}"),
-        (
-            "attention in training",
-            pattern + (f", groups of {attention['group_ratio']:g} of the context" if sparse else ""),
-        ),
-        ("full attention at the end", f"last {attention['full_attention_last']:.0%} of the steps"),
+        *attended(attention),
         ("trained", trained(adapter)),
         ("steps", f"{fit['steps']:,} of {fit['global_batch_size']:,} x {position['context']:,} tokens"),
         ("of these, recall exercises", f"{fit['recall_share']:.0%}{PASSKEY_WORDS if knows_passkey(findings) else ''}"),
         *pairs(fit),
         (
             "learning rate",
-            f"{fit['learning_rate']:g}, {fit['lr_scheduler_type'].replace('_', ' ')} ({fit['warmup_steps']} steps)",
+            f"{fit['learning_rate']:g}{b_matrices}, {fit['lr_scheduler_type'].replace('_', ' ')} ({fit['warmup_steps']} steps)",
         ),
-        ("precision", str(fit["dtype"])),
+        ("precision", f"{fit['dtype']}{four_bits}"),
         ("seed", str(fit["seed"])),
+    ]
+
+
+def attended(attention: dict[str, Any]) -> list[tuple[str, str]]:
+    """The rows about attention while training; an end in full attention is one where the rest was not."""
+    if attention["pattern"] == "full":
+        return [("attention in training", "full")]
+    sparse = f"shifted sparse (S2-Attn, {attention['shift']}), groups of {attention['group_ratio']:g} of the context"
+    return [
+        ("attention in training", sparse),
+        ("full attention at the end", f"last {attention['full_attention_last']:.0%} of the steps"),
     ]
 
 
