@@ -97,6 +97,13 @@ def test_a_gpu_is_measured_and_the_7b_recipe_fits_eight_of_80_gb_and_not_one_of_
     memory.must_fit(run_dir(tmp_path, *recipe))
 
 
+@pytest.mark.parametrize("variable", ["LONGLORA_ZERO", "LONGLORA_SEQUENCE_PARALLEL"])
+def test_a_layout_that_is_no_number_is_named(tmp_path, monkeypatch, variable):
+    monkeypatch.setenv(variable, "two")
+    with pytest.raises(ValueError, match=f"{variable}=two: must be a whole number"):
+        memory.must_fit(run_dir(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("checkpointing", "changes"),
     [
