@@ -12,9 +12,9 @@ import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
-from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.own_run import own_id
 from tasks import supervise
 
 LOOK = 3.0  # seconds between two looks at the flow run's state
@@ -24,8 +24,7 @@ LOOK = 3.0  # seconds between two looks at the flow run's state
 def cancellable() -> Generator[threading.Event]:
     """End this process by SIGTERM if somebody cancels this flow run; the event tells a cancel from another signal."""
     cancelled, over = threading.Event(), threading.Event()
-    run = UUID(str(flow_run.get_id()))
-    threading.Thread(target=watch, args=(run, PREFECT_API_URL.value(), cancelled, over), daemon=True).start()
+    threading.Thread(target=watch, args=(own_id(), PREFECT_API_URL.value(), cancelled, over), daemon=True).start()
     try:
         yield cancelled
     finally:

@@ -79,6 +79,11 @@ def points(file: Path, better: Better) -> dict[int, float]:
 
 
 def comparison(now: dict[int, float], before: dict[int, float], *, better: Better, by: float) -> str:
+    """As `still_good`, by the values of the metric by step.
+
+    Raises:
+        ValueError: they have no step in common.
+    """
     both = sorted(now.keys() & before.keys())
     if not both:
         raise ValueError(

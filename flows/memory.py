@@ -74,9 +74,9 @@ def this_machine(*, activation_offloading: bool) -> Hardware:
     """
     gpus = gpu_memory_gb()
     processes = launched(os.environ.get("LONGLORA_LAUNCHER", ""), gpus=len(gpus))
-    zero = int(os.environ.get("LONGLORA_ZERO") or 0)
+    zero = number("LONGLORA_ZERO", unset=0)
     offload = os.environ.get("LONGLORA_ZERO_OFFLOAD") == "1" and zero > 0
-    degree = int(os.environ.get("LONGLORA_SEQUENCE_PARALLEL") or 1)
+    degree = number("LONGLORA_SEQUENCE_PARALLEL", unset=1)
     if gpus:
         return Hardware.of(
             "each GPU" if processes > 1 else "the GPU",
@@ -99,3 +99,15 @@ def this_machine(*, activation_offloading: bool) -> Hardware:
         on_cpu=True,
         runtime_gb=PROCESS_GB,
     )
+
+
+def number(variable: str, *, unset: int) -> int:
+    """The whole number in environment variable `variable`.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    said = os.environ.get(variable) or str(unset)
+    if not said.isdecimal():
+        raise ValueError(f"{variable}={said}: must be a whole number")
+    return int(said)

@@ -20,13 +20,13 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType, FlowRunFilterTags
 from prefect.client.schemas.objects import StateType, TaskRun
 from prefect.exceptions import TerminationSignal
-from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Crashed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import cancelling
 from flows.memory import must_fit
 from flows.mlflow_writer import MlflowWriter, NotOpenedError
+from flows.own_run import name_run, own_id
 from flows.parameters import looked_at
 from flows.progress import Progress
 from flows.run_dir import RunDir, brought, open_run_dir
@@ -134,7 +134,7 @@ class Opened:
 def pipeline_of(
     snapshot: workspace.Snapshot, promote: bool = False, anyway: bool = False, opened: Opened | None = None
 ) -> None:
-    """The same for a snapshot that was made before, whatever its files have become since, in a process that no worker would end
+    """`pipeline` for a snapshot that was made before, whatever its files have become since, in a process that no worker would end
     if the run is cancelled; `opened`: it is open, and its parameters are known to be right."""
 
     # within, for what is open is no parameter that Prefect could keep
@@ -163,7 +163,9 @@ def run_snapshot(
     if_worse: float | None = None,
     seen: Watched | None = None,
 ) -> str | State[None]:
-    with locks.hold(where, flow_lock(flow_run.get_id())):  # to its end: a promotion is part of it
+    """Compute and record what `snapshot` says, and promote its model if asked to, under the locks of this flow run and of the
+    snapshot's key. Returns the key, or how the flow ends if there was nothing to do. Arguments and errors are `pipeline`'s."""
+    with locks.hold(where, flow_lock(own_id())):  # to its end: a promotion is part of it
         facts = Facts(key=snapshot.key)
         with opened.lock if opened else locks.hold(where, snapshot.key), failure_told(facts):
             run_dir = begin(where, snapshot, opened)
@@ -228,7 +230,7 @@ def begin(where: workspace.Project, snapshot: workspace.Snapshot, opened: Opened
     must_reach_remote(where)
     storage.must_take(where, snapshot)
     tell_of_the_dead(where)
-    name_run(where, f"{snapshot.recipe or 'params'}-{snapshot.key}")
+    name_run(f"{snapshot.recipe or 'params'}-{snapshot.key}", tags=[workspace.home(where)])
     run_dir = opened.run_dir if opened else open_run_dir(where, snapshot)
     run_dir.dvc.must_reach_remote()
     supervise.take_over(run_dir.folder)
@@ -258,7 +260,7 @@ def run_and_record(run_dir: RunDir) -> None:
     )
 
 
-def flow_lock(flow: object) -> str:
+def flow_lock(flow: UUID) -> str:
     """The name of the lock that the process of flow run `flow` (its id) holds until it returns."""
     return f"{locks.FLOW}{flow}"
 
@@ -281,13 +283,6 @@ def tell_of_the_dead(where: workspace.Project) -> None:
             client.set_flow_run_state(other.id, (Cancelled if cancelled else Crashed)(message=said), force=True)
             if not cancelled:
                 hooks.tell("failed", said, key=other.name.rpartition("-")[2], model=None)
-
-
-def name_run(where: workspace.Project, name: str) -> None:
-    """Name this flow run, and mark it as one of this project's."""
-    with get_client(sync_client=True) as client:
-        tags = [*flow_run.get_tags(), workspace.home(where)]
-        client.update_flow_run(UUID(str(flow_run.get_id())), name=name, tags=tags)
 
 
 def run_stages(run_dir: RunDir, writer: MlflowWriter) -> None:

@@ -7,7 +7,6 @@ another by then.
 
 import time
 from pathlib import Path
-from uuid import UUID
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -18,9 +17,9 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run, resume_flow_run
 from prefect.input import RunInput
-from prefect.runtime import flow_run
 from pydantic import Field
 
+from flows.own_run import name_run
 from tasks import hooks, promotion, runs, tracking
 from tasks.approval import Approval, patience, waiting
 from tasks.locks import hold
@@ -57,9 +56,7 @@ def promote(run: str | None = None, approval: bool = False) -> str:
     where, client = project(Path.cwd()), tracking.connect()
     chosen = runs.chosen(client, where, run)
     _, model = runs.source_and_model(where, chosen)
-    with get_client(sync_client=True) as prefect:
-        # not two words by chance
-        prefect.update_flow_run(UUID(str(flow_run.get_id())), name=waiting(chosen.data.tags[KEY]))
+    name_run(waiting(chosen.data.tags[KEY]))  # by which `approve` finds it
     seconds = patience(model, asked=approval)
     if seconds is None or promotion.nothing_to_do(client, where, chosen):
         return promotion.promote(client, where, chosen)

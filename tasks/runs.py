@@ -111,20 +111,24 @@ def from_here(where: Project, source: str) -> str:
 
 
 def source_and_model(where: Project, run: Run) -> tuple[str, Artifact]:
-    """The address of `run`'s model, and what its own dvc.yaml says of it."""
+    """The address of `run`'s model, and what its own dvc.yaml says of it.
+
+    Raises:
+        ValueError: the run is not ours, or not finished.
+    """
     tags = run.data.tags
     record = tags.get(RECORD, "")
     must_be_ours(run)
     if run.info.status != "FINISHED" or not record:
         key, status = tags[KEY], run.info.status.lower()
-        raise ValueError(f"run {key} is {status}, and only a finished one can be promoted")
+        raise ValueError(f"run {key} is {status}, and only of a finished one is there a model")
     model = model_at(where, record)
     repo, ref = tags.get(GIT) or str(where.root), tags[REF]
     return registry.source_of(model.name, path=model.path, rev=record, repo=repo, ref=ref), model
 
 
 def must_be_ours(run: Run) -> None:
-    """Check that `run` has a key: anyone may log runs of their own in the experiment."""
+    """Raises ValueError: `run` has no key; anyone may log runs of their own in the experiment."""
     if KEY not in run.data.tags:
         raise ValueError(f"run {run.info.run_id} was not made by `longlora run`, so there is no record of it")
 

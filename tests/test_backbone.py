@@ -37,6 +37,15 @@ def test_a_pinned_digest_is_checked(tmp_path):
     fetch(source(place, revision=sha256(place / "model.safetensors")), out=tmp_path / "base")
     with pytest.raises(ValueError, match=r"has sha256 [0-9a-f]{64}, backbone.revision pins 00"):
         fetch(source(place, revision="00"), out=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_pin_of_one_file_is_not_taken_for_several(tmp_path):
+    place = folder(tmp_path / "mine")
+    first = (place / "model.safetensors").rename(place / "model-00001-of-00002.safetensors")
+    (place / "model-00002-of-00002.safetensors").write_bytes(first.read_bytes())
+    with pytest.raises(ValueError, match=r"backbone\.revision is the sha256 of one file, and .* holds 2 of weights"):
+        fetch(source(place, revision=sha256(first)), out=tmp_path / "base")
 
 
 def test_a_missing_folder_and_a_pickle_are_refused(tmp_path):

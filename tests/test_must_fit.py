@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -96,12 +97,28 @@ def test_a_gpu_is_measured_and_the_7b_recipe_fits_eight_of_80_gb_and_not_one_of_
     memory.must_fit(run_dir(tmp_path, *recipe))
 
 
-def test_checkpoints_on_the_host_are_offered_on_a_gpu_and_then_not_refused(tmp_path, monkeypatch):
-    recipe = hub("meta-llama/Llama-2-7b-hf", "position.context=65536", "fit.gradient_checkpointing=true")
+@pytest.mark.parametrize("variable", ["LONGLORA_ZERO", "LONGLORA_SEQUENCE_PARALLEL"])
+def test_a_layout_that_is_no_number_is_named(tmp_path, monkeypatch, variable):
+    monkeypatch.setenv(variable, "two")
+    with pytest.raises(ValueError, match=f"{variable}=two: must be a whole number"):
+        memory.must_fit(run_dir(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("checkpointing", "changes"),
+    [
+        ("true", "fit.activation_offloading=true"),
+        ("false", "fit.gradient_checkpointing=true + fit.activation_offloading=true"),
+    ],
+)
+def test_checkpoints_on_the_host_are_offered_on_a_gpu_and_then_not_refused(
+    tmp_path, monkeypatch, checkpointing, changes
+):
+    recipe = hub("meta-llama/Llama-2-7b-hf", "position.context=65536", f"fit.gradient_checkpointing={checkpointing}")
     monkeypatch.setattr(memory, "gpu_memory_gb", lambda: [39.4])
-    with pytest.raises(ValueError, match=r"with fit\.activation_offloading=true it fits"):
+    with pytest.raises(ValueError, match=f"with {re.escape(changes)} it fits"):
         memory.must_fit(run_dir(tmp_path, *recipe))
-    memory.must_fit(run_dir(tmp_path, *recipe, "fit.activation_offloading=true"))
+    memory.must_fit(run_dir(tmp_path, *recipe, *changes.split(" + ")))
 
 
 @pytest.mark.parametrize("status", ["unchanged", "restored"])

@@ -395,7 +395,7 @@ def test_a_run_is_chosen_by_a_beginning_and_must_be_finished(empty, shop):
         runs.chosen(client, where, "")
     unfinished = runs.chosen(client, where, shop[1]["unfinished"])
     client.update_run(unfinished.info.run_id, status="RUNNING")  # another test's run may have found its process gone
-    with pytest.raises(ValueError, match="is running, and only a finished one can be promoted"):
+    with pytest.raises(ValueError, match="is running, and only of a finished one is there a model"):
         promotion.promote(client, where, runs.chosen(client, where, shop[1]["unfinished"]))
 
 

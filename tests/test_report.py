@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from longlora.report.card import card, hub_licence, pairs
+from longlora.report.card import card, hub_licence, pairs, recipe_of
 from longlora.report.findings import MEASURES, Figure, Model, gather, order, written
 from longlora.report.heat import short
 from longlora.report.page import duration, page
@@ -33,9 +33,10 @@ PASSKEY = {
 RECIPE = {
     "position": {"method": "yarn", "context": 480},
     "attention": {"pattern": "s2", "shift": "boundaries", "group_ratio": 0.25, "full_attention_last": 0.1, "backend": "auto"},
-    "adapter": {"method": "lora", "rank": 8, "alpha": 16.0, "target_modules": ["q_proj"], "trainable": ["embeddings", "norms"]},
+    "adapter": {"method": "lora", "quantized": None, "rank": 8, "alpha": 16.0, "target_modules": ["q_proj"],
+                "trainable": ["embeddings", "norms"]},
     "fit": {"steps": 1200, "global_batch_size": 2, "recall_share": 0.5, "pairs_share": 0.0, "learning_rate": 0.001,
-            "lr_scheduler_type": "linear", "warmup_steps": 10, "dtype": "float32", "seed": 1},
+            "loraplus_lr_ratio": 1.0, "lr_scheduler_type": "linear", "warmup_steps": 10, "dtype": "float32", "seed": 1},
 }  # fmt: skip
 
 
@@ -212,6 +213,29 @@ def test_every_table_says_which_prompt_was_asked(tmp_path):
             assert (before == f"Prompt: {prompt}") == (prompt is not None), (title, before)
         caption = f"<caption>prompt: {prompt}</caption>" if prompt else ""
         assert f'<table class="scores">{caption}<tr><th>{title.replace(chr(39), "&#x27;")}</th>' in page
+
+
+@pytest.mark.parametrize(("measure", "other"), [("perplexity", "passkey"), ("passkey", "perplexity")])
+def test_what_no_model_was_asked_has_no_picture_and_nothing_is_said_of_it(tmp_path, measure, other):
+    folder = report(tmp_path, **{measure: {}})
+    assert not (folder / f"{measure}.png").exists() and (folder / f"{other}.png").exists()
+    text = (folder / "README.md").read_text()
+    assert re.findall(r"!\[[^]]*\]\(([^)]*)\)", text) == [f"{other}.png"]
+    if measure == "perplexity":
+        assert "\nPasskeys are answered greedily and exactly (plain prompt). Full attention throughout.\n" in text
+    else:
+        assert "before them grows. Full attention throughout.\n" in text
+        assert "- It was not asked for passkeys." in text and "not found" not in text and "the base reaches" not in text
+        page_ = (folder / "index.html").read_text()
+        assert "<strong>&ndash;</strong><span>tokens to which it retrieves 80% or more; base &ndash;</span>" in page_
+
+
+def test_the_card_says_nothing_of_a_base_that_was_not_asked_for_passkeys(tmp_path):
+    less = {label: row for label, row in PASSKEY.items() if label != "base"}
+    text = (report(tmp_path / "asked", passkey=less) / "README.md").read_text()
+    assert "- 80% of the passkeys or more are found up to 480 tokens. Retrieval" in text
+    others = {label: row for label, row in PERPLEXITY.items() if label != "base"}
+    assert "the base reaches" not in card(found(tmp_path / "alone", perplexity=others, passkey=less))
 
 
 def test_sliding_windows_have_a_table_where_they_were_scored(good, tmp_path):
@@ -429,6 +453,22 @@ def test_the_card_tells_recipe_lineage_and_limits(good):
     assert "own words" not in text
 
 
+def test_the_recipe_tells_of_four_bits_lora_plus_and_an_end_in_full_attention_where_there_were_any(tmp_path):
+    plain = found(tmp_path)
+    recipe = {
+        **RECIPE,
+        "attention": RECIPE["attention"] | {"pattern": "full"},
+        "adapter": RECIPE["adapter"] | {"quantized": "nf4"},
+        "fit": RECIPE["fit"] | {"loraplus_lr_ratio": 16.0},
+    }
+    rows, other = dict(recipe_of(plain)), dict(recipe_of(replace(plain, recipe=recipe)))
+    assert rows["learning rate"] == "0.001, linear (10 steps)" and rows["precision"] == "float32"
+    assert rows["full attention at the end"] == "last 10% of the steps"
+    assert other["learning rate"] == "0.001, 16 times as much for the B matrices, linear (10 steps)"
+    assert other["precision"] == "float32, the frozen linear layers in nf4"
+    assert other["attention in training"] == "full" and "full attention at the end" not in other
+
+
 @pytest.mark.parametrize(
     ("pattern", "method", "window", "said"),
     [
@@ -462,6 +502,7 @@ def test_retrieval_reaches_the_last_length_before_the_first_failure():
     assert model(1.0, 0.79, 1.0).retrieves_to() == 1
     assert model(0.5, 1.0).retrieves_to() == 0
     assert model(1.0, None).retrieves_to() == 1
+    assert model().retrieves_to() is None
 
 
 def test_any_other_model_stands_before_the_extended_one_and_keeps_its_colour(tmp_path):
@@ -489,7 +530,8 @@ def test_the_page_alone_tells_what_the_training_cost(good, tmp_path):
     assert "<td>4.25 Wh of the CPUs, 1,234 Wh of the GPUs</td>" in (dear / "index.html").read_text()
     for name in ("summary.md", "README.md", "perplexity.png", "history.png"):
         assert (good / name).read_bytes() == (dear / name).read_bytes()
-    assert [duration(s) for s in (59.4, 60, 3600, 20_412)] == ["59 s", "1 min 0 s", "1 h 0 min", "5 h 40 min"]
+    times = [duration(s) for s in (59.4, 59.6, 3600, 20_412)]
+    assert times == ["59 s", "1 min 0 s", "1 h 0 min", "5 h 40 min"]
 
 
 def test_pictures_are_pictures_without_a_date(good):

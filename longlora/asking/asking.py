@@ -135,6 +135,11 @@ class Session:
 
     @torch.inference_mode()
     def answer(self, question: str, window: Span, streamer: "CallbackStreamer | None") -> Answer:
+        """The answer in one window, told to `streamer` as it comes.
+
+        Raises:
+            ValueError: the question is too long for the room that was left.
+        """
         kept = self.kept(window) is not None
         prefix, cache = self.read(window)
         asked = self.question_ids(question, self.text[slice(*window)])

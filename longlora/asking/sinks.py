@@ -190,7 +190,11 @@ class Dialogue:
 
 
 def turns(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[Frame, str]:
-    """What stands around a user's words in a dialogue, and between an answer and the next words."""
+    """What stands around a user's words in a dialogue, and between an answer and the next words.
+
+    Raises:
+        ValueError: the prompt is chat, and there is no chat template.
+    """
     if prompt != "chat":
         around = frame(tokenizer, prompt, plain="\n")
         return around, "\n" if prompt == "plain" else f"{tokenizer.eos_token}{around.before}"

@@ -226,7 +226,11 @@ def note(journal: Path, key: str, reply: tuple[str, int]) -> None:
 
 
 def read_journal(journal: Path) -> dict[str, tuple[str, int]]:
-    """Replies by the digest of what was asked. A last line that was cut off in writing is taken away."""
+    """Replies by the digest of what was asked. A last line that was cut off in writing is taken away.
+
+    Raises:
+        ValueError: a whole line is none of a journal.
+    """
     if not journal.exists():
         return {}
     known, whole = {}, []

@@ -159,7 +159,11 @@ def case(whole: Excerpt, asked: Asked, *, kind: Kind, length: int, sources: list
 def excerpt(
     sources: Sequence[Source], *, length: int, collections: float, measure: Measure, dice: random.Random
 ) -> tuple[str, list[str]]:
-    """A text of at most `length` units, '' if that is less than a sentence, and the names of its documents."""
+    """A text of at most `length` units, '' if that is less than a sentence, and the names of its documents.
+
+    Raises:
+        ValueError: the documents together are shorter than that.
+    """
     long_enough = [s for s in sources if len(s.ends) >= length]
     if long_enough and (len(sources) == 1 or dice.random() >= collections):
         return single(long_enough, length=length, dice=dice)

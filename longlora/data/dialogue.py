@@ -49,7 +49,11 @@ def authors_pieces(turns: Sequence[Turn]) -> list[tuple[str, bool]]:
 
 
 def chat_pieces(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
-    """As `authors_pieces`, by the tokenizer's template. What it writes behind an answer's end mark (a line break) is not learnt."""
+    """As `authors_pieces`, by the tokenizer's template. What it writes behind an answer's end mark (a line break) is not learnt.
+
+    Raises:
+        ValueError: there is no template, or it rewrites earlier turns.
+    """
     if not tokenizer.chat_template:
         raise ValueError(
             "pairs.prompt = chat needs a tokenizer with a chat template, and this one has none: use authors"

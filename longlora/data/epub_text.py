@@ -13,7 +13,11 @@ from longlora.data.html_text import html_text
 
 
 def epub_text(raw: bytes, file: Path, *, largest: int) -> str:
-    """The chapters of an EPUB in the order of its spine (EPUB 3.3, section 5), if it unpacks to at most `largest` bytes."""
+    """The chapters of an EPUB in the order of its spine (EPUB 3.3, section 5), if it unpacks to at most `largest` bytes.
+
+    Raises:
+        ValueError: it is larger, encrypted, or no EPUB.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as book:
             if sum(part.file_size for part in book.infolist()) > largest:

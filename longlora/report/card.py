@@ -52,26 +52,39 @@ def card(findings: Findings, *, weights: str = "", pictures: Path = Path()) -> s
         "",
         "## Results",
         "",
-        "Perplexity is of the same last tokens of held-out documents while only the window before them grows; passkeys are "
-        f"answered greedily and exactly ({findings.prompts['passkey']} prompt). Full attention throughout.",
+        how_measured(findings),
         "",
         *tables(findings),
         "",
-        f"![Perplexity by context length]({pictures / 'perplexity.png'})",
-        "",
-        f"![Passkey retrieval by length and depth]({pictures / 'passkey.png'})",
-        "",
-        *(
-            [f"![Needles in held-out text by length and depth]({pictures / 'needle.png'})", ""]
-            if any(m.needles for m in findings.models)
-            else []
-        ),
+        *shown(findings, pictures),
         "## Limits",
         "",
         *(f"- {limit}" for limit in limits(findings)),
         "",
     ]
     return "\n".join(lines)
+
+
+def how_measured(findings: Findings) -> str:
+    said = []
+    if findings.lengths():
+        said.append(
+            "perplexity is of the same last tokens of held-out documents while only the window before them grows"
+        )
+    if any(m.passkey for m in findings.models):
+        said.append(f"passkeys are answered greedily and exactly ({findings.prompts['passkey']} prompt)")
+    both = f"{'; '.join(said)}. " if said else ""
+    return f"{both[:1].upper()}{both[1:]}Full attention throughout."
+
+
+def shown(findings: Findings, pictures: Path) -> list[str]:
+    """The pictures that there are (longlora/report/pictures.py), of the measures that the card speaks of."""
+    there = [
+        ("Perplexity by context length", "perplexity.png", bool(findings.lengths())),
+        ("Passkey retrieval by length and depth", "passkey.png", any(m.depths for m in findings.models)),
+        ("Needles in held-out text by length and depth", "needle.png", any(m.needles for m in findings.models)),
+    ]
+    return [line for title, name, drawn in there if drawn for line in (f"![{title}]({pictures / name})", "")]
 
 
 def front_matter(findings: Findings) -> dict[str, Any]:
@@ -122,27 +135,34 @@ def results(findings: Findings) -> list[dict[str, Any]]:
 def recipe_of(findings: Findings) -> list[tuple[str, str]]:
     """The recipe in a few lines: what, and how much."""
     position, attention, adapter, fit = (findings.recipe[part] for part in ("position", "attention", "adapter", "fit"))
-    pattern = {"s2": f"shifted sparse (S2-Attn, {attention['shift']})", "full": "full"}.get(
-        attention["pattern"], str(attention["pattern"])
+    b_matrices = (
+        "" if fit["loraplus_lr_ratio"] == 1 else f", {fit['loraplus_lr_ratio']:g} times as much for the B matrices"
     )
-    sparse = attention["pattern"] != "full"
+    four_bits = f", the frozen linear layers in {adapter['quantized']}" if adapter["quantized"] else ""
     return [
         ("position", f"{position['method']}, {findings.span}"),
-        (
-            "attention in training",
-            pattern + (f", groups of {attention['group_ratio']:g} of the context" if sparse else ""),
-        ),
-        ("full attention at the end", f"last {attention['full_attention_last']:.0%} of the steps"),
+        *attended(attention),
         ("trained", trained(adapter)),
         ("steps", f"{fit['steps']:,} of {fit['global_batch_size']:,} x {position['context']:,} tokens"),
         ("of these, recall exercises", f"{fit['recall_share']:.0%}{PASSKEY_WORDS if knows_passkey(findings) else ''}"),
         *pairs(fit),
         (
             "learning rate",
-            f"{fit['learning_rate']:g}, {fit['lr_scheduler_type'].replace('_', ' ')} ({fit['warmup_steps']} steps)",
+            f"{fit['learning_rate']:g}{b_matrices}, {fit['lr_scheduler_type'].replace('_', ' ')} ({fit['warmup_steps']} steps)",
         ),
-        ("precision", str(fit["dtype"])),
+        ("precision", f"{fit['dtype']}{four_bits}"),
         ("seed", str(fit["seed"])),
+    ]
+
+
+def attended(attention: dict[str, Any]) -> list[tuple[str, str]]:
+    """The rows about attention while training; an end in full attention is one where the rest was not."""
+    if attention["pattern"] == "full":
+        return [("attention in training", "full")]
+    sparse = f"shifted sparse (S2-Attn, {attention['shift']}), groups of {attention['group_ratio']:g} of the context"
+    return [
+        ("attention in training", sparse),
+        ("full attention at the end", f"last {attention['full_attention_last']:.0%} of the steps"),
     ]
 
 
@@ -168,28 +188,32 @@ def trained(adapter: dict[str, Any]) -> str:
 
 def limits(findings: Findings) -> list[str]:
     """What the scores do not show, and what they show against the model."""
-    ours, base = findings.model("extended"), findings.models[0]
-    reached = ours.retrieves_to()
-    said = (
-        f"{HELD:.0%} of the passkeys or more are found up to {reached:,} tokens"
-        if reached
-        else "passkeys are not found"
-    )
     return [
-        f"{said}; the base reaches {base.retrieves_to():,}. Retrieval of one key is the easiest of long-context tasks: it says "
-        "little about aggregation, reasoning over many places, or questions in other words.",
-        *(
-            [
-                "The passkey prompt's own words were trained on, with other keys: passkeys do not show retrieval in new words."
-            ]
-            if knows_passkey(findings)
-            else []
-        ),
-        "Independent studies found LongLoRA models weak at retrieval whose perplexity looked fine, so look at both tables.",
+        *retrieval(findings),
         "Scores come from few documents and seeded prompts; their intervals are in the run's score files.",
         "Everything the base does wrong, this model may do wrong as well; it was not aligned or filtered further.",
         *(f"**Commercial use is not cleared**: {reason}." for reason in findings.forbidden.values()),
         "Use is bound by the licences of the base and of all training data, as they stand above.",
+    ]
+
+
+def retrieval(findings: Findings) -> list[str]:
+    """What passkeys show of the model, beside the base where that was asked, and what they do not."""
+    weak = "Independent studies found LongLoRA models weak at retrieval whose perplexity looked fine"
+    ours, first = findings.model("extended").retrieves_to(), findings.models[0]
+    if ours is None:
+        return [f"It was not asked for passkeys. {weak}."]
+    said = f"{HELD:.0%} of the passkeys or more are found up to {ours:,} tokens" if ours else "passkeys are not found"
+    base = first.retrieves_to() if first.label == "base" else None
+    beside = "" if base is None else f"; the base reaches {base:,}"
+    words = (
+        "The passkey prompt's own words were trained on, with other keys: passkeys do not show retrieval in new words."
+    )
+    return [
+        f"{said}{beside}. Retrieval of one key is the easiest of long-context tasks: it says "
+        "little about aggregation, reasoning over many places, or questions in other words.",
+        *([words] if knows_passkey(findings) else []),
+        f"{weak}, so look at both tables.",
     ]
 
 

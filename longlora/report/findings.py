@@ -97,10 +97,12 @@ class Model:
     def name(self) -> str:
         return NAMES.get(self.label, self.label)
 
-    def retrieves_to(self) -> int:
-        """The longest length at which, and below which, at least 80 % of the keys are found; 0 for none."""
-        reached = 0
-        for length, figure in sorted(lengths(self.passkey).items()):
+    def retrieves_to(self) -> int | None:
+        """The longest length at which, and below which, at least 80 % of the keys are found; 0 for none, None where the model was
+        not asked."""
+        asked = sorted(lengths(self.passkey).items())
+        reached = 0 if asked else None
+        for length, figure in asked:
             if figure.value is None or figure.value < HELD:
                 break
             reached = length

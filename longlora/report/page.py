@@ -7,6 +7,7 @@ from pathlib import Path
 from longlora.report.findings import MEASURES, Figure, Findings, Model, Table, heading, named, written
 from longlora.report.style import colour
 
+NOT_SCORED = "&ndash;"
 STYLE = """
 :root { --ink: #1f2933; --faint: #6b7785; --rule: #e3e7eb; --good: #1f7a4d; --bad: #b3382c; --ours: #0b6bb0; }
 * { box-sizing: border-box; }
@@ -86,8 +87,8 @@ def page(findings: Findings, *, pictures: Path, recipe: list[tuple[str, str]]) -
 <header><h1>{title}</h1><p>{made}; judged against the base and untrained rotary scaling</p></header>
 {verdict(findings)}
 {figures(findings)}
-<section class="picture">{picture(pictures / "perplexity.png", "Perplexity by context length, a line per model")}</section>
-<section class="picture">{picture(pictures / "passkey.png", "Passkeys found by length and depth, a map per model")}</section>
+{perhaps(pictures / "perplexity.png", "Perplexity by context length, a line per model")}
+{perhaps(pictures / "passkey.png", "Passkeys found by length and depth, a map per model")}
 {perhaps(pictures / "by_yarn.png", "Perplexity relative to untrained YaRN over the same tokens, with intervals")}
 {perhaps(pictures / "needle.png", "Needles found by length and depth, a map per model")}
 {perhaps(pictures / "positions.png", "Nats per token by position in the context, a line per model")}
@@ -132,8 +133,8 @@ def figures(findings: Findings) -> str:
             f"of passkeys found at {target:,} tokens; {beside(findings, 'passkey')}",
         ),
         (
-            f"{ours.retrieves_to():,}",
-            f"tokens to which it retrieves 80% or more; {escape(base.name)} {base.retrieves_to():,}",
+            reached(ours),
+            f"tokens to which it retrieves 80% or more; {escape(base.name)} {reached(base)}",
         ),
     ]
     return (
@@ -153,8 +154,13 @@ def beside(findings: Findings, measure: str) -> str:
     )
 
 
+def reached(model: Model) -> str:
+    length = model.retrieves_to()
+    return NOT_SCORED if length is None else f"{length:,}"
+
+
 def number(figure: Figure | None, form: str) -> str:
-    return "&ndash;" if figure is None else "NaN" if figure.value is None else written(figure.value, form)
+    return NOT_SCORED if figure is None else "NaN" if figure.value is None else written(figure.value, form)
 
 
 def perhaps(file: Path, text: str) -> str:
@@ -233,10 +239,10 @@ def cost(findings: Findings) -> list[tuple[str, str]]:
 
 def duration(seconds: float) -> str:
     """48 s, 3 min 12 s, 5 h 40 min."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
+    if minutes >= 60:
+        return f"{minutes // 60:,} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def lineage(findings: Findings) -> list[tuple[str, str]]:

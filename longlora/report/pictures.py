@@ -21,12 +21,14 @@ DPI = 160
 
 
 def draw(findings: Findings, *, out: Path) -> None:
-    """Write perplexity.png, passkey.png and history.png to the folder `out`, and by_yarn.png, positions.png, needle.png and
+    """Write history.png to the folder `out`, and perplexity.png, passkey.png, by_yarn.png, positions.png, needle.png and
     questions.png where those were scored."""
     with mpl.rc_context(STYLE):
-        save(perplexity(findings), out / "perplexity.png")
-        save(passkey(findings), out / "passkey.png")
         save(history(findings), out / "history.png")
+        if findings.lengths():
+            save(perplexity(findings), out / "perplexity.png")
+        if any(m.depths for m in findings.models):
+            save(passkey(findings), out / "passkey.png")
         if findings.model("extended").by_yarn:
             save(by_yarn(findings), out / "by_yarn.png")
         if any(m.positions for m in findings.models):

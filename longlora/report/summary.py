@@ -4,7 +4,7 @@ from longlora.report.findings import Figure, Findings, Table, heading, written
 
 
 def summary(findings: Findings) -> str:
-    """The verdict and two small tables, in Markdown."""
+    """The verdict, what was refused and why, and a table per measure, in Markdown."""
     return "\n".join([f"**{headline(findings)}**", "", *refusals(findings), *tables(findings), ""])
 
 
