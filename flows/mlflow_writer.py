@@ -98,9 +98,10 @@ class MlflowWriter:
         return self._opened.result().run_id
 
     def finish(self, status: str) -> None:
-        """End the MLflow run as FINISHED, FAILED or KILLED."""
+        """End the MLflow run as FINISHED, FAILED or KILLED. One that was not opened has no end, which `follow` or `wait` has said."""
         self._wanted.set()
-        self._thread.submit(lambda: self._opened.result().finish(status)).result()
+        if not self._opened.exception():
+            self._thread.submit(self._opened.result().finish, status).result()
         self._thread.shutdown()
 
 

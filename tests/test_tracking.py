@@ -402,4 +402,5 @@ def test_a_run_that_mlflow_does_not_open_is_said_while_its_first_stage_runs(monk
             sending.follow([])
             time.sleep(0.05)
     with pytest.raises(ValueError, match="deleted"):
-        sending.finish("FAILED")
+        sending.wait()
+    sending.finish("FAILED")  # by whatever failed, which its own words must not hide
