@@ -98,7 +98,7 @@ class MlflowWriter:
         return self._opened.result().run_id
 
     def finish(self, status: str) -> None:
-        """End the MLflow run as FINISHED, FAILED or KILLED. One that was not opened has no end, which `follow` or `wait` has said."""
+        """End the MLflow run as FINISHED, FAILED or KILLED. One that was not opened has no end, as `wait` says."""
         self._wanted.set()
         if not self._opened.exception():
             self._thread.submit(self._opened.result().finish, status).result()
