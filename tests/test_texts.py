@@ -67,7 +67,11 @@ def test_what_is_not_there_is_named(tmp_path, change, words):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.txt", b"caf\xe9", r"a\.txt is not UTF-8: byte 3 is 0xe9$"),
+        (
+            "a.txt",
+            b"caf\xe9",
+            r"a\.txt is not UTF-8: byte 3 is 0xe9; convert it, as by iconv .*a\.txt > converted\.txt$",
+        ),
         (
             "a.jsonl",
             b'{"text": "x"}\n{"text": null}\n',

@@ -38,7 +38,7 @@ class Attention(Section):
     full_attention_last: float = Field(ge=0, le=1)
     """Share of the steps, at the end, that train in full attention; 0 in the paper."""
     backend: BackendName
-    """auto: on CUDA in half precision flash-attn, else PyTorch's varlen; anywhere else SDPA."""
+    """auto: SDPA; where documents share a sequence, on CUDA in half precision, flash-attn, else PyTorch's varlen."""
 
 
 def shifted_sparse_attention(

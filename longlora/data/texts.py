@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -95,7 +96,10 @@ def text_of(file: Path) -> str:
     try:
         return file.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from None
+        converted = f"iconv -f latin1 -t utf-8 {shlex.quote(str(file))} > converted{file.suffix}"
+        raise ValueError(
+            f"{file} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}; convert it, as by {converted}"
+        ) from None
 
 
 def text_files(texts: Texts) -> list[Path]:
