@@ -32,9 +32,8 @@ def make() -> None:
     statements = migrated()
     with closing(sqlite3.connect(file, timeout=60, isolation_level=None)) as database:
         database.execute("BEGIN IMMEDIATE")
-        if not database.execute(
-            "SELECT 1 FROM sqlite_master"
-        ).fetchone():  # else another server was faster, and works with it
+        # else another server was faster, and works with it
+        if not database.execute("SELECT 1 FROM sqlite_master").fetchone():
             for statement in statements:
                 database.execute(statement)
         database.execute("COMMIT")
