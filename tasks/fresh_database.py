@@ -4,12 +4,12 @@ A Prefect server makes it by aiosqlite, which hands each of some 30,000 calls to
 an idle core, and nothing of a project's first run can begin before. The same migrations on a database in memory take 1.6 s.
 """
 
-import os
-import tempfile
+import sqlite3
 import warnings
-from contextlib import suppress
+from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
@@ -21,24 +21,26 @@ from sqlalchemy.pool import StaticPool
 
 
 def make() -> None:
-    """Make the database that the settings name, if that is a file of sqlite's and not there. It is whole or absent, whoever else
-    makes it at the same time; a Prefect server brings any other up to date by itself."""
+    """Make the database that the settings name, if that is a file of sqlite's with nothing in it, or none yet. By one transaction
+    of sqlite's: it is whole or empty, whoever else makes it or ends this process; any other a Prefect server brings up to date."""
     url = make_url(provide_database_interface().database_config.connection_url)
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:" or url.query:
         return
     file = Path(url.database)
-    if file.exists():
+    if file.exists() and file.stat().st_size:
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        new = Path(folder) / file.name
-        migrate(new)
-        with suppress(FileExistsError):  # another server was faster, and works with its own
-            os.link(new, file)
+    statements = migrated()
+    with closing(sqlite3.connect(file, timeout=60, isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        # else another server was faster, and works with it
+        if not database.execute("SELECT 1 FROM sqlite_master").fetchone():
+            for statement in statements:
+                database.execute(statement)
+        database.execute("COMMIT")
 
 
-def migrate(file: Path) -> None:
-    """Write a database with all of Prefect's migrations done, and nothing in it, to `file`."""
+def migrated() -> list[str]:
+    """The statements that make a database with all of Prefect's migrations done, and nothing else in it."""
     database, config = provide_database_interface(), alembic_config()
     script = ScriptDirectory.from_config(config)
     to_head = partial(script._upgrade_revs, "head")  # pyright: ignore[reportPrivateUsage]  # as alembic's own command does
@@ -52,5 +54,7 @@ def migrate(file: Path) -> None:
         # the metadata name what a migration leaves without a name
         environment.configure(connection=connection, target_metadata=database.Base.metadata, render_as_batch=True)
         environment.run_migrations()
-        connection.exec_driver_sql("VACUUM INTO ?", (str(file),))
+        memory: Any = connection.connection.driver_connection
+        _begin, *statements, _commit = memory.iterdump()
     engine.dispose()
+    return statements

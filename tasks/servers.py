@@ -33,6 +33,8 @@ def use_environment(where: Project) -> None:
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",  # its clients would start a server of their own where they are told of none
         "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the newer page asks amplitude.com for its settings, whatever stands above
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        # or it takes them for registered once a server came by that registers none (`prefect_api`), and its page offers none
+        "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
         "PREFECT_CLI_PROMPT": "false",
         "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",  # what its server says when its sqlite is busy; nothing was changed then
         # a server that writes every event at once does so just when the next task asks for its tags' slots: sqlite is busy, and

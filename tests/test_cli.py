@@ -241,13 +241,18 @@ def test_what_the_user_can_act_on_is_one_line_and_a_defect_keeps_its_traceback()
         raise RuntimeError("said")
 
 
-def test_what_mlflow_and_dvc_refuse_is_one_line_that_names_them(folder):
+def test_what_mlflow_prefect_and_dvc_refuse_is_one_line_that_names_them(folder):
+    import httpx
     from mlflow.exceptions import MlflowException
+    from prefect.exceptions import PrefectHTTPStatusError
 
     from tasks.runs import model_at
 
     with pytest.raises(SystemExit, match=r"^error: MLflow: the database is \(its schema\) old$"), plain_errors():
         raise MlflowException("the database is\n  (its schema) old")
+    asked = httpx.Request("POST", "http://127.0.0.1:4200/api/flow_runs")
+    with pytest.raises(SystemExit, match=r"^error: Prefect: 500, the disk is full$"), plain_errors():
+        raise PrefectHTTPStatusError("500,\n the disk is full", request=asked, response=httpx.Response(500))
     dvc = folder / "dvc.yaml"
     dvc.write_text(dvc.read_text().replace("desc: Judge it.", "desk: Judge it."))
     dummy.commit(folder)
@@ -261,6 +266,7 @@ def test_what_mlflow_and_dvc_refuse_is_one_line_that_names_them(folder):
 def test_names_with_shell_characters_stay_names(folder):
     (folder / "recipes" / "x; touch pwned.yaml").write_text("train: {rank: 3}\n")
     dummy.commit(folder)
+    (folder / ".longlora" / "worktrees").mkdir(parents=True)  # in a first run the server comes before the recipe
     done = dummy.longlora(folder, "run", "--recipe", "x; touch pwned", env={"PREFECT_API_URL": "http://127.0.0.1:1"})
     assert "nobody answers" in done.stderr  # it came as far as the server, with the recipe read
     assert not (folder / "pwned").exists()

@@ -178,6 +178,34 @@ def start_up(folder: Path, ports: list[str], env: dict[str, str] | None = None) 
     return servers
 
 
+SERVER_OF_A_RUN = """
+from pathlib import Path
+from tasks import servers
+from tasks.workspace import project
+where = project(Path.cwd())
+servers.use_environment(where)
+with servers.prefect_api(where) as ready:
+    ready()
+"""
+
+
+def test_after_a_run_the_page_of_up_has_all_kinds_of_blocks(folder):
+    command, env = [sys.executable, "-c", SERVER_OF_A_RUN], dummy.clean_environment()
+    subprocess.run(
+        command, cwd=folder, env=env, check=True
+    )  # a server that registers none, and must not note that it did
+    from tasks.servers import free_port
+
+    port = str(free_port())
+    servers = start_up(folder, ["--prefect-port", port, "--mlflow-port", str(free_port())])
+    try:
+        kinds = {each["slug"] for each in ask(f"http://127.0.0.1:{port}/api", "block_types", {"limit": 200})}
+    finally:
+        servers.send_signal(signal.SIGINT)
+        servers.communicate(timeout=60)
+    assert {"slack-webhook", "custom-webhook", "secret"} <= kinds
+
+
 def run_deployment(url: str, overrides: list[str] | None = None) -> str:
     """The id of a flow run of pipeline/killed, to be begun now."""
     (found,) = ask(url, "deployments", {"deployments": {"name": {"any_": ["killed"]}}})

@@ -63,6 +63,38 @@ def test_of_many_at_once_one_makes_it_and_it_stays(tmp_path: Path) -> None:
         assert database.execute("SELECT name FROM flow").fetchall() == [("kept",)]
 
 
+KILLED = "os.kill(os.getpid(), 9)"
+MIGRATING = f"fresh_database.EnvironmentContext.run_migrations = lambda self: {KILLED}"
+WRITING = f"fresh_database.migrated = lambda: ({KILLED} if word == 'END' else word for word in HALF)"
+
+
+@pytest.mark.parametrize("when", [MIGRATING, WRITING])
+def test_a_kill_meanwhile_leaves_nothing_in_the_way(tmp_path: Path, when: str) -> None:
+    first, make = MAKE.split("; ")
+    killed = begun(f"import os; {first}; HALF = ['CREATE TABLE half (x)', 'END']; {when}; {make}", home=tmp_path)
+    killed.communicate(timeout=300)
+    assert killed.returncode == -9
+    assert {file.name for file in tmp_path.iterdir()} <= {"prefect.db", "prefect.db-journal"}
+    ended(begun(MAKE, home=tmp_path))
+    assert len(content(tmp_path / "prefect.db")[0]) > 200
+    assert [file.name for file in tmp_path.iterdir()] == ["prefect.db"]
+
+
+def test_it_is_made_where_no_hard_links_are(tmp_path: Path) -> None:
+    refuse = "def no(*_): raise PermissionError(1, 'no links here')"
+    ended(begun(f"import os\n{refuse}\nos.link = no\n{MAKE}", home=tmp_path))
+    assert [file.name for file in tmp_path.iterdir()] == ["prefect.db"]
+
+
+def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    away = tmp_path / "share"
+    address = f"sqlite+aiosqlite:///{away}/prefect.db"  # of a share that is not mounted
+    process = begun(MAKE, home=tmp_path, PREFECT_SERVER_DATABASE_CONNECTION_URL=address)
+    said, _ = process.communicate(timeout=300)
+    assert (process.returncode, said.splitlines()[-1]) == (1, "sqlite3.OperationalError: unable to open database file")
+    assert not away.exists()
+
+
 @pytest.mark.parametrize(
     "address", ["sqlite+aiosqlite:///:memory:", "postgresql+asyncpg://nobody:none@127.0.0.1:9/none"]
 )

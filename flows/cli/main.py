@@ -232,7 +232,8 @@ def plain_errors() -> Generator[None]:
         if "CancelledRun" in kinds:
             print("error: cancelled in Prefect; the same command goes on where it stopped", file=sys.stderr)
             raise SystemExit(128 + signal.SIGTERM) from None
-        theirs = [name for kind, name in {"MlflowException": "MLflow", "DvcException": "DVC"}.items() if kind in kinds]
+        names = {"MlflowException": "MLflow", "DvcException": "DVC", "PrefectHTTPStatusError": "Prefect"}
+        theirs = [name for kind, name in names.items() if kind in kinds]
         if not theirs:
             raise
         raise SystemExit(f"error: {theirs[0]}: {one_line(error)}") from None
