@@ -7,6 +7,7 @@ server of `longlora up` is started again likewise.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from tasks.web import request
 STARTUP = 120.0  # seconds; about 6 on an idle machine
 RESTARTS = 3  # of one server, in quick succession
 STEADY = 300.0  # seconds; a server that was up this long gets all its restarts back: `up` runs for weeks
+ROOM = 500_000  # bytes; sqlite writes a page and its journal with less, and no run's next state
 PAUSE = 1.0  # seconds before the first restart, twice as many before each that follows: what ended it may pass
 LAST_WORDS = 20.0  # seconds, beyond the stage's own, that a run whose server is lost has to tell MLflow so
 
@@ -97,6 +99,15 @@ class RestartingServer:
                 supervise.sweep(self._mark)  # if only its supervisor was killed, it still has the port
                 self._process = self._start()
             again, since = again + 1, time.monotonic()
+
+
+def watch_room(folder: Path, *, over: threading.Event, on_full: Callable[[str], None]) -> None:
+    """Tell `on_full` once the disk of `folder` is full, until `over`: the server's answers are errors then, and a run would stand
+    still while its clients try again, as if the server were gone."""
+    while not over.wait(PAUSE):
+        if shutil.disk_usage(folder).free < ROOM:
+            on_full(f"No space left on device: {folder}")
+            return
 
 
 def end_run(said: str) -> None:

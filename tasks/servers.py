@@ -7,13 +7,14 @@ What the user set in the environment is left alone. Otherwise everything lives i
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from urllib.parse import SplitResult, urlsplit
 
 from tasks.access import MLFLOW, PREFECT, prefect_server
-from tasks.daemon import RESTARTS, STARTUP, RestartingServer, answers, end_run
+from tasks.daemon import RESTARTS, STARTUP, RestartingServer, answers, end_run, watch_room
 from tasks.listening import LOCAL, LOOPBACK, Host
 from tasks.locks import is_held
 from tasks.workspace import Project
@@ -101,9 +102,14 @@ def prefect_api(
         on_lost=on_lost,
     )
     os.environ["PREFECT_API_URL"] = f"http://{LOOPBACK}:{port}/api"
+    over = threading.Event()
+    threading.Thread(
+        target=watch_room, args=(where.state,), kwargs={"over": over, "on_full": on_lost}, daemon=True
+    ).start()
     try:
         yield server.ready
     finally:
+        over.set()
         try:
             if not server.lost:
                 flush()

@@ -112,6 +112,24 @@ def test_a_run_on_a_full_disk_ends_in_one_line_and_with_room_again_as_if_nothing
     assert [run.info.status for run in mlflow_runs(mlflow_uri, key)] == ["FINISHED"]
 
 
+def test_a_run_whose_own_servers_database_has_no_room_ends_soon_and_goes_on_with_room_again(own, small):
+    """Nothing is set: Prefect's and MLflow's databases lie on the full disk, too."""
+    folder = small.place / "dummy"
+    small.git("clone", "--quiet", str(own), str(folder))
+    process = longlora(small, folder, {})
+    read_until(process, "train | step 2")
+    fill(small.seen / "filler")
+    _, error = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "No space left on device" in error
+    assert "Traceback" not in error
+    (small.seen / "filler").unlink()
+    again = longlora(small, folder, {})
+    out, error = again.communicate(timeout=200)
+    assert (again.returncode, error) == (0, ""), out + error
+    assert small.git("-C", str(folder), "rev-parse", f"refs/longlora/runs/{key_of(own, *SLOW)}")
+
+
 def test_a_remote_inside_of_any_checkout_of_the_project_may_be_new(tmp_path):
     tree = tmp_path / "worktree"
     (tree / ".dvc").mkdir(parents=True)
