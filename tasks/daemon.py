@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -105,9 +106,10 @@ def watch_room(folder: Path, *, over: threading.Event, on_full: Callable[[str], 
     """Tell `on_full` once the disk of `folder` is full, until `over`: the server's answers are errors then, and a run would stand
     still while its clients try again, as if the server were gone."""
     while not over.wait(PAUSE):
-        if shutil.disk_usage(folder).free < ROOM:
-            on_full(f"No space left on device: {folder}")
-            return
+        with suppress(OSError):  # a share that stumbles, or a folder that is gone, is no full disk
+            if shutil.disk_usage(folder).free < ROOM:
+                on_full(f"No space left on device: {folder}")
+                return
 
 
 def end_run(said: str) -> None:

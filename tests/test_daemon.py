@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.request
 from contextlib import suppress
+from types import SimpleNamespace
 
 import dummy
 import psutil
@@ -40,6 +41,26 @@ def pid_at(address: str, *, but: int = 0) -> int:
             return pid
         assert time.monotonic() < deadline, f"nobody new answers at {address}"
         time.sleep(0.05)
+
+
+def test_a_full_disk_is_told_once_and_a_folder_that_is_gone_is_none(tmp_path, monkeypatch):
+    from tasks import daemon
+
+    monkeypatch.setattr(daemon, "PAUSE", 0.01)
+    room, over, said = iter([daemon.ROOM, FileNotFoundError(), daemon.ROOM - 1, 0]), threading.Event(), []
+
+    def usage(folder):
+        left = next(room)
+        if isinstance(left, OSError):
+            raise left
+        return SimpleNamespace(free=left)
+
+    monkeypatch.setattr(daemon.shutil, "disk_usage", usage)
+    daemon.watch_room(tmp_path, over=over, on_full=said.append)
+    assert said == [f"No space left on device: {tmp_path}"]
+    over.set()
+    daemon.watch_room(tmp_path, over=over, on_full=said.append)
+    assert len(said) == len(list(room)) == 1
 
 
 def test_a_killed_server_comes_back_at_its_address_and_none_is_left_behind(tmp_path, capfd):
