@@ -164,6 +164,16 @@ def test_transformers_has_nothing_to_warn_of(method, caplog, monkeypatch):
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("method", ["linear", "ntk", "yarn", "llama3", "longrope"])
+def test_vllm_finds_the_factor_on_cosine_and_sine_where_it_looks(method):
+    """It does not read `attention_factor` under longrope (`tests/test_vllm.py` holds what it computes to transformers')."""
+    configs = [extend(base, method=method, context=CONTEXT) for base in BASES.values()]
+    by_frequency = [c for c in configs if c.rope_parameters["rope_type"] == "longrope"]
+    assert by_frequency
+    for config in by_frequency:
+        assert config.rope_parameters["short_mscale"] == config.rope_parameters["long_mscale"] == rotation(config)[1]
+
+
 @pytest.mark.parametrize("method", ["linear", "ntk", "yarn", "llama3"])
 def test_frequencies_do_not_depend_on_the_length_that_is_read(method):
     for base in BASES.values():

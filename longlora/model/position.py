@@ -10,6 +10,7 @@ Letters: W window that the base reaches; s = context / W; d rotated dimensions o
 """
 
 import copy
+import logging
 import math
 from typing import Any, Literal
 
@@ -23,6 +24,13 @@ from longlora.section import Section
 
 Method = Literal["none", "linear", "ntk", "dynamic", "yarn", "llama3", "longrope"]
 Rope = dict[str, Any]
+
+# What vLLM reads instead of `attention_factor`, without which it puts LongRoPE's own factor in its place: perplexity, and no error,
+# would tell. transformers does not know these keys, and says so at every turn, which no user can act upon.
+VLLM_KEYS = ("short_mscale", "long_mscale")
+logging.getLogger("transformers.modeling_rope_utils").addFilter(
+    lambda record: not ("Unrecognized keys" in (said := record.getMessage()) and all(key in said for key in VLLM_KEYS))
+)
 
 # yarn and llama3 leave a frequency alone that turns more often than this in the window, and interpolate one that turns less.
 YARN_SLOW, YARN_FAST = 1.0, 32.0
@@ -150,12 +158,14 @@ def by_frequency(config: PreTrainedConfig, rope: Rope, *, method: Method, window
     stretch_F = stretch(own_F, method=method, window=window, s=s)
     plain_F, _ = frequencies(config, {"rope_type": "linear", "factor": 1.0} | unscaled(rope))
     factors_F = plain_F / own_F
+    temperature *= 0.1 * math.log(s) + 1.0 if method == "yarn" else 1.0
     return unscaled(rope) | {
         "rope_type": "longrope",
         "short_factor": (factors_F if method == "longrope" else factors_F * stretch_F).tolist(),
         "long_factor": (factors_F * stretch_F).tolist(),
         "factor": s,
-        "attention_factor": temperature * (0.1 * math.log(s) + 1.0 if method == "yarn" else 1.0),
+        "attention_factor": temperature,
+        **dict.fromkeys(VLLM_KEYS, temperature),
         "original_max_position_embeddings": window,
     }
 
