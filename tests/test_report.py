@@ -36,7 +36,8 @@ RECIPE = {
     "adapter": {"method": "lora", "quantized": None, "rank": 8, "alpha": 16.0, "target_modules": ["q_proj"],
                 "trainable": ["embeddings", "norms"]},
     "fit": {"steps": 1200, "global_batch_size": 2, "recall_share": 0.5, "pairs_share": 0.0, "learning_rate": 0.001,
-            "loraplus_lr_ratio": 1.0, "lr_scheduler_type": "linear", "warmup_steps": 10, "dtype": "float32", "seed": 1},
+            "loraplus_lr_ratio": 1.0, "neftune_noise_alpha": None, "lr_scheduler_type": "linear",
+            "warmup_steps": 10, "dtype": "float32", "seed": 1},
 }  # fmt: skip
 
 
@@ -459,11 +460,12 @@ def test_the_recipe_tells_of_four_bits_lora_plus_and_an_end_in_full_attention_wh
         **RECIPE,
         "attention": RECIPE["attention"] | {"pattern": "full"},
         "adapter": RECIPE["adapter"] | {"quantized": "nf4"},
-        "fit": RECIPE["fit"] | {"loraplus_lr_ratio": 16.0},
+        "fit": RECIPE["fit"] | {"loraplus_lr_ratio": 16.0, "neftune_noise_alpha": 5.0},
     }
     rows, other = dict(recipe_of(plain)), dict(recipe_of(replace(plain, recipe=recipe)))
     assert rows["learning rate"] == "0.001, linear (10 steps)" and rows["precision"] == "float32"
     assert rows["full attention at the end"] == "last 10% of the steps"
+    assert other["noise on the embeddings (NEFTune)"] == "5"
     assert other["learning rate"] == "0.001, 16 times as much for the B matrices, linear (10 steps)"
     assert other["precision"] == "float32, the frozen linear layers in nf4"
     assert other["attention in training"] == "full" and "full attention at the end" not in other

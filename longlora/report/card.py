@@ -146,6 +146,7 @@ def recipe_of(findings: Findings) -> list[tuple[str, str]]:
         ("steps", f"{fit['steps']:,} of {fit['global_batch_size']:,} x {position['context']:,} tokens"),
         ("of these, recall exercises", f"{fit['recall_share']:.0%}{PASSKEY_WORDS if knows_passkey(findings) else ''}"),
         *pairs(fit),
+        *noise(fit),
         (
             "learning rate",
             f"{fit['learning_rate']:g}{b_matrices}, {fit['lr_scheduler_type'].replace('_', ' ')} ({fit['warmup_steps']} steps)",
@@ -169,6 +170,12 @@ def attended(attention: dict[str, Any]) -> list[tuple[str, str]]:
 def knows_passkey(findings: Findings) -> bool:
     """Whether the words that passkeys are asked in were trained on."""
     return bool(findings.texts["passkey_words"] and findings.recipe["fit"]["recall_share"])
+
+
+def noise(fit: dict[str, Any]) -> list[tuple[str, str]]:
+    """The row about NEFTune, where it was on."""
+    alpha = fit["neftune_noise_alpha"]
+    return [("noise on the embeddings (NEFTune)", f"{alpha:g}")] if alpha else []
 
 
 def pairs(fit: dict[str, Any]) -> list[tuple[str, str]]:
