@@ -22,7 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from longlora.attention.groups import group_size
 from longlora.attention.kernels import BackendName, attend, choose
-from longlora.attention.segments import Shift, document_ids, no_padding, parts, segment
+from longlora.attention.segments import Shift, document_ids, no_padding, parts, remembered, segment
 from longlora.section import Section
 
 Attend = Callable[..., torch.Tensor]  # the signature of `shifted_sparse_attention`
@@ -259,6 +259,16 @@ def check_window(window: int, *, length: int, attention: Attention) -> None:
         )
 
 
+def must_be_one_document(position_ids: torch.Tensor) -> None:
+    """Raises ValueError: positions start anew in a row that is taken for one document, as transformers does beside a mask or a
+    cache."""
+    if remembered(position_ids, (must_be_one_document,), lambda: bool((position_ids[..., 1:] == 0).any())):
+        raise ValueError(
+            "position_ids start anew inside of a row, and its documents would see each other: transformers parts them only without "
+            "an attention_mask and with use_cache=False"
+        )
+
+
 def attention_function(
     attention: Attention, *, attend: Attend, degree: int
 ) -> Callable[..., tuple[torch.Tensor, None]]:
@@ -278,6 +288,7 @@ def attention_function(
         s_aux: torch.Tensor | None = None,
         position_bias: torch.Tensor | None = None,
         is_causal: bool | None = None,
+        position_ids: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
         **others: Any,  # transformers hands every attention function all it has
     ) -> tuple[torch.Tensor, None]:
@@ -292,6 +303,8 @@ def attention_function(
             check_window(sliding_window, length=length, attention=attention)
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(f"S2-Attn takes padding and documents, not a ready mask of {tuple(attention_mask.shape)}")
+        if attention_mask is None and documents is None and position_ids is not None:
+            must_be_one_document(position_ids)
         if documents is None and degree > 1:
             raise ValueError(f"{type(module).__name__} is not given the `documents` of the whole sequence")
         missing = query.shape[-1] - value.shape[-1]  # DeepSeek's values are narrower than its keys
