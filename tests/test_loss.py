@@ -1,5 +1,8 @@
 """The chunked loss against the plain one."""
 
+import copy
+import math
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -113,6 +116,14 @@ def test_an_adapter_that_is_saved_meanwhile_opens_in_stock_peft(tied, tmp_path):
     restore()
     opened = PeftModel.from_pretrained(llama(tied=tied), tmp_path)
     torch.testing.assert_close(opened(input_ids=tokens_BL).logits, model.eval()(input_ids=tokens_BL).logits)
+
+
+def test_a_copy_of_the_model_applies_its_own_head():
+    model, tokens_BL = llama(tied=False), torch.arange(9)[None]
+    chunk_loss(model, chunk=10)
+    other = copy.deepcopy(model)
+    other.lm_head.weight.data.zero_()
+    assert other(input_ids=tokens_BL, labels=tokens_BL).loss.item() == pytest.approx(math.log(300))
 
 
 def test_a_model_may_be_training_and_attend_sparsely_already():

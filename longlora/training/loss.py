@@ -10,6 +10,7 @@ Letters: B batch, L tokens, N tokens of all rows, D hidden size, V vocabulary.
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -114,7 +115,7 @@ def chunk_loss(model: PreTrainedModel | PeftModel, *, chunk: int) -> Callable[[]
     with at_rest(inner):
         plain = loss_of(inner, half=half)
         head.forward = hidden_states
-        inner.loss_function = loss_by(head, chunk=chunk)
+        inner.loss_function = partial(loss_by, head=head, chunk=chunk)  # in a copy of the model, the copy's head
         inner.generate = no_generation  # type: ignore[method-assign]
         try:
             chunked = loss_of(inner, half=half)
@@ -171,26 +172,25 @@ def loss_of(model: PreTrainedModel, *, half: bool) -> torch.Tensor:
         return model(input_ids=tokens_BL, labels=tokens_BL).loss.float()
 
 
-def loss_by(head: nn.Module, *, chunk: int) -> Callable[..., torch.Tensor]:
+def loss_by(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    vocab_size: int | None = None,  # some families give it by its place
+    num_items_in_batch: Any = None,
+    shift_labels: torch.Tensor | None = None,
+    *,
+    head: nn.Module,
+    chunk: int,
+    **ignored: Any,
+) -> torch.Tensor:
     """The loss behind the signature that transformers calls; what it calls logits are hidden states here."""
-
-    def loss(
-        logits: torch.Tensor,
-        labels: torch.Tensor,
-        vocab_size: int | None = None,  # some families give it by its place
-        num_items_in_batch: Any = None,
-        shift_labels: torch.Tensor | None = None,
-        **ignored: Any,
-    ) -> torch.Tensor:
-        total = chunked_cross_entropy(
-            logits,
-            head.weight,  # of a wrapper, if peft put one around it
-            labels if shift_labels is None else shift_labels,
-            chunk=chunk,
-            bias_V=head.bias,
-            reduction="mean" if num_items_in_batch is None else "sum",
-            shifted=shift_labels is not None,
-        )
-        return total if num_items_in_batch is None else total / num_items_in_batch
-
-    return loss
+    total = chunked_cross_entropy(
+        logits,
+        head.weight,  # of a wrapper, if peft put one around it
+        labels if shift_labels is None else shift_labels,
+        chunk=chunk,
+        bias_V=head.bias,
+        reduction="mean" if num_items_in_batch is None else "sum",
+        shifted=shift_labels is not None,
+    )
+    return total if num_items_in_batch is None else total / num_items_in_batch
