@@ -259,10 +259,19 @@ def check_window(window: int, *, length: int, attention: Attention) -> None:
         )
 
 
-def must_be_one_document(position_ids: torch.Tensor) -> None:
-    """Raises ValueError: positions start anew in a row that is taken for one document, as transformers does beside a mask or a
+def must_know_documents(position_ids: torch.Tensor, *, document_ids_BL: torch.Tensor | None) -> None:
+    """Raises ValueError: positions start anew inside of what is taken for one document, as transformers takes it beside a mask or a
     cache."""
-    if remembered(position_ids, (must_be_one_document,), lambda: bool((position_ids[..., 1:] == 0).any())):
+
+    def unknown() -> bool:
+        begins_BL = position_ids[..., 1:] == 0
+        if document_ids_BL is not None:
+            after_BL = document_ids_BL[:, 1:]
+            begins_BL = begins_BL & (after_BL == document_ids_BL[:, :-1]) & (after_BL >= 0)
+        return bool(begins_BL.any())
+
+    given = position_ids if document_ids_BL is None else document_ids_BL
+    if remembered(given, (must_know_documents, id(position_ids)), unknown):
         raise ValueError(
             "position_ids start anew inside of a row, and its documents would see each other: transformers parts them only without "
             "an attention_mask and with use_cache=False"
@@ -303,8 +312,8 @@ def attention_function(
             check_window(sliding_window, length=length, attention=attention)
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(f"S2-Attn takes padding and documents, not a ready mask of {tuple(attention_mask.shape)}")
-        if attention_mask is None and documents is None and position_ids is not None:
-            must_be_one_document(position_ids)
+        if documents is None and position_ids is not None:
+            must_know_documents(position_ids, document_ids_BL=attention_mask)
         if documents is None and degree > 1:
             raise ValueError(f"{type(module).__name__} is not given the `documents` of the whole sequence")
         missing = query.shape[-1] - value.shape[-1]  # DeepSeek's values are narrower than its keys
