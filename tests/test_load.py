@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from specimens import folder
@@ -22,6 +23,7 @@ from transformers import (
 
 from longlora.evaluation.answer import answers
 from longlora.evaluation.passkey import measure
+from longlora.evaluation.windows import Window, nats
 from longlora.model.load import SMALL, gpus, must_reach, open_model, open_tokenizer, spread
 from longlora.stages import passkey as stages_passkey
 
@@ -81,10 +83,10 @@ SIZES = {"vocab_size": 340, "num_hidden_layers": 1, "num_attention_heads": 3}
 @pytest.mark.parametrize(
     "model",
     [
-        GPT2LMHeadModel(GPT2Config(vocab_size=340, n_positions=64, n_embd=24, n_layer=1, n_head=3)),
+        GPT2LMHeadModel(GPT2Config(vocab_size=340, n_positions=64, n_embd=24, n_layer=1, n_head=3)).eval(),
         OPTForCausalLM(
             OPTConfig(**SIZES, hidden_size=24, word_embed_proj_dim=24, ffn_dim=40, max_position_embeddings=64)
-        ),
+        ).eval(),
     ],
     ids=["GPT-2", "OPT"],
 )
@@ -103,6 +105,15 @@ def test_rotary_positions_do_not_end(whole):
     model = open_model(whole)
     assert isinstance(model, LlamaForCausalLM) and model.config.max_position_embeddings == 64
     must_reach(model, 5000)
+
+
+def test_a_model_in_training_mode_is_not_measured(whole):
+    model, words = open_model(whole).train(), open_tokenizer(whole)
+    with pytest.raises(ValueError, match=r"training mode, .* measure after model.eval\(\)"):
+        measure(model, label="odd", tokenizer=words, settings=settings(lengths=[310]))
+    with pytest.raises(ValueError, match="training mode"):
+        nats(model, documents=[np.arange(90)], windows=[Window(0, 0, 80, 9)])
+    measure(model.eval(), label="whole", tokenizer=words, settings=settings(lengths=[310]))
 
 
 class Spied:

@@ -1,10 +1,24 @@
 """The chunked loss against the plain one."""
 
+import copy
+import math
+
 import pytest
 import torch
-from specimens import llama
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, GraniteConfig, PhiConfig, Qwen3MoeConfig
+from peft import LoraConfig, PeftModel, get_peft_model
+from specimens import ADAPTER, ATTENTION, llama
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPTNeoXConfig,
+    GraniteConfig,
+    PhiConfig,
+    Qwen3MoeConfig,
+)
 
+from longlora.attention.shifted import enable
+from longlora.model.adapter import attach, save
 from longlora.training.loss import chunk_loss, chunked_cross_entropy
 
 
@@ -24,7 +38,7 @@ def test_chunked_loss_and_gradients_equal_the_plain_ones(tied, chunk):
     chunked = model(input_ids=tokens_BL, labels=labels_BL).loss
     chunked.backward()
     torch.testing.assert_close(chunked, plain)
-    got = {name.replace("lm_head.head", "lm_head"): p.grad for name, p in model.named_parameters()}
+    got = {name: p.grad for name, p in model.named_parameters()}
     torch.testing.assert_close(got, wanted)
 
 
@@ -69,8 +83,74 @@ def test_the_head_comes_back():
     before = model(input_ids=tokens_BL).logits
     restore = chunk_loss(model, chunk=10)
     assert model(input_ids=tokens_BL).logits.shape[-1] == 36
+    with pytest.raises(ValueError, match="gives no logits: call what chunk_loss returned"):
+        model.generate(tokens_BL, max_new_tokens=2)
     restore()
     torch.testing.assert_close(model(input_ids=tokens_BL).logits, before)
+
+
+def test_the_models_own_loss_comes_back_and_it_generates_again():
+    model, plain = llama(), llama()
+    tokens_BL = torch.randint(300, (1, 9))
+    chunk_loss(model, chunk=10)()
+    assert model(input_ids=tokens_BL, labels=tokens_BL).loss == plain(input_ids=tokens_BL, labels=tokens_BL).loss
+    assert model.generate(tokens_BL, max_new_tokens=2).shape[1] > 9
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_is_saved_meanwhile_opens_as_ever(tied, tmp_path):
+    model = llama(tied=tied)
+    chunk_loss(model, chunk=10)
+    model.save_pretrained(tmp_path)
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(opened.lm_head.weight, model.lm_head.weight)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_that_is_saved_meanwhile_opens_in_stock_peft(tied, tmp_path):
+    model, tokens_BL = attach(llama(tied=tied), ADAPTER), torch.randint(300, (2, 33))
+    restore = chunk_loss(model, chunk=10)
+    model(input_ids=tokens_BL, labels=tokens_BL).loss.backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5).step()
+    save(model, tmp_path)
+    restore()
+    opened = PeftModel.from_pretrained(llama(tied=tied), tmp_path)
+    torch.testing.assert_close(opened(input_ids=tokens_BL).logits, model.eval()(input_ids=tokens_BL).logits)
+
+
+def test_a_copy_of_the_model_applies_its_own_head():
+    model, tokens_BL = llama(tied=False), torch.arange(9)[None]
+    chunk_loss(model, chunk=10)
+    other = copy.deepcopy(model)
+    other.lm_head.weight.data.zero_()
+    assert other(input_ids=tokens_BL, labels=tokens_BL).loss.item() == pytest.approx(math.log(300))
+
+
+def test_a_model_may_be_training_and_attend_sparsely_already():
+    torch.manual_seed(0)
+    dropping = AutoModelForCausalLM.from_config(
+        GPTNeoXConfig(vocab_size=90, hidden_size=32, intermediate_size=40, num_attention_heads=4, hidden_dropout=0.5)
+    ).train()
+    dropping.gpt_neox.layers[0].eval()
+    modes = [m.training for m in dropping.modules()]
+    chunk_loss(dropping, chunk=10)
+    assert [m.training for m in dropping.modules()] == modes
+    sparse = llama()
+    enable(sparse, ATTENTION)
+    name = sparse.config._attn_implementation
+    chunk_loss(sparse, chunk=10)
+    assert sparse.config._attn_implementation == name != "sdpa"
+
+
+def test_a_head_with_an_adapter_is_refused_and_one_that_is_trained_whole_is_not():
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "lm_head"])
+    with pytest.raises(ValueError, match="lora_A.default.weight would not be trained: leave the head out"):
+        chunk_loss(get_peft_model(llama(tied=False), lora), chunk=10)
+    whole = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["lm_head"])
+    model, tokens_BL = get_peft_model(llama(tied=False), whole), torch.randint(300, (1, 9))
+    chunk_loss(model, chunk=10)
+    model(input_ids=tokens_BL, labels=tokens_BL).loss.backward()
+    assert model.base_model.model.lm_head.modules_to_save.default.weight.grad.norm() > 0
 
 
 SIZES = {"vocab_size": 90, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "head_dim": 8}
@@ -121,3 +201,4 @@ def test_a_model_that_changes_its_logits_otherwise_is_refused(monkeypatch):
     monkeypatch.setattr(type(model), "forward", forward)
     with pytest.raises(ValueError, match="LlamaForCausalLM changes its logits after the head"):
         chunk_loss(model, chunk=10)
+    assert model(input_ids=torch.arange(9)[None]).logits.shape[-1] == 300

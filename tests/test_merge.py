@@ -56,6 +56,22 @@ def test_a_tokenizer_that_cuts_texts_for_other_clients_cuts_no_more(trained, tmp
     assert (len(rules.encode("naïve " * 99).ids), len(merged.encode("naïve " * 99).ids) > 64) == (64, True)
 
 
+def test_a_base_without_a_tokenizer_is_merged_too(trained, tmp_path):
+    base, adapter, _ = trained
+    for file in base.glob("token*"):
+        file.unlink()
+    merge(base, adapter, out=tmp_path / "merged")
+    assert not [*tmp_path.glob("merged*/token*"), *tmp_path.glob("*.partial")]
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").config.max_position_embeddings == 128
+
+
+def test_an_adapter_that_peft_has_saved_without_the_longer_config_is_refused(trained, tmp_path):
+    base, _, model = trained
+    model.save_pretrained(tmp_path / "checkpoint-4")
+    with pytest.raises(ValueError, match="checkpoint-4 has no config.json, .* peft does not"):
+        merge(base, tmp_path / "checkpoint-4", out=tmp_path / "merged")
+
+
 def test_a_merge_that_changes_the_logits_writes_nothing(trained, tmp_path, monkeypatch):
     base, adapter, _ = trained
     honest = PeftModel.merge_and_unload if hasattr(PeftModel, "merge_and_unload") else None

@@ -530,6 +530,23 @@ def test_what_a_layer_asks_for_in_vain_is_named(strange, words):
         attend(torch.nn.Module().train(), q, q, q, None, **strange)
 
 
+MASK = torch.ones(3, LENGTH, dtype=torch.long)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "beside",
+    [{"use_cache": True}, {"attention_mask": MASK}, {"attention_mask": MASK - (torch.arange(LENGTH) > 18).long()}],
+)
+def test_packed_documents_that_transformers_would_not_part_are_refused(family, beside):
+    model, (given, _) = build(FAMILIES[family]), batch("packed")
+    enable(model, S2)
+    with pytest.raises(ValueError, match="its documents would see each other"):
+        model(**given, **beside)
+    padded = batch("left")[0]
+    model(**padded, position_ids=(padded["attention_mask"].cumsum(1) - 1).clamp(min=0))
+
+
 def test_documents_that_see_each_other_elsewhere_than_in_the_attention_are_found():
     for family in FAMILIES:
         must_part_documents(build(FAMILIES[family]).eval())

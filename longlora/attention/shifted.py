@@ -22,7 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from longlora.attention.groups import group_size
 from longlora.attention.kernels import BackendName, attend, choose
-from longlora.attention.segments import Shift, document_ids, no_padding, parts, segment
+from longlora.attention.segments import Shift, document_ids, no_padding, parts, remembered, segment
 from longlora.section import Section
 
 Attend = Callable[..., torch.Tensor]  # the signature of `shifted_sparse_attention`
@@ -259,6 +259,25 @@ def check_window(window: int, *, length: int, attention: Attention) -> None:
         )
 
 
+def must_know_documents(position_ids: torch.Tensor, *, document_ids_BL: torch.Tensor | None) -> None:
+    """Raises ValueError: positions start anew inside of what is taken for one document, as transformers takes it beside a mask or a
+    cache."""
+
+    def unknown() -> bool:
+        begins_BL = position_ids[..., 1:] == 0
+        if document_ids_BL is not None:
+            after_BL = document_ids_BL[:, 1:]
+            begins_BL = begins_BL & (after_BL == document_ids_BL[:, :-1]) & (after_BL >= 0)
+        return bool(begins_BL.any())
+
+    given = position_ids if document_ids_BL is None else document_ids_BL
+    if remembered(given, (must_know_documents, id(position_ids)), unknown):
+        raise ValueError(
+            "position_ids start anew inside of a row, and its documents would see each other: transformers parts them only without "
+            "an attention_mask and with use_cache=False"
+        )
+
+
 def attention_function(
     attention: Attention, *, attend: Attend, degree: int
 ) -> Callable[..., tuple[torch.Tensor, None]]:
@@ -278,6 +297,7 @@ def attention_function(
         s_aux: torch.Tensor | None = None,
         position_bias: torch.Tensor | None = None,
         is_causal: bool | None = None,
+        position_ids: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
         **others: Any,  # transformers hands every attention function all it has
     ) -> tuple[torch.Tensor, None]:
@@ -292,6 +312,8 @@ def attention_function(
             check_window(sliding_window, length=length, attention=attention)
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(f"S2-Attn takes padding and documents, not a ready mask of {tuple(attention_mask.shape)}")
+        if documents is None and position_ids is not None:
+            must_know_documents(position_ids, document_ids_BL=attention_mask)
         if documents is None and degree > 1:
             raise ValueError(f"{type(module).__name__} is not given the `documents` of the whole sequence")
         missing = query.shape[-1] - value.shape[-1]  # DeepSeek's values are narrower than its keys

@@ -105,11 +105,11 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def must_reach(model: PreTrainedModel, length: int) -> None:
-    """Check that the model can read `length` tokens at all. Rotary positions go on beyond the config's number, and a model may be
-    asked for more than it says, to show how it breaks; learned ones end.
+    """Check that the model can read `length` tokens, and as it will be used. Rotary positions go on beyond the config's number, and
+    a model may be asked for more than it says, to show how it breaks; learned ones end.
 
     Raises:
-        ValueError: it has learned positions, and too few.
+        ValueError: it has learned positions, and too few; or it is in training mode.
     """
     learned = [
         min(module.num_embeddings, model.config.get_text_config().max_position_embeddings)
@@ -120,6 +120,11 @@ def must_reach(model: PreTrainedModel, length: int) -> None:
         raise ValueError(
             f"{length} tokens are asked for, and this model has {min(learned)} positions, which are learned and end there: "
             f"lower the lengths to {min(learned)}"
+        )
+    if model.training:
+        raise ValueError(
+            "the model is in training mode, where it may drop out or attend sparsely: measure after model.eval(), and, if S2-Attn "
+            "is on, inside `with disabled(model):`"
         )
 
 

@@ -44,8 +44,14 @@ def merge(base: Path, adapter_folder: Path, *, out: Path) -> Differences:
     """Write the merged model to the new folder `out`; return how far its logits are off.
 
     Raises:
-        ValueError: the logits differ by more than the tolerance, or are not finite; then nothing is written.
+        ValueError: the logits differ by more than the tolerance, or are not finite, or no config is beside the adapter; then
+            nothing is written.
     """
+    if not (adapter_folder / "config.json").is_file():
+        raise ValueError(
+            f"{adapter_folder} has no config.json, which says how far it reaches: `save` of longlora.model.adapter writes it "
+            "beside the adapter, peft does not"
+        )
     config = AutoConfig.from_pretrained(adapter_folder, local_files_only=True)
     dtype = AutoConfig.from_pretrained(base, local_files_only=True).dtype or torch.float32
     if not (adapter_folder / "adapter_config.json").exists():
@@ -89,7 +95,7 @@ def logits(model: torch.nn.Module, length: int) -> torch.Tensor:
 
 
 def write(model: PreTrainedModel, *, base: Path, out: Path) -> None:
-    """Weights with their digests, config and the base's tokenizer with the new length, whole or not at all."""
+    """Weights with their digests, config and the base's tokenizer, if it has one, with the new length, whole or not at all."""
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
@@ -104,6 +110,7 @@ def write(model: PreTrainedModel, *, base: Path, out: Path) -> None:
 def lengthen_tokenizer(folder: Path, *, length: int) -> None:
     """`model_max_length`, at which transformers cuts texts, and no cut by the rules themselves, which other clients obey."""
     file, rules = folder / "tokenizer_config.json", folder / "tokenizer.json"
-    write_json({**json.loads(file.read_text()), "model_max_length": length}, file)
+    if file.exists():
+        write_json({**json.loads(file.read_text()), "model_max_length": length}, file)
     if rules.exists() and (raw := json.loads(rules.read_text("utf-8"))).get("truncation"):
         rules.write_text(json.dumps(raw | {"truncation": None}, ensure_ascii=False), "utf-8")

@@ -8,8 +8,10 @@ the plain loss of transformers, values and gradients.
 Letters: B batch, L tokens, N tokens of all rows, D hidden size, V vocabulary.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -17,22 +19,10 @@ from torch.nn import LinearCrossEntropyOptions
 from torch.nn.functional import cross_entropy, linear, linear_cross_entropy
 from transformers import PreTrainedModel
 
+from longlora.attention.shifted import disabled
+from longlora.model.quiet_peft import PeftModel
+
 IGNORED = -100
-
-
-class HiddenHead(nn.Module):
-    """Stands where the language-model head was and passes the hidden states on; the loss applies the head it keeps."""
-
-    def __init__(self, head: nn.Linear) -> None:
-        super().__init__()
-        self.head = head
-
-    @property
-    def weight(self) -> torch.Tensor:
-        return self.head.weight  # of a wrapper, if peft put one around it
-
-    def forward(self, hidden_BLD: torch.Tensor) -> torch.Tensor:
-        return hidden_BLD
 
 
 def chunked_cross_entropy(
@@ -91,54 +81,116 @@ def float32_value(
     return total if reduction == "sum" else total / (labels_N != IGNORED).sum()
 
 
-def chunk_loss(model: PreTrainedModel, *, chunk: int) -> Callable[[], None]:
-    """Make `model(labels=...)` compute its loss in chunks; return what puts the head back.
+def chunk_loss(model: PreTrainedModel | PeftModel, *, chunk: int) -> Callable[[], None]:
+    """Make `model(labels=...)` compute its loss in chunks; return what gives it its own head and loss back.
+
+    Until then what it calls `logits` are hidden states, and it does not generate. No weight moves and none changes its name, so
+    what is saved meanwhile opens as ever.
 
     Raises:
-        ValueError: the model does something to its logits (soft-capping) that this loss would leave out.
+        ValueError: the model does something to its logits (soft-capping), or its head has trained parts (an adapter), that this
+            loss would leave out; then it is as it was.
     """
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(inner, PreTrainedModel)
     # The comparison below would not see it: a cap does nothing to logits that are small.
-    if cap := getattr(model.config.get_text_config(), "final_logit_softcapping", None):
+    if cap := getattr(inner.config.get_text_config(), "final_logit_softcapping", None):
         raise ValueError(
-            f"{type(model).__name__} caps its logits at {cap:g}, and the chunked loss takes them as the head gives them: take a "
+            f"{type(inner).__name__} caps its logits at {cap:g}, and the chunked loss takes them as the head gives them: take a "
             "base without final_logit_softcapping, or set it to null in its config"
         )
-    head = model.get_output_embeddings()
+    head = inner.get_output_embeddings()
     assert head is not None
-    tokens_BL = torch.arange(8, device=head.weight.device)[None]
-    probe = {"input_ids": tokens_BL, "labels": tokens_BL}
-    half = head.weight.dtype == torch.bfloat16 or model.dtype == torch.bfloat16
-    autocast = torch.autocast(head.weight.device.type, dtype=torch.bfloat16, enabled=half)
-    with torch.inference_mode(), autocast:
-        plain = model(**probe).loss
+    must_be_weights_alone(head)
+    own = vars(head).get("forward"), inner.loss_function  # accelerate may have put a forward on it
 
-    def loss(
-        logits: torch.Tensor,
-        labels: torch.Tensor,
-        vocab_size: int | None = None,  # some families give it by its place
-        num_items_in_batch: Any = None,
-        shift_labels: torch.Tensor | None = None,
-        **ignored: Any,
-    ) -> torch.Tensor:
-        # `logits` are hidden states here: HiddenHead passed them on.
-        total = chunked_cross_entropy(
-            logits,
-            head.weight,
-            labels if shift_labels is None else shift_labels,
-            chunk=chunk,
-            bias_V=head.bias,
-            reduction="mean" if num_items_in_batch is None else "sum",
-            shifted=shift_labels is not None,
-        )
-        return total if num_items_in_batch is None else total / num_items_in_batch
+    def give_back() -> None:
+        vars(head).pop("forward", None)
+        vars(inner).pop("generate", None)
+        if own[0]:
+            head.forward = own[0]
+        inner.loss_function = own[1]
 
-    model.set_output_embeddings(HiddenHead(head))
-    model.loss_function = loss
-    with torch.inference_mode(), autocast:
-        chunked = model(**probe).loss
-    tolerance = 1e-2 if half else 1e-4
-    if not torch.allclose(plain.float(), chunked.float(), rtol=tolerance):
+    half = head.weight.dtype == torch.bfloat16 or inner.dtype == torch.bfloat16
+    with at_rest(inner):
+        plain = loss_of(inner, half=half)
+        head.forward = hidden_states
+        inner.loss_function = partial(loss_by, head=head, chunk=chunk)  # in a copy of the model, the copy's head
+        inner.generate = no_generation  # type: ignore[method-assign]
+        try:
+            chunked = loss_of(inner, half=half)
+        except BaseException:
+            give_back()
+            raise
+    if not torch.allclose(plain, chunked, rtol=1e-2 if half else 1e-4):
+        give_back()
         raise ValueError(
-            f"{type(model).__name__} changes its logits after the head; the chunked loss is {chunked:.4f}, its own {plain:.4f}"
+            f"{type(inner).__name__} changes its logits after the head; the chunked loss is {chunked:.4f}, its own {plain:.4f}"
         )
-    return lambda: model.set_output_embeddings(head)
+    return give_back
+
+
+def hidden_states(hidden_BLD: torch.Tensor) -> torch.Tensor:
+    """In place of the head, which the loss applies."""
+    return hidden_BLD
+
+
+def no_generation(*given: Any, **settings: Any) -> NoReturn:
+    raise ValueError("under the chunked loss a model gives no logits: call what chunk_loss returned, then generate")
+
+
+def must_be_weights_alone(head: nn.Module) -> None:
+    """Raises ValueError: something else of the `head` is trained than its weight and bias, such as an adapter's matrices."""
+    others = [
+        name for name, p in head.named_parameters() if p.requires_grad and p is not head.weight and p is not head.bias
+    ]
+    if others:
+        raise ValueError(
+            f"the chunked loss takes the head's weight alone, and {others[0]} would not be trained: leave the head out of "
+            "target_modules, or train it whole"
+        )
+
+
+@contextmanager
+def at_rest(model: PreTrainedModel) -> Generator[None]:
+    """No dropout and ordinary attention: passes differ by what is changed between them, and by nothing else."""
+    training = [m for m in model.modules() if m.training]
+    model.eval()
+    try:
+        with disabled(model) if model._supports_sdpa else nullcontext():  # pyright: ignore[reportPrivateUsage]
+            yield
+    finally:
+        for m in training:
+            m.training = True
+
+
+@torch.inference_mode()
+def loss_of(model: PreTrainedModel, *, half: bool) -> torch.Tensor:
+    """Of a few tokens, in float32."""
+    tokens_BL = torch.arange(8, device=model.device)[None]
+    with torch.autocast(tokens_BL.device.type, dtype=torch.bfloat16, enabled=half):
+        return model(input_ids=tokens_BL, labels=tokens_BL).loss.float()
+
+
+def loss_by(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    vocab_size: int | None = None,  # some families give it by its place
+    num_items_in_batch: Any = None,
+    shift_labels: torch.Tensor | None = None,
+    *,
+    head: nn.Module,
+    chunk: int,
+    **ignored: Any,
+) -> torch.Tensor:
+    """The loss behind the signature that transformers calls; what it calls logits are hidden states here."""
+    total = chunked_cross_entropy(
+        logits,
+        head.weight,  # of a wrapper, if peft put one around it
+        labels if shift_labels is None else shift_labels,
+        chunk=chunk,
+        bias_V=head.bias,
+        reduction="mean" if num_items_in_batch is None else "sum",
+        shifted=shift_labels is not None,
+    )
+    return total if num_items_in_batch is None else total / num_items_in_batch
