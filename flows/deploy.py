@@ -54,9 +54,9 @@ def deploy(
         raise ValueError(f"--if-worse {if_worse:g}: a share, at least 0 and below 1, such as 0.05")
     if if_worse is not None and beside not in (None, "champion"):
         raise ValueError(f"--beside {beside}: with --if-worse it is the champion")
-    brought(where, beside)
+    brought(where, beside)  # no such model is said now, too; each run brings its own
     address = running_prefect(where)
-    entry = deployment(where, "pipeline")
+    entry = deployment(where)
     entry |= {"name": name, "schedules": schedules(cron, interval, timezone)}
     entry["parameters"] |= {"recipe": recipe, "overrides": overrides, "promote": promote}
     if place:
@@ -74,12 +74,18 @@ def deploy(
     return f"pipeline/{name} runs {when}, at the commit checked out in {where.tree}; a worker must be up: `longlora up`"
 
 
-def deployment(where: Project, name: str) -> dict[str, Any]:
-    """The entry `name` of prefect.yaml."""
+def deployment(where: Project) -> dict[str, Any]:
+    """The entry `pipeline` of prefect.yaml.
+
+    Raises:
+        ValueError: there is none.
+    """
     path = where.tree / "prefect.yaml"
-    if not path.exists():
-        raise ValueError(f"{where.tree} has no prefect.yaml: it says what can be deployed")
-    return dict(next(entry for entry in yaml.safe_load(path.read_text())["deployments"] if entry["name"] == name))
+    entries = yaml.safe_load(path.read_text())["deployments"] if path.exists() else []
+    found = next((entry for entry in entries if entry["name"] == "pipeline"), None)
+    if not found:
+        raise ValueError(f"{path} has no deployment 'pipeline': it says what can be deployed")
+    return found
 
 
 def schedules(cron: str | None, interval: float | None, timezone: str) -> list[dict[str, Any]]:

@@ -22,8 +22,12 @@ def launched(launcher: str, *, gpus: int) -> int:
 
     Raises:
         LookupError: it may start them on other machines.
+        ValueError: a quotation in it has no end.
     """
-    words = shlex.split(launcher)
+    try:
+        words = shlex.split(launcher)
+    except ValueError as error:
+        raise ValueError(f"LONGLORA_LAUNCHER={launcher}: {error}") from None
     if not words or (Path(words[0]).name.startswith("python") and len(words) == 1):
         return 1
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -160,6 +160,17 @@ def test_a_wrong_schedule_is_one_line(deployed, prefect_url, monkeypatch, argume
     assert "\n" not in str(ended.value)
 
 
+@pytest.mark.parametrize("content", [None, "deployments: []"])
+def test_a_project_whose_prefect_yaml_has_no_pipeline_is_one_line(tmp_path, content):
+    from flows.deploy import deployment
+    from tasks.workspace import Project
+
+    if content:
+        dummy.write(tmp_path / "prefect.yaml", content)
+    with pytest.raises(ValueError, match=r"/prefect\.yaml has no deployment 'pipeline'"):
+        deployment(Project(tree=tmp_path, root=tmp_path))
+
+
 def test_a_taken_port_is_one_line(deployed, prefect_url):
     port = prefect_url.split(":")[2].split("/")[0]
     done = dummy.longlora(deployed, "up", "--prefect-port", port)

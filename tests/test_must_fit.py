@@ -207,6 +207,12 @@ def test_a_launcher_that_computes_elsewhere_is_said_and_not_refused(tmp_path, ca
     assert "may compute on other machines" in capsys.readouterr().out
 
 
+def test_a_launcher_that_is_no_words_is_named(monkeypatch):
+    monkeypatch.setenv("LONGLORA_LAUNCHER", "torchrun 'x")
+    with pytest.raises(ValueError, match="^LONGLORA_LAUNCHER=torchrun 'x: No closing quotation$"):
+        memory.this_machine(activation_offloading=False)
+
+
 def test_processes_on_a_cpu_share_its_memory(tmp_path, monkeypatch):
     monkeypatch.setenv("LONGLORA_LAUNCHER", "torchrun --nproc-per-node 4")
     assert memory.this_machine(activation_offloading=False).memory_gb == 1.0
