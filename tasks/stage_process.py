@@ -56,7 +56,7 @@ class StageRunner:
                 del said[:-50]
                 on_line(line)
 
-        with self._spare_lock:  # from making it to taking it, or another thread takes it between and this stage is passed over
+        with self._spare_lock:  # until it is taken, or another thread takes it and this stage is passed over
             self.warm()
             spare, self._spare = self._spare, None
         self.warm()
