@@ -52,8 +52,10 @@ def deploy(
             raise ValueError(f"{option} {wanted}: say how often to look, with --interval or --cron")
     if if_worse is not None and not 0 <= if_worse < 1:
         raise ValueError(f"--if-worse {if_worse:g}: a share, at least 0 and below 1, such as 0.05")
-    if if_worse is not None and beside not in (None, "champion"):
-        raise ValueError(f"--beside {beside}: with --if-worse it is the champion")
+    if if_worse is not None:
+        if beside not in (None, "champion"):
+            raise ValueError(f"--beside {beside}: with --if-worse it is the champion")
+        beside = "champion"
     brought(where, beside)  # no such model is said now, too; each run brings its own
     address = running_prefect(where)
     entry = deployment(where)
@@ -64,7 +66,7 @@ def deploy(
     if beside:
         entry["parameters"] |= {"beside": beside}
     if if_worse is not None:
-        entry["parameters"] |= {"beside": "champion", "if_worse": if_worse}
+        entry["parameters"] |= {"if_worse": if_worse}
     ask_prefect(where, address, entry)
     when = f"by cron '{cron}' ({timezone})" if cron else f"every {interval:g} s" if interval else "when asked to"
     if place:

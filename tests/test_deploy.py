@@ -141,6 +141,7 @@ def test_a_cancel_of_a_workers_run_ends_it_after_the_stage_has_saved(own, enviro
         (["--watch", ".gitignore", "--interval", "90"], "--watch .gitignore: no stage reads it; name "),
         (["--watch", "dummy/stage.py"], "--watch dummy/stage.py: say how often to look, with --interval or --cron"),
         (["--beside", "champion"], "has no champion yet"),
+        (["--if-worse", "0.1", "--interval", "90"], "has no champion yet"),
         (
             ["--beside", "4711", "--interval", "90", "--if-worse", "0.1"],
             "--beside 4711: with --if-worse it is the champion",
