@@ -50,9 +50,9 @@ def deploy(
     for option, wanted in (("--watch", watch), ("--if-worse", if_worse)):
         if wanted is not None and not (cron or interval):
             raise ValueError(f"{option} {wanted}: say how often to look, with --interval or --cron")
-    if if_worse is not None and not 0 <= if_worse < 1:
-        raise ValueError(f"--if-worse {if_worse:g}: a share, at least 0 and below 1, such as 0.05")
     if if_worse is not None:
+        if not 0 <= if_worse < 1:
+            raise ValueError(f"--if-worse {if_worse:g}: a share, at least 0 and below 1, such as 0.05")
         if beside not in (None, "champion"):
             raise ValueError(f"--beside {beside}: with --if-worse it is the champion")
         beside = "champion"
@@ -68,12 +68,18 @@ def deploy(
     if if_worse is not None:
         entry["parameters"] |= {"if_worse": if_worse}
     ask_prefect(where, address, entry)
-    when = f"by cron '{cron}' ({timezone})" if cron else f"every {interval:g} s" if interval else "when asked to"
-    if place:
-        when += f" if {place} changed"
-    if if_worse is not None:
-        when += f" if the champion is more than {if_worse:.1%} worse on the data as it is then"
+    when = moments(cron, interval, timezone, place, if_worse)
     return f"pipeline/{name} runs {when}, at the commit checked out in {where.tree}; a worker must be up: `longlora up`"
+
+
+def moments(cron: str | None, interval: float | None, timezone: str, place: Path | None, if_worse: float | None) -> str:
+    """When it runs, in words."""
+    said = f"by cron '{cron}' ({timezone})" if cron else f"every {interval:g} s" if interval else "when asked to"
+    if place:
+        said += f" if {place} changed"
+    if if_worse is not None:
+        said += f" if the champion is more than {if_worse:.1%} worse on the data as it is then"
+    return said
 
 
 def deployment(where: Project) -> dict[str, Any]:
