@@ -55,7 +55,7 @@ def leftovers(where: Project, *, keep: int, versions: set[str], checkpoints: boo
     folders = {path.name: path for path in (where.state / "worktrees").glob("*") if path.is_dir()}
     read = {path.name for path in being_read(where)}
     kept = kept_keys(where, folders, keep, versions) | read
-    busy = [key for key in folders if is_held(where, key)]
+    busy = at_work(where)
     found = [
         Leftover(
             "worktree", (path,), size_of(path), "computed again and differed" if "-" in key else "not of the newest"
@@ -74,6 +74,11 @@ def leftovers(where: Project, *, keep: int, versions: set[str], checkpoints: boo
         if not shared_cache(where):
             found += unused(where, kept, versions)
     return sorted((each for each in found if each.size or each.kind == "locks"), key=lambda each: -each.size)
+
+
+def at_work(where: Project) -> set[str]:
+    """The runs that a process of this machine works on."""
+    return {path.name for path in (where.state / "worktrees").glob("*") if is_held(where, path.name)}
 
 
 def cut_off(where: Project) -> list[Leftover]:
@@ -195,9 +200,13 @@ def with_contents(cache: Path, hashes: set[str]) -> set[str]:
 
 
 def remove(where: Project, found: list[Leftover]) -> None:
-    """Delete what `leftovers` found, but no folder that a run works in, or that a process reads from, by now."""
+    """Delete what `leftovers` found, but no folder that a run works in, or that a process reads from, by now; and of the cache
+    nothing if any run is at work by now, for what it needs was not asked."""
     known = checkouts(where)
     for each in found:
+        if each.kind == "cache" and at_work(where):
+            print(f"left, for a run began meanwhile: {each.why}")
+            continue
         for path in each.paths:
             if each.kind == "cache":
                 path.unlink(missing_ok=True)

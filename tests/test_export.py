@@ -339,6 +339,22 @@ def test_gc_neither_waits_for_a_run_that_began_since_it_looked_nor_deletes_its_f
     assert not work.exists()
 
 
+def test_gc_deletes_nothing_of_the_cache_if_a_run_began_since_it_looked(folder, capsys):
+    from tasks.leftovers import Leftover, remove
+    from tasks.locks import hold
+
+    where, file = project(folder), folder / ".dvc" / "cache" / "files" / "md5" / "01" / "23"
+    dummy.write(file, "weights")
+    (folder / ".longlora" / "worktrees" / "0123").mkdir(parents=True)
+    found = [Leftover("cache", (file,), 7, "1 objects that no kept run has")]
+    with hold(where, "0123"):
+        remove(where, found)
+    assert capsys.readouterr().out == "left, for a run began meanwhile: 1 objects that no kept run has\n"
+    assert file.exists()
+    remove(where, found)
+    assert not file.exists()
+
+
 def test_gc_deletes_the_locks_of_flow_runs_that_ended_and_no_other(folder, capsys):
     from flows.cli.listing import show_leftovers
     from tasks.leftovers import leftovers, remove
