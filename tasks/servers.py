@@ -55,7 +55,9 @@ def use_environment(where: Project) -> None:
     }.items():
         os.environ.setdefault(name, value)
     database = os.environ["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///")
-    if database != os.environ["MLFLOW_TRACKING_URI"]:  # DVC's engine changes the current folder while MLflow opens it again
+    if (
+        database != os.environ["MLFLOW_TRACKING_URI"]
+    ):  # DVC's engine changes the current folder while MLflow opens it again
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{Path(database).absolute()}"
     without_proxy(LOOPBACK, "localhost")
 
