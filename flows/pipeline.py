@@ -175,11 +175,11 @@ def run_snapshot(
 
                 if said := still_good(run_dir, by=if_worse):
                     return Completed(name="StillGood", message=said)
-            if not anyway:
-                must_fit(run_dir)
             with closing(run_dir.dvc):
                 with nullcontext() if opened else looked_at(run_dir):
                     run_dir.dvc.warm()  # it imports DVC meanwhile
+                if not anyway:
+                    must_fit(run_dir)  # it reads parameters that are right by now
                 run_and_record(run_dir)
         if promote:
             # MLflow is imported by now, and not before the first stage runs
