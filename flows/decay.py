@@ -34,16 +34,11 @@ def still_good(run_dir: RunDir, *, by: float) -> str:
     own = replace(better, metric=better.of(CHAMPION, instead=Path(model.path).name))
     try:
         file = measure(run_dir, needed(run_dir.stages, own.metric))
-        now = points(file, own)
-        before = values_of(client, str(champion.run_id), better)
-        said = comparison(now, before, better=own, by=by)
     except BaseException:
         supervise.stop_all()  # a stage still runs if this thread was interrupted
-        run_dir.dvc.close()
         raise
-    if said:
-        run_dir.dvc.close()
-    return said
+    before = values_of(client, str(champion.run_id), better)
+    return comparison(points(file, own), before, better=own, by=by)
 
 
 def needed(stages: list[Stage], metric: str) -> list[Stage]:

@@ -170,12 +170,12 @@ def run_snapshot(
         with opened.lock if opened else locks.hold(where, snapshot.key), failure_told(facts):
             run_dir = begin(where, snapshot, opened)
             facts.model = run_dir.name
-            if if_worse is not None:
-                from flows.decay import still_good  # it imports MLflow
-
-                if said := still_good(run_dir, by=if_worse):
-                    return Completed(name="StillGood", message=said)
             with closing(run_dir.dvc):
+                if if_worse is not None:
+                    from flows.decay import still_good  # it imports MLflow
+
+                    if said := still_good(run_dir, by=if_worse):
+                        return Completed(name="StillGood", message=said)
                 with nullcontext() if opened else looked_at(run_dir):
                     run_dir.dvc.warm()  # it imports DVC meanwhile
                 if not anyway:
