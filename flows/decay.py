@@ -17,6 +17,7 @@ from tasks import registry, runs, supervise, tracking
 from tasks.comparison import Better, better_of, values_of
 from tasks.entities import measured
 from tasks.stages import Stage
+from tasks.tags import CHAMPION
 
 
 def still_good(run_dir: RunDir, *, by: float) -> str:
@@ -27,23 +28,17 @@ def still_good(run_dir: RunDir, *, by: float) -> str:
         StageError: a stage ended with an error.
     """
     client, model = tracking.connect(), runs.model_at(run_dir.where, run_dir.snapshot.commit)
-    champion, better = registry.holder(client, model.name, registry.CHAMPION), better_of(model)
+    champion, better = registry.holder(client, model.name, CHAMPION), better_of(model)
     if not champion or not better:
         raise ValueError(f"{model.name} has no champion, or dvc.yaml no `meta.better`: nothing to be worse than")
-    own = replace(better, metric=better.of(registry.CHAMPION, instead=Path(model.path).name))
-    said = ""
+    own = replace(better, metric=better.of(CHAMPION, instead=Path(model.path).name))
     try:
         file = measure(run_dir, needed(run_dir.stages, own.metric))
-        now = points(file, own)
-        before = values_of(client, str(champion.run_id), better)
-        said = comparison(now, before, better=own, by=by)
     except BaseException:
         supervise.stop_all()  # a stage still runs if this thread was interrupted
-        run_dir.dvc.close()
         raise
-    if said:
-        run_dir.dvc.close()
-    return said
+    before = values_of(client, str(champion.run_id), better)
+    return comparison(points(file, own), before, better=own, by=by)
 
 
 def needed(stages: list[Stage], metric: str) -> list[Stage]:

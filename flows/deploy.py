@@ -50,13 +50,15 @@ def deploy(
     for option, wanted in (("--watch", watch), ("--if-worse", if_worse)):
         if wanted is not None and not (cron or interval):
             raise ValueError(f"{option} {wanted}: say how often to look, with --interval or --cron")
-    if if_worse is not None and not 0 <= if_worse < 1:
-        raise ValueError(f"--if-worse {if_worse:g}: a share, at least 0 and below 1, such as 0.05")
-    if if_worse is not None and beside not in (None, "champion"):
-        raise ValueError(f"--beside {beside}: with --if-worse it is the champion")
-    brought(where, beside)
+    if if_worse is not None:
+        if not 0 <= if_worse < 1:
+            raise ValueError(f"--if-worse {if_worse:g}: a share, at least 0 and below 1, such as 0.05")
+        if beside not in (None, "champion"):
+            raise ValueError(f"--beside {beside}: with --if-worse it is the champion")
+        beside = "champion"
+    brought(where, beside)  # no such model is said now, too; each run brings its own
     address = running_prefect(where)
-    entry = deployment(where, "pipeline")
+    entry = deployment(where)
     entry |= {"name": name, "schedules": schedules(cron, interval, timezone)}
     entry["parameters"] |= {"recipe": recipe, "overrides": overrides, "promote": promote}
     if place:
@@ -64,22 +66,34 @@ def deploy(
     if beside:
         entry["parameters"] |= {"beside": beside}
     if if_worse is not None:
-        entry["parameters"] |= {"beside": "champion", "if_worse": if_worse}
+        entry["parameters"] |= {"if_worse": if_worse}
     ask_prefect(where, address, entry)
-    when = f"by cron '{cron}' ({timezone})" if cron else f"every {interval:g} s" if interval else "when asked to"
-    if place:
-        when += f" if {place} changed"
-    if if_worse is not None:
-        when += f" if the champion is more than {if_worse:.1%} worse on the data as it is then"
+    when = moments(cron, interval, timezone, place, if_worse)
     return f"pipeline/{name} runs {when}, at the commit checked out in {where.tree}; a worker must be up: `longlora up`"
 
 
-def deployment(where: Project, name: str) -> dict[str, Any]:
-    """The entry `name` of prefect.yaml."""
+def moments(cron: str | None, interval: float | None, timezone: str, place: Path | None, if_worse: float | None) -> str:
+    """When it runs, in words."""
+    said = f"by cron '{cron}' ({timezone})" if cron else f"every {interval:g} s" if interval else "when asked to"
+    if place:
+        said += f" if {place} changed"
+    if if_worse is not None:
+        said += f" if the champion is more than {if_worse:.1%} worse on the data as it is then"
+    return said
+
+
+def deployment(where: Project) -> dict[str, Any]:
+    """The entry `pipeline` of prefect.yaml.
+
+    Raises:
+        ValueError: there is none.
+    """
     path = where.tree / "prefect.yaml"
-    if not path.exists():
-        raise ValueError(f"{where.tree} has no prefect.yaml: it says what can be deployed")
-    return dict(next(entry for entry in yaml.safe_load(path.read_text())["deployments"] if entry["name"] == name))
+    entries = yaml.safe_load(path.read_text())["deployments"] if path.exists() else []
+    found = next((entry for entry in entries if entry["name"] == "pipeline"), None)
+    if not found:
+        raise ValueError(f"{path} has no deployment 'pipeline': it says what can be deployed")
+    return found
 
 
 def schedules(cron: str | None, interval: float | None, timezone: str) -> list[dict[str, Any]]:

@@ -70,13 +70,12 @@ def this_machine(*, activation_offloading: bool) -> Hardware:
 
     Raises:
         LookupError: the launcher computes elsewhere, or on an unknown number of processes.
-        ValueError: a number of the environment that cannot be.
+        ValueError: a layout of the environment that the training would refuse, too.
     """
+    zero, degree = int(chosen("LONGLORA_ZERO", "2", "3") or 0), degree_of_sequences()
+    offload = chosen("LONGLORA_ZERO_OFFLOAD", "0", "1") == "1" and zero > 0
     gpus = gpu_memory_gb()
     processes = launched(os.environ.get("LONGLORA_LAUNCHER", ""), gpus=len(gpus))
-    zero = number("LONGLORA_ZERO", unset=0)
-    offload = os.environ.get("LONGLORA_ZERO_OFFLOAD") == "1" and zero > 0
-    degree = number("LONGLORA_SEQUENCE_PARALLEL", unset=1)
     if gpus:
         return Hardware.of(
             "each GPU" if processes > 1 else "the GPU",
@@ -101,13 +100,25 @@ def this_machine(*, activation_offloading: bool) -> Hardware:
     )
 
 
-def number(variable: str, *, unset: int) -> int:
-    """The whole number in environment variable `variable`.
+def chosen(variable: str, *choices: str) -> str:
+    """What environment variable `variable` holds: one of `choices`, or ''.
 
     Raises:
-        ValueError: it holds none.
+        ValueError: it holds something else.
     """
-    said = os.environ.get(variable) or str(unset)
-    if not said.isdecimal():
-        raise ValueError(f"{variable}={said}: must be a whole number")
+    said = os.environ.get(variable, "")
+    if said not in ("", *choices):
+        raise ValueError(f"{variable}={said}: must be {', '.join(choices)} or unset")
+    return said
+
+
+def degree_of_sequences() -> int:
+    """Processes that share one sequence, by LONGLORA_SEQUENCE_PARALLEL.
+
+    Raises:
+        ValueError: it holds no number from 1 on.
+    """
+    said = os.environ.get("LONGLORA_SEQUENCE_PARALLEL") or "1"
+    if not said.isdecimal() or int(said) < 1:
+        raise ValueError(f"LONGLORA_SEQUENCE_PARALLEL={said}: must be a whole number from 1 on")
     return int(said)

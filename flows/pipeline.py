@@ -31,7 +31,7 @@ from flows.parameters import looked_at
 from flows.progress import Progress
 from flows.run_dir import RunDir, brought, open_run_dir
 from tasks import hooks, locks, servers, storage, supervise, workspace
-from tasks.config import must_reach_remote
+from tasks.config import must_find_remote_folder
 from tasks.errors import one_line
 from tasks.stage_process import InterruptedStageError, ParameterError
 from tasks.stages import Stage
@@ -170,16 +170,16 @@ def run_snapshot(
         with opened.lock if opened else locks.hold(where, snapshot.key), failure_told(facts):
             run_dir = begin(where, snapshot, opened)
             facts.model = run_dir.name
-            if if_worse is not None:
-                from flows.decay import still_good  # it imports MLflow
-
-                if said := still_good(run_dir, by=if_worse):
-                    return Completed(name="StillGood", message=said)
-            if not anyway:
-                must_fit(run_dir)
             with closing(run_dir.dvc):
+                if if_worse is not None:
+                    from flows.decay import still_good  # it imports MLflow
+
+                    if said := still_good(run_dir, by=if_worse):
+                        return Completed(name="StillGood", message=said)
                 with nullcontext() if opened else looked_at(run_dir):
                     run_dir.dvc.warm()  # it imports DVC meanwhile
+                if not anyway:
+                    must_fit(run_dir)  # it reads parameters that are right by now
                 run_and_record(run_dir)
         if promote:
             # MLflow is imported by now, and not before the first stage runs
@@ -227,7 +227,7 @@ def begin(where: workspace.Project, snapshot: workspace.Snapshot, opened: Opened
     Raises:
         ValueError, UserError: its data or its record could not be kept, for a remote is not there or refuses it.
     """
-    must_reach_remote(where)
+    must_find_remote_folder(where)
     storage.must_take(where, snapshot)
     tell_of_the_dead(where)
     name_run(f"{snapshot.recipe or 'params'}-{snapshot.key}", tags=[workspace.home(where)])
@@ -298,8 +298,9 @@ def run_stages(run_dir: RunDir, writer: MlflowWriter) -> None:
         # by Prefect's types, `wait_for` goes with `return_state` alone
         its_task: Any = run_stage.with_options(**(options | stage.meta))
         futures[stage.name] = its_task.submit(run_dir, stage, writer, wait_for=upstream)
-    states = {name: future.wait() or future.state for name, future in futures.items()}
-    for state in states.values():
+    for future in futures.values():
+        future.wait()
+    for state in (future.state for future in futures.values()):
         if state.is_failed() or state.is_crashed():
             raise state.result(raise_on_failure=False)
 
@@ -341,7 +342,7 @@ def record(run_dir: RunDir, writer: MlflowWriter) -> str:
     """Keep the run: its commit under its own ref, its data on the remote, both named in MLflow. Returns the commit."""
     where, snapshot = run_dir.where, run_dir.snapshot
     commit = storage.record(where, snapshot, run_dir.folder)
-    must_reach_remote(where)  # it may be lost since the run began
+    must_find_remote_folder(where)  # it may be lost since the run began
     remote = run_dir.dvc.push()
     address = storage.publish(where, snapshot.key, commit)
     text = run_dir.summary()

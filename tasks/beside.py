@@ -15,8 +15,7 @@ from mlflow.entities import Run
 from tasks import runs
 from tasks.declared import Artifact
 from tasks.outputs import read
-from tasks.registry import CANDIDATE, CHAMPION
-from tasks.tags import KEY, RECORD
+from tasks.tags import CANDIDATE, CHAMPION, KEY, RECORD
 from tasks.workspace import Addition, Project
 
 

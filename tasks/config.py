@@ -18,13 +18,19 @@ def config_of(checkout: Path) -> Any:
 
 
 def remote_of(checkout: Path) -> str:
-    """The address of the default DVC remote, or ''."""
+    """The address of the default DVC remote, or ''.
+
+    Raises:
+        ValueError: the name of the default is none of a remote.
+    """
     config = config_of(checkout)
     name = config["core"].get("remote")
+    if name and name not in config["remote"]:
+        raise ValueError(f"the DVC remote: the default is '{name}', and there is none of this name: `dvc remote list`")
     return str(config["remote"][name]["url"]) if name else ""
 
 
-def must_reach_remote(where: Project) -> None:
+def must_find_remote_folder(where: Project) -> None:
     """Check that a DVC remote which is a folder outside of the project is there: DVC would make a new one if its share is lost.
 
     Raises:

@@ -7,6 +7,7 @@ server of `longlora up` is started again likewise.
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,8 @@ RESTARTS = 3  # of one server, in quick succession
 STEADY = 300.0  # seconds; a server that was up this long gets all its restarts back: `up` runs for weeks
 ROOM = 500_000  # bytes; sqlite writes a page and its journal with less, and no run's next state
 PAUSE = 1.0  # seconds before the first restart, twice as many before each that follows: what ended it may pass
+# what Prefect's server says after the cause of its end
+PARTING = re.compile(r"Server stopped!|ERROR: +Application startup failed|\(Background on this error at: ")
 LAST_WORDS = 20.0  # seconds, beyond the stage's own, that a run whose server is lost has to tell MLflow so
 
 
@@ -156,8 +159,9 @@ def wait_for(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
 
 
 def last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1].strip() if lines else "it said nothing"
+    """The last one that tells of a cause."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line and not PARTING.match(line)), "it said nothing")
 
 
 def answers(url: str) -> bool:

@@ -27,6 +27,8 @@ def make() -> None:
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:" or url.query:
         return
     file = Path(url.database)
+    if file.is_dir():
+        raise SystemExit(f"{file} is a folder, and must be a file")  # sqlite's own word names no file
     if file.exists() and file.stat().st_size:
         return
     statements = migrated()

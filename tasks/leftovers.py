@@ -18,7 +18,7 @@ from typing import Literal
 
 from tasks import storage
 from tasks.config import cache_of, remote_of
-from tasks.locks import FLOW, delete, hold, is_held, unpinned
+from tasks.locks import FLOW, delete, if_free, is_held, unpinned
 from tasks.workspace import RUNS, Project, git, record_ref
 
 HASH = re.compile(r"md5: ([0-9a-f]{32}(?:\.dir)?)\b")
@@ -47,16 +47,15 @@ def leftovers(where: Project, *, keep: int, versions: set[str], checkpoints: boo
     """
     if keep < 0:
         raise ValueError(f"--keep {keep}: must be 0 or more")
-    for version in versions:
-        if not git("cat-file", "--batch-check", cwd=where.root, stdin=f"{version}\n").endswith(tuple("0123456789")):
-            raise ValueError(
-                f"a registered version points to {version[:12]}, which is not in this clone: fetch it with "
-                "`git fetch REMOTE 'refs/longlora/*:refs/longlora/*'`"
-            )
+    if away := versions - storage.at_hand(where, versions):
+        raise ValueError(
+            f"a registered version points to {min(away)[:12]}, which is not in this clone: fetch it with "
+            "`git fetch REMOTE 'refs/longlora/*:refs/longlora/*'`"
+        )
     folders = {path.name: path for path in (where.state / "worktrees").glob("*") if path.is_dir()}
     read = {path.name for path in being_read(where)}
     kept = kept_keys(where, folders, keep, versions) | read
-    busy = [key for key in folders if is_held(where, key)]
+    busy = at_work(where)
     found = [
         Leftover(
             "worktree", (path,), size_of(path), "computed again and differed" if "-" in key else "not of the newest"
@@ -75,6 +74,11 @@ def leftovers(where: Project, *, keep: int, versions: set[str], checkpoints: boo
         if not shared_cache(where):
             found += unused(where, kept, versions)
     return sorted((each for each in found if each.size or each.kind == "locks"), key=lambda each: -each.size)
+
+
+def at_work(where: Project) -> set[str]:
+    """The runs that a process of this machine works on."""
+    return {path.name for path in (where.state / "worktrees").glob("*") if is_held(where, path.name)}
 
 
 def cut_off(where: Project) -> list[Leftover]:
@@ -196,22 +200,28 @@ def with_contents(cache: Path, hashes: set[str]) -> set[str]:
 
 
 def remove(where: Project, found: list[Leftover]) -> None:
-    """Delete what `leftovers` found, but no folder that a run works in, or that a process reads from, by now."""
+    """Delete what `leftovers` found, but no folder that a run works in, or that a process reads from, by now; and of the cache
+    nothing if any run is at work by now, for what it needs was not asked."""
     known = checkouts(where)
     for each in found:
+        if each.kind == "cache" and at_work(where):
+            print(f"left, for a run began meanwhile: {each.why}")
+            continue
         for path in each.paths:
             if each.kind == "cache":
                 path.unlink(missing_ok=True)
             elif each.kind == "locks":
                 delete(where, path.stem)
-            elif not is_held(where, path.name):
+            else:
                 remove_folder(where, path, known)
 
 
 def remove_folder(where: Project, path: Path, known: list[Path]) -> None:
-    """Delete `path`, and git's entry if it is among the worktrees that git knows; unless a process reads from it."""
-    with hold(where, path.name), unpinned(where, path.name) as free:
-        if free:
-            shutil.rmtree(path)
-        if free and path.resolve() in known:  # its entry alone: `prune` forgets those on a drive that is away, too
+    """Delete `path`, and git's entry if it is among the worktrees that git knows; unless a run works in it, or a process reads from
+    it."""
+    with if_free(where, path.name) as idle, unpinned(where, path.name) as unread:
+        if not (idle and unread):
+            return
+        shutil.rmtree(path)
+        if path.resolve() in known:  # its entry alone: `prune` forgets those on a drive that is away, too
             git("worktree", "remove", "--force", "--force", str(path), cwd=where.root)

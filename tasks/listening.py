@@ -70,8 +70,8 @@ def in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def must_be_free(host: Host, port: int, option: str) -> int:
-    """`port`, if nobody listens on it.
+def must_be_free(host: Host, port: int, option: str) -> None:
+    """Check that nobody listens on `port`.
 
     Raises:
         ValueError: somebody does, or this machine has no such address.
@@ -86,4 +86,3 @@ def must_be_free(host: Host, port: int, option: str) -> int:
             if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 raise ValueError(f"--host {host.name}: this machine has no address {host.address}") from None
             raise ValueError(f"port {port} is taken: end what listens there, or choose another with {option}") from None
-    return port

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 GB = 2**30
+PATIENCE = 30.0  # seconds for nvidia-smi, which takes one
 
 
 def gpu_names() -> str:
@@ -22,8 +23,12 @@ def launched(launcher: str, *, gpus: int) -> int:
 
     Raises:
         LookupError: it may start them on other machines.
+        ValueError: a quotation in it has no end.
     """
-    words = shlex.split(launcher)
+    try:
+        words = shlex.split(launcher)
+    except ValueError as error:
+        raise ValueError(f"LONGLORA_LAUNCHER={launcher}: {error}") from None
     if not words or (Path(words[0]).name.startswith("python") and len(words) == 1):
         return 1
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -77,11 +82,18 @@ def host_memory_gb() -> float:
 
 
 def nvidia_smi(columns: str) -> list[list[str]]:
-    """What nvidia-smi says of each GPU, a cell per column; empty without it, or where it finds no driver or no GPU."""
+    """What nvidia-smi says of each GPU, a cell per column; empty without it, or where it finds no driver or no GPU.
+
+    Raises:
+        ValueError: it says nothing.
+    """
     if not shutil.which("nvidia-smi"):
         return []
     query = ["nvidia-smi", f"--query-gpu={columns}", "--format=csv,noheader,nounits"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=30)
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"nvidia-smi did not answer in {PATIENCE:g} s: see whether the GPUs' driver hangs") from None
     if done.returncode or done.stdout.startswith("No devices"):  # which it says on its standard output, too
         return []
     return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]

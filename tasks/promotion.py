@@ -19,8 +19,7 @@ from tasks.comparison import Better, comparisons_of, measured_beside, shortfall
 from tasks.errors import UserError
 from tasks.locks import hold
 from tasks.outputs import read
-from tasks.registry import CANDIDATE, CHAMPION, STAGING
-from tasks.tags import KEY, RECORD, VERDICT
+from tasks.tags import CANDIDATE, CHAMPION, KEY, RECORD, STAGING, VERDICT
 from tasks.workspace import Project, person
 
 

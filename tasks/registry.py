@@ -17,10 +17,8 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from tasks.tags import KEY, RECIPE, RECORD
+from tasks.tags import CHAMPION, KEY, RECIPE, RECORD
 
-CHAMPION, CANDIDATE = "champion", "candidate"
-STAGING = "staging"  # passed the rules, and waits for a person's approval
 MOVE = "longlora.move."
 LONGEST = 5000  # characters of a description
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from tasks.access import MLFLOW, PREFECT, prefect_server
@@ -53,6 +54,11 @@ def use_environment(where: Project) -> None:
         "DO_NOT_TRACK": "1",
     }.items():
         os.environ.setdefault(name, value)
+    database = os.environ["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///")
+    if (
+        database != os.environ["MLFLOW_TRACKING_URI"]
+    ):  # DVC's engine changes the current folder while MLflow opens it again
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{Path(database).absolute()}"
     without_proxy(LOOPBACK, "localhost")
 
 

@@ -38,7 +38,7 @@ class StageRunner:
         self._environment = {**stage_environment(), **environment}
         self._command = [sys.executable, "-P", "-m", "tasks.single", *([AFRESH] if afresh else [])]
         self._spare: tuple[Child, Slots] | None = None
-        self._spare_lock = threading.Lock()
+        self._spare_lock = threading.RLock()
         self._closed = False
 
     def run(self, name: str, *, queues: bool, on_line: Callable[[str], None], on_tick: Callable[[], None]) -> None:
@@ -56,8 +56,8 @@ class StageRunner:
                 del said[:-50]
                 on_line(line)
 
-        self.warm()
-        with self._spare_lock:
+        with self._spare_lock:  # until it is taken, or another thread takes it and this stage is passed over
+            self.warm()
             spare, self._spare = self._spare, None
         self.warm()
         status = 0

@@ -22,6 +22,7 @@ from dvc.dvcfile import Lockfile, load_file
 from dvc.exceptions import CheckoutError, DvcException
 from dvc.repo import Repo, lock_repo
 
+from tasks.config import remote_of
 from tasks.declared import Artifact, artifacts_in
 from tasks.errors import UserError, one_line
 from tasks.hashes import hash_of
@@ -298,8 +299,7 @@ class DvcRepo:
     @contextmanager
     def _remote(self) -> Generator[str]:
         """The address of the default remote, or ''. What its client says inside is told in one line."""
-        name = self._repo.config["core"].get("remote")
-        address = str(self._repo.config["remote"][name]["url"]) if name else ""
+        address = remote_of(self.folder)
         try:
             yield address
         except Exception as error:  # each kind of remote has a client of its own, with errors of its own

@@ -9,6 +9,7 @@ Every process of a run carries its folder in an environment variable, so that `s
 import contextlib
 import ctypes
 import os
+import queue
 import selectors
 import signal
 import subprocess
@@ -182,10 +183,11 @@ def is_supervisor(process: psutil.Process) -> bool:
 def supervise(command: Sequence[str]) -> int:
     """Be the parent of `command`; return its exit status. TERM, INT, or the end of stdin end it early (status 143)."""
     adopt_orphans()
-    stop = threading.Event()
+    # an Event's lock would be held for ever by what the handler interrupts, if that is `wait`
+    stop: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        stop.set()
+        stop.put(None)
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
@@ -199,16 +201,15 @@ def supervise(command: Sequence[str]) -> int:
             while line := os.read(0, 1024):
                 to_child.write(line)
                 to_child.flush()
-        stop.set()
+        stop.put(None)
 
     def wait_for_child() -> None:
         child.wait()
-        stop.set()
+        stop.put(None)
 
     for wait in (pass_on, wait_for_child):
         threading.Thread(target=wait, daemon=True).start()
-    while not stop.wait(1.0):
-        pass
+    stop.get()
     status = child.poll()
     end(descendants())
     if status is None:

@@ -22,8 +22,8 @@ REMOTE = "longlora.remote"
 VERDICT = "longlora.verdict"
 """The path of the gate's verdict, or ''."""
 
-ALIASES = ("champion", "staging", "candidate")
-"""The registry's names for versions, by which a run may be asked for."""
+ALIASES = CHAMPION, STAGING, CANDIDATE = ("champion", "staging", "candidate")
+"""The registry's names for versions, by which a run may be asked for; staging passed the rules, and waits for approval."""
 
 DATA = "data."
 """Before the path of an output: its hash, as DVC gives it. MLflow's page compares tags, and not datasets."""

@@ -114,7 +114,7 @@ def project(folder: Path) -> Project:
 
     Raises:
         ValueError: not in a git repository, or one that git does not open, or without commit, dvc.yaml, params.yaml or .dvc at
-            its top.
+            its top; or a file is where the state folder belongs.
     """
     forget_callers_repository(folder)
     try:
@@ -130,7 +130,10 @@ def project(folder: Path) -> Project:
             raise ValueError(f"{tree} has no {needed}: it must stand at the top of the git repository")
     if not git("rev-list", "--all", "--max-count=1", cwd=tree):
         raise ValueError(f"{tree} has no commit yet: a run is recorded on top of one")
-    return Project(tree=tree, root=main_checkout(tree))
+    found = Project(tree=tree, root=main_checkout(tree))
+    if found.state.is_file():
+        raise ValueError(f"{found.state} is a file, and must be a folder: runs keep what they need there")
+    return found
 
 
 def forget_callers_repository(folder: Path) -> None:

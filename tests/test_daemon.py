@@ -168,6 +168,11 @@ def test_a_server_that_cannot_be_started_again_is_lost(watched, monkeypatch, tmp
     [
         ("print('a tip', flush=True); input()", "was not ready in 0.5 s (what it said: "),
         ("print('no such port', flush=True)", "did not start: no such port (all of it: "),
+        (
+            "print('Error: no database\\n(Background on this error at: here)\\n\\nERROR:    Application startup failed.')\n"
+            "print('Server stopped!', flush=True)",
+            "did not start: Error: no database (all of it: ",
+        ),
     ],
 )
 def test_a_server_that_does_not_answer_is_told_from_one_that_ended(tmp_path, monkeypatch, code, said):

@@ -141,6 +141,7 @@ def test_a_cancel_of_a_workers_run_ends_it_after_the_stage_has_saved(own, enviro
         (["--watch", ".gitignore", "--interval", "90"], "--watch .gitignore: no stage reads it; name "),
         (["--watch", "dummy/stage.py"], "--watch dummy/stage.py: say how often to look, with --interval or --cron"),
         (["--beside", "champion"], "has no champion yet"),
+        (["--if-worse", "0.1", "--interval", "90"], "has no champion yet"),
         (
             ["--beside", "4711", "--interval", "90", "--if-worse", "0.1"],
             "--beside 4711: with --if-worse it is the champion",
@@ -158,6 +159,17 @@ def test_a_wrong_schedule_is_one_line(deployed, prefect_url, monkeypatch, argume
     assert str(ended.value).startswith("error: ")  # Python prints it to stderr, with status 1
     assert said in str(ended.value)
     assert "\n" not in str(ended.value)
+
+
+@pytest.mark.parametrize("content", [None, "deployments: []"])
+def test_a_project_whose_prefect_yaml_has_no_pipeline_is_one_line(tmp_path, content):
+    from flows.deploy import deployment
+    from tasks.workspace import Project
+
+    if content:
+        dummy.write(tmp_path / "prefect.yaml", content)
+    with pytest.raises(ValueError, match=r"/prefect\.yaml has no deployment 'pipeline'"):
+        deployment(Project(tree=tmp_path, root=tmp_path))
 
 
 def test_a_taken_port_is_one_line(deployed, prefect_url):

@@ -12,7 +12,7 @@ import dummy
 import pytest
 from test_pipeline import key_of, mlflow_runs, read_until, start
 
-from tasks.config import link, must_reach_remote
+from tasks.config import link, must_find_remote_folder
 from tasks.workspace import Project
 
 pytestmark = pytest.mark.slow
@@ -136,7 +136,7 @@ def test_a_remote_inside_of_any_checkout_of_the_project_may_be_new(tmp_path):
     for address, refused in {str(tree / ".longlora/remote"): False, str(tmp_path / "share"): True}.items():
         (tree / ".dvc" / "config").write_text(f"[core]\n remote = local\n['remote \"local\"']\n url = {address}\n")
         with pytest.raises(ValueError, match="is not there") if refused else nullcontext():
-            must_reach_remote(Project(tree=tree, root=tmp_path / "main"))
+            must_find_remote_folder(Project(tree=tree, root=tmp_path / "main"))
 
 
 def test_a_remote_behind_a_file_is_one_line_wherever_it_is(tmp_path):
@@ -148,7 +148,13 @@ def test_a_remote_behind_a_file_is_one_line_wherever_it_is(tmp_path):
             with pytest.raises(
                 ValueError, match=f"^the DVC remote {address}: {tmp_path}/file is a file, and must be a folder$"
             ):
-                must_reach_remote(Project(tree=tmp_path, root=root))
+                must_find_remote_folder(Project(tree=tmp_path, root=root))
+
+
+def test_a_default_remote_that_there_is_not_is_said_by_its_name(tmp_path):
+    dummy.write(tmp_path / ".dvc" / "config", "[core]\n    remote = lab\n")
+    with pytest.raises(ValueError, match="^the DVC remote: the default is 'lab', and there is none of this name"):
+        must_find_remote_folder(Project(tree=tmp_path, root=tmp_path))
 
 
 def test_a_remote_that_dvcs_settings_can_not_name_is_one_line_with_a_way_out(tmp_path):

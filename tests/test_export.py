@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import ClassVar
 
@@ -320,6 +321,38 @@ def test_gc_deletes_nothing_of_a_run_at_work_nor_what_a_branch_names(copy):
             leftovers.leftovers(where, keep=0, versions={"0123456789ab" + "0" * 28})
     with pytest.raises(ValueError, match="--keep -1: must be 0 or more"):
         leftovers.leftovers(where, keep=-1, versions=set())
+
+
+def test_gc_neither_waits_for_a_run_that_began_since_it_looked_nor_deletes_its_folder(folder, capsys):
+    from tasks import leftovers
+    from tasks.locks import hold
+
+    where, work = project(folder), folder / ".longlora" / "worktrees" / "0123"
+    dummy.write(work / "models" / "tuned", "weights")
+    with hold(where, work.name):
+        gc = threading.Thread(target=leftovers.remove_folder, args=(where, work, []), daemon=True)
+        gc.start()
+        gc.join(10)
+        assert not gc.is_alive() and work.exists()
+    assert capsys.readouterr().out == ""
+    leftovers.remove_folder(where, work, [])
+    assert not work.exists()
+
+
+def test_gc_deletes_nothing_of_the_cache_if_a_run_began_since_it_looked(folder, capsys):
+    from tasks.leftovers import Leftover, remove
+    from tasks.locks import hold
+
+    where, file = project(folder), folder / ".dvc" / "cache" / "files" / "md5" / "01" / "23"
+    dummy.write(file, "weights")
+    (folder / ".longlora" / "worktrees" / "0123").mkdir(parents=True)
+    found = [Leftover("cache", (file,), 7, "1 objects that no kept run has")]
+    with hold(where, "0123"):
+        remove(where, found)
+    assert capsys.readouterr().out == "left, for a run began meanwhile: 1 objects that no kept run has\n"
+    assert file.exists()
+    remove(where, found)
+    assert not file.exists()
 
 
 def test_gc_deletes_the_locks_of_flow_runs_that_ended_and_no_other(folder, capsys):

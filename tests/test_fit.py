@@ -128,6 +128,11 @@ def test_a_sequence_over_several_processes_has_the_noise_of_the_whole(tmp_path):
     assert module.arguments(FIT, checkpoints=tmp_path, accumulation=1, zero=None, degree=4).neftune_noise_alpha is None
 
 
+def test_a_variable_that_is_empty_is_one_that_is_not_set(monkeypatch):
+    monkeypatch.setenv("LONGLORA_CHECKPOINTS", "")
+    assert checkpoint.checkpoint_folder("0123") == Path(".longlora/checkpoints/0123")
+
+
 def test_a_second_training_of_the_same_waits_and_only_then_looks_for_checkpoints(place, monkeypatch, capsys):
     sections = (POSITION, ATTENTION, ADAPTER, FIT)
     name = digest([place / "tokens", place / "base"], sections=sections)

@@ -95,6 +95,13 @@ def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     assert not away.exists()
 
 
+def test_a_folder_in_its_place_is_said_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "prefect.db").mkdir()
+    process = begun(MAKE, home=tmp_path)
+    said, _ = process.communicate(timeout=300)
+    assert (process.returncode, said) == (1, f"{tmp_path}/prefect.db is a folder, and must be a file\n")
+
+
 @pytest.mark.parametrize(
     "address", ["sqlite+aiosqlite:///:memory:", "postgresql+asyncpg://nobody:none@127.0.0.1:9/none"]
 )

@@ -227,6 +227,9 @@ def test_models_of_the_same_weights_and_measures_of_the_same_model_keep_their_an
     with keeping(tmp_path / "base", open_model(tmp_path / "base"), scores=Path("ruler.json")) as again:
         assert again == kept and kept.exists()
     assert not kept.exists()
+    monkeypatch.setenv("LONGLORA_CHECKPOINTS", "")  # as if it were not set
+    with keeping(tmp_path / "base", base, scores=Path("ruler.json")) as usual:
+        assert usual.parent == Path(".longlora/checkpoints")
 
 
 HARNESS = {"harness": {"odd": {"x": {"acc": {"value": 0.5}}}}}

@@ -97,10 +97,21 @@ def test_a_gpu_is_measured_and_the_7b_recipe_fits_eight_of_80_gb_and_not_one_of_
     memory.must_fit(run_dir(tmp_path, *recipe))
 
 
-@pytest.mark.parametrize("variable", ["LONGLORA_ZERO", "LONGLORA_SEQUENCE_PARALLEL"])
-def test_a_layout_that_is_no_number_is_named(tmp_path, monkeypatch, variable):
-    monkeypatch.setenv(variable, "two")
-    with pytest.raises(ValueError, match=f"{variable}=two: must be a whole number"):
+@pytest.mark.parametrize("launcher", ["", "srun python"])
+@pytest.mark.parametrize(
+    ("variable", "value", "rule"),
+    [
+        ("LONGLORA_ZERO", "1", "2, 3 or unset"),
+        ("LONGLORA_ZERO", "two", "2, 3 or unset"),
+        ("LONGLORA_ZERO_OFFLOAD", "yes", "0, 1 or unset"),
+        ("LONGLORA_SEQUENCE_PARALLEL", "two", "a whole number from 1 on"),
+        ("LONGLORA_SEQUENCE_PARALLEL", "0", "a whole number from 1 on"),
+    ],
+)
+def test_a_layout_that_training_would_refuse_is_refused_before(tmp_path, monkeypatch, launcher, variable, value, rule):
+    monkeypatch.setenv("LONGLORA_LAUNCHER", launcher)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=f"^{variable}={value}: must be {rule}$"):
         memory.must_fit(run_dir(tmp_path))
 
 
@@ -194,6 +205,12 @@ def test_a_launcher_that_computes_elsewhere_is_said_and_not_refused(tmp_path, ca
     monkeypatch.setenv("LONGLORA_LAUNCHER", launcher)
     memory.must_fit(run_dir(tmp_path, "position.context=8388608"))
     assert "may compute on other machines" in capsys.readouterr().out
+
+
+def test_a_launcher_that_is_no_words_is_named(monkeypatch):
+    monkeypatch.setenv("LONGLORA_LAUNCHER", "torchrun 'x")
+    with pytest.raises(ValueError, match="^LONGLORA_LAUNCHER=torchrun 'x: No closing quotation$"):
+        memory.this_machine(activation_offloading=False)
 
 
 def test_processes_on_a_cpu_share_its_memory(tmp_path, monkeypatch):

@@ -421,10 +421,13 @@ def test_a_run_that_is_open_is_not_opened_again_and_is_locked_until_it_is_record
     assert (held, locks.is_held(where, state.key)) == ([True], False)
 
 
-def test_parameters_that_are_wrong_for_a_late_stage_are_refused_before_any_stage(run_flow, own, heard):
+def test_parameters_that_are_wrong_for_a_late_stage_are_refused_before_any_stage_and_any_look_at_memory(
+    run_flow, own, heard, monkeypatch
+):
     dummy.with_a_stage_of_the_library(own)
+    monkeypatch.setattr("flows.pipeline.must_fit", None)  # it reads params.yaml as if it were right
     with pytest.raises(ValueError, match=r"^params: key 'gate\.rules' is missing"):
-        run_flow(anyway=True)
+        run_flow()
     assert dummy.executions(own) == []
     assert [each["message"][:35] for each in heard] == ["params: key 'gate.rules' is missing"]
 

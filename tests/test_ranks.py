@@ -62,6 +62,11 @@ def test_a_degree_that_does_not_fit_is_refused(monkeypatch, world, degree, said)
         from_environment()
 
 
+def test_a_degree_that_is_empty_is_one_that_is_not_set(monkeypatch):
+    monkeypatch.setenv("LONGLORA_SEQUENCE_PARALLEL", "")
+    assert from_environment().degree == 1
+
+
 def train_here(place: Path, name: str, changes: dict) -> None:
     os.environ["LONGLORA_CHECKPOINTS"] = str(place / "checkpoints")
     run(place, name, **changes)

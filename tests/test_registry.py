@@ -9,6 +9,7 @@ from pathlib import Path
 import dummy
 import pytest
 
+from tasks import tags
 from tasks.config import link
 from tasks.locks import hold
 from tasks.stages import DvcRepo
@@ -112,7 +113,7 @@ def test_the_champion_loads_from_another_folder_with_plain_mlflow(recorded, clie
 
     name = tmp_path.name
     version = registry.register(client, name, source=source(recorded, name), run=run, desc="d", labels=["l"])
-    client.set_registered_model_alias(name, registry.CHAMPION, version.version)
+    client.set_registered_model_alias(name, tags.CHAMPION, version.version)
     env = {**dummy.clean_environment(), "MLFLOW_TRACKING_URI": mlflow_uri}
     done = subprocess.run([sys.executable, "-c", LOADER, name], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -225,7 +226,7 @@ def test_every_move_is_recorded_and_rollback_walks_back(client, tmp_path):
         registry.move(client, tmp_path.name, before, how="rollback", who="c", why="d", run="r")
         back.append(before)
     assert back == [two, one]
-    assert registry.holder(client, tmp_path.name, registry.CHAMPION).version in (one, int(one))
+    assert registry.holder(client, tmp_path.name, tags.CHAMPION).version in (one, int(one))
     record = registry.moves(client, tmp_path.name)
     assert [(m.how, m.origin, m.to) for m in record] == [
         ("promote", None, one),
@@ -244,7 +245,7 @@ def test_an_alias_moved_by_somebody_else_is_found_and_said(client, tmp_path):
 
     one, two, three = versions(client, tmp_path.name, 3)
     registry.move(client, tmp_path.name, one, how="promote", who="a", why="b", run="r")
-    client.set_registered_model_alias(tmp_path.name, registry.CHAMPION, two)
+    client.set_registered_model_alias(tmp_path.name, tags.CHAMPION, two)
     registry.move(client, tmp_path.name, three, how="promote", who="a", why="b", run="r")
     assert [(m.how, m.origin, m.to) for m in registry.moves(client, tmp_path.name)] == [
         ("promote", None, one),
@@ -289,7 +290,7 @@ def test_records_of_before_keep_their_places(client, tmp_path):
     for number, to in enumerate((one, two)):
         made = registry.Move("promote", None, to, registry.stamp(), "a", "", "r")
         client.set_registered_model_tag(tmp_path.name, f"longlora.move.{number:06d}", json.dumps(asdict(made)))
-    client.set_registered_model_alias(tmp_path.name, registry.CHAMPION, two)
+    client.set_registered_model_alias(tmp_path.name, tags.CHAMPION, two)
     registry.move(client, tmp_path.name, three, how="promote", who="a", why="b", run="r")
     assert [m.to for m in registry.moves(client, tmp_path.name)] == [one, two, three]
 
@@ -312,7 +313,7 @@ def test_twenty_at_once_leave_one_champion_and_an_unbroken_record(client, tmp_pa
     record = registry.moves(client, name)
     assert sorted(str(m.to) for m in record) == sorted(numbers)
     assert [m.origin for m in record] == [None, *(m.to for m in record[:-1])]
-    assert str(registry.holder(client, name, registry.CHAMPION).version) == record[-1].to
+    assert str(registry.holder(client, name, tags.CHAMPION).version) == record[-1].to
 
 
 def test_a_model_whose_data_is_gone_is_said_in_one_line(recorded, client, run, tmp_path, monkeypatch):
@@ -324,7 +325,7 @@ def test_a_model_whose_data_is_gone_is_said_in_one_line(recorded, client, run, t
     dummy.git(tmp_path / "clone", "fetch", "--quiet", "origin", f"{ref}:{ref}")
     address = source((tmp_path / "clone", commit, ref), "tiny")
     version = registry.register(client, "tiny", source=address, run=run, desc="d", labels=[])
-    client.set_registered_model_alias("tiny", registry.CANDIDATE, version.version)
+    client.set_registered_model_alias("tiny", tags.CANDIDATE, version.version)
     monkeypatch.chdir(tmp_path / "clone")
     remote = (folder.parent / "remote").rename(folder.parent / "gone")
     try:
@@ -350,14 +351,14 @@ def test_the_model_to_ask_is_brought_from_its_record_once(recorded, client, monk
     finished = client.create_run(experiment, tags={"longlora.key": key, "longlora.record": commit, "longlora.ref": ref})
     client.set_terminated(finished.info.run_id, "FINISHED")
     version = registry.register(client, "tiny", source=source(recorded, "tiny"), run=finished, desc="d", labels=[])
-    client.set_registered_model_alias("tiny", registry.CHAMPION, version.version)
+    client.set_registered_model_alias("tiny", tags.CHAMPION, version.version)
     asked = model_folder("champion")
     for file in (folder / "source").iterdir():
         assert (asked / file.name).read_bytes() == file.read_bytes()
     fetched = asked.joinpath("model.safetensors").stat().st_ctime_ns
     assert model_folder(key[:8]) == asked
     assert asked.joinpath("model.safetensors").stat().st_ctime_ns == fetched
-    client.set_registered_model_alias("tiny", registry.STAGING, version.version)
+    client.set_registered_model_alias("tiny", tags.STAGING, version.version)
     assert model_folder("staging") == asked
     with pytest.raises(ValueError, match="nosuchrun"):
         model_folder("nosuchrun")

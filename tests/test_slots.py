@@ -67,6 +67,16 @@ def test_an_nvidia_smi_without_a_driver_or_a_gpu_is_a_machine_without_one(tmp_pa
     slots.places.cache_clear()
 
 
+def test_an_nvidia_smi_that_hangs_is_said(tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(machine, "PATIENCE", 0.2)
+    with pytest.raises(ValueError, match=r"^nvidia-smi did not answer in 0\.2 s: see whether the GPUs' driver hangs$"):
+        machine.gpu_names()
+
+
 def test_a_file_system_without_locks_is_named_with_the_way_out(monkeypatch):
     def refuse(*given):
         raise OSError(38, "Function not implemented")

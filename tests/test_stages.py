@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +17,10 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from flows.run_dir import RunDir, open_run_dir
-from tasks import supervise
+from tasks import stage_process, supervise
 from tasks.outputs import artifacts_at, read
 from tasks.single import write_lock
-from tasks.stage_process import InterruptedStageError, ParameterError, StageError, stage_environment
+from tasks.stage_process import InterruptedStageError, ParameterError, StageError, StageRunner, stage_environment
 from tasks.storage import record
 from tasks.workspace import project, snapshot
 
@@ -277,6 +279,28 @@ def test_a_told_end_ends_the_stage_and_starts_no_other_whatever_becomes_of_the_e
             run_dir.dvc.run_stage("train", on_line=hear, on_tick=lambda: None)
     assert dummy.executions(folder) == ["fetch base", "train base"]
     run_dir.dvc.close()
+
+
+def test_no_stage_is_passed_over_where_another_begins_at_the_same_moment(tmp_path, monkeypatch):
+    ran: list[str] = []
+
+    class Told:
+        def __init__(self, *_, **__) -> None:
+            time.sleep(0.001)  # as the start of a process, it lets the other threads go on
+
+        def run(self, name: str, **_) -> int:
+            ran.append(name)
+            return 0
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(stage_process, "Child", Told)
+    runner = StageRunner(tmp_path, environment={}, afresh=False)
+    names = [f"score@{n}" for n in range(400)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: runner.run(name, queues=False, on_line=print, on_tick=lambda: None), names))
+    assert len(ran) == len(names)
 
 
 def test_a_name_in_a_matrix_is_no_shell_command(folder):

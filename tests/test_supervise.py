@@ -68,6 +68,34 @@ def test_a_command_killed_by_a_signal_says_which(tmp_path):
     assert python(tmp_path, "import os; os.kill(os.getpid(), 9)").run("", on_line=print) == 128 + 9
 
 
+INTERRUPTED = """
+import os, runpy, sys, threading
+wait = threading.Condition.wait
+def interrupted(self, timeout=None):  # the lock is held here, as it is for moments in every wait
+    if timeout:
+        os.kill(os.getpid(), 15)
+    return wait(self, timeout)
+threading.Condition.wait = interrupted
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_supervisor_ends_at_whatever_moment_it_is_told_to():
+    command = [sys.executable, "-uc", "print('ready'); import time; time.sleep(600)"]
+    supervisor = [sys.executable, "-c", INTERRUPTED, supervise.__file__, *command]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(supervisor, **pipes, start_new_session=True)  # it ends its whole group
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        assert process.wait(10) == 128 + signal.SIGTERM
+    finally:
+        for each in [*psutil.Process(process.pid).children(), process] if process.poll() is None else []:
+            each.kill()
+        process.communicate()
+
+
 def test_what_a_command_leaves_behind_ends_with_it(tmp_path):
     code = FAMILY.rsplit("time.sleep", 1)[0]
     assert python(tmp_path, code).run("", on_line=print) == 0

@@ -5,11 +5,13 @@ import os
 import socket
 import time
 from pathlib import Path
+from unittest import mock
 
 import dummy
 import pytest
 from PIL import Image
 
+from tasks.servers import use_environment
 from tasks.stages import Out
 from tasks.tags import RECORD
 from tasks.workspace import project, snapshot, worktree
@@ -58,6 +60,21 @@ def test_the_machine_is_watched_until_the_run_ends_and_a_resumed_run_goes_on_cou
     assert seen[1] == list(range(len(seen[1])))  # no step twice
     assert "system/system_memory_usage_megabytes" in tracker.client.get_run(tracker.run_id).data.metrics
     assert "monitoring" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("sqlite:///../m.db", "sqlite:///{}/../m.db"),
+        ("sqlite:////lab/m.db", "sqlite:////lab/m.db"),
+        ("http://lab:5000", "http://lab:5000"),
+    ],
+)
+def test_a_database_named_from_the_current_folder_is_the_same_from_any(folder, monkeypatch, given, used):
+    monkeypatch.chdir(folder)
+    with mock.patch.dict(os.environ, {"MLFLOW_TRACKING_URI": given}):
+        use_environment(project(folder))
+        assert os.environ["MLFLOW_TRACKING_URI"] == used.format(folder)
 
 
 def test_a_length_becomes_the_step_and_the_rest_the_name():

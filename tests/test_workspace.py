@@ -123,6 +123,10 @@ def test_what_is_no_project_is_said_in_one_line(tmp_path, folder):
     dummy.git(empty, "init", "--quiet")
     with pytest.raises(ValueError, match="has no commit yet"):
         project(empty)
+    dummy.git(folder, "reset", "--quiet", "--hard")
+    dummy.write(folder / ".longlora", "")
+    with pytest.raises(ValueError, match=rf"^{folder}/\.longlora is a file, and must be a folder"):
+        project(folder)
 
 
 def test_worktrees_share_the_main_checkouts_state(folder):

@@ -5,9 +5,14 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows.cli.options import PromptName, TooLong
-from longlora.data.reading import read_document
+from longlora.data.reading import Document, read_document
+
+if TYPE_CHECKING:
+    from longlora.asking.asking import Session
+    from longlora.evaluation.evidence import Evidence
 
 NOTHING = "(it said nothing)"
 ERASE = "\r\x1b[K"
@@ -55,25 +60,30 @@ def ask(
     for each in [question] if question is not None else typed():
         try:
             must_be_text(each)
-            tell = teller(len(session.windows))
-            answer = session.ask(each, say=tell)
+            tell_answer(session, each, evidence=evidence, text=text, file=document.name)
         except ValueError as error:
             if question is not None:
                 raise
             print(f"error: {error}", file=sys.stderr)  # the document is read; a shorter question may follow
-            continue
-        if not answer.text:
-            tell(NOTHING)
-        print()
-        passage = evidence.passage(each, answer.text, within=answer.window)
-        print(
-            f"  from {document.name}, {passage.place()}: {passage.text}"
-            if passage
-            else "  from no passage that shares its words"
-        )
-        if answer.windows > 1:
-            first, last = (text.line(at) for at in (answer.window.start, answer.window.end - 1))
-            print(f"  read in lines {first}-{last}, the surest of {answer.windows} windows")
+
+
+def tell_answer(session: "Session", question: str, *, evidence: "Evidence", text: Document, file: str) -> None:
+    """Ask, print the answer as it comes, and where in `file` it is from.
+
+    Raises:
+        ValueError: the question is too long.
+    """
+    tell = teller(len(session.windows))
+    answer = session.ask(question, say=tell)
+    if not answer.text:
+        tell(NOTHING)
+    print()
+    passage = evidence.passage(question, answer.text, within=answer.window)
+    place = f"{file}, {passage.place()}: {passage.text}" if passage else "no passage that shares its words"
+    print(f"  from {place}")
+    if answer.windows > 1:
+        first, last = (text.line(at) for at in (answer.window.start, answer.window.end - 1))
+        print(f"  read in lines {first}-{last}, the surest of {answer.windows} windows")
 
 
 def teller(windows: int) -> Callable[[str], None]:

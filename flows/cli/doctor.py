@@ -37,9 +37,7 @@ class Finding(NamedTuple):
 
 def examine(where: Project) -> Iterator[Finding]:
     """Everything worth knowing before a run."""
-    yield Finding(
-        "python", "ok" if sys.version_info >= (3, 11) else "lacks", f"{platform.python_version()} at {sys.executable}"
-    )
+    yield Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")
     yield from packages()
     yield from machine(where)
     yield from repository(where)

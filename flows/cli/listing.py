@@ -15,7 +15,7 @@ from tasks.comparison import better_of, values_of
 from tasks.declared import Artifact
 from tasks.leftovers import Leftover
 from tasks.registry import Move
-from tasks.tags import DIRTY, KEY, OVERRIDES, RECIPE
+from tasks.tags import ALIASES, DIRTY, KEY, OVERRIDES, RECIPE
 from tasks.workspace import Project
 
 NEWEST = 50  # runs that are shown unasked: the score of each is a question to MLflow
@@ -47,7 +47,7 @@ def show_runs(client: MlflowClient, where: Project, model: Artifact, *, every: b
     older = not every and len(found) > NEWEST
     found = found if every else found[:NEWEST]
     titles = {}
-    for alias in (registry.CHAMPION, registry.STAGING, registry.CANDIDATE):
+    for alias in ALIASES:
         version = registry.holder(client, model.name, alias)
         if version:
             titles[version.run_id] = f"{titles.get(version.run_id, '')} {alias}".strip()

@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
-from importlib import import_module
 from types import FrameType
 from typing import Annotated
 
@@ -60,17 +59,15 @@ def run(
         if promote and (model := run_dir.artifact("model")) and approval.patience(model):
             servers.running_prefect(where)  # where a person can answer: said now, not at the end
         done = is_finished(run_dir)
-        if not done:
+        if done:
+            show_plan(run_dir.stages)
+            print("every stage is unchanged, and the run is recorded")
+        else:
             ready = ready or prefect_api()
             with looked_at(run_dir), signals_later():
                 # a second's work, meanwhile; and not sooner: it reads the server's address when it is imported
-                import_module("flows.pipeline")
-        show_plan(run_dir.stages)  # of parameters that are right
-        if done:
-            print("every stage is unchanged, and the run is recorded")
-        elif ready:
-            from flows.pipeline import Opened, pipeline_of
-
+                from flows.pipeline import Opened, pipeline_of
+            show_plan(run_dir.stages)  # of parameters that are right
             ready()
             pipeline_of(snapshot, promote=promote, anyway=anyway, opened=Opened(run_dir, lock))
     show_report(run_dir)

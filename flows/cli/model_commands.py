@@ -18,7 +18,7 @@ def plan(
     overrides: Overrides = None,
     gpu: Annotated[str, typer.Option(help="By name, such as A100-80GB.")] = "A100-80GB",
     gpus: Annotated[int, typer.Option(help="How many.")] = 1,
-    zero: Annotated[int, typer.Option(help="DeepSpeed ZeRO stage, 0 to 3.")] = 0,
+    zero: Annotated[int, typer.Option(help="DeepSpeed ZeRO stage, 0 to 3; a run takes 2 and 3 (LONGLORA_ZERO).")] = 0,
     sequence_parallel: Annotated[int, typer.Option(help="GPUs that share one sequence.")] = 1,
     offload_optimizer: Annotated[
         bool, typer.Option("--offload-optimizer", help="The optimiser's state lies in the host's memory.")

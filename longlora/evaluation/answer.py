@@ -33,7 +33,7 @@ def keeping(folder: Path, model: PreTrainedModel, *, scores: Path) -> Generator[
     files = sorted(file for pattern in ANSWERING for file in folder.glob(pattern))
     identity = [*map(sha256, files), str(model.dtype), model.device.type, str(scores)]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    kept = Path(os.environ.get("LONGLORA_CHECKPOINTS", ".longlora/checkpoints")) / f"answers-{digest}"
+    kept = Path(os.environ.get("LONGLORA_CHECKPOINTS") or ".longlora/checkpoints") / f"answers-{digest}"
     yield kept
     if rank() == 0:
         shutil.rmtree(kept, ignore_errors=True)

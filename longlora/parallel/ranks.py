@@ -41,7 +41,7 @@ class Ranks:
 def from_environment() -> Ranks:
     """Raises ValueError: the processes cannot be shared out to sequences."""
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    said = os.environ.get("LONGLORA_SEQUENCE_PARALLEL", "1")
+    said = os.environ.get("LONGLORA_SEQUENCE_PARALLEL") or "1"
     if not said.isdecimal() or int(said) < 1:
         raise ValueError(f"LONGLORA_SEQUENCE_PARALLEL = '{said}': a number of processes, at least 1")
     degree = int(said)

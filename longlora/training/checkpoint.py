@@ -54,7 +54,7 @@ def code_of(file: Path) -> set[Path]:
 
 def checkpoint_folder(name: str) -> Path:
     """Outside the stage's outputs, which DVC deletes before every attempt."""
-    return Path(os.environ.get("LONGLORA_CHECKPOINTS", ".longlora/checkpoints")) / name
+    return Path(os.environ.get("LONGLORA_CHECKPOINTS") or ".longlora/checkpoints") / name
 
 
 @contextmanager
