@@ -54,10 +54,9 @@ def use_environment(where: Project) -> None:
         "DO_NOT_TRACK": "1",
     }.items():
         os.environ.setdefault(name, value)
-    database = os.environ["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///")
-    if (
-        database != os.environ["MLFLOW_TRACKING_URI"]
-    ):  # DVC's engine changes the current folder while MLflow opens it again
+    # whole, for DVC's engine changes the current folder while MLflow opens it again
+    address = os.environ["MLFLOW_TRACKING_URI"]
+    if (database := address.removeprefix("sqlite:///")) != address:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{Path(database).absolute()}"
     without_proxy(LOOPBACK, "localhost")
 
