@@ -12,11 +12,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from specimens import ADAPTER
+from test_adapter import nudged
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from longlora.evaluation import perplexity, windows
 from longlora.evaluation.perplexity import Perplexity, Sliding, chosen_targets, controlled, measure, sliding_windows
 from longlora.evaluation.windows import Window, nats
+from longlora.model.adapter import attach
 from longlora.stages.perplexity import stage
 
 torch.set_num_threads(1)  # matrices this small are slower on two
@@ -182,17 +185,47 @@ def test_position_nats_are_each_tokens_own_with_all_of_its_window_before_it(monk
         assert result["perplexity"]["tiny"]["42"]["value"] == pytest.approx(without["value"], rel=1e-5)
 
 
-def test_a_model_whose_cache_does_not_serve_longer_texts_is_read_anew_for_each_piece(monkeypatch):
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_model_whose_cache_does_not_serve_longer_texts_is_read_once_and_its_logits_made_in_pieces(
+    monkeypatch, adapted
+):
     model, documents = tiny(), texts(90)
+    if adapted:
+        model = nudged(attach(model, ADAPTER)).eval()
     chosen = [Window(0, 0, 40, 39), Window(0, 33, 73, 39)]
     cached = windows.token_nats(model, documents=documents, windows=chosen)
     monkeypatch.setattr(windows, "shareable", lambda model: False)
     monkeypatch.setattr(windows, "batch_tokens", lambda model: 80)
     monkeypatch.setattr(windows, "BATCH_LOGITS", 7 * 2 * VOCABULARY)
-    rows = []
-    model.lm_head.register_forward_hook(lambda m, i, output: rows.append(output.shape[1]))
+    rows, reads = [], []
+    model.get_output_embeddings().register_forward_hook(lambda m, i, output: rows.append(output.shape[1]))
+    whole = model.get_base_model() if adapted else model
+    whole.model.layers[0].register_forward_hook(lambda m, i, output: reads.append(1))
     assert windows.token_nats(model, documents=documents, windows=chosen) == pytest.approx(cached, rel=1e-4)
-    assert rows == [7, 7, 7, 7, 7, 4]
+    assert rows == [7, 7, 7, 7, 7, 4] and reads == [1]
+    assert whole.base_model is whole.model
+    assert windows.nats(model, documents=documents, windows=chosen) == pytest.approx(cached.sum(axis=1), rel=1e-4)
+
+
+def test_a_familys_own_way_with_logits_is_kept_where_they_are_made_in_pieces(monkeypatch):
+    torch.manual_seed(4)
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 20,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "head_dim": 8,
+    }
+    config = Gemma2Config(
+        vocab_size=VOCABULARY, num_key_value_heads=1, final_logit_softcapping=0.05, sliding_window=12, **sizes
+    )
+    model, documents = Gemma2ForCausalLM(config).eval(), texts(90)
+    chosen = [Window(0, 0, 40, 39), Window(0, 33, 73, 39)]
+    assert not windows.shareable(model)
+    found = windows.token_nats(model, documents=documents, windows=chosen)
+    assert found.sum(axis=1) == pytest.approx(windows.nats(model, documents=documents, windows=chosen), rel=1e-5)
+    config.final_logit_softcapping = None
+    assert np.abs(found - windows.token_nats(model, documents=documents, windows=chosen)).max() > 1e-3
 
 
 def test_places_are_chosen_once_and_the_longest_windows_read_once(monkeypatch):

@@ -7,12 +7,16 @@ Letters: B windows of a batch, W windows, L tokens of a window, N scored tokens 
 
 from collections import Counter
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from peft import PeftModel
+from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import DynamicCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from longlora.model.cache import CHUNK, shareable
 from longlora.model.load import batch_tokens, must_reach, spread
@@ -114,7 +118,7 @@ def token_nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: 
     """Nats (W, L - 1) of every token but the first of windows of one length L, with all of its window before it.
 
     The window is read in pieces over a cache, so no more than a piece's logits are in memory. Where a cache does not serve
-    longer texts, it is read once per piece, of which there are then as few as the logits allow.
+    longer texts, it is read at once, and logits are made of the hidden states in pieces.
     """
     length, vocabulary = windows[0].end - windows[0].start, model.config.get_text_config().vocab_size
     must_reach(model, length - 1)
@@ -128,12 +132,14 @@ def token_nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: 
         tokens_BL = torch.from_numpy(
             np.stack([documents[w.document][w.start : w.end].astype(np.int64) for w in group])
         ).to(model.device)
-        cache = DynamicCache(config=model.config) if shared else None
+        cache, headed = (
+            (DynamicCache(config=model.config), None) if shared else (None, head_of(model, tokens_BL[:, :-1]))
+        )
         for start in range(0, length - 1, piece):
             end = min(start + piece, length - 1)
-            if cache is None:
+            if headed:
                 kept = torch.arange(start, end, device=model.device)
-                out = model(input_ids=tokens_BL[:, :-1], use_cache=False, logits_to_keep=kept)
+                out = headed(input_ids=tokens_BL[:, :-1], use_cache=False, logits_to_keep=kept)
             else:
                 out = model(input_ids=tokens_BL[:, start:end], past_key_values=cache, use_cache=True)
             loss_BN = F.cross_entropy(
@@ -143,6 +149,30 @@ def token_nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: 
 
     spread(work, (n for n in range(0, len(windows), size) if ours(n // size)), model=model)
     return whole(nats_WL)
+
+
+class Given(nn.Module):
+    """Stands where a model's layers are, and has their answer already."""
+
+    def __init__(self, answer: BaseModelOutputWithPast) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, *_: object, **__: object) -> BaseModelOutputWithPast:
+        return self.answer
+
+
+def head_of(model: PreTrainedModel | PeftModel, tokens_BL: torch.Tensor) -> PreTrainedModel:
+    """`model` after its layers have read the tokens: given the same once more, it makes logits alone, in its family's own way. It
+    shares its modules with `model`, which is left as it is."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(inner, PreTrainedModel)
+    read = inner.base_model(input_ids=tokens_BL, use_cache=False)
+    head = copy(inner)
+    vars(head)["_modules"] = dict(inner.named_children()) | {
+        inner.base_model_prefix: Given(read)
+    }  # a copy would share it
+    return head
 
 
 def our_batches(model: PreTrainedModel, windows: list[Window]) -> Iterator[list[int]]:
