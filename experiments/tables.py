@@ -172,23 +172,25 @@ def retrieval_table(rows: list[Row]) -> list[str]:
 HEADS = {
     "paper": """# The paper's tables, small
 
-Do the paper's comparisons come out the same on a small model? What is compared is the order of the rows, not the size of the figures.
+Do the paper's comparisons come out the same on a small model? What is compared is the order of the rows, not the size of the
+figures.
 
-- **Ours**: the demo's base, 512 to 2,048 tokens under NTK-aware scaling; measured in full attention at 2,048. Mean and 95 % interval over
-  the seeds.
+- **Ours**: the demo's base, 512 to 2,048 tokens under NTK-aware scaling; measured in full attention at 2,048. Mean and 95 %
+  interval over the seeds.
 - **Theirs**: Llama 2 7B, linear interpolation.
 - **A far answer** is one to a question on a fact that lies more than a group (512 tokens) back.
-- **Training less evaluation**: the last training loss minus the loss at evaluation, in nats; compare it between the rows of a table.
+- **Training less evaluation**: the last training loss minus the loss at evaluation, in nats; compare it between the rows of a
+  table.
 """,
     "retrieval": """# What brings retrieval, and at what cost
 
-The paper's recipe with one thing changed at a time, on the demo's base, 512 to 2,048 tokens under NTK-aware scaling. Measured at 2,048
-tokens, with 95 % intervals over the seeds:
+The paper's recipe with one thing changed at a time, on the demo's base, 512 to 2,048 tokens under NTK-aware scaling. Measured at
+2,048 tokens, with 95 % intervals over the seeds:
 
 - perplexity, and passkeys (forty per seed);
 - answers to questions on a fact: *near*, at most a group (512 tokens) back; *far*, more than that;
-- processor time of a step, relative to S2-Attn throughout (where all groups see the first four tokens, a mask is used: that time means
-  nothing).
+- processor time of a step, relative to S2-Attn throughout (where all groups see the first four tokens, a mask is used: that time
+  means nothing).
 """,
 }
 
