@@ -1,7 +1,8 @@
 """A Llama computed from its GGUF file alone, in float64, by ggml's definitions; nothing of transformers or of the converter.
 
 Rotation: ggml's `ggml_rope_ext` in its "normal" mode turns the neighbours (2i, 2i+1) of a head by
-position x base^(-2i/D), divided by rope_freqs[i] where there is such a tensor; then scaled: linear multiplies the angle by
+position x base^(-2i/D), divided by rope_freqs[i] where there is such a tensor, or by rope_factors_short[i] where the context that
+the file is opened with is at most the original one, else by rope_factors_long[i]; then scaled: linear multiplies the angle by
 1/factor; YaRN mixes both angles on a ramp between two corrected dimensions, and lengthens cosine and sine by
 1 + 0.1 ln(factor). `rope.scaling.attn_factor` multiplies them whatever the scaling.
 
@@ -23,13 +24,20 @@ def read(file: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return told, {t.name: dequantize(t.data, t.tensor_type).astype(np.float64) for t in reader.tensors}
 
 
-def turns(told: dict[str, Any], tensors: dict[str, np.ndarray], *, length: int) -> tuple[np.ndarray, np.ndarray]:
+def turns(
+    told: dict[str, Any], tensors: dict[str, np.ndarray], *, length: int, context: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Cosine and sine, each (T, F)."""
     size, base = told["llama.rope.dimension_count"], told["llama.rope.freq_base"]
     scaling, factor = told.get("llama.rope.scaling.type", "linear"), told.get("llama.rope.scaling.factor", 1.0)
     window = told.get("llama.rope.scaling.original_context_length", told["llama.context_length"])
     index = np.arange(size // 2)
-    whole = base ** (-2.0 * index / size) / tensors.get("rope_freqs.weight", np.ones(size // 2))
+    lists = (
+        f"rope_factors_{'long' if context > window else 'short'}.weight"
+        if scaling == "longrope"
+        else "rope_freqs.weight"
+    )
+    whole = base ** (-2.0 * index / size) / tensors.get(lists, np.ones(size // 2))
     angle, longer = whole / factor, told.get("llama.rope.scaling.attn_factor", 1.0)
     if scaling == "yarn":
         fast, slow = (size * math.log(window / (n * 2 * math.pi)) / (2 * math.log(base)) for n in (32.0, 1.0))
@@ -40,11 +48,11 @@ def turns(told: dict[str, Any], tensors: dict[str, np.ndarray], *, length: int) 
     return np.cos(angles) * longer, np.sin(angles) * longer
 
 
-def logits(file: Path, tokens: list[int]) -> np.ndarray:
-    """(T, vocabulary)."""
+def logits(file: Path, tokens: list[int], *, context: int | None = None) -> np.ndarray:
+    """(T, vocabulary). `context`: what the file is opened with, by default all that it says."""
     told, tensors = read(file)
     heads, shared = told["llama.attention.head_count"], told["llama.attention.head_count_kv"]
-    cosine, sine = turns(told, tensors, length=len(tokens))
+    cosine, sine = turns(told, tensors, length=len(tokens), context=context or told["llama.context_length"])
     future = np.triu(np.full((len(tokens), len(tokens)), -np.inf), 1)
 
     def norm(x: np.ndarray, name: str) -> np.ndarray:

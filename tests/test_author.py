@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
+from jsonschema import Draft202012Validator
 
 from flows.cli.longqa import write_by_model
 from longlora.data.author import ATTEMPTS, Endpoint, Plan, Work, judge, write_questions
@@ -97,6 +98,43 @@ def test_only_what_stands_in_the_document_is_kept(stub, tmp_path):
     path, key, body = handler.seen[0]
     assert (path, key, body["model"]) == ("/v1/chat/completions", "Bearer sesame", "some-model")
     assert "sesame" not in (tmp_path / "j").read_text()
+
+
+def test_a_schema_is_asked_for_and_what_follows_it_is_read(stub, tmp_path):
+    handler, endpoint = stub
+    row = {"question": "What was carried?", "answer": "oil", "evidence": "barrels of oil to the northern port."}
+    content = json.dumps({"questions": [row]})
+    handler.script += [json.dumps({"choices": [{"message": {"content": content}}]}).encode()]
+    told = []
+    done = write_questions(
+        DOCUMENTS,
+        endpoint=replace(endpoint, schema=True),
+        plan=replace(PLAN, excerpts=1),
+        journal=tmp_path / "j",
+        tell=told.append,
+    )
+    assert [case.question for case in done.cases] == ["What was carried?"]
+    assert told == [f"1 of 1 excerpts: 1 questions, {done.tokens:,} tokens"]
+    asked = handler.seen[0][2]
+    assert "JSON object" in asked["messages"][0]["content"]
+    form = asked["response_format"]["json_schema"]
+    Draft202012Validator.check_schema(form["schema"])
+    follows = Draft202012Validator(form["schema"]).is_valid
+    assert form["strict"] and follows({"questions": [row]})
+    for other in (
+        [row],
+        {"questions": []},
+        {"questions": [row] * 4},
+        {"questions": [row | {"why": "so"}]},
+        {"questions": [{}]},
+    ):
+        assert not follows(other)
+
+
+def test_without_a_schema_none_is_asked_for(stub, tmp_path):
+    handler, endpoint = stub
+    work(endpoint, tmp_path, plan=replace(PLAN, excerpts=1))
+    assert "response_format" not in handler.seen[0][2]
 
 
 def test_failures_that_may_pass_are_waited_for(stub, tmp_path):
@@ -211,8 +249,7 @@ def test_the_command_keeps_what_is_finished_and_says_how_to_go_on(stub, tmp_path
         said += write_by_model(
             str(tmp_path / "doc.txt"),
             out=tmp_path / "qa.jsonl",
-            url=endpoint.url,
-            model="m",
+            asked={"url": endpoint.url, "model": "m"},
             plan=plan,
             encoding="utf-8",
         )
@@ -223,7 +260,11 @@ def test_the_command_keeps_what_is_finished_and_says_how_to_go_on(stub, tmp_path
 
 def test_an_address_that_is_none_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="--url htp:/x: must be an http address, such as http"):
-        list(write_by_model("none", out=tmp_path / "qa.jsonl", url="htp:/x", model="m", plan={}, encoding="utf-8"))
+        list(
+            write_by_model(
+                "none", out=tmp_path / "qa.jsonl", asked={"url": "htp:/x", "model": "m"}, plan={}, encoding="utf-8"
+            )
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -1,11 +1,12 @@
 """What docs/clients.md shows is run as it stands there: each client opens what a run leaves, and computes the same."""
 
+import json
 import re
 import runpy
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
-import pytest
 import torch
 from specimens import ADAPTER, folder, llama
 from test_adapter import nudged
@@ -52,10 +53,11 @@ def test_peft_opens_the_adapter_on_its_base_with_the_adapters_rotary_settings(tm
 
 
 def test_llama_cpp_opens_the_file(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     monkeypatch.chdir(tmp_path)
     write(folder(tmp_path / "mine", window=4096), out=tmp_path / "mine.gguf")
-    assert run("llama.cpp", tmp_path)["model"].n_ctx() == 4096
+    model = run("llama.cpp", tmp_path)["model"]
+    with urlopen(model.listening_address + "/props") as told:
+        assert json.load(told)["default_generation_settings"]["n_ctx"] == 4096
     assert capsys.readouterr().out
 
 

@@ -14,7 +14,7 @@ from specimens import folder, tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from flows.cli.main import main
-from longlora.model.gguf import write
+from longlora.model.gguf import changes_at, write
 from longlora.model.position import extend
 
 TINY = Path(__file__).parent.parent / "tiny" / "model"
@@ -41,8 +41,10 @@ ROPES = {
     },
 }
 
+TWO = ROPES["linear, and then yarn"] | {"short_factor": [1.0, 1.1, 1.0, 1.2]}
 
-def made(place: Path, *, tied: bool = True, bias: bool = False, **rope: object) -> Path:
+
+def made(place: Path, *, context: int = CONTEXT, tied: bool = True, bias: bool = False, **rope: object) -> Path:
     """A random Llama whose heads are not its width, whose biases and norms matter, and where positions are felt."""
     torch.manual_seed(3)
     config = LlamaConfig(
@@ -53,7 +55,7 @@ def made(place: Path, *, tied: bool = True, bias: bool = False, **rope: object) 
         num_attention_heads=6,
         num_key_value_heads=2,
         head_dim=8,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
         initializer_range=0.2,
         tie_word_embeddings=tied,
         attention_bias=bias,
@@ -65,7 +67,7 @@ def made(place: Path, *, tied: bool = True, bias: bool = False, **rope: object) 
         if each.dim() == 1:
             torch.nn.init.normal_(each, mean=0.0 if name.endswith("bias") else 1.0, std=0.3)
     model.save_pretrained(place)
-    tokenizer(window=CONTEXT).save_pretrained(place)
+    tokenizer(window=context).save_pretrained(place)
     return place
 
 
@@ -92,6 +94,17 @@ def test_ggmls_definitions_give_the_models_logits(tmp_path, rope):
     model = made(tmp_path / "model", **rope)
     write(model, out=tmp_path / "a.gguf")
     assert apart(ggml.logits(tmp_path / "a.gguf", tokens()), logits(opened(model), tokens())) < 2e-5
+
+
+@pytest.mark.parametrize(("context", "length"), [(WINDOW, WINDOW), (WINDOW + 1, LENGTH)])
+def test_of_two_lists_the_context_that_a_file_is_opened_with_takes_one(tmp_path, context, length):
+    model = made(tmp_path / "model", **TWO)
+    write(model, out=tmp_path / "a.gguf")
+    own = logits(opened(model), tokens(length))
+    assert apart(ggml.logits(tmp_path / "a.gguf", tokens(length), context=context), own) < 2e-5
+    other = WINDOW if context > WINDOW else CONTEXT
+    assert apart(ggml.logits(tmp_path / "a.gguf", tokens(length), context=other), own) > 1e-2
+    assert changes_at(model) == WINDOW
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -189,10 +202,6 @@ def other(place: Path) -> None:
     Qwen3ForCausalLM(Qwen3Config(vocab_size=310, num_key_value_heads=1, head_dim=12, **sizes)).save_pretrained(place)
 
 
-SCALES = {"factor": 3.0, "original_max_position_embeddings": WINDOW}
-TWO = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
-
-
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
@@ -201,7 +210,6 @@ TWO = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
         (config(num_hidden_layers=3), r"9 tensors are not what config.json asks for, first model.layers.2"),
         (config(intermediate_size=50), r"6 tensors .* first .*down_proj.weight: \[54, 52\], must be \[54, 50\]"),
         (rope(rope_type="dynamic", factor=3.0), "'dynamic' scaling changes with the length"),
-        (rope(rope_type="longrope", **SCALES, **TWO), "'longrope' scaling changes with the length"),
         (rope(rope_type="default", partial_rotary_factor=0.5), "turns a part of each head only"),
         (huge, "model.layers.1.mlp.down_proj.weight holds what f16 cannot"),
         (lambda place: (place / "config.json").unlink(), r"no model at .*model \(no config.json there\)"),
@@ -245,9 +253,12 @@ def test_the_command_writes_a_folders_model_and_names_mistakes(tmp_path, monkeyp
     assert run("a.gguf", "--gguf", "--dtype", "f16", *model) == "0"
     assert f"a.gguf: 0.1 MB, made from {tmp_path}/model" in capsys.readouterr().out
     assert ggml.read(tmp_path / "a.gguf")[0]["general.file_type"] == 1
+    two = str(made(tmp_path / "two", **TWO))
+    assert run("two.gguf", "--gguf", "--model", two) == "0"
+    assert f"MB, made from {two}. Opened with a context of more than 32 tokens, llama.cpp" in capsys.readouterr().out
     assert "a.gguf is there already" in run("a.gguf", "--gguf", *model)
     assert run("b.gguf", "--gguf", "--dtype", "q4", *model) == "2"
     assert "'q4' is not one of 'f32', 'f16', 'bf16'" in capsys.readouterr().err
     assert "--dtype is of a GGUF file: say --gguf too" in run("b.gguf", "--dtype", "f16", *model)
     assert "there is no folder" in run("none/b.gguf", "--gguf", *model)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.gguf", "model"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.gguf", "model", "two", "two.gguf"]

@@ -1,19 +1,18 @@
-"""llama.cpp itself, through its Python package: an exported file has the model's tokens, logits and greedy text.
+"""llama.cpp itself, as the package xllamacpp holds it: an exported file has the model's tokens, log-probabilities and greedy text.
 
-    pip install llama-cpp-python    # compiles llama.cpp, some ten minutes
-
-The package is no dependency, so without it these are skipped.
+No setting of rotation is given, so what the file says holds.
 """
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+import json
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
 import torch
-from test_gguf import LENGTH, ROPES, TINY, apart, logits, made, opened, tokens
+import xllamacpp
+from test_gguf import CONTEXT, ROPES, TINY, TWO, logits, made, opened, tokens
 from test_gguf_tokenizer import SPLITS, TEXT, trained
 from transformers import LlamaConfig
 
@@ -21,39 +20,74 @@ from longlora.model.gguf import write
 from longlora.model.load import open_tokenizer
 from longlora.model.position import extend
 
-llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+
+class Opened:
+    """A file as llama.cpp's server has it, on a loopback port."""
+
+    def __init__(self, file: Path, *, context: int) -> None:
+        settings = xllamacpp.CommonParams()
+        settings.model.path = str(file)
+        settings.n_ctx = settings.n_batch = settings.n_ubatch = context
+        settings.n_parallel, settings.cpuparams.n_threads, settings.n_gpu_layers = 1, 1, 0
+        settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        settings.warmup, settings.fit_params, settings.port, settings.verbosity = False, False, 0, 0
+        self.server = xllamacpp.Server(settings)
+
+    def post(self, path: str, **body: Any) -> Any:
+        request = Request(
+            self.server.listening_address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urlopen(request) as answer:
+            return json.load(answer)
+
+    def next_token(self, ids: list[int], *, vocabulary: int) -> np.ndarray:
+        """Log-probabilities of what comes after `ids`."""
+        (letter,) = self.post("/tokenize", content="w")["tokens"]
+        asked = {"n_predict": 1, "n_probs": vocabulary, "cache_prompt": False}
+        # A letter is chosen, for nothing is told of half a character; the log-probabilities are those before the bias.
+        told = self.post("/completion", prompt=ids, logit_bias=[[letter, 1000]], **asked)
+        (first,) = told["completion_probabilities"]
+        by_token = {each["id"]: each["logprob"] for each in first["top_logprobs"]}
+        return np.array([by_token[token] for token in range(vocabulary)])
 
 
-@contextmanager
-def read(file: Path, *, context: int, **settings: Any) -> Iterator[Any]:
-    """The file as llama.cpp opens it: no setting of rotation is given, so what the file says holds."""
-    usual = {"n_threads": 1, "n_gpu_layers": 0, "n_batch": context, "n_ctx": context, "verbose": False}
-    with closing(llama_cpp.Llama(str(file), **usual | settings)) as model:
-        yield model
+def after(model: torch.nn.Module, ids: list[int]) -> np.ndarray:
+    return torch.log_softmax(torch.from_numpy(logits(model, ids)[-1]), dim=-1).numpy()
 
 
-def scores(file: Path, ids: list[int], *, context: int) -> np.ndarray:
-    with read(file, context=context, logits_all=True, type_k=0, type_v=0) as model:  # a cache in float32
-        model.eval(ids)
-        return np.array(model.scores[: len(ids)], dtype=np.float64)
+def apart(file: Path, model: torch.nn.Module, ids: list[int], *, context: int) -> float:
+    """Nats."""
+    theirs = Opened(file, context=context).next_token(ids, vocabulary=model.config.vocab_size)
+    return np.abs(theirs - after(model, ids)).max()
 
 
 @pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES)
 @pytest.mark.parametrize("shape", [{}, {"tied": False, "bias": True}], ids=["tied", "with a head and biases"])
-def test_the_logits_are_the_models(tmp_path, rope, shape):
+def test_log_probabilities_are_the_models(tmp_path, rope, shape):
     model = made(tmp_path / "model", **shape, **rope)
     write(model, out=tmp_path / "a.gguf")
-    own = logits(opened(model), tokens())
-    assert apart(scores(tmp_path / "a.gguf", tokens(), context=LENGTH + 6), own) < 1e-3
+    assert apart(tmp_path / "a.gguf", opened(model), tokens(), context=CONTEXT) < 1e-3
 
 
-@pytest.mark.parametrize(("dtype", "error"), [("f16", 2e-2), ("bf16", 5e-2)])
+@pytest.mark.parametrize(("dtype", "error"), [("f16", 0.1), ("bf16", 0.5)])
 def test_half_precision_is_read_too(tmp_path, dtype, error):
     model = made(tmp_path / "model", **ROPES["yarn"])
     write(model, out=tmp_path / "a.gguf", dtype=dtype)
-    own = logits(opened(model), tokens())
     # ggml rounds what it multiplies with such matrices too
-    assert 1e-5 < apart(scores(tmp_path / "a.gguf", tokens(), context=LENGTH + 6), own) < error
+    assert 1e-3 < apart(tmp_path / "a.gguf", opened(model), tokens(), context=CONTEXT) < error
+
+
+def test_of_two_lists_the_context_that_a_file_is_opened_with_takes_one(tmp_path):
+    window = 256  # llama.cpp rounds contexts up to multiples of it
+    model = made(tmp_path / "model", context=3 * window, **TWO | {"original_max_position_embeddings": window})
+    write(model, out=tmp_path / "a.gguf")
+    short, long = Opened(tmp_path / "a.gguf", context=window), Opened(tmp_path / "a.gguf", context=window + 1)
+    own, size = opened(model), opened(model).config.vocab_size
+    few, many = tokens(window - 1), tokens(window + 40)
+    assert np.abs(short.next_token(few, vocabulary=size) - after(own, few)).max() < 1e-3
+    assert np.abs(long.next_token(many, vocabulary=size) - after(own, many)).max() < 1e-3
+    assert np.abs(long.next_token(few, vocabulary=size) - after(own, few)).max() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -68,15 +102,15 @@ def test_text_becomes_the_same_tokens_and_they_the_same_text(tmp_path, rule, beg
     torch.manual_seed(0)
     type(opened(TINY))(config).save_pretrained(model)
     write(model, out=tmp_path / "a.gguf")
-    with read(tmp_path / "a.gguf", context=8, vocab_only=True) as words:
-        for text in (TEXT, TEXT[::-1], " ".join(TEXT), "<bos>so<eos> ", "I'LL", " ", "\n\n \n", ""):
-            ids = own(text)["input_ids"]
-            assert words.tokenize(text.encode(), add_bos=True, special=True) == ids, text
-            shown = words.detokenize(ids, special=True)
-            assert shown.removeprefix(b"<bos>" * begins) == text.encode()
+    words = Opened(tmp_path / "a.gguf", context=8)
+    for text in (TEXT, TEXT[::-1], " ".join(TEXT), "<bos>so<eos> ", "I'LL", " ", "\n\n \n", ""):
+        ids = own(text)["input_ids"]
+        assert words.post("/tokenize", content=text, add_special=True, parse_special=True)["tokens"] == ids, text
+        shown = words.post("/detokenize", tokens=ids)["content"]
+        assert shown.removeprefix("<bos>" * begins) == text
 
 
-@pytest.mark.parametrize("method", ["none", "linear", "yarn"])
+@pytest.mark.parametrize("method", ["none", "linear", "yarn", "longrope"])
 def test_greedy_text_of_the_demos_base_is_transformers(tmp_path, method):
     model, words = opened(TINY), open_tokenizer(TINY)
     config = extend(model.config, method=method, context=1024)
@@ -88,9 +122,8 @@ def test_greedy_text_of_the_demos_base_is_transformers(tmp_path, method):
     prompt = words(("The state of the Union is " * 30)[: 300 if method == "none" else 700])["input_ids"]
     room = 60
     written = longer.generate(torch.tensor([prompt]), max_new_tokens=room, do_sample=False)[0, len(prompt) :].tolist()
-    own = logits(longer, prompt)
-    assert apart(scores(tmp_path / "a.gguf", prompt, context=1024), own) < 1e-3
-    with read(tmp_path / "a.gguf", context=1024, type_k=0, type_v=0) as theirs:
-        told = theirs.create_completion(prompt, max_tokens=room, temperature=0.0)
+    theirs = Opened(tmp_path / "a.gguf", context=1024)
+    assert np.abs(theirs.next_token(prompt, vocabulary=config.vocab_size) - after(longer, prompt)).max() < 1e-3
+    told = theirs.post("/v1/completions", prompt=prompt, max_tokens=room, temperature=0.0)
     assert told["choices"][0]["text"] == words.decode(written, skip_special_tokens=True)
     assert told["usage"]["prompt_tokens"] == len(prompt)

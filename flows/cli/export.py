@@ -54,7 +54,11 @@ def as_gguf(target: Path, *, model: str, dtype: Dtype | None) -> str:
             folder = Path(scratch) / "model"
             recorded(folder, model=model)
             said = f"{model}, equal to its record by hash"
-        from longlora.model.gguf import write  # seconds of imports, which a wrong name need not wait for
+        from longlora.model.gguf import changes_at, write  # seconds of imports, which a wrong name need not wait for
 
         write(folder, out=target, dtype=dtype)
-    return f"{target}: {target.stat().st_size / 1e6:,.1f} MB, made from {said}"
+        window = changes_at(folder)
+    made = f"{target}: {target.stat().st_size / 1e6:,.1f} MB, made from {said}"
+    if window is None:
+        return made
+    return f"{made}. Opened with a context of more than {window:,} tokens, llama.cpp turns short texts as long ones"

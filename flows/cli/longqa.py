@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +78,27 @@ def casebook_of(settings: dict[str, Any]) -> Casebook:
         raise ValueError(f"--{option} {first['input']}: {rule}") from None
 
 
-def write_by_model(docs: str, *, out: Path, url: str, model: str, plan: dict[str, int], encoding: str) -> Iterator[str]:
-    """Have a model write questions to `out`; what was done, in lines.
+def write_by_model(
+    docs: str,
+    *,
+    out: Path,
+    asked: dict[str, Any],
+    plan: dict[str, int],
+    encoding: str,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Iterator[str]:
+    """Have the model behind the endpoint `asked` write questions to `out`; what was done, in lines. `tell` hears how far it is.
 
     Raises:
         ValueError: `out` cannot be written, `url` is none; or not all was done: what was is in `out`, and the same command goes on.
     """
-    if not url.startswith(("http://", "https://")):
-        raise ValueError(f"--url {url}: must be an http address, such as http://127.0.0.1:8000/v1")
+    endpoint = Endpoint(key=os.environ.get("OPENAI_API_KEY"), **asked)
+    if not endpoint.url.startswith(("http://", "https://")):
+        raise ValueError(f"--url {endpoint.url}: must be an http address, such as http://127.0.0.1:8000/v1")
     must_take("OUT", out)
-    endpoint = Endpoint(url, model, os.environ.get("OPENAI_API_KEY"))
     journal = out.with_name(out.name + ".journal")
-    work = write_questions(documents_at(docs, encoding), endpoint=endpoint, plan=Plan(**plan), journal=journal)
+    documents = documents_at(docs, encoding)
+    work = write_questions(documents, endpoint=endpoint, plan=Plan(**plan), journal=journal, tell=tell)
     write(work.cases, out)
     yield f"{len(work.cases)} questions: {out} ({work.calls} calls now, {work.tokens:,} tokens in all)"
     if work.estimated:

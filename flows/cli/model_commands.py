@@ -1,5 +1,6 @@
 """The commands that change nothing outside: plan, eval, ask, chat, page, serve, and on questions. Each imports what it uses."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -204,6 +205,11 @@ def longqa_write(
     length: Annotated[int, typer.Option(min=1, help="Words of an excerpt, at most.")] = 2000,
     questions: Annotated[int, typer.Option(min=1, help="Per excerpt.")] = 3,
     budget: Annotated[int, typer.Option(min=1, help="Tokens that all calls may take together.")] = 1_000_000,
+    schema: Annotated[
+        bool,
+        typer.Option("--schema", help="Let the endpoint hold replies to their form; llama.cpp, vLLM and OpenAI can."),
+    ] = False,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one reply.")] = 300,
     seed: Annotated[int, typer.Option(help="Chooses the excerpts.")] = 1,
     encoding: Annotated[str, typer.Option(help="Of text files.")] = "utf-8",
 ) -> None:
@@ -211,5 +217,10 @@ def longqa_write(
     from flows.cli.longqa import write_by_model
 
     plan = {"excerpts": excerpts, "length": length, "questions": questions, "budget": budget, "seed": seed}
-    for line in write_by_model(docs, out=out, url=url, model=model, plan=plan, encoding=encoding):
+    asked = {"url": url, "model": model, "timeout": timeout, "schema": schema}
+    for line in write_by_model(docs, out=out, asked=asked, plan=plan, encoding=encoding, tell=note):
         print(line)
+
+
+def note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -24,10 +25,12 @@ from longlora.data.reading import Document
 from longlora.data.words import words as words_of
 
 ORDER = (
-    "Write {count} questions that this document answers, each answered by a few words. Reply with a JSON list alone, of objects "
+    "Write {count} questions that this document answers, each answered by a few words. Reply with {form}, of objects "
     'with the keys "question", "answer" and "evidence"; evidence is the sentence that shows the answer, copied word for word.\n\n'
     "{document}"
 )
+LIST, OBJECT = "a JSON list alone", 'a JSON object alone, whose key "questions" has a list'
+"""A schema's root must be an object."""
 ATTEMPTS = 5
 """Calls for one reply, before the run stops."""
 PATIENCE = 60.0
@@ -43,8 +46,10 @@ class Endpoint:
     model: str
     key: str | None
     """Sent as a bearer token, without the white space around it; never written anywhere."""
-    timeout: float = 120.0
+    timeout: float = 300.0
     """Seconds for one reply."""
+    schema: bool = False
+    """Whether the endpoint is to let its model write nothing but what has the form asked for (`response_format: json_schema`)."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,10 @@ def write_questions(
     plan: Plan,
     journal: Path,
     wait: Callable[[float], None] = time.sleep,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Work:
-    """Questions on seeded excerpts. It stops, and says so, when the endpoint fails for good or the budget is used.
+    """Questions on seeded excerpts. It stops, and says so, when the endpoint fails for good or the budget is used. After each
+    reply `tell` hears how far it is.
 
     Raises:
         ValueError: the documents have too little text, the journal is not one, or the key cannot be sent.
@@ -106,14 +113,16 @@ def write_questions(
         for number in range(plan.excerpts):
             dice = random.Random(f"{plan.seed} {plan.length} {number}")
             text, names = excerpt(sources, length=plan.length, collections=0.0, measure=words, dice=dice)
-            order = ORDER.format(count=plan.questions, document=text)
+            order = ORDER.format(count=plan.questions, form=OBJECT if endpoint.schema else LIST, document=text)
             key = hashlib.sha256(f"{endpoint.model}\n{order}".encode()).hexdigest()
             if key not in known:
                 if work.tokens >= plan.budget:
                     work.stopped = f"the budget of {plan.budget:,} tokens is used, {work.tokens:,} were"
                     break
                 try:
-                    known[key] = call(client, endpoint, order, wait=wait)
+                    known[key] = call(
+                        client, endpoint, order, form=form(plan.questions) if endpoint.schema else {}, wait=wait
+                    )
                 except Unavailable as error:
                     work.stopped = str(error)
                     break
@@ -125,7 +134,27 @@ def write_questions(
                 tokens = estimated(order + reply)
             work.tokens += tokens
             judge(reply, text, names, work)
+            tell(f"{number + 1} of {plan.excerpts} excerpts: {len(work.cases)} questions, {work.tokens:,} tokens")
     return work
+
+
+def form(questions: int) -> dict[str, Any]:
+    """What a request says of a reply's form, in OpenAI's terms, which vLLM and llama.cpp share. `strict` asks that every key be
+    required and no other be allowed."""
+    row = Written.model_json_schema() | {"additionalProperties": False}
+    rows = {"type": "array", "items": row, "minItems": 1, "maxItems": questions}
+    whole = {
+        "type": "object",
+        "properties": {"questions": rows},
+        "required": ["questions"],
+        "additionalProperties": False,
+    }
+    return {
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "questions", "schema": whole, "strict": True},
+        }
+    }
 
 
 def authorization(key: str | None) -> dict[str, str]:
@@ -147,13 +176,15 @@ def estimated(text: str) -> int:
     return -(-len(text.encode()) // 4)
 
 
-def call(client: httpx.Client, endpoint: Endpoint, order: str, *, wait: Callable[[float], None]) -> tuple[str, int]:
+def call(
+    client: httpx.Client, endpoint: Endpoint, order: str, *, form: dict[str, Any], wait: Callable[[float], None]
+) -> tuple[str, int]:
     """A reply and the tokens it took; asked again after failures that may pass, a longer while each time.
 
     Raises:
         Unavailable: it failed for good.
     """
-    body = {"model": endpoint.model, "messages": [{"role": "user", "content": order}], "temperature": 0}
+    body = {"model": endpoint.model, "messages": [{"role": "user", "content": order}], "temperature": 0} | form
     said = ""
     for attempt in range(ATTEMPTS):
         delay = 2.0**attempt

@@ -2,7 +2,8 @@
 
 GGUF is metadata by name, then tensors. Two things differ from transformers. llama.cpp's Llama turns neighbours (2i, 2i+1) of a
 head, transformers' turns halves (i, i + d/2), so the rows of the query and key projections change places. And rotary scaling has
-a form of its own: `linear` and `yarn` by factor, any other fixed frequencies as a divisor for each (`rope_freqs`).
+a form of its own: `linear` and `yarn` by factor, any other fixed frequencies as a divisor for each (`rope_freqs`), and those
+of `longrope` as two lists of divisors, of which llama.cpp takes one when it opens the file.
 tests/test_gguf.py holds files to a forward pass written from ggml's definition, to transformers' reading of GGUF, and to
 llama.cpp itself where it is installed.
 
@@ -22,7 +23,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from longlora.model.gguf_tokenizer import Writer, add_words, words_of
 from longlora.model.load import open_tokenizer
-from longlora.model.position import YARN_FAST, YARN_SLOW, frequencies, reach, rotary, unscaled
+from longlora.model.position import YARN_FAST, YARN_SLOW, frequencies, reach, rotary, unscaled, varies
 
 Dtype = Literal["f32", "f16", "bf16"]
 KINDS: dict[Dtype, tuple[torch.dtype, GGMLQuantizationType, LlamaFileType]] = {
@@ -41,8 +42,8 @@ class Rotation(NamedTuple):
     """The window before scaling, in tokens."""
     temperature: float
     """Beyond what llama.cpp's yarn multiplies cosine and sine by anyway, 0.1 ln(factor) + 1."""
-    divisors: torch.Tensor | None
-    """What each of the F frequencies is divided by."""
+    divisors: dict[str, torch.Tensor]
+    """What each of the F frequencies is divided by, under the name of the tensor; empty: nothing is."""
 
 
 def write(folder: Path, *, out: Path, dtype: Dtype | None = None) -> None:
@@ -92,6 +93,17 @@ def llama(folder: Path) -> LlamaConfig:
     return config
 
 
+def changes_at(folder: Path) -> int | None:
+    """The context, in tokens, up to which llama.cpp turns by the short list of divisors, and beyond which by the long one, whatever
+    the text (transformers goes by the text); None: there are not two lists.
+
+    Raises:
+        ValueError: as `write`, of the configuration.
+    """
+    config = llama(folder)
+    return rotation(config).window if varies(config) else None
+
+
 def stored_as(config: LlamaConfig) -> Dtype:
     for name, (kind, _, _) in KINDS.items():
         if config.dtype == kind:
@@ -103,25 +115,27 @@ def rotation(config: LlamaConfig) -> Rotation:
     """The rotary settings in llama.cpp's terms.
 
     Raises:
-        ValueError: frequencies that change with the length of a text (`dynamic`, or `longrope` with two lists), or a scaling that
-            is not known here.
+        ValueError: frequencies that are other ones at every length (`dynamic`), or a scaling that is not known here.
     """
     rope = rotary(config)
     kind, window = rope["rope_type"], rope.get("original_max_position_embeddings", config.max_position_embeddings)
-    if kind == "dynamic" or (kind == "longrope" and rope["short_factor"] != rope["long_factor"]):
+    if kind == "dynamic":
         raise ValueError(f"'{kind}' scaling changes with the length of a text, which llama.cpp's Llama does not")
     if kind not in ("default", "linear", "yarn", "llama3", "longrope"):
         raise ValueError(f"'{kind}' scaling is not written as GGUF: default, linear, yarn, llama3 and longrope are")
     own_F, temperature = frequencies(config, rope)
     if kind == "default":
-        return Rotation(None, 1.0, window, 1.0, None)
+        return Rotation(None, 1.0, window, 1.0, {})
     if kind == "linear":
-        return Rotation(RopeScalingType.LINEAR, rope["factor"], window, 1.0, None)
+        return Rotation(RopeScalingType.LINEAR, rope["factor"], window, 1.0, {})
     if kind == "yarn" and usual_yarn(rope):
         own = temperature / (0.1 * math.log(rope["factor"]) + 1.0)
-        return Rotation(RopeScalingType.YARN, rope["factor"], window, own, None)
+        return Rotation(RopeScalingType.YARN, rope["factor"], window, own, {})
+    if kind == "longrope" and varies(config):
+        lists = {f"rope_factors_{side}.weight": torch.tensor(rope[f"{side}_factor"]) for side in ("short", "long")}
+        return Rotation(RopeScalingType.LONGROPE, 1.0, window, temperature, lists)
     plain_F, _ = frequencies(config, {"rope_type": "default"} | unscaled(rope))
-    return Rotation(None, 1.0, window, temperature, (plain_F / own_F).float())
+    return Rotation(None, 1.0, window, temperature, {"rope_freqs.weight": (plain_F / own_F).float()})
 
 
 def usual_yarn(rope: dict[str, Any]) -> bool:
@@ -196,8 +210,8 @@ def write_tensors(writer: Writer, config: LlamaConfig, *, stored: dict[str, Path
         assert told, name
         listed[name] = told
     divisors = rotation(config).divisors
-    if divisors is not None:
-        writer.add_tensor_info("rope_freqs.weight", divisors.shape, np.dtype(np.float32), divisors.nbytes)
+    for told, divisors_F in divisors.items():
+        writer.add_tensor_info(told, divisors_F.shape, np.dtype(np.float32), divisors_F.nbytes)
     for name, told in listed.items():
         with safe_open(stored[name], framework="pt") as tensors:
             shape = tensors.get_slice(name).get_shape()
@@ -207,8 +221,8 @@ def write_tensors(writer: Writer, config: LlamaConfig, *, stored: dict[str, Path
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    if divisors is not None:
-        writer.write_tensor_data(divisors.numpy())
+    for divisors_F in divisors.values():
+        writer.write_tensor_data(divisors_F.numpy())
     for name, tensor in converted(config, stored=stored, dtype=dtype):
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds what {dtype} cannot (too large, or NaN): choose f32 or bf16, or repair it")
