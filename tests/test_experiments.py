@@ -177,9 +177,11 @@ def test_a_paper_table_compares_by_perplexity_and_by_answers(results, tmp_path):
     assert "| A | 8.0 | 3.000 ± 0.000 | 5.00 ± 0.25 | 50 ± 0 % | -0.50 |" in lines
     by_perplexity, by_answers = (line for line in lines if line.startswith("By "))
     assert "1 of the 1 pairs" in by_perplexity and "0 of the 1 pairs" in by_answers
-    assert lines[-1] == "- Not so: B is better than A here."
+    assert lines[-1] == "- The other way round: B is better than A here."
     draw([(table, rows)], tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 5000
+    said[-1]["paper"] = 8.01
+    assert paper_table(table, rows_of(table, tmp_path))[-1].startswith("No two rows are 1 % or more apart")
 
 
 def test_retrieval_is_told_against_full_attention_and_cost_against_s2(results):

@@ -682,6 +682,8 @@ def test_s2_needs_two_heads():
         ("A100-80", {}, "unknown GPU 'A100-80'; did you mean 'A100-80GB'"),
         ("h100", {}, "unknown GPU 'h100'; did you mean 'H100-80GB'"),
         ("h100-80gb", {}, "did you mean 'H100-80GB'"),
+        ("H10", {}, "unknown GPU 'H10'; did you mean 'H100-80GB'"),
+        ("A100", {}, "did you mean 'A100-40GB' or 'A100-80GB'"),
         ("RTX", {"memory_gb": 24}, "give memory_gb and tflops"),
         ("XYZ", {}, r"^unknown GPU 'XYZ'; there are: [\w, -]+$"),
         ("H200", {"gpus": 8, "sequence_parallel": 3}, r"degree 3 must divide the 8 GPUs: one of \[1, 2, 4, 8\]"),

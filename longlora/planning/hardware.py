@@ -103,7 +103,12 @@ class Hardware(Frozen):
                 other = "" if memory_gb is None and tflops is None else " (or give memory_gb and tflops)"
                 name = gpu.upper()
                 sizes_of_it = [known for known in GPUS if known.startswith(name)]
-                raise ValueError(f"unknown GPU '{gpu}'{nearest(name, sizes_of_it or list(GPUS))}{other}")
+                meant = (
+                    f"; did you mean {' or '.join(map(repr, sizes_of_it))}?"
+                    if sizes_of_it
+                    else nearest(name, list(GPUS))
+                )
+                raise ValueError(f"unknown GPU '{gpu}'{meant}{other}")
             known = Gpu(memory_gb, tflops, tflops, host_gb_s=25)
         given = {"memory_gb": memory_gb, "tflops": tflops, "float32_tflops": tflops}
         sizes = {**known._asdict(), **{name: number for name, number in given.items() if number is not None}}
