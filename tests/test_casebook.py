@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from longlora.data.questions import KINDS, Excerpt, ask
 from longlora.data.reading import Document, located, read_documents
 from longlora.data.sentences import parts, prose, sentences
 from longlora.data.wording import UNSAID, asked
+from longlora.evaluation.longqa import METRICS
 
 SETTINGS = Casebook(
     lengths=[300, 1200, 5000], depths=[0.0, 0.4, 1.0], kinds=list(KINDS), samples=4, collections=0.5, seed=7
@@ -232,9 +234,18 @@ def test_the_order_is_that_of_the_document(built):
     for c in of(built, "order"):
         shown = dict(line.split(". ", 1) for line in c.question.splitlines()[1:])
         places = {letter: flat(c.document).index(s) for letter, s in shown.items()}
-        assert c.answers[0].split(", ") == sorted(places, key=places.__getitem__)
+        assert list(c.answers[0]) == sorted(places, key=places.__getitem__)
         orders.add(c.answers[0])
     assert len(orders) == 6
+
+
+@pytest.mark.parametrize("between", ["", ", ", " "])
+def test_whoever_names_the_sentences_in_another_order_scores_nothing(built, between):
+    """Neither an A that is no article, nor three letters that F1 counts, is a right order."""
+    for c in of(built, "order"):
+        for said in map(between.join, [*permutations("ABC"), "BC", "CB"]):
+            right = said == c.answers[0]
+            assert {max(score(said, answer) for answer in c.answers) for score in METRICS.values()} == {float(right)}
 
 
 def test_the_count_is_that_of_plain_splitting(built):

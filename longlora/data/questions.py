@@ -182,7 +182,8 @@ def facts(excerpt: Excerpt, dice: random.Random) -> Asked | None:
 
 
 def order(excerpt: Excerpt, dice: random.Random) -> Asked | None:
-    """Three sentences, one of each third of the text, under letters drawn anew."""
+    """Three sentences, one of each third of the text, under letters drawn anew. The answer is one word: as several, an A would be an
+    article, which no score counts, and F1 would take any order for the right one."""
     thirds: list[list[int]] = [[], [], []]
     for i in excerpt.fit:
         thirds[3 * excerpt.spans[i].start // len(excerpt.text)].append(i)
@@ -196,11 +197,11 @@ def order(excerpt: Excerpt, dice: random.Random) -> Asked | None:
     letters = {i: letter for i, letter in zip(shown, "ABC", strict=True)}
     lines = "\n".join(f"{letters[i]}. {excerpt.shown(i)}" for i in shown)
     question = (
-        f"In which order do these sentences stand in the document? Give their letters, the first one first.\n{lines}"
+        "In which order do these sentences stand in the document? Give their letters as one word, the first one first.\n"
+        + lines
     )
-    answer = [letters[i] for i in chosen]
     evidence = [excerpt.at(i) for i in chosen]
-    return Asked(question, [", ".join(answer), "".join(answer)], evidence, excerpt.spans[chosen[0]].start)
+    return Asked(question, ["".join(letters[i] for i in chosen)], evidence, excerpt.spans[chosen[0]].start)
 
 
 def count(excerpt: Excerpt, dice: random.Random) -> Asked | None:
