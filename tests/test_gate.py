@@ -272,6 +272,22 @@ def test_bounds_references_and_unfavourable_ends(rule, passed, tmp_path):
     assert verdict_of(write(tmp_path / "s"), metric="passkey/extended/target", **rule)[0] is passed
 
 
+@pytest.mark.parametrize(
+    ("keys", "ours", "theirs", "rule"),
+    [
+        (60, 36, 40, {"at_least": 0.9, "times": "passkey/base/512"}),
+        (40, 6, 8, {"at_least": -0.05, "plus": "passkey/base/512"}),
+        (140, 4, 8, {"at_least": 0.5, "times": "passkey/base/512"}),
+        (60, 40, 20, {"at_most": 2.0, "times": "passkey/base/512"}),
+    ],
+)
+def test_a_bound_that_is_just_reached_holds_whichever_way_shares_were_rounded(keys, ours, theirs, rule, tmp_path):
+    for found, passed in ((ours, True), (ours + (1 if "at_most" in rule else -1), False)):
+        shares = {"base": {"512": round(theirs / keys, 6)}, "extended": {"512": round(found / keys, 6)}}
+        folder = write(tmp_path / str(found), found=shares)
+        assert verdict_of(folder, metric="passkey/extended/512", **rule)[0] is passed
+
+
 def test_pairs_tell_models_apart_whose_own_intervals_overlap(tmp_path):
     nats = changed(NATS, at_4096=1.62)
     rule = {

@@ -182,8 +182,8 @@ def facts(excerpt: Excerpt, dice: random.Random) -> Asked | None:
 
 
 def order(excerpt: Excerpt, dice: random.Random) -> Asked | None:
-    """Three sentences, one of each third of the text, under letters drawn anew. The answer is one word: as several, an A would be an
-    article, which no score counts, and F1 would take any order for the right one."""
+    """Three sentences, one of each third of the text, under letters drawn anew. The answer is one word: as several, an A would be
+    an article, which no score counts, and F1 would take any order for the right one."""
     thirds: list[list[int]] = [[], [], []]
     for i in excerpt.fit:
         thirds[3 * excerpt.spans[i].start // len(excerpt.text)].append(i)
