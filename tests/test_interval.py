@@ -76,7 +76,7 @@ def test_a_share_is_never_surer_than_its_trials_nor_than_its_groups():
     assert share(right, groups_N=[*"abcd"]) == binomial(4, 4)
     halves = np.array([1.0] * 20 + [0.0] * 20)  # one text is easy, one is hard: forty questions are two
     assert share(halves, groups_N=["easy"] * 20 + ["hard"] * 20) == (0.0, 1.0)
-    assert share(halves, groups_N=["one"] * 40) == binomial(20, 40)
+    assert np.isnan(share(halves, groups_N=["one"] * 40)).all()  # what is not known of two is not known of one
 
 
 def test_a_figure_has_six_digits_null_for_what_is_no_number_and_then_its_counts():

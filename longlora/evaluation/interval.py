@@ -60,9 +60,10 @@ def grouped(sums_N: np.ndarray, *, counts_N: np.ndarray, groups_N: Sequence[Hash
 
 
 def share(scores_N: np.ndarray, *, groups_N: Sequence[Hashable]) -> tuple[float, float]:
-    """The interval of the mean of scores in [0, 1]: the wider of what the trials alone allow, and what the groups show."""
+    """The interval of the mean of scores in [0, 1]: the wider of what the trials alone allow, and what the groups show. NaN for a
+    single group: forty questions on one document are not surer than twenty on each of two."""
     low, high = binomial(float(scores_N.sum()), len(scores_N))
     between = grouped(scores_N, counts_N=np.ones(len(scores_N)), groups_N=groups_N)
     if np.isnan(between).any():
-        return low, high
+        return between
     return max(0.0, min(low, between[0])), min(1.0, max(high, between[1]))
