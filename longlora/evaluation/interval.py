@@ -4,8 +4,8 @@ Shares of independent trials (a key found or not): Clopper and Pearson 1934, exa
 groups (places of a document, questions on one): by the spread between the groups, with Student's t, for what one document has more
 of, its other places have too, and to count them all would make an interval too narrow (Cameron and Miller 2015, A Practitioner's
 Guide to Cluster-Robust Inference). The spread is that of the means without one group each (the jackknife, CV3 of MacKinnon, Nielsen
-and Webb 2023): by each group's distance from the mean, a group that has most of the parts would seem near it, for it makes the mean. A
-single group says nothing of the spread, so it gives no interval (NaN).
+and Webb 2023): by each group's distance from the mean, a group that has most of the parts would seem near it, for it makes the
+mean. A single group says nothing of the spread, so it gives no interval (NaN).
 
 Letters: N parts, G groups.
 """
