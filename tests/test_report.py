@@ -148,6 +148,14 @@ def test_the_page_puts_the_score_beside_the_base_and_untrained_yarn(good):
     assert "of passkeys found at 480 tokens; base 0%, untrained YaRN 25%<" in told
 
 
+def test_the_page_names_the_models_that_were_measured_beside_and_no_others(good, tmp_path):
+    assert "; measured beside: base; YaRN, untrained</p>" in (good / "index.html").read_text()
+    alone = {
+        name: {"extended": scores["extended"]} for name, scores in (("perplexity", PERPLEXITY), ("passkey", PASSKEY))
+    }
+    assert "untrained" not in report(tmp_path, **alone).joinpath("index.html").read_text()
+
+
 def test_a_refusal_is_told_with_its_reason_everywhere(tmp_path):
     folder = report(tmp_path, refused=("retrieves",))
     told = (folder / "summary.md").read_text()

@@ -74,6 +74,8 @@ def page(findings: Findings, *, pictures: Path, recipe: list[tuple[str, str]]) -
     name = escape(findings.base["name"])
     title = f"{name}: {findings.span.replace('->', '&rarr;')}"
     made = f"{'Extended' if findings.extends else 'Tuned'} by {escape(findings.training)}"
+    others = [model.name for model in findings.models if model.label != "extended"]
+    measured = f"; measured beside: {escape('; '.join(others))}" if others else ""
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -84,7 +86,7 @@ def page(findings: Findings, *, pictures: Path, recipe: list[tuple[str, str]]) -
 </head>
 <body>
 <main>
-<header><h1>{title}</h1><p>{made}; judged against the base and untrained rotary scaling</p></header>
+<header><h1>{title}</h1><p>{made}{measured}</p></header>
 {verdict(findings)}
 {figures(findings)}
 {perhaps(pictures / "perplexity.png", "Perplexity by context length, a line per model")}
