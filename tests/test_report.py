@@ -203,7 +203,7 @@ def test_every_table_says_which_prompt_was_asked(tmp_path):
     put(tmp_path / "scores/longeval/extended.json", {"longeval_lines": {"extended": asked}})
     put(
         tmp_path / "scores/harness/extended.json",
-        {"harness": {"extended": {"prompt": "chat", "t": {"acc": node(0.5)}}}},
+        {"harness": {"extended": {"prompt": "chat", "limit": 5, "t": {"acc": node(0.5)}}}},
     )
     parts = {
         "longqa": {"extended": {"prompt": "authors", "f1": node(0.5)}},
@@ -213,7 +213,8 @@ def test_every_table_says_which_prompt_was_asked(tmp_path):
     stage(**paths, **outs(tmp_path))
     prompts = {
         "Perplexity at": None, "Passkeys found at": "plain", "RULER's tasks solved at": "chat", "LongEval's lines found at": "chat",
-        "Questions on documents": "authors", "F1, documents up to": "authors", "lm-evaluation-harness": "chat",
+        "Questions on documents": "authors", "F1, documents up to": "authors",
+        "lm-evaluation-harness": "chat, 5 questions of each task at most",
     }  # fmt: skip
     page = (tmp_path / "reports/index.html").read_text()
     for title, prompt in prompts.items():
