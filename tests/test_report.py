@@ -42,7 +42,7 @@ RECIPE = {
 
 
 COST = {
-    "seconds": 192.4, "tokens_per_second": 2130.7, "peak_memory_gb": 1.53, "trainable_parameters": 86528,
+    "seconds": 192.4, "tokens_per_second": 5987.5, "peak_memory_gb": 1.53, "trainable_parameters": 86528,
     "energy": "not measurable here",
 }  # fmt: skip
 
@@ -534,11 +534,14 @@ def test_no_scores_of_the_extended_model_is_an_error_that_names_what_there_is(tm
 
 def test_the_page_alone_tells_what_the_training_cost(good, tmp_path):
     told = (good / "index.html").read_text()
-    for cell in ("3 min 12 s", "2,131", "1.53 GB in the first process", "86,528", "not measurable here"):
+    for cell in ("3 min 12 s", "5,988", "1.53 GB in the first process", "86,528", "not measurable here"):
         assert f"<td>{cell}</td>" in told
     counted = {k: v for k, v in COST.items() if k != "energy"} | {"cpu_energy_wh": 4.25, "gpu_energy_wh": 1234.5}
     dear = report(tmp_path, cost=counted)
     assert "<td>4.25 Wh of the CPUs, 1,234 Wh of the GPUs</td>" in (dear / "index.html").read_text()
+    resumed = report(tmp_path / "resumed", cost=COST | {"seconds": 48.1})
+    said = "48 s, for the last 25% of the steps: it was resumed"
+    assert f"<td>{said}</td>" in (resumed / "index.html").read_text()
     for name in ("summary.md", "README.md", "perplexity.png", "history.png"):
         assert (good / name).read_bytes() == (dear / name).read_bytes()
     times = [duration(s) for s in (59.4, 59.6, 3600, 20_412)]
