@@ -297,6 +297,19 @@ def test_a_model_that_lost_by_context_what_it_won_by_the_kind_of_text_is_refused
     assert verdict_of(folder, **rule)[0] is False and verdict_of(write(tmp_path / "good"), **rule)[0] is True
 
 
+def test_a_model_that_breaks_between_the_measured_lengths_is_refused_band_by_band_where_that_is_asked(tmp_path):
+    folder = write(tmp_path / "s")
+    rule = {"metric": "position_nats/extended/long", "at_most": 0.1, "plus": "position_nats/extended/window"}
+    for broken, passed in ((None, True), ("2816", False)):
+        bands = {str(end): {"value": 2.6 if str(end) == broken else 1.3} for end in range(256, 4097, 256)}
+        (folder / "bands.json").write_text(json.dumps({"position_nats": {"extended": bands}}))
+        assert refusals(folder) == {}
+        held, reason = verdict_of(folder, **rule)
+        assert held is passed and (
+            passed or reason.startswith("position_nats/extended/2816 is 2.6, required: at most 1.4")
+        )
+
+
 def test_pairs_tell_models_apart_whose_own_intervals_overlap(tmp_path):
     nats = changed(NATS, at_4096=1.62)
     rule = {
