@@ -291,7 +291,7 @@ def test_a_bound_that_is_just_reached_holds_whichever_way_shares_were_rounded(ke
 def test_a_model_that_lost_by_context_what_it_won_by_the_kind_of_text_is_refused_where_that_is_asked(tmp_path):
     folder = write(tmp_path / "s", nats=changed(NATS, at_512=1.10, at_1024=1.16, at_4096=1.26))
     rule = {
-        "metric": "perplexity/extended/long", "at_most": 1.0, "times": "perplexity/extended/window", "with_interval": True,
+        "metric": "perplexity/extended/long", "at_most": 1.02, "times": "perplexity/extended/window", "with_interval": True,
     }  # fmt: skip
     assert refusals(folder) == {}  # the rules that ship compare it with others alone
     assert verdict_of(folder, **rule)[0] is False and verdict_of(write(tmp_path / "good"), **rule)[0] is True
