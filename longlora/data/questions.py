@@ -205,12 +205,14 @@ def order(excerpt: Excerpt, dice: random.Random) -> Asked | None:
 
 
 def count(excerpt: Excerpt, dice: random.Random) -> Asked | None:
-    """Occurrences of a word, written exactly so; the evidence is each with its neighbours."""
+    """Occurrences of a word, written exactly so; the evidence is each with its neighbours. How many is drawn first, and then the
+    word: most words stand twice, and whoever always said so would be right of most."""
     times = Counter(m.group() for m in WORD.finditer(excerpt.text))
-    few = [w for w, n in times.items() if 2 <= n <= MOST]
+    few = sorted({n for n in times.values() if 2 <= n <= MOST})
     if not few:
         return None
-    word = dice.choice(few)
+    wanted = dice.choice(few)
+    word = dice.choice([w for w, n in times.items() if n == wanted])
     places = [m.start() for m in re.finditer(rf"\b{word}\b", excerpt.text)]
     answer = times[word]
     evidence = [excerpt.text[max(0, p - 30) : p + len(word) + 30] for p in places]
