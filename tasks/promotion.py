@@ -5,6 +5,7 @@ champion (tasks/comparison.py).
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
@@ -19,7 +20,7 @@ from tasks.comparison import Better, comparisons_of, measured_beside, shortfall
 from tasks.errors import UserError
 from tasks.locks import hold
 from tasks.outputs import read
-from tasks.tags import CANDIDATE, CHAMPION, KEY, RECORD, STAGING, VERDICT
+from tasks.tags import CANDIDATE, CHAMPION, KEY, OVERRIDES, RECORD, STAGING, VERDICT
 from tasks.workspace import Project, person
 
 
@@ -100,7 +101,7 @@ def candidate(client: MlflowClient, where: Project, run: Run) -> Candidate:
     source, model = runs.source_and_model(where, run)
     champion = registry.holder(client, model.name, CHAMPION)
     version = registry.register(client, model.name, source=source, run=run, desc=model.desc, labels=model.labels)
-    against, favour, comparisons = [], ["the verdict passed"], comparisons_of(model)
+    against, favour, comparisons = [], [judged_by(run)], comparisons_of(model)
     if not champion or str(champion.version) != str(version.version):
         client.set_registered_model_alias(model.name, CANDIDATE, version.version)
         against = objections(client, where, run, champion, comparisons)
@@ -116,6 +117,12 @@ def candidate(client: MlflowClient, where: Project, run: Run) -> Candidate:
         against=against,
         favour=", and ".join(favour),
     )
+
+
+def judged_by(run: Run) -> str:
+    """That the verdict passed, and whether its rules were set for this run alone, which an approver and the history must know."""
+    own = re.findall(r"(?:^| )(gate\.[\w.]+)=", run.data.tags.get(OVERRIDES, ""))
+    return "the verdict passed" + (f" by rules that were set for this run ({', '.join(own)})" if own else "")
 
 
 def unstage(client: MlflowClient, found: Candidate) -> None:

@@ -101,3 +101,5 @@ def test_questions_on_one_source_are_not_independent():
     apart, together = overall(MARKED)["f1"], overall(alike)["f1"]
     assert together["value"] == apart["value"]
     assert together["high"] - together["low"] > 3 * (apart["high"] - apart["low"])
+    single = overall([replace(q, source="the only one") for q in MARKED])["f1"]
+    assert (single["value"], single["low"], single["high"]) == (apart["value"], None, None)

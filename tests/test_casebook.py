@@ -6,6 +6,8 @@ import random
 import re
 import subprocess
 import sys
+from collections import Counter
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from longlora.data.questions import KINDS, Excerpt, ask
 from longlora.data.reading import Document, located, read_documents
 from longlora.data.sentences import parts, prose, sentences
 from longlora.data.wording import UNSAID, asked
+from longlora.evaluation.longqa import METRICS
 
 SETTINGS = Casebook(
     lengths=[300, 1200, 5000], depths=[0.0, 0.4, 1.0], kinds=list(KINDS), samples=4, collections=0.5, seed=7
@@ -232,15 +235,30 @@ def test_the_order_is_that_of_the_document(built):
     for c in of(built, "order"):
         shown = dict(line.split(". ", 1) for line in c.question.splitlines()[1:])
         places = {letter: flat(c.document).index(s) for letter, s in shown.items()}
-        assert c.answers[0].split(", ") == sorted(places, key=places.__getitem__)
+        assert list(c.answers[0]) == sorted(places, key=places.__getitem__)
         orders.add(c.answers[0])
     assert len(orders) == 6
+
+
+@pytest.mark.parametrize("between", ["", ", ", " "])
+def test_whoever_names_the_sentences_in_another_order_scores_nothing(built, between):
+    """Neither an A that is no article, nor three letters that F1 counts, is a right order."""
+    for c in of(built, "order"):
+        for said in map(between.join, [*permutations("ABC"), "BC", "CB"]):
+            right = said == c.answers[0]
+            assert {max(score(said, answer) for answer in c.answers) for score in METRICS.values()} == {float(right)}
 
 
 def test_the_count_is_that_of_plain_splitting(built):
     for c in of(built, "count"):
         word = re.search('"(.*)"', c.question).group(1)
         assert c.answers[0] == str(re.split(r"\W+", c.document).count(word)) == str(len(c.evidence))
+
+
+def test_no_count_is_that_of_most_questions(sotu):
+    settings = SETTINGS.model_copy(update={"lengths": [2000], "kinds": ["count"], "samples": 40, "depths": [0.5]})
+    answers = Counter(c.answers[0] for c in build(sotu, settings, measure=words).cases)
+    assert answers.total() == 40 and max(answers.values()) <= 12  # it was 2 in 28 of them
 
 
 def test_what_is_absent_is_not_there(built):

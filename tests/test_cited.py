@@ -157,7 +157,7 @@ def test_the_scores_have_evidence_over_the_cases_that_have_some(tmp_path, monkey
     result = scores(tmp_path, monkeypatch, "Anna Kessel", "1873", UNSAID, "London")
     both = result["longqa"]["extended"]
     assert both["cases"] == both["exact"]["trials"] == 4
-    assert both["evidence"] == {"value": 1.0, "low": pytest.approx(0.025**0.5, abs=1e-6), "high": 1.0, "trials": 2}
+    assert both["evidence"] == {"value": 1.0, "low": None, "high": None, "trials": 2}  # both on one document
     assert (both["evidence_floor"]["value"], both["evidence_floor"]["trials"]) == (0.5, 2)
     by_length = result["longqa_evidence"]["extended"]
     assert sum(node["trials"] for node in by_length.values()) == 2

@@ -272,6 +272,44 @@ def test_bounds_references_and_unfavourable_ends(rule, passed, tmp_path):
     assert verdict_of(write(tmp_path / "s"), metric="passkey/extended/target", **rule)[0] is passed
 
 
+@pytest.mark.parametrize(
+    ("keys", "ours", "theirs", "rule"),
+    [
+        (60, 36, 40, {"at_least": 0.9, "times": "passkey/base/512"}),
+        (40, 6, 8, {"at_least": -0.05, "plus": "passkey/base/512"}),
+        (140, 4, 8, {"at_least": 0.5, "times": "passkey/base/512"}),
+        (60, 40, 20, {"at_most": 2.0, "times": "passkey/base/512"}),
+    ],
+)
+def test_a_bound_that_is_just_reached_holds_whichever_way_shares_were_rounded(keys, ours, theirs, rule, tmp_path):
+    for found, passed in ((ours, True), (ours + (1 if "at_most" in rule else -1), False)):
+        shares = {"base": {"512": round(theirs / keys, 6)}, "extended": {"512": round(found / keys, 6)}}
+        folder = write(tmp_path / str(found), found=shares)
+        assert verdict_of(folder, metric="passkey/extended/512", **rule)[0] is passed
+
+
+def test_a_model_that_lost_by_context_what_it_won_by_the_kind_of_text_is_refused_where_that_is_asked(tmp_path):
+    folder = write(tmp_path / "s", nats=changed(NATS, at_512=1.10, at_1024=1.16, at_4096=1.26))
+    rule = {
+        "metric": "perplexity/extended/long", "at_most": 1.02, "times": "perplexity/extended/window", "with_interval": True,
+    }  # fmt: skip
+    assert refusals(folder) == {}  # the rules that ship compare it with others alone
+    assert verdict_of(folder, **rule)[0] is False and verdict_of(write(tmp_path / "good"), **rule)[0] is True
+
+
+def test_a_model_that_breaks_between_the_measured_lengths_is_refused_band_by_band_where_that_is_asked(tmp_path):
+    folder = write(tmp_path / "s")
+    rule = {"metric": "position_nats/extended/long", "at_most": 0.1, "plus": "position_nats/extended/window"}
+    for broken, passed in ((None, True), ("2816", False)):
+        bands = {str(end): {"value": 2.6 if str(end) == broken else 1.3} for end in range(256, 4097, 256)}
+        (folder / "bands.json").write_text(json.dumps({"position_nats": {"extended": bands}}))
+        assert refusals(folder) == {}
+        held, reason = verdict_of(folder, **rule)
+        assert held is passed and (
+            passed or reason.startswith("position_nats/extended/2816 is 2.6, required: at most 1.4")
+        )
+
+
 def test_pairs_tell_models_apart_whose_own_intervals_overlap(tmp_path):
     nats = changed(NATS, at_4096=1.62)
     rule = {

@@ -238,6 +238,17 @@ BAD = {
         "tokenizer",
         "cuts texts at 80 tokens",
     ),
+    "answers that end elsewhere": (
+        lambda f, b: cut(f, "generation_config.json", eos_token_id=[2, 100]),
+        "tokenizer",
+        "an answer ends at the tokens [2, 100], and the base's at [2]",
+    ),
+    "answers that never end": (
+        lambda f, b: cut(f, "generation_config.json", eos_token_id=None), "tokenizer", "at the tokens [], and the base's at [2]",
+    ),
+    "end marks broken": (
+        lambda f, b: (f / "generation_config.json").write_text("{"), "tokenizer", "generation_config.json does not open",
+    ),
     "tokenizer broken": (lambda f, b: (f / "tokenizer.json").write_text("{"), "tokenizer", "does not open"),
 }  # fmt: skip
 
@@ -276,6 +287,11 @@ def test_a_broken_folder_is_refused_by_the_rule_that_is_meant_for_it(kind, base,
     refused = {r["name"]: r["reason"] for r in verdict["rules"] if not r["passed"]}
     assert not verdict["passed"]
     assert reason in refused[FACTS[fact]]
+
+
+def test_end_marks_may_stand_in_the_config_alone(base, extended):
+    (extended / "generation_config.json").unlink()
+    assert measure(base, extended=extended, position=POSITION)["integrity"]["tokenizer"]["value"] == 1
 
 
 def test_a_base_that_is_only_rounded_was_not_trained(base, tmp_path):

@@ -91,6 +91,14 @@ def test_what_somebody_has_checked_is_let_through_word_for_word():
         Licence(checked=[""])
 
 
+@pytest.mark.parametrize("stated", ["CC-BY-NC-4.0", "cc by-nc-sa 3.0"])
+def test_what_is_known_to_forbid_it_cannot_be_checked_away(stated):
+    with pytest.raises(ValueError, match=f"'{stated}' forbids commercial use"):
+        Licence(checked=["Qwen licence of 2024", stated])
+    own = f"{stated}, and sold to us for every use"
+    assert of("MIT", own, Licence(checked=[own]))["texts"]["value"] == 1
+
+
 @pytest.mark.parametrize("recipe", [ROOT / "params.yaml", *sorted(ROOT.glob("recipes/*.yaml"))], ids=lambda r: r.stem)
 def test_base_and_texts_of_what_ships_are_let_through(recipe):
     params = read_params(recipe)

@@ -12,6 +12,7 @@ import torch
 from specimens import folder
 from test_passkey import byte_level, settings, tiny
 from transformers import (
+    AutoConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -25,6 +26,7 @@ from longlora.evaluation.answer import answers
 from longlora.evaluation.passkey import measure
 from longlora.evaluation.windows import Window, nats
 from longlora.model.load import SMALL, gpus, must_reach, open_model, open_tokenizer, spread
+from longlora.model.position import extend
 from longlora.stages import passkey as stages_passkey
 
 torch.set_num_threads(1)  # matrices this small are slower on two
@@ -162,6 +164,22 @@ def test_threads_measure_what_one_measures():
         finally:
             torch.set_num_threads(1)
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("method", ["dynamic", "longrope"])
+def test_a_score_does_not_depend_on_the_texts_that_were_read_before(method, whole, tmp_path):
+    """The window is 64 tokens: the second length lies beyond it, and is not the longest."""
+    extend(AutoConfig.from_pretrained(whole), method=method, context=512).save_pretrained(place := tmp_path / "model")
+    for file in whole.iterdir():
+        if file.name != "config.json":
+            shutil.copyfile(file, place / file.name)
+    texts = [np.arange(512) * 7 % 300]
+    windows = [Window(0, 0, length, 8) for length in (512, 128, 65, 64)]
+    alone = [nats(open_model(place), documents=texts, windows=[window])[0] for window in windows]
+    model = open_model(place)
+    assert [nats(model, documents=texts, windows=[window])[0] for window in windows] == alone
+    (whole_text,) = answers(model, prompts=[texts[0][:60].tolist()], max_new_tokens=[12])
+    assert answers(open_model(place), prompts=[texts[0][:60].tolist()], max_new_tokens=[12]) == [whole_text]
 
 
 def test_of_several_processes_each_takes_its_own_gpu_which_may_be_the_only_one_it_sees(monkeypatch):

@@ -3,6 +3,8 @@
 import json
 import random
 import re
+import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -242,7 +244,9 @@ def outside(tmp_path, monkeypatch):
     tiny().save_pretrained(tmp_path / "odd")
     TOKENIZER.save_pretrained(tmp_path / "odd")
     asked = []
-    monkeypatch.setattr(evaluate.harness, "measure", lambda *a, **k: asked.append(k["settings"].tasks) or HARNESS)
+    monkeypatch.setattr(
+        evaluate.harness, "measure", lambda *a, **k: asked.append(k["settings"].tasks) or deepcopy(HARNESS)
+    )
 
     def command(*cases, tasks=("x",)):
         evaluate.evaluate(
@@ -276,10 +280,30 @@ def test_outside_of_a_run_each_part_is_written_as_it_is_done_and_answers_are_kep
     monkeypatch.setattr(answer, "greedy", cut_off)
     with pytest.raises(KeyboardInterrupt):
         command(one, two)
-    assert asked == [["x"]] and json.loads((tmp_path / "out.json").read_text()) == HARNESS
+    scored = {"harness": {"odd": HARNESS["harness"]["odd"] | {"model": evaluate.fingerprint(tmp_path / "odd")}}}
+    assert asked == [["x"]] and json.loads((tmp_path / "out.json").read_text()) == scored
     command(one, two, tasks=())
     assert len(calls) == 3  # the first file's answer was kept
     scores = json.loads((tmp_path / "out.json").read_text())
     assert scores["longeval_lines"]["odd"].keys() == {"prompt", "1_lines", "2_lines"}
-    assert scores["harness"] == HARNESS["harness"]  # which the command that goes on did not ask for
+    assert scores["harness"] == scored["harness"]  # which the command that goes on did not ask for
     assert list((tmp_path / "kept").iterdir()) == []
+
+
+@pytest.mark.parametrize("changed", ["config.json", "model.safetensors"])
+def test_outside_of_a_run_scores_of_another_model_of_the_same_name_are_not_taken_over(
+    outside, tmp_path, capsys, changed
+):
+    command, _ = outside
+    cases = put(tmp_path / "1_lines.jsonl", LINES)
+    command()
+    if changed == "config.json":
+        rescale(tmp_path / "odd", method="yarn", context=8192, out=tmp_path / "new")
+        shutil.copyfile(tmp_path / "new/config.json", tmp_path / "odd/config.json")
+    else:
+        other = tiny()
+        other.model.norm.weight.data += 0.1
+        other.save_pretrained(tmp_path / "odd")
+    command(cases, tasks=())
+    assert json.loads((tmp_path / "out.json").read_text()).keys() == {"longeval_lines"}
+    assert "another model of this name" in capsys.readouterr().out

@@ -19,7 +19,7 @@ from tasks import daemon, servers
 from tasks.listening import LOOPBACK
 from tasks.stages import Out
 from tasks.storage import kept_ref, record
-from tasks.tags import KEY, RECORD, REF, VERDICT
+from tasks.tags import KEY, OVERRIDES, RECORD, REF, VERDICT
 from tasks.up import mlflow_command
 from tasks.workspace import Project, project, snapshot, worktree
 
@@ -120,6 +120,20 @@ def test_the_first_that_passes_becomes_champion_by_reference(empty, shop):
     assert version.source == f"dvc://dummy/models/tuned?rev={commit}&repo={where.root}&ref={kept_ref(commit)}"
     assert version.tags["longlora.key"] == shop[1]["good"]
     assert client.get_registered_model("dummy").description == "A model of a few letters."
+
+
+def test_rules_that_were_set_for_the_run_are_told_with_its_promotion(empty, shop):
+    from tasks import registry, runs
+
+    promote, client, where = empty
+    run = runs.chosen(client, where, shop[1]["good"]).info.run_id
+    client.set_tag(run, OVERRIDES, "fit.steps=9 gate.rules=[{name: it is, metric: integrity/whole, at_least: 0}]")
+    try:
+        said = "the verdict passed by rules that were set for this run (gate.rules)"
+        assert promote("good") == f"dummy version 1 is champion: {said}"
+        assert registry.moves(client, "dummy")[-1].why == said
+    finally:
+        client.set_tag(run, OVERRIDES, "")
 
 
 def test_a_better_one_takes_over_and_a_worse_one_is_told_why(empty):

@@ -42,7 +42,7 @@ RECIPE = {
 
 
 COST = {
-    "seconds": 192.4, "tokens_per_second": 2130.7, "peak_memory_gb": 1.53, "trainable_parameters": 86528,
+    "seconds": 192.4, "tokens_per_second": 5987.5, "peak_memory_gb": 1.53, "trainable_parameters": 86528,
     "energy": "not measurable here",
 }  # fmt: skip
 
@@ -148,6 +148,14 @@ def test_the_page_puts_the_score_beside_the_base_and_untrained_yarn(good):
     assert "of passkeys found at 480 tokens; base 0%, untrained YaRN 25%<" in told
 
 
+def test_the_page_names_the_models_that_were_measured_beside_and_no_others(good, tmp_path):
+    assert "; measured beside: base; YaRN, untrained</p>" in (good / "index.html").read_text()
+    alone = {
+        name: {"extended": scores["extended"]} for name, scores in (("perplexity", PERPLEXITY), ("passkey", PASSKEY))
+    }
+    assert "untrained" not in report(tmp_path, **alone).joinpath("index.html").read_text()
+
+
 def test_a_refusal_is_told_with_its_reason_everywhere(tmp_path):
     folder = report(tmp_path, refused=("retrieves",))
     told = (folder / "summary.md").read_text()
@@ -195,7 +203,7 @@ def test_every_table_says_which_prompt_was_asked(tmp_path):
     put(tmp_path / "scores/longeval/extended.json", {"longeval_lines": {"extended": asked}})
     put(
         tmp_path / "scores/harness/extended.json",
-        {"harness": {"extended": {"prompt": "chat", "t": {"acc": node(0.5)}}}},
+        {"harness": {"extended": {"prompt": "chat", "limit": 5, "t": {"acc": node(0.5)}}}},
     )
     parts = {
         "longqa": {"extended": {"prompt": "authors", "f1": node(0.5)}},
@@ -205,7 +213,8 @@ def test_every_table_says_which_prompt_was_asked(tmp_path):
     stage(**paths, **outs(tmp_path))
     prompts = {
         "Perplexity at": None, "Passkeys found at": "plain", "RULER's tasks solved at": "chat", "LongEval's lines found at": "chat",
-        "Questions on documents": "authors", "F1, documents up to": "authors", "lm-evaluation-harness": "chat",
+        "Questions on documents": "authors", "F1, documents up to": "authors",
+        "lm-evaluation-harness": "chat, 5 questions of each task at most",
     }  # fmt: skip
     page = (tmp_path / "reports/index.html").read_text()
     for title, prompt in prompts.items():
@@ -525,11 +534,14 @@ def test_no_scores_of_the_extended_model_is_an_error_that_names_what_there_is(tm
 
 def test_the_page_alone_tells_what_the_training_cost(good, tmp_path):
     told = (good / "index.html").read_text()
-    for cell in ("3 min 12 s", "2,131", "1.53 GB in the first process", "86,528", "not measurable here"):
+    for cell in ("3 min 12 s", "5,988", "1.53 GB in the first process", "86,528", "not measurable here"):
         assert f"<td>{cell}</td>" in told
     counted = {k: v for k, v in COST.items() if k != "energy"} | {"cpu_energy_wh": 4.25, "gpu_energy_wh": 1234.5}
     dear = report(tmp_path, cost=counted)
     assert "<td>4.25 Wh of the CPUs, 1,234 Wh of the GPUs</td>" in (dear / "index.html").read_text()
+    resumed = report(tmp_path / "resumed", cost=COST | {"seconds": 48.1})
+    said = "48 s, for the last 25% of the steps: it was resumed"
+    assert f"<td>{said}</td>" in (resumed / "index.html").read_text()
     for name in ("summary.md", "README.md", "perplexity.png", "history.png"):
         assert (good / name).read_bytes() == (dear / name).read_bytes()
     times = [duration(s) for s in (59.4, 59.6, 3600, 20_412)]

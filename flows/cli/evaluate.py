@@ -1,5 +1,6 @@
 """Measures outside of a run, for the command line: the library's own, on any model folder."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,12 @@ from typing import Any
 from longlora.evaluation import harness, longeval
 from longlora.evaluation.answer import keeping
 from longlora.model.load import open_model, open_tokenizer
-from longlora.parallel.sharding import put
+from longlora.model.seal import sha256
+from longlora.parallel.sharding import put, say
 from tasks.locks import pin
+
+MODEL = "model"
+"""Beside scores, the fingerprint of whose they are: another model may have the same folder, or the name of it, by now."""
 
 
 def evaluate(
@@ -37,8 +42,11 @@ def evaluate(
     scores: dict[str, Any] = {}
     # what was cut off amid the cases has the harness's scores already
     if not tasks and out is not None and out.is_file():
-        found = json.loads(out.read_text()).get("harness", {})
-        scores |= {"harness": {label: found[label]}} if label in found else {}
+        found = json.loads(out.read_text()).get("harness", {}).get(label)
+        if found and found.get(MODEL) == fingerprint(folder):
+            scores["harness"] = {label: found}
+        elif found:
+            say(f"{out} has scores of lm-evaluation-harness for another model of this name: they are not taken over")
     if tasks:
         scores |= harness.measure(
             model,
@@ -54,9 +62,17 @@ def evaluate(
             ),
         )
         if out is not None:
+            for node in scores.get("harness", {}).values():  # the first process has them
+                node[MODEL] = fingerprint(folder)
             put(scores, out)
     if cases:
         with keeping(folder, model, scores=out or Path("longlora eval")) as kept:
             scores |= longeval.measure(model, label=label, tokenizer=tokenizer, settings=asked, kept=kept)
             if out is not None:
                 put(scores, out)
+
+
+def fingerprint(folder: Path) -> str:
+    """Of what decides the scores: weights, configs, tokenizer and chat template."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".json", ".jinja", ".model"))
+    return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()

@@ -182,7 +182,8 @@ def facts(excerpt: Excerpt, dice: random.Random) -> Asked | None:
 
 
 def order(excerpt: Excerpt, dice: random.Random) -> Asked | None:
-    """Three sentences, one of each third of the text, under letters drawn anew."""
+    """Three sentences, one of each third of the text, under letters drawn anew. The answer is one word: as several, an A would be
+    an article, which no score counts, and F1 would take any order for the right one."""
     thirds: list[list[int]] = [[], [], []]
     for i in excerpt.fit:
         thirds[3 * excerpt.spans[i].start // len(excerpt.text)].append(i)
@@ -196,20 +197,22 @@ def order(excerpt: Excerpt, dice: random.Random) -> Asked | None:
     letters = {i: letter for i, letter in zip(shown, "ABC", strict=True)}
     lines = "\n".join(f"{letters[i]}. {excerpt.shown(i)}" for i in shown)
     question = (
-        f"In which order do these sentences stand in the document? Give their letters, the first one first.\n{lines}"
+        "In which order do these sentences stand in the document? Give their letters as one word, the first one first.\n"
+        + lines
     )
-    answer = [letters[i] for i in chosen]
     evidence = [excerpt.at(i) for i in chosen]
-    return Asked(question, [", ".join(answer), "".join(answer)], evidence, excerpt.spans[chosen[0]].start)
+    return Asked(question, ["".join(letters[i] for i in chosen)], evidence, excerpt.spans[chosen[0]].start)
 
 
 def count(excerpt: Excerpt, dice: random.Random) -> Asked | None:
-    """Occurrences of a word, written exactly so; the evidence is each with its neighbours."""
+    """Occurrences of a word, written exactly so; the evidence is each with its neighbours. How many is drawn first, and then the
+    word: most words stand twice, and whoever always said so would be right of most."""
     times = Counter(m.group() for m in WORD.finditer(excerpt.text))
-    few = [w for w, n in times.items() if 2 <= n <= MOST]
+    few = sorted({n for n in times.values() if 2 <= n <= MOST})
     if not few:
         return None
-    word = dice.choice(few)
+    wanted = dice.choice(few)
+    word = dice.choice([w for w, n in times.items() if n == wanted])
     places = [m.start() for m in re.finditer(rf"\b{word}\b", excerpt.text)]
     answer = times[word]
     evidence = [excerpt.text[max(0, p - 30) : p + len(word) + 30] for p in places]

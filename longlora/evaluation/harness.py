@@ -98,7 +98,8 @@ def measure(
         say(f"{task}: " + ", ".join(f"{name} {value}" for name, value in told.items()))
     if cut:
         say(f"{cut} prompts were longer than the model's {asked.max_length} positions, and lost their beginning")
-    return {"harness": {label: {"prompt": settings.prompt, "cut": cut, **scores}}}
+    part = {"limit": settings.limit} if settings.limit else {}
+    return {"harness": {label: {"prompt": settings.prompt, **part, "cut": cut, **scores}}}
 
 
 def hint(task: str, known: list[str]) -> str:

@@ -3,7 +3,9 @@
 Shares of independent trials (a key found or not): Clopper and Pearson 1934, exact for the binomial. Means of parts that come in
 groups (places of a document, questions on one): by the spread between the groups, with Student's t, for what one document has more
 of, its other places have too, and to count them all would make an interval too narrow (Cameron and Miller 2015, A Practitioner's
-Guide to Cluster-Robust Inference). A single group says nothing of the spread, so it gives no interval (NaN).
+Guide to Cluster-Robust Inference). The spread is that of the means without one group each (the jackknife, CV3 of MacKinnon, Nielsen
+and Webb 2023): by each group's distance from the mean, a group that has most of the parts would seem near it, for it makes the
+mean. A single group says nothing of the spread, so it gives no interval (NaN).
 
 Letters: N parts, G groups.
 """
@@ -50,19 +52,21 @@ def grouped(sums_N: np.ndarray, *, counts_N: np.ndarray, groups_N: Sequence[Hash
     assert sums_N.shape == counts_N.shape == (len(groups_N),) and len(groups_N) > 0
     mean = sums_N.sum() / counts_N.sum()
     group_N = np.unique([str(group) for group in groups_N], return_inverse=True)[1]
-    excess_G = np.bincount(group_N, weights=sums_N - mean * counts_N)
-    groups = len(excess_G)
+    groups = int(group_N.max()) + 1
     if groups < 2 or not np.isfinite(mean):
         return float("nan"), float("nan")
-    error = np.sqrt(groups / (groups - 1) * (excess_G**2).sum()) / counts_N.sum()
+    sums_G, counts_G = (np.bincount(group_N, weights=parts_N) for parts_N in (sums_N, counts_N))
+    without_G = (sums_N.sum() - sums_G) / (counts_N.sum() - counts_G)
+    error = np.sqrt((groups - 1) / groups * ((without_G - mean) ** 2).sum())
     reach = float(stdtrit(groups - 1, 1 - TAIL)) * error
     return float(mean - reach), float(mean + reach)
 
 
 def share(scores_N: np.ndarray, *, groups_N: Sequence[Hashable]) -> tuple[float, float]:
-    """The interval of the mean of scores in [0, 1]: the wider of what the trials alone allow, and what the groups show."""
+    """The interval of the mean of scores in [0, 1]: the wider of what the trials alone allow, and what the groups show. NaN for a
+    single group: forty questions on one document are not surer than twenty on each of two."""
     low, high = binomial(float(scores_N.sum()), len(scores_N))
     between = grouped(scores_N, counts_N=np.ones(len(scores_N)), groups_N=groups_N)
     if np.isnan(between).any():
-        return low, high
+        return between
     return max(0.0, min(low, between[0])), min(1.0, max(high, between[1]))

@@ -18,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -179,7 +180,8 @@ def rotary_settings(config: PreTrainedConfig) -> Any:
 
 def reading(base: Path, *, extended: Path, context: int) -> Fact:
     """Whether texts and turns of a talk are read as the base reads them, and whole up to `context` tokens: a length at which to cut
-    stands in two files, of which transformers asks one, and other clients the other."""
+    stands in two files, of which transformers asks one, and other clients the other; and whether answers end where the base's do,
+    which perplexity and keys do not show."""
     fact = tokenizer(base, extended=extended)
     if not fact.value:
         return fact
@@ -190,7 +192,24 @@ def reading(base: Path, *, extended: Path, context: int) -> Fact:
     cut = (json.loads(file.read_text("utf-8")).get("truncation") or {}) if file.is_file() else {}
     if (longest := min(found.model_max_length, cut.get("max_length", math.inf))) < context:
         return Fact(0, f"the tokenizer cuts texts at {longest:,} tokens, and should read {context:,}")
+    try:
+        stated, due = ends(extended), ends(base)
+    except BROKEN as error:
+        return Fact(0, f"generation_config.json does not open: {first_line(error)}")
+    if stated != due:
+        return Fact(0, f"an answer ends at the tokens {stated}, and the base's at {due}")
     return fact
+
+
+def ends(folder: Path) -> list[int]:
+    """The tokens at which an answer ends, by generation_config.json, and without one by the config, as transformers finds them."""
+    if (folder / "generation_config.json").is_file():
+        found = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+    else:
+        found = GenerationConfig.from_model_config(
+            AutoConfig.from_pretrained(folder, local_files_only=True)
+        ).eos_token_id
+    return sorted({found} if isinstance(found, int) else {*(found or ())})
 
 
 def tokenizer(base: Path, *, extended: Path) -> Fact:

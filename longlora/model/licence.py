@@ -9,7 +9,7 @@ lawyer.
 import re
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from longlora.section import Section
 
@@ -40,14 +40,25 @@ ALLOWING = HUB | {
 }
 """And those that the hub does not know by their SPDX ids."""
 
-FORBIDDING = {"cc-by-nc-4.0"}
-"""Licences that forbid commercial use, as the model hub calls them: for the model card alone."""
+FORBIDDING = {f"cc-by-nc-{terms}" for terms in ("2.0", "3.0", "4.0", "nd-3.0", "nd-4.0", "sa-2.0", "sa-3.0", "sa-4.0")}
+"""Licences that forbid commercial use, as the model hub calls them: for the model card, and not to be checked away."""
 
 
 class Licence(Section):
     checked: list[Annotated[str, Field(min_length=1)]]
     """Licences, word for word as they stand elsewhere in params.yaml, that you have read and that allow commercial use, beside
     those that are known to."""
+
+    @field_validator("checked")
+    @classmethod
+    def may_allow(cls, checked: list[str]) -> list[str]:
+        """The card of a model that was trained on such data would say nothing of it."""
+        for stated in checked:
+            if identifier(stated) in FORBIDDING:
+                raise ValueError(
+                    f"'{stated}' forbids commercial use; a permission of your own is another licence: name it in other words"
+                )
+        return checked
 
 
 def measure(

@@ -248,10 +248,12 @@ def model(label: str, everything: Scores) -> Model:
 
 
 def prompt_of(measure: str, tree: dict[str, Any]) -> str:
-    """Parts of a measure (longqa_f1) have its prompt; a floor is found without a model."""
+    """Parts of a measure (longqa_f1) have its prompt; a floor is found without a model. Of how many questions at most, where
+    they were limited: scores of a part are not those of a task."""
     whole = "" if measure.endswith("_floor") else measure.split("_")[0]
     nodes = [node for name in (measure, whole) for node in tree.get(name, {}).values()]
-    return next((node["prompt"] for node in nodes if "prompt" in node), "")
+    asked = next((node for node in nodes if "prompt" in node), {"prompt": ""})
+    return asked["prompt"] + (f", {asked['limit']:,} questions of each task at most" if "limit" in asked else "")
 
 
 def figures(node: dict[str, Any]) -> dict[Column, Figure]:

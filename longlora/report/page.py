@@ -8,6 +8,8 @@ from longlora.report.findings import MEASURES, Figure, Findings, Model, Table, h
 from longlora.report.style import colour
 
 NOT_SCORED = "&ndash;"
+WHOLE = 0.95
+"""Share of the steps that counts as all of them: time and pace are rounded, which is more only for a training of a second."""
 STYLE = """
 :root { --ink: #1f2933; --faint: #6b7785; --rule: #e3e7eb; --good: #1f7a4d; --bad: #b3382c; --ours: #0b6bb0; }
 * { box-sizing: border-box; }
@@ -74,6 +76,8 @@ def page(findings: Findings, *, pictures: Path, recipe: list[tuple[str, str]]) -
     name = escape(findings.base["name"])
     title = f"{name}: {findings.span.replace('->', '&rarr;')}"
     made = f"{'Extended' if findings.extends else 'Tuned'} by {escape(findings.training)}"
+    others = [model.name for model in findings.models if model.label != "extended"]
+    measured = f"; measured beside: {escape('; '.join(others))}" if others else ""
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -84,7 +88,7 @@ def page(findings: Findings, *, pictures: Path, recipe: list[tuple[str, str]]) -
 </head>
 <body>
 <main>
-<header><h1>{title}</h1><p>{made}; judged against the base and untrained rotary scaling</p></header>
+<header><h1>{title}</h1><p>{made}{measured}</p></header>
 {verdict(findings)}
 {figures(findings)}
 {perhaps(pictures / "perplexity.png", "Perplexity by context length, a line per model")}
@@ -222,14 +226,17 @@ def plain(rows: list[tuple[str, str]]) -> str:
 
 
 def cost(findings: Findings) -> list[tuple[str, str]]:
-    """What the training took, and of what."""
-    spent = findings.cost
+    """What the training took, and of what; of a training that was resumed, what it took since then."""
+    spent, fit, context = findings.cost, findings.recipe["fit"], findings.recipe["position"]["context"]
+    tokens = spent["tokens_per_second"] * spent["seconds"]
+    share = tokens / (fit["steps"] * fit["global_batch_size"] * context)
+    since = f", for the last {share:.0%} of the steps: it was resumed" if share < WHOLE else ""
     energy = [(kind, spent.get(f"{kind}_energy_wh")) for kind in ("cpu", "gpu")]
     counted = [
         f"{used:,.{0 if used >= 100 else 2}f} Wh of the {kind.upper()}s" for kind, used in energy if used is not None
     ]
     return [
-        ("time", duration(spent["seconds"])),
+        ("time", duration(spent["seconds"]) + since),
         ("tokens per second", f"{spent['tokens_per_second']:,.0f}"),
         ("peak memory", f"{spent['peak_memory_gb']:,.3g} GB in the first process"),
         ("trained parameters", f"{spent['trainable_parameters']:,}"),
