@@ -121,7 +121,7 @@ def candidate(client: MlflowClient, where: Project, run: Run) -> Candidate:
 
 def judged_by(run: Run) -> str:
     """That the verdict passed, and whether its rules were set for this run alone, which an approver and the history must know."""
-    own = re.findall(r"(?:^| )(gate\.[\w.]+)=", run.data.tags.get(OVERRIDES, ""))
+    own = re.findall(r"(?:^| )(gate(?:[.[][^= ]*)?)=", run.data.tags.get(OVERRIDES, ""))
     return "the verdict passed" + (f" by rules that were set for this run ({', '.join(own)})" if own else "")
 
 

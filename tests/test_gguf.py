@@ -107,6 +107,18 @@ def test_of_two_lists_the_context_that_a_file_is_opened_with_takes_one(tmp_path,
     assert changes_at(model) == WINDOW
 
 
+def test_lists_of_whole_numbers_and_a_window_beside_the_settings_are_read_as_transformers_reads_them(tmp_path):
+    lists = {"short_factor": [1, 1, 1, 2], "long_factor": [1, 2, 3, 4]}
+    model = made(tmp_path / "model", **TWO | lists)
+    said = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(said | {"original_max_position_embeddings": 48}))
+    assert changes_at(model) == 48
+    write(model, out=tmp_path / "a.gguf")
+    for length, context in ((48, 48), (49, 49)):
+        own = logits(opened(model), tokens(length))
+        assert apart(ggml.logits(tmp_path / "a.gguf", tokens(length), context=context), own) < 2e-5
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_untied_heads_and_biases_too(tmp_path, tied):
     model = made(tmp_path / "model", tied=tied, bias=True)

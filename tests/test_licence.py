@@ -91,7 +91,7 @@ def test_what_somebody_has_checked_is_let_through_word_for_word():
         Licence(checked=[""])
 
 
-@pytest.mark.parametrize("stated", ["CC-BY-NC-4.0", "cc by-nc-sa 3.0"])
+@pytest.mark.parametrize("stated", ["CC-BY-NC-4.0", "cc by-nc-sa 3.0", "CC-BY-NC-SA-2.5", "CC-BY-NC-SA-2.0-FR"])
 def test_what_is_known_to_forbid_it_cannot_be_checked_away(stated):
     with pytest.raises(ValueError, match=f"'{stated}' forbids commercial use"):
         Licence(checked=["Qwen licence of 2024", stated])

@@ -280,7 +280,11 @@ def test_outside_of_a_run_each_part_is_written_as_it_is_done_and_answers_are_kep
     monkeypatch.setattr(answer, "greedy", cut_off)
     with pytest.raises(KeyboardInterrupt):
         command(one, two)
-    scored = {"harness": {"odd": HARNESS["harness"]["odd"] | {"model": evaluate.fingerprint(tmp_path / "odd")}}}
+    scored = {
+        "harness": {
+            "odd": HARNESS["harness"]["odd"] | {"model": evaluate.fingerprint(tmp_path / "odd", tmp_path / "out.json")}
+        }
+    }
     assert asked == [["x"]] and json.loads((tmp_path / "out.json").read_text()) == scored
     command(one, two, tasks=())
     assert len(calls) == 3  # the first file's answer was kept
@@ -291,12 +295,13 @@ def test_outside_of_a_run_each_part_is_written_as_it_is_done_and_answers_are_kep
 
 
 @pytest.mark.parametrize("changed", ["config.json", "model.safetensors"])
-def test_outside_of_a_run_scores_of_another_model_of_the_same_name_are_not_taken_over(
-    outside, tmp_path, capsys, changed
+def test_outside_of_a_run_scores_of_another_model_of_the_same_name_are_neither_taken_over_nor_lost(
+    outside, tmp_path, changed
 ):
     command, _ = outside
     cases = put(tmp_path / "1_lines.jsonl", LINES)
     command()
+    before = (tmp_path / "out.json").read_bytes()
     if changed == "config.json":
         rescale(tmp_path / "odd", method="yarn", context=8192, out=tmp_path / "new")
         shutil.copyfile(tmp_path / "new/config.json", tmp_path / "odd/config.json")
@@ -304,6 +309,24 @@ def test_outside_of_a_run_scores_of_another_model_of_the_same_name_are_not_taken
         other = tiny()
         other.model.norm.weight.data += 0.1
         other.save_pretrained(tmp_path / "odd")
-    command(cases, tasks=())
-    assert json.loads((tmp_path / "out.json").read_text()).keys() == {"longeval_lines"}
-    assert "another model of this name" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="of another model, of the name .* of .*odd: name another --out"):
+        command(cases, tasks=())
+    assert (tmp_path / "out.json").read_bytes() == before
+
+
+def test_outside_of_a_run_scores_that_do_not_say_of_which_model_are_kept_and_the_file_refused(outside, tmp_path):
+    command, _ = outside
+    (tmp_path / "out.json").write_text(json.dumps(HARNESS))
+    with pytest.raises(ValueError, match="does not say of which model: name another --out"):
+        command(put(tmp_path / "1_lines.jsonl", LINES), tasks=())
+    assert json.loads((tmp_path / "out.json").read_text()) == HARNESS
+
+
+def test_scores_that_stand_in_the_models_own_folder_are_not_part_of_what_it_is(tmp_path):
+    tiny().save_pretrained(tmp_path / "odd")
+    out = tmp_path / "odd" / "scores.json"
+    before = evaluate.fingerprint(tmp_path / "odd", out)
+    out.write_text("{}")
+    assert evaluate.fingerprint(tmp_path / "odd", out) == before
+    (tmp_path / "odd" / "merges.txt").write_text("a b")
+    assert evaluate.fingerprint(tmp_path / "odd", out) != before

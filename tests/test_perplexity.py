@@ -10,11 +10,21 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from specimens import ADAPTER
 from test_adapter import nudged
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from longlora.evaluation import perplexity, windows
 from longlora.evaluation.perplexity import Perplexity, Sliding, chosen_targets, controlled, measure, sliding_windows
@@ -205,6 +215,33 @@ def test_a_model_whose_cache_does_not_serve_longer_texts_is_read_once_and_its_lo
     assert rows == [7, 7, 7, 7, 7, 4] and reads == [1]
     assert whole.base_model is whole.model
     assert windows.nats(model, documents=documents, windows=chosen) == pytest.approx(cached.sum(axis=1), rel=1e-4)
+
+
+def test_a_family_whose_layers_carry_what_its_head_asks_for_is_read_once_too():
+    torch.manual_seed(5)
+    config = FalconH1Config(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, mamba_d_ssm=16, mamba_n_heads=2, mamba_d_head=8, mamba_d_state=4, mamba_chunk_size=8,
+        lm_head_multiplier=3.0,
+    )  # fmt: skip
+    model, documents = FalconH1ForCausalLM(config).eval(), texts(90)
+    chosen = [Window(0, 0, 40, 39), Window(0, 33, 73, 39)]
+    assert not windows.shareable(model)
+    found = windows.token_nats(model, documents=documents, windows=chosen).sum(axis=1)
+    assert found == pytest.approx(windows.nats(model, documents=documents, windows=chosen), rel=1e-5)
+
+
+def test_a_model_over_several_devices_is_read_once_too(monkeypatch):
+    model, documents = tiny(), texts(90)
+    chosen = [Window(0, 0, 40, 39)]
+    plain = windows.token_nats(model, documents=documents, windows=chosen)
+    add_hook_to_module(model, AlignDevicesHook("cpu", io_same_device=True))
+    monkeypatch.setattr(windows, "shareable", lambda model: False)
+    monkeypatch.setattr(windows, "BATCH_LOGITS", 7 * VOCABULARY)
+    reads = []
+    model.model.layers[0].register_forward_hook(lambda m, i, output: reads.append(1))
+    assert windows.token_nats(model, documents=documents, windows=chosen) == pytest.approx(plain, rel=1e-4)
+    assert reads == [1]
 
 
 def test_a_familys_own_way_with_logits_is_kept_where_they_are_made_in_pieces(monkeypatch):

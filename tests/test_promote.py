@@ -122,14 +122,22 @@ def test_the_first_that_passes_becomes_champion_by_reference(empty, shop):
     assert client.get_registered_model("dummy").description == "A model of a few letters."
 
 
-def test_rules_that_were_set_for_the_run_are_told_with_its_promotion(empty, shop):
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("gate.rules=[{name: it is, metric: integrity/whole}]", "gate.rules"),
+        ("gate={rules: []}", "gate"),
+        ("gate[rules]=[]", "gate[rules]"),
+    ],
+)
+def test_rules_that_were_set_for_the_run_are_told_with_its_promotion(empty, shop, override, told):
     from tasks import registry, runs
 
     promote, client, where = empty
     run = runs.chosen(client, where, shop[1]["good"]).info.run_id
-    client.set_tag(run, OVERRIDES, "fit.steps=9 gate.rules=[{name: it is, metric: integrity/whole, at_least: 0}]")
+    client.set_tag(run, OVERRIDES, f"fit.steps=9 {override}")
     try:
-        said = "the verdict passed by rules that were set for this run (gate.rules)"
+        said = f"the verdict passed by rules that were set for this run ({told})"
         assert promote("good") == f"dummy version 1 is champion: {said}"
         assert registry.moves(client, "dummy")[-1].why == said
     finally:

@@ -9,7 +9,7 @@ from longlora.evaluation import harness, longeval
 from longlora.evaluation.answer import keeping
 from longlora.model.load import open_model, open_tokenizer
 from longlora.model.seal import sha256
-from longlora.parallel.sharding import put, say
+from longlora.parallel.sharding import put
 from tasks.locks import pin
 
 MODEL = "model"
@@ -30,23 +30,17 @@ def evaluate(
     is done. Answers to cases are kept until then: what was cut off goes on there.
 
     Raises:
-        ValueError: no model there, an unknown task, a malformed case, or no chat template.
+        ValueError: no model there, an unknown task, a malformed case, no chat template, or `out` has another model's scores.
     """
     asked = longeval.LongEval(
         tasks=[], lengths=[], samples=1, cases=[str(file) for file in cases], prompt="chat" if chat else "plain", seed=1
     )
     longeval.read_published(asked)  # what is malformed is said before hours of tasks
     pin(folder)
-    model, tokenizer = open_model(folder), open_tokenizer(folder)
     label = folder.resolve().name
-    scores: dict[str, Any] = {}
     # what was cut off amid the cases has the harness's scores already
-    if not tasks and out is not None and out.is_file():
-        found = json.loads(out.read_text()).get("harness", {}).get(label)
-        if found and found.get(MODEL) == fingerprint(folder):
-            scores["harness"] = {label: found}
-        elif found:
-            say(f"{out} has scores of lm-evaluation-harness for another model of this name: they are not taken over")
+    scores = {} if tasks or out is None or not out.is_file() else kept_scores(out, label=label, folder=folder)
+    model, tokenizer = open_model(folder), open_tokenizer(folder)
     if tasks:
         scores |= harness.measure(
             model,
@@ -63,7 +57,7 @@ def evaluate(
         )
         if out is not None:
             for node in scores.get("harness", {}).values():  # the first process has them
-                node[MODEL] = fingerprint(folder)
+                node[MODEL] = fingerprint(folder, out)
             put(scores, out)
     if cases:
         with keeping(folder, model, scores=out or Path("longlora eval")) as kept:
@@ -72,7 +66,29 @@ def evaluate(
                 put(scores, out)
 
 
-def fingerprint(folder: Path) -> str:
-    """Of what decides the scores: weights, configs, tokenizer and chat template."""
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".json", ".jinja", ".model"))
+def kept_scores(out: Path, *, label: str, folder: Path) -> dict[str, Any]:
+    """The harness's scores of this model in `out`.
+
+    Raises:
+        ValueError: they are of another one, or do not say of which; they would be written over.
+    """
+    found = json.loads(out.read_text()).get("harness", {}).get(label)
+    if not found:
+        return {}
+    if MODEL not in found:
+        raise ValueError(
+            f"{out} has scores of lm-evaluation-harness and does not say of which model: name another --out"
+        )
+    if found[MODEL] != fingerprint(folder, out):
+        raise ValueError(
+            f"{out} has the harness's scores of another model, of the name or at the place of {folder}: name another --out"
+        )
+    return {"harness": {label: found}}
+
+
+def fingerprint(folder: Path, out: Path) -> str:
+    """Of what decides the scores: weights, configs, tokenizer and chat template; not of the scores themselves, should they stand
+    among them."""
+    kinds = (".safetensors", ".json", ".jinja", ".model", ".txt")
+    files = sorted(file for file in folder.iterdir() if file.suffix in kinds and file.resolve() != out.resolve())
     return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from peft import PeftModel
-from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import DynamicCache, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from longlora.model.cache import CHUNK, shareable
 from longlora.model.load import batch_tokens, must_reach, spread
@@ -151,27 +149,21 @@ def token_nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: 
     return whole(nats_WL)
 
 
-class Given(nn.Module):
-    """Stands where a model's layers are, and has their answer already."""
-
-    def __init__(self, answer: BaseModelOutputWithPast) -> None:
-        super().__init__()
-        self.answer = answer
-
-    def forward(self, *_: object, **__: object) -> BaseModelOutputWithPast:
-        return self.answer
-
-
 def head_of(model: PreTrainedModel | PeftModel, tokens_BL: torch.Tensor) -> PreTrainedModel:
     """`model` after its layers have read the tokens: given the same once more, it makes logits alone, in its family's own way. It
-    shares its modules with `model`, which is left as it is."""
+    shares its modules with `model`, which is left as it is. Where a family's layers are not found apart, it is the model itself,
+    which reads again."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(inner, PreTrainedModel)
+    if inner.base_model is inner:
+        return inner
     read = inner.base_model(input_ids=tokens_BL, use_cache=False)
-    head = copy(inner)
-    vars(head)["_modules"] = dict(inner.named_children()) | {
-        inner.base_model_prefix: Given(read)
-    }  # a copy would share it
+    layers, head = copy(inner.base_model), copy(inner)
+    layers.forward = lambda *_, **__: read
+    vars(head).pop(
+        "forward", None
+    )  # of a model over several devices, for which accelerate binds it to the model itself
+    vars(head)["_modules"] = dict(inner.named_children()) | {inner.base_model_prefix: layers}  # a copy would share it
     return head
 
 

@@ -118,7 +118,9 @@ def rotation(config: LlamaConfig) -> Rotation:
         ValueError: frequencies that are other ones at every length (`dynamic`), or a scaling that is not known here.
     """
     rope = rotary(config)
-    kind, window = rope["rope_type"], rope.get("original_max_position_embeddings", config.max_position_embeddings)
+    # One that stands beside the settings counts before the one among them, as in transformers.
+    original = config.to_dict().get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
+    kind, window = rope["rope_type"], original or config.max_position_embeddings
     if kind == "dynamic":
         raise ValueError(f"'{kind}' scaling changes with the length of a text, which llama.cpp's Llama does not")
     if kind not in ("default", "linear", "yarn", "llama3", "longrope"):
@@ -132,7 +134,10 @@ def rotation(config: LlamaConfig) -> Rotation:
         own = temperature / (0.1 * math.log(rope["factor"]) + 1.0)
         return Rotation(RopeScalingType.YARN, rope["factor"], window, own, {})
     if kind == "longrope" and varies(config):
-        lists = {f"rope_factors_{side}.weight": torch.tensor(rope[f"{side}_factor"]) for side in ("short", "long")}
+        lists = {
+            f"rope_factors_{side}.weight": torch.tensor(rope[f"{side}_factor"], dtype=torch.float32)
+            for side in ("short", "long")
+        }
         return Rotation(RopeScalingType.LONGROPE, 1.0, window, temperature, lists)
     plain_F, _ = frequencies(config, {"rope_type": "default"} | unscaled(rope))
     return Rotation(None, 1.0, window, temperature, {"rope_freqs.weight": (plain_F / own_F).float()})

@@ -192,8 +192,9 @@ def reading(base: Path, *, extended: Path, context: int) -> Fact:
     cut = (json.loads(file.read_text("utf-8")).get("truncation") or {}) if file.is_file() else {}
     if (longest := min(found.model_max_length, cut.get("max_length", math.inf))) < context:
         return Fact(0, f"the tokenizer cuts texts at {longest:,} tokens, and should read {context:,}")
+    due = ends(base)
     try:
-        stated, due = ends(extended), ends(base)
+        stated = ends(extended)
     except BROKEN as error:
         return Fact(0, f"generation_config.json does not open: {first_line(error)}")
     if stated != due:

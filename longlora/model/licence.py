@@ -41,7 +41,9 @@ ALLOWING = HUB | {
 """And those that the hub does not know by their SPDX ids."""
 
 FORBIDDING = {f"cc-by-nc-{terms}" for terms in ("2.0", "3.0", "4.0", "nd-3.0", "nd-4.0", "sa-2.0", "sa-3.0", "sa-4.0")}
-"""Licences that forbid commercial use, as the model hub calls them: for the model card, and not to be checked away."""
+"""Licences that forbid commercial use, as the model hub calls them: for the model card."""
+NON_COMMERCIAL = re.compile(r"cc-by-nc(-sa|-nd)?-\d\.\d(-[a-z]+)?")
+"""All of that kind, in any version and of any country: not to be checked away."""
 
 
 class Licence(Section):
@@ -54,7 +56,7 @@ class Licence(Section):
     def may_allow(cls, checked: list[str]) -> list[str]:
         """The card of a model that was trained on such data would say nothing of it."""
         for stated in checked:
-            if identifier(stated) in FORBIDDING:
+            if NON_COMMERCIAL.fullmatch(identifier(stated)):
                 raise ValueError(
                     f"'{stated}' forbids commercial use; a permission of your own is another licence: name it in other words"
                 )
