@@ -14,6 +14,7 @@ import yaml
 from test_harness import QUESTIONS, TINY, settings
 from transformers import LlamaForCausalLM
 
+from flows.cli.evaluate import fingerprint
 from longlora.evaluation import harness
 from longlora.model.load import open_model, open_tokenizer
 from longlora.section import run
@@ -201,6 +202,7 @@ def test_the_command_starts_the_launcher_that_the_environment_names(ready, tmp_p
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda found: None)
     given = settings(ready / "tasks", tasks=["shown"], limit=3)
     alone = harness.measure(open_model(TINY), label="model", tokenizer=open_tokenizer(TINY), settings=given)
+    alone["harness"]["model"]["model"] = fingerprint(TINY, tmp_path / "two.json")
     assert json.loads((tmp_path / "two.json").read_text()) == alone
     lost = dummy.longlora(tmp_path, *command, "none.json", env={**env, "LONGLORA_EVALUATION_LAUNCHER": "startall -n 2"})
     assert lost.returncode == 1 and lost.stderr == "error: LONGLORA_EVALUATION_LAUNCHER: no program startall\n"
