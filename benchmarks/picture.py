@@ -78,7 +78,7 @@ def ratios(ax: Axes, rows: list[dict[str, Any]]) -> None:
                 colour = COLOURS[method]
                 ax.errorbar(x, middle, [below, above], color=colour, ls=style, marker="o", ms=4, capsize=2, label=label)
     ax.axhline(1, color=FAINT, lw=0.8)
-    ax.set_ylim(0, 1.45)
+    ax.set_ylim(0, 1.3 * ax.get_ylim()[1])  # room for the legend above the points
     by_length(ax, sorted({r["length"] for r in rows}), what="ratio of times")
     ax.legend(frameon=False, fontsize=8, ncols=2, loc="upper left", columnspacing=1.0, handlelength=1.6)
 
