@@ -101,7 +101,7 @@ def candidate(client: MlflowClient, where: Project, run: Run) -> Candidate:
     source, model = runs.source_and_model(where, run)
     champion = registry.holder(client, model.name, CHAMPION)
     version = registry.register(client, model.name, source=source, run=run, desc=model.desc, labels=model.labels)
-    against, favour, comparisons = [], [judged_by(run)], comparisons_of(model)
+    against, favour, comparisons = [], [judged_by(where, run)], comparisons_of(model)
     if not champion or str(champion.version) != str(version.version):
         client.set_registered_model_alias(model.name, CANDIDATE, version.version)
         against = objections(client, where, run, champion, comparisons)
@@ -119,10 +119,16 @@ def candidate(client: MlflowClient, where: Project, run: Run) -> Candidate:
     )
 
 
-def judged_by(run: Run) -> str:
-    """That the verdict passed, and whether its rules were set for this run alone, which an approver and the history must know."""
+def judged_by(where: Project, run: Run) -> str:
+    """That the verdict passed, whether its rules were set for this run alone, and how many were not asked, which an approver and
+    the history must know."""
     own = re.findall(r"(?:^| )(gate(?:[.[][^= ]*)?)=", run.data.tags.get(OVERRIDES, ""))
-    return "the verdict passed" + (f" by rules that were set for this run ({', '.join(own)})" if own else "")
+    left = len(verdict_of(where, run).get("not_asked", []))
+    return (
+        "the verdict passed"
+        + (f" by rules that were set for this run ({', '.join(own)})" if own else "")
+        + (f", {left} of the gate's rules not asked (its page says which, and why)" if left else "")
+    )
 
 
 def unstage(client: MlflowClient, found: Candidate) -> None:

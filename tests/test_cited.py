@@ -183,7 +183,7 @@ LONG = Rule(name="also in long ones", metric="longqa_f1/extended/target", at_lea
 
 
 def verdict(folder, *rules: Rule) -> dict[str, tuple[bool, str]]:
-    judged = judge(Gate(rules=list(rules), more_rules=[]), scores=read(folder))
+    judged = judge(Gate(rules=list(rules), more_rules=[], not_asked=[]), scores=read(folder))
     return {rule["name"]: (rule["passed"], rule["reason"]) for rule in judged["rules"]}
 
 

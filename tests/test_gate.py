@@ -98,6 +98,10 @@ def refusals(folder: Path) -> dict[str, str]:
     return refused
 
 
+def gate_of(**keys) -> Gate:
+    return section_of(Gate, {"gate": {"rules": RULES.rules, "more_rules": [], "not_asked": []} | keys}, "gate")
+
+
 def test_a_good_model_passes_every_rule_that_ships(tmp_path):
     assert refusals(write(tmp_path / "scores")) == {}
 
@@ -121,7 +125,7 @@ def test_a_good_model_passes_every_rule_that_ships(tmp_path):
 )
 def test_a_recipes_own_rules_stand_beside_those_that_ship(recipe, solved, refused, reason, tmp_path):
     more = yaml.safe_load((ROOT / f"recipes/{recipe}.yaml").read_text())["gate"]["more_rules"]
-    rules = section_of(Gate, {"gate": {"rules": RULES.rules, "more_rules": more}}, "gate")
+    rules = gate_of(more_rules=more)
     assert len(rules.every_rule) == len(RULES.rules) + len(more)
     scores = write(tmp_path / "scores")
     (scores / "ruler").mkdir()
@@ -131,6 +135,37 @@ def test_a_recipes_own_rules_stand_beside_those_that_ship(recipe, solved, refuse
     found = [rule for rule in judge(rules, scores=read(scores))["rules"] if not rule["passed"]]
     assert [rule["name"] for rule in found] == [refused]
     assert reason in found[0]["reason"]
+
+
+def test_a_rule_that_a_recipe_leaves_out_is_not_asked_and_the_verdict_says_so(tmp_path):
+    scores = read(write(tmp_path / "s", nats=NATS | {"yarn": NATS["extended"]}))
+    name, why = "it reads long texts better than untrained YaRN", "nothing is extended"
+    assert not judge(RULES, scores=scores)["passed"]
+    verdict = judge(gate_of(not_asked=[{"name": name, "why": why}]), scores=scores)
+    assert verdict["passed"] and verdict["not_asked"] == [{"name": name, "why": why}]
+    assert [rule["name"] for rule in verdict["rules"]] == [rule.name for rule in RULES.rules if rule.name != name]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            ["it reads long text better than untrained YaRN"],
+            "params: gate: not_asked has 'it reads long text better than untrained YaRN', which is no rule of gate.rules; "
+            "did you mean 'it reads long texts better than untrained YaRN'?",
+        ),
+        ([rule.name for rule in RULES.rules], "params: gate: not_asked leaves no rule of gate.rules"),
+    ],
+)
+def test_what_is_left_out_must_be_a_rule_and_not_all(names, said):
+    with pytest.raises(ValueError) as caught:
+        gate_of(not_asked=[{"name": name, "why": "so"} for name in names])
+    assert str(caught.value) == said
+
+
+def test_a_rule_is_left_out_for_a_reason():
+    with pytest.raises(ValueError, match=r"gate\.not_asked\.0\.why = ''"):
+        gate_of(not_asked=[{"name": RULES.rules[0].name, "why": ""}])
 
 
 BAD = {
@@ -254,7 +289,7 @@ def test_one_defect_is_refused_by_one_rule(kind, tmp_path):
 
 
 def verdict_of(folder: Path, **rule) -> tuple[bool, str]:
-    verdict = judge(Gate(rules=[Rule(name="claim", **rule)], more_rules=[]), scores=read(folder))
+    verdict = judge(Gate(rules=[Rule(name="claim", **rule)], more_rules=[], not_asked=[]), scores=read(folder))
     return verdict["passed"], verdict["rules"][0]["reason"]
 
 

@@ -230,5 +230,5 @@ def test_a_metric_that_is_not_a_number_is_null_told_as_such_and_refused_by_the_g
     assert scores["acc"] == scores["word_perplexity"] == nothing and scores["em"]["value"] == 0.5
     assert "sayings: word_perplexity NaN, acc NaN, em 0.5" in capsys.readouterr().out
     rule = Rule(name="it knows", metric="harness/model/sayings/acc", at_least=0.0)
-    verdict = judge(Gate(rules=[rule], more_rules=[]), scores=read(tmp_path / "harness"))
+    verdict = judge(Gate(rules=[rule], more_rules=[], not_asked=[]), scores=read(tmp_path / "harness"))
     assert not verdict["passed"] and verdict["rules"][0]["reason"].endswith("is not a number")

@@ -281,7 +281,7 @@ def test_a_broken_folder_is_refused_by_the_rule_that_is_meant_for_it(kind, base,
     breaks(extended, base)
     stage(base, extended, tmp_path / "scores/integrity.json", POSITION)
     verdict = judge(
-        Gate(rules=[r for r in RULES if r.metric.startswith("integrity/")], more_rules=[]),
+        Gate(rules=[r for r in RULES if r.metric.startswith("integrity/")], more_rules=[], not_asked=[]),
         scores=read(tmp_path / "scores"),
     )
     refused = {r["name"]: r["reason"] for r in verdict["rules"] if not r["passed"]}

@@ -144,6 +144,16 @@ def test_rules_that_were_set_for_the_run_are_told_with_its_promotion(empty, shop
         client.set_tag(run, OVERRIDES, "")
 
 
+def test_rules_that_were_not_asked_are_told_with_the_promotion(empty, monkeypatch):
+    from tasks import promotion
+
+    promote, _, _ = empty
+    verdict = {"passed": True, "rules": [], "not_asked": [{"name": "it is fast", "why": "no clock"}]}
+    monkeypatch.setattr(promotion, "verdict_of", lambda where, run: verdict)
+    said = "the verdict passed, 1 of the gate's rules not asked (its page says which, and why)"
+    assert promote("good") == f"dummy version 1 is champion: {said}"
+
+
 def test_a_better_one_takes_over_and_a_worse_one_is_told_why(empty):
     from tasks.promotion import RefusalError
 

@@ -59,7 +59,16 @@ def put(file: Path, value: dict) -> Path:
 
 
 def inputs(
-    root: Path, *, perplexity=PERPLEXITY, passkey=PASSKEY, refused=(), base=None, texts=None, pairs=(), cost=None
+    root: Path,
+    *,
+    perplexity=PERPLEXITY,
+    passkey=PASSKEY,
+    refused=(),
+    not_asked=(),
+    base=None,
+    texts=None,
+    pairs=(),
+    cost=None,
 ) -> dict[str, Path]:
     """The report's inputs, as the other stages write them."""
     for label, row in perplexity.items():
@@ -83,7 +92,7 @@ def inputs(
         "pairs": put(root / "pairs.json", {"sources": list(pairs)}),
         "recipe": put(root / "recipe.json", RECIPE),
         "scores": root / "scores",
-        "verdict": put(root / "verdict.json", {"passed": not refused, "rules": rules}),
+        "verdict": put(root / "verdict.json", {"passed": not refused, "rules": rules, "not_asked": list(not_asked)}),
         "history": history,
         "cost": put(root / "cost.json", {"cost": cost or COST}),
     }  # fmt: skip
@@ -164,6 +173,15 @@ def test_a_refusal_is_told_with_its_reason_everywhere(tmp_path):
     page = (folder / "index.html").read_text()
     assert '<section class="verdict refused"><h2>Refused</h2>' in page
     assert "Not so: retrieves" in page and "1 &lt; 2 &amp; so on" in page
+
+
+def test_a_rule_that_was_not_asked_is_told_with_its_reason_everywhere(tmp_path):
+    folder = report(tmp_path, not_asked=[{"name": "beats YaRN", "why": "nothing < is extended"}])
+    for file in ("summary.md", "README.md"):
+        assert "- not asked: beats YaRN. nothing < is extended\n" in (folder / file).read_text()
+    assert "passed, 2 of 2 rules hold" in (folder / "summary.md").read_text()
+    page = (folder / "index.html").read_text()
+    assert '<td class="mark">not asked</td><td>beats YaRN<small>nothing &lt; is extended</small>' in page
 
 
 def test_what_is_not_a_number_is_shown_as_such_and_breaks_no_picture(tmp_path):

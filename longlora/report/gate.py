@@ -11,7 +11,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from longlora.report.scores import EACH, Score, Scores, UnscoredError
-from longlora.section import Section
+from longlora.section import Section, nearest
 
 NO_SPREAD = "it takes more than one document, or one trial, to show how far chance could have moved it"
 ROUNDING = 1e-3
@@ -71,19 +71,40 @@ class Rule(Section):
         return [path for path in (self.metric, self.times, self.plus) if path]
 
 
+class NotAsked(Section):
+    name: str
+    """Of a rule in `gate.rules`."""
+    why: str = Field(min_length=1)
+    """Why it says nothing of this run, in words, for whoever reads the verdict."""
+
+
 class Gate(Section):
     rules: list[Rule] = Field(min_length=1)
     """All must hold. No rule at all would let everything through."""
     more_rules: list[Rule]
     """These must hold as well: for a recipe, or for `--set`, which would replace the whole of `rules`."""
+    not_asked: list[NotAsked]
+    """Those of `rules` that a recipe leaves out. Verdict, card and promotion tell them and why."""
+
+    @model_validator(mode="after")
+    def some_rule_is_asked(self) -> Self:
+        known, left = [rule.name for rule in self.rules], [each.name for each in self.not_asked]
+        for name in left:
+            if name not in known:
+                raise ValueError(f"not_asked has '{name}', which is no rule of gate.rules{nearest(name, known)}")
+        if len({*known} - {*left}) < 1:
+            raise ValueError("not_asked leaves no rule of gate.rules")
+        return self
 
     @property
     def every_rule(self) -> list[Rule]:
-        return [*self.rules, *self.more_rules]
+        """Those that are asked."""
+        left = {each.name for each in self.not_asked}
+        return [*(rule for rule in self.rules if rule.name not in left), *self.more_rules]
 
 
 def judge(gate: Gate, *, scores: Scores) -> dict[str, Any]:
-    """The verdict: `passed`, and for each rule whether it holds and why."""
+    """The verdict: `passed`, for each rule whether it holds and why, and the rules that were not asked, and why not."""
     rules = []
     for rule in gate.every_rule:
         try:
@@ -93,7 +114,11 @@ def judge(gate: Gate, *, scores: Scores) -> dict[str, Any]:
         except UnscoredError as gap:
             passed, reason = False, str(gap)
         rules.append({"name": rule.name, "passed": passed, "reason": reason})
-    return {"passed": all(r["passed"] for r in rules), "rules": rules}
+    return {
+        "passed": all(r["passed"] for r in rules),
+        "rules": rules,
+        "not_asked": [each.model_dump() for each in gate.not_asked],
+    }
 
 
 def at_each_length(rule: Rule, *, scores: Scores) -> list[Rule]:

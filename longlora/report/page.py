@@ -214,6 +214,10 @@ def rules(findings: Findings) -> str:
         f"<td>{escape(rule['name'])}<small>{escape(rule['reason'])}</small></td></tr>"
         for rule in findings.verdict["rules"]
     )
+    rows += "".join(
+        f'<tr><td class="mark">not asked</td><td>{escape(rule["name"])}<small>{escape(rule["why"])}</small></td></tr>'
+        for rule in findings.verdict["not_asked"]
+    )
     return f'<table class="rules">{rows}</table>'
 
 

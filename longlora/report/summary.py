@@ -16,9 +16,11 @@ def headline(findings: Findings) -> str:
 
 
 def refusals(findings: Findings) -> list[str]:
+    """What does not hold, and what was not asked, with the reasons."""
     lines = [
         f"- **not so: {rule['name']}.** {rule['reason']}" for rule in findings.verdict["rules"] if not rule["passed"]
     ]
+    lines += [f"- not asked: {rule['name']}. {rule['why']}" for rule in findings.verdict["not_asked"]]
     return [*lines, ""] if lines else []
 
 

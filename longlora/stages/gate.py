@@ -17,7 +17,9 @@ def stage(params: Path, scores: Path, verdict: Path, gate: Gate) -> None:
     result = judge(gate, scores=read(scores))
     write_json(result, verdict)
     for rule in result["rules"]:
-        print(f"{'passed ' if rule['passed'] else 'REFUSED'}  {rule['name']}: {rule['reason']}")
+        print(f"{'passed   ' if rule['passed'] else 'REFUSED  '}  {rule['name']}: {rule['reason']}")
+    for rule in result["not_asked"]:
+        print(f"not asked  {rule['name']}: {rule['why']}")
 
 
 if __name__ == "__main__":
