@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from longlora.report.card import card, hub_licence, pairs, recipe_of
-from longlora.report.findings import MEASURES, Figure, Model, gather, order, written
-from longlora.report.heat import short
+from longlora.report.findings import MEASURES, Cell, Figure, Model, gather, order, written
+from longlora.report.heat import passkey, short
 from longlora.report.page import duration, page
 from longlora.report.pictures import learnt, smoothed
 from longlora.report.style import colour
@@ -182,6 +182,13 @@ def test_a_rule_that_was_not_asked_is_told_with_its_reason_everywhere(tmp_path):
     assert "passed, 2 of 2 rules hold" in (folder / "summary.md").read_text()
     page = (folder / "index.html").read_text()
     assert '<td class="mark">not asked</td><td>beats YaRN<small>nothing &lt; is extended</small>' in page
+
+
+def test_the_map_says_how_many_trials_a_share_is_of(tmp_path):
+    findings = found(tmp_path)
+    assert "exactly (plain prompt), 8 per cell; " in " ".join(text.get_text() for text in passkey(findings).texts)
+    findings.models[0].depths[60][0.0] = Cell(1.0, 2)
+    assert "exactly (plain prompt), 2 to 8 per cell; " in " ".join(text.get_text() for text in passkey(findings).texts)
 
 
 def test_what_is_not_a_number_is_shown_as_such_and_breaks_no_picture(tmp_path):

@@ -18,11 +18,12 @@ BEYOND = "right of the line lies beyond the base's window"
 
 def passkey(findings: Findings) -> Canvas:
     """A heat map per model: share of keys found, by length and depth."""
+    cells = {m.label: m.depths for m in findings.models}
     return maps(
         findings,
-        {m.label: m.depths for m in findings.models},
+        cells,
         title="Passkey retrieval by context length and depth",
-        subtitle=f"per cent of hidden keys answered exactly ({findings.prompts['passkey']} prompt); {BEYOND}",
+        subtitle=f"per cent of hidden keys answered exactly ({findings.prompts['passkey']} prompt), {per_cell(cells)}; {BEYOND}",
         across_is="context length in tokens",
         down_is="depth of the key",
     )
@@ -30,11 +31,12 @@ def passkey(findings: Findings) -> Canvas:
 
 def needle(findings: Findings) -> Canvas:
     """A heat map per model: share of needles found, by length and depth."""
+    cells = {m.label: m.needles for m in findings.models}
     return maps(
         findings,
-        {m.label: m.needles for m in findings.models},
+        cells,
         title="Needles in held-out text by context length and depth",
-        subtitle=f"per cent of hidden sentences answered exactly ({findings.prompts['needle']} prompt); {BEYOND}",
+        subtitle=f"per cent of sentences answered exactly ({findings.prompts['needle']} prompt), {per_cell(cells)}; {BEYOND}",
         across_is="context length in tokens",
         down_is="depth of the needle",
     )
@@ -51,6 +53,12 @@ def questions(findings: Findings) -> Canvas:
         down_is="depth of the evidence, up to",
         counted=True,
     )
+
+
+def per_cell(cells: dict[str, Cells]) -> str:
+    """How many trials a share in the maps is of."""
+    counts = {cell.trials for rows in cells.values() for row in rows.values() for cell in row.values()}
+    return f"{' to '.join(str(of(counts)) for of in (min, max)[: len(counts)])} per cell"
 
 
 def maps(

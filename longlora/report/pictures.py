@@ -51,7 +51,7 @@ def perplexity(findings: Findings) -> Canvas:
     headed(
         canvas,
         "Perplexity by context length",
-        "the same last tokens of held-out documents, only the window before them grows; lower is better",
+        "the same last tokens of held-out documents, only the window before them grows; logarithmic scale, lower is better",
     )
     labels = [m.label for m in findings.models]
     ends: list[tuple[float, str, str]] = []
@@ -171,7 +171,7 @@ def positions(findings: Findings) -> Canvas:
     headed(
         canvas,
         "Nats per token by position in the context",
-        "inside one long window of held-out documents; where a line rises, more context does harm",
+        "inside one long window of held-out documents; where a line rises, more context does harm; logarithmic scale",
     )
     labels, ends = [m.label for m in findings.models], []
     for model in findings.models:
