@@ -87,9 +87,9 @@ def sweep(
     recipe: Recipe = None,
     overrides: Overrides = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, help="Search: so many runs, each chosen by the scores of those before.")
+        int | None, typer.Option(min=1, help="Search with this many runs, each chosen by the scores of those before.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, show_default="1", help="Of the search's draws.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, show_default="1", help="The seed of the search.")] = None,
 ) -> None:
     """Run every combination of these values, or search them, one run after the other; show the results as one table."""
     where = here()
@@ -102,8 +102,8 @@ def sweep(
 
 
 @app.command()
-def runs(every: Annotated[bool, typer.Option("--all", help="Not the newest 50 alone.")] = False) -> None:
-    """A row per run: what was set, verdict, score, title."""
+def runs(every: Annotated[bool, typer.Option("--all", help="All runs, not only the newest 50.")] = False) -> None:
+    """List the runs: what was set, the verdict, the score, the title."""
     where = here()
     from flows.cli.listing import show_runs
     from tasks import runs, tracking
@@ -113,10 +113,12 @@ def runs(every: Annotated[bool, typer.Option("--all", help="Not the newest 50 al
 
 @app.command()
 def deploy(
-    name: Annotated[str, typer.Option(help="Of the deployment.")] = "pipeline",
-    cron: Annotated[str | None, typer.Option(help="When: minute hour day month weekday, such as '0 3 * * 1'.")] = None,
+    name: Annotated[str, typer.Option(help="The deployment's name.")] = "pipeline",
+    cron: Annotated[
+        str | None, typer.Option(help="When to run: minute hour day month weekday, such as '0 3 * * 1'.")
+    ] = None,
     interval: Annotated[float | None, typer.Option(help="Seconds between two runs.")] = None,
-    timezone: Annotated[str, typer.Option(help="Of the cron times.")] = "UTC",
+    timezone: Annotated[str, typer.Option(help="The time zone of --cron.")] = "UTC",
     watch: Annotated[
         str | None, typer.Option(help="Run only if this file or folder changed, which a stage reads.")
     ] = None,
@@ -154,8 +156,8 @@ def up(
     host: Annotated[
         str, typer.Option(help="Where they listen; beyond this machine only with credentials: docs/schedule.md.")
     ] = "127.0.0.1",
-    prefect_port: Annotated[int, typer.Option(help="Of Prefect's page.")] = 4200,
-    mlflow_port: Annotated[int, typer.Option(help="Of MLflow's page.")] = 5000,
+    prefect_port: Annotated[int, typer.Option(help="The port of Prefect's page.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="The port of MLflow's page.")] = 5000,
 ) -> None:
     """Run Prefect's server, a worker, and MLflow's server, until interrupted."""
     where = here()

