@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,17 @@ def test_a_package_of_the_library_imports_only_what_stands_before_it(package):
 def test_no_flow_imports_the_command_line():
     for file in (ROOT / "flows").glob("*.py"):
         assert "flows.cli" not in file.read_text(), file
+
+
+def test_peft_is_imported_in_one_place_which_keeps_quiet():
+    found = {str(file.relative_to(ROOT)) for layer, file in FILES if "peft" in imported(file)}
+    assert found == {"longlora/model/quiet_peft.py"}
+
+
+@pytest.mark.parametrize("measure", ["perplexity", "passkey", "longqa", "ruler", "needle"])
+def test_a_measure_starts_without_peft(measure):
+    code = f"import sys, longlora.stages.{measure}; sys.exit('peft' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_every_package_is_in_the_order():

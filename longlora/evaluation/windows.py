@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch.nn import functional as F  # noqa: N812
 from transformers import DynamicCache, PreTrainedModel
 
@@ -149,20 +148,19 @@ def token_nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: 
     return whole(nats_WL)
 
 
-def head_of(model: PreTrainedModel | PeftModel, tokens_BL: torch.Tensor) -> PreTrainedModel:
-    """`model` after its layers have read the tokens: given the same once more, it makes logits alone, in its family's own way. It
-    shares its modules with `model`, which is left as it is. Where a family's layers are not found apart, it is the model itself,
-    which reads again."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+def head_of(model: PreTrainedModel, tokens_BL: torch.Tensor) -> PreTrainedModel:
+    """`model`, or the one that peft has wrapped in it, after its layers have read the tokens: given the same once more, it makes
+    logits alone, in its family's own way. It shares its modules with `model`, which is left as it is. Where a family's layers are
+    not found apart, it is the model itself, which reads again."""
+    # by peft's name for it: importing peft would cost each measure more than a second
+    inner = getattr(model, "get_base_model", lambda: model)()
     assert isinstance(inner, PreTrainedModel)
     if inner.base_model is inner:
         return inner
     read = inner.base_model(input_ids=tokens_BL, use_cache=False)
     layers, head = copy(inner.base_model), copy(inner)
     layers.forward = lambda *_, **__: read
-    vars(head).pop(
-        "forward", None
-    )  # of a model over several devices, for which accelerate binds it to the model itself
+    vars(head).pop("forward", None)  # accelerate binds it to `model` itself, where that lies on several devices
     vars(head)["_modules"] = dict(inner.named_children()) | {inner.base_model_prefix: layers}  # a copy would share it
     return head
 
