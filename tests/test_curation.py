@@ -1,6 +1,7 @@
 """What is trained on: each once, nothing the evaluation asks, no document on both sides."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -21,6 +22,26 @@ def test_what_says_the_same_is_kept_once():
     kept, left = unique(rows)
     assert [d.place for d in kept] == ["1", "3"]
     assert [(b.place, b.field, b.reason) for b in left] == [("2", "duplicate", "says the same as 1")]
+
+
+@pytest.mark.parametrize(
+    "disguise",
+    [
+        "\u200b".join,
+        "\u00ad".join,
+        lambda text: f"\u202b{text}\u202c",
+        lambda text: text.replace("fi", "\ufb01"),
+        lambda text: "".join(chr(ord(c) + 0xFEE0) if c.isascii() and c.isalpha() else c for c in text),
+        lambda text: " ".join(f"_{word}_" for word in text.split()),
+        lambda text: unicodedata.normalize("NFD", text.upper()),
+        lambda text: text.replace(" ", "\r\n\u00a0"),
+    ],
+)
+def test_signs_that_nobody_sees_and_other_forms_of_one_hide_nothing(disguise):
+    text = "the five fish of an élève " + " ".join(WORDS[:80])
+    kept, left = unique([dialogue(text), dialogue(disguise(text))])
+    assert (len(kept), [b.field for b in left]) == (1, ["duplicate"])
+    assert [b.field for b in about_held_out([dialogue(disguise(text))], [text], NONE)[1]] == ["contamination"]
 
 
 def test_vowel_signs_tell_words_apart():

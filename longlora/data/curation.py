@@ -6,6 +6,7 @@ a large share of the runs of an evaluation case's document, or of its question w
 
 import hashlib
 import json
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -32,8 +33,8 @@ class Contamination(Section):
 
 
 def words_of(text: str) -> list[str]:
-    """Words in lower case, without punctuation, so that spacing and quotes hide nothing."""
-    return terms(text.casefold())
+    """Words in lower case, without punctuation, so that spacing, quotes, _emphasis_ and other forms of a sign hide nothing."""
+    return terms(unicodedata.normalize("NFKC", text).casefold().replace("_", " "))
 
 
 def unique(dialogues: Iterable[Dialogue]) -> tuple[list[Dialogue], list[Bad]]:
