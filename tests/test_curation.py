@@ -6,7 +6,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from longlora.data.curation import Contamination, about_held_out, apart, statistics, uncontaminated, unique
+from longlora.data.curation import Contamination, about_held_out, apart, beside, statistics, uncontaminated, unique
 from longlora.data.instructions import Dialogue, Turn
 
 WORDS = [f"w{i}" for i in range(400)]
@@ -102,6 +102,22 @@ def test_what_holds_a_passage_of_a_held_out_text_is_left_out():
     assert [d.place for d in kept] == ["a quotation", "other words"]
     assert [(b.place, b.field) for b in left] == [(d.place, "contamination") for d in rows[:2]]
     assert about_held_out(rows, [], NONE) == (rows, [])
+
+
+def test_a_document_under_two_names_is_on_one_side():
+    text, form = " ".join(WORDS[:100]), " ".join(WORDS[300:])
+    held_out = [dialogue(f"{form}\n{text}\n\nWho?", document="a", place="h")]
+    rows = [
+        dialogue("Where?\n" + text.upper().replace(" ", "\n"), document="b", place="the same"),
+        dialogue(" ".join(WORDS[200:300]), " ".join(WORDS[10:80]), place="in its answer"),
+        dialogue(" ".join(WORDS[200:300] + WORDS[:60]), place="a quotation"),
+        *(dialogue(f"{form}\nWho is {n}?", document="c", place="the same form") for n in range(4)),
+    ]
+    kept, left = beside(rows, held_out, NONE)
+    assert [d.place for d in kept] == ["a quotation", *["the same form"] * 4]
+    assert [(b.place, b.field) for b in left] == [("the same", "split"), ("in its answer", "split")]
+    assert left[0].reason == "holds a passage of h, which is held out"
+    assert beside(rows, [], NONE) == (rows, [])
 
 
 def test_no_document_is_on_both_sides_and_the_seed_decides():

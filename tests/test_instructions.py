@@ -105,12 +105,12 @@ def test_what_messages_have_beside_their_words_is_named(tmp_path):
 
 
 def test_questions_on_one_document_name_it_whatever_field_it_is_in_and_however_it_is_spaced(tmp_path):
-    text = "It is a document that has a line which is longer than all the questions about it."
+    text = "It is. It is a document that has a sentence which is longer than all the questions about it. The end"
     rows = [
         {"instruction": "Who?", "input": text, "output": "x"},
         {"instruction": "Who came to the town?", "input": text, "output": "x"},
-        {"instruction": f"{text.upper()}\n\nWhen?", "output": "x"},
-        {"instruction": "When?", "context": text.replace(" ", "  "), "file": " ", "output": "x"},
+        {"instruction": f"{text.upper()}\nWhen?", "output": "x"},
+        {"instruction": "When?", "context": text.replace(" ", "\n"), "file": " ", "output": "x"},
         {"document": text.replace(" ", "\u00a0"), "question": "Where?", "answers": ["x"]},
     ]
     found = read_records(written(tmp_path, *rows, {**rows[3], "context": " \n"}))

@@ -128,6 +128,32 @@ def test_every_record_is_trained_on_held_out_or_named(source, tmp_path):
     assert [d.turns for d in again.dialogues] == [d.turns for d in chosen.held_out]
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_no_document_is_on_both_sides_whatever_its_lines_and_names(tmp_path, named):
+    """Lines are shorter than questions, or each record has another name for its document."""
+    rows = []
+    for book in range(8):
+        text = "\n".join(" ".join(f"w{book}x{line}y{n}" for n in range(6)) for line in range(20)) + "."
+        for number in range(6):
+            question = f"What does it say of matter {number} of those in book {book}, in as few words as can be?"
+            names = {"sources": [f"copy {number} of {book}"]} if named else {}
+            rows.append({"document": text, "question": question, "answers": [f"{book}."]} | names)
+    if not named:
+        turns = ("user", "assistant")
+        rows = [
+            {"messages": [{"role": r, "content": c} for r, c in zip(turns, said, strict=True)]}
+            for said in ((f"{row['document']}\n{row['question']}", row["answers"][0]) for row in rows)
+        ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    source = PairSource(kind="file", name=str(tmp_path / "rows.jsonl"), split=None, take=None, license="none")
+    settings = SETTINGS.model_copy(update={"sources": [source], "held_out": 0.1 if named else 0.3})
+    chosen = choose(gather(settings), settings)
+    train, held_out = ({d.turns[1].content for d in side} for side in (chosen.train, chosen.held_out))
+    assert train and held_out and train.isdisjoint(held_out)
+    assert len(chosen.train) + len(chosen.held_out) + len(chosen.left) == 48
+    assert {b.field for b in chosen.left} == ({"split"} if named else set())
+
+
 def test_counts_are_of_records_and_lengths_of_what_is_trained_on(tmp_path, capsys):
     rows = [
         {"instruction": "What is it?", "output": "It is.", "system": "Be brief.", "history": []},

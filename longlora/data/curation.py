@@ -109,6 +109,28 @@ def about_held_out(
     return kept, left
 
 
+def beside(
+    dialogues: Sequence[Dialogue], held_out: Iterable[Dialogue], settings: Contamination
+) -> tuple[list[Dialogue], list[Bad]]:
+    """Those that hold no `PASSAGE` of what a user says in a `held_out` dialogue, and which were left out: their document is held
+    out as well, under another name. What more than half of all hold is a form of asking, and no document."""
+    owner: dict[int, str] = {}
+    for dialogue in held_out:
+        for run in {run for t in dialogue.turns if t.role == "user" for run in runs(t.content, settings.words)}:
+            owner.setdefault(hash(run), dialogue.place)
+    texts = ("\n".join(t.content for t in d.turns) for d in dialogues if owner)
+    shared = [owner.keys() & {hash(run) for run in runs(text, settings.words)} for text in texts]
+    times = Counter(run for runs_of_one in shared for run in runs_of_one)
+    kept, left = [], []
+    for dialogue, common in zip(dialogues, shared or [set()] * len(dialogues), strict=True):
+        passage = [owner[run] for run in common if 2 * times[run] <= len(dialogues)]
+        if len(passage) >= PASSAGE:
+            left.append(Bad(dialogue.place, "split", f"holds a passage of {min(passage)}, which is held out"))
+        else:
+            kept.append(dialogue)
+    return kept, left
+
+
 def texts_of(case: Dialogue) -> list[str]:
     """A case's document, and what is asked and answered, each judged alone: a long text would hide a short question.
 

@@ -23,6 +23,8 @@ from longlora.data.wording import asked
 from longlora.data.words import terms
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
+SENTENCE_END = re.compile(r"[.!?]['\"\u2019\u201d)\]]*\s|[\u3002\uff01\uff1f]|\n\s*\n")
+"""Roughly: only the longest sentence of a text is looked for."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def not_blank(text: str) -> str:
 def whole(text: str) -> str:
     """JSON can say half of a character (an emoji that was cut), which no file and no tokenizer takes."""
     if half := re.search("[\ud800-\udfff]", text):
-        raise ValueError(f"holds half of a character, {ascii(half.group())}")
+        raise ValueError(f"holds half of a character, {half.group()!a}")
     return text
 
 
@@ -143,10 +145,10 @@ class Question(Record):
 
 
 def digest_of_document(text: str) -> str:
-    """Of the words of the longest line: two questions on one text share it, whatever stands before and after (LongAlpaca has
-    both in one field)."""
-    line = max(text.splitlines(), key=len).strip()
-    return hashlib.sha256((" ".join(terms(line.casefold())) or line).encode()).hexdigest()[:16]
+    """Of the words of the longest sentence: two questions on one text share it, whatever stands before and after (LongAlpaca has
+    both in one field), and wherever lines break."""
+    longest = max((" ".join(piece.split()) for piece in SENTENCE_END.split(text)), key=len)
+    return hashlib.sha256((" ".join(terms(longest.casefold())) or longest).encode()).hexdigest()[:16]
 
 
 def read_records(place: Path) -> Records:

@@ -17,7 +17,7 @@ from longlora.data.blocks import Blocks
 from longlora.data.casebook import Built, Casebook, DocumentCase, build
 from longlora.data.casebook import tokens as token_ends
 from longlora.data.casebook import write as write_cases
-from longlora.data.curation import Contamination, about_held_out, apart, statistics, uncontaminated, unique
+from longlora.data.curation import Contamination, about_held_out, apart, beside, statistics, uncontaminated, unique
 from longlora.data.dialogue import tokenised
 from longlora.data.heldout import elsewhere, split
 from longlora.data.instructions import Bad, Dialogue, Records, Turn, read_hub, read_records
@@ -167,8 +167,8 @@ def choose(found: Records, settings: Pairs, *, built: Sequence[Dialogue] = (), h
     clean, contaminated = uncontaminated(fresh, settings.contamination)
     own = set(built)
     parted = apart([d for d in clean if d not in own], share=settings.held_out, seed=settings.seed)
-    train = parted.train + [d for d in clean if d in own]
-    left = found.bad + twins + known + contaminated + parted.left
+    train, same = beside(parted.train + [d for d in clean if d in own], parted.held_out, settings.contamination)
+    left = found.bad + twins + known + contaminated + parted.left + same
     return Chosen(train, parted.held_out, left, found.read, found.undrawn, found.unread)
 
 
