@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 from itertools import permutations
 from pathlib import Path
@@ -336,6 +337,51 @@ def test_short_documents_are_joined_whole_where_their_parts_are_too_little():
 def test_a_kind_that_a_text_does_not_allow_is_not_asked():
     bare = Excerpt("nothing to ask about here", foreign=[])
     assert [ask(kind, bare, depth=0.5, dice=random.Random(1)) for kind in KINDS] == [None] * 8
+
+
+def answers(kind, text, foreign=(), tries=30):
+    found = (ask(kind, Excerpt(text, foreign=list(foreign)), depth=0, dice=random.Random(n)) for n in range(tries))
+    return {answer for one in found if one for answer in one.answers}
+
+
+def test_a_gap_that_two_sentences_fill_in_two_ways_is_not_asked_about():
+    sale = "On the same day number {} of the ships was sold to {} for its weight in oil."
+    one = "It was in the year 1843 that they all came to the town of Oxley."
+    other = "Another 17 of them went by the sea, and were seen in the bay of Arran."
+    text = "\n".join([sale.format(12, "Ada"), one, sale.format(14, "Ada"), sale.format(12, "Ben"), other])
+    text += "\n" + sale.format(14, "Ben")
+    assert answers("number", text) == {"1843"} and answers("cloze", text) == {"Oxley"}
+    facts = {part for answer in answers("facts", text) for part in re.split("; | and ", answer)}
+    assert facts == {"1843", "Oxley", "17", "Arran"}
+
+
+def test_a_sentence_with_a_blank_of_its_own_is_not_asked_about():
+    assert not answers("cloze", "The tenant, who is Ada Lovelace, pays ___ pounds at the end of the year.")
+
+
+def test_a_sentence_that_stands_twice_with_other_line_breaks_is_not_asked_about():
+    said = "It was Ada Lovelace who came to the town in the autumn."
+    text = f"{said} Then they all went home again by the northern road. {said.replace(' who ', chr(10) + 'who ')}"
+    assert answers("following", text) == {said}
+    assert not answers("cloze", text)
+
+
+def test_an_accent_of_its_own_and_a_soft_hyphen_are_inside_of_words():
+    text = "die K\u00f6nigin sah Jos\u00e9 in der Stadt, und die K\u00f6nigin ging, als er kam."
+    assert answers("count", text) == {"2", "two"}
+    assert answers("cloze", text) == {"Stadt"}
+    assert not answers("count", unicodedata.normalize("NFD", text))
+    assert answers("cloze", unicodedata.normalize("NFD", text)) == {"Stadt"}
+    assert not answers("count", "die Bundes\u00adregierung und die Bundes\u00adregierung")
+
+
+def test_what_a_text_says_in_another_case_or_with_another_name_is_not_absent():
+    said = "It was Ada Lovelace who came to the town \u2014 in the autumn."
+    text = f"{said} Then they all went home again by the northern road."
+    for foreign in (said.upper(), said.replace("\u2014", "-"), said.replace("Ada Lovelace", "Ben")):
+        found = [ask("absent", Excerpt(text, foreign=[foreign]), depth=0, dice=random.Random(n)) for n in range(9)]
+        assert all(one is None or "___" not in one.question for one in found)
+    assert not answers("absent", text, [said.upper()])
 
 
 def test_a_heading_that_is_no_word_is_not_asked_for():
