@@ -313,7 +313,7 @@ def test_lengths_can_be_tokens(sotu):
 
 def test_one_short_document_is_asked_what_it_allows():
     text = "# One\n\n" + " ".join(
-        f"Here is sentence number {n} of the only text there is, by Ada." for n in range(31, 60)
+        f"Here is sentence number {n} of the only text there is, by Ada and {'x' * n}." for n in range(31, 60)
     )
     settings = SETTINGS.model_copy(update={"lengths": [200], "samples": 1})
     found = build([Document("only", text)], settings, measure=words)

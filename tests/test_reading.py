@@ -107,6 +107,21 @@ def test_code_and_tables_of_a_page_are_those_of_markdown(tmp_path):
     assert "```" not in read_document(tmp_path / "mail.html").text  # a page of plain text
 
 
+def test_a_page_may_leave_out_ends(tmp_path):
+    (tmp_path / "page.html").write_text(
+        "<html><head><title>No</title><style>p {}</style><body><p>Seen<p>x<sup>2</sup>"
+        "<math><semantics><mi>y</mi><annotation>\\bar y</annotation></semantics></math>"
+        "<table><tr><td>one<td>two<tr><td>three<td>four</table></html>"
+    )
+    assert read_document(tmp_path / "page.html").text.split() == "Seen x2y one two three four".split()
+
+
+def test_a_picture_in_the_spine_of_an_epub_is_no_text(tmp_path):
+    href = 'c{}.xhtml" media-type="image/jpeg'
+    with pytest.raises(ValueError, match="holds no text"):
+        read_document(epub(tmp_path / "a.epub", "\xff\xd8 JFIF", href=href))
+
+
 def test_an_epub_is_its_chapters_in_the_order_of_its_spine(tmp_path):
     book = epub(tmp_path / "book.epub", "<h2>Last</h2><p>x</p>", "<h2>First</h2><p>é</p>")
     assert read_document(book).text == "## First\n\né\n\n## Last\n\nx\n"
@@ -235,6 +250,19 @@ def test_what_a_pdf_parts_is_put_together_and_what_it_runs_together_is_parted(tm
         "It is closed at night, and the key lies with\nthe fishermen of Oxley.\n\n"
     )
     assert document.page(document.text.index("the fishermen")) == 2
+
+
+def test_characters_that_a_pdf_has_in_halves_are_whole(tmp_path):
+    pdf(tmp_path / "a.pdf", "xA AB C")
+    writer = PdfWriter(clone_from=tmp_path / "a.pdf")
+    table = DecodedStreamObject()
+    table.set_data(
+        b"begincmap 1 begincodespacerange <00> <ff> endcodespacerange "
+        b"3 beginbfchar <41> <D835> <42> <DC00> <43> <D835DC01> endbfchar endcmap"
+    )
+    writer.pages[0]["/Resources"]["/Font"]["/F1"].get_object()[NameObject("/ToUnicode")] = writer._add_object(table)
+    writer.write(tmp_path / "b.pdf")
+    assert read_document(tmp_path / "b.pdf").text.strip() == "x\ufffd \U0001d400 \U0001d401"
 
 
 def test_a_broken_pdf_is_said_once(tmp_path, caplog):
