@@ -152,6 +152,15 @@ def test_a_file_that_can_not_be_read_says_why(tmp_path, name, content, said):
         read_records(tmp_path / name)
 
 
+def test_a_parquet_file_that_breaks_off_inside_is_one_line(tmp_path):
+    table = pa.Table.from_pylist([{"instruction": f"i{i} " * 50, "output": "x"} for i in range(3000)])
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=500)
+    raw = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(raw[: len(raw) // 2] + bytes(1000) + raw[len(raw) // 2 + 1000 :])
+    with pytest.raises(ValueError, match=r"a.parquet cannot be read behind row \d+: "):
+        read_records(tmp_path / "a.parquet")
+
+
 def test_nothing_to_read_says_so(tmp_path):
     with pytest.raises(ValueError, match="no file or folder"):
         read_records(tmp_path / "nowhere.json")

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -109,6 +109,21 @@ def source(tmp_path):
     rows += [rows[3], {"instruction": "x", "output": ""}, {"instruction": "y " * 200, "output": "z", "file": "long"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return PairSource(kind="file", name=str(tmp_path / "rows.jsonl"), split=None, take=None, license="none")
+
+
+def test_a_record_that_a_template_refuses_is_named(tmp_path):
+    strict = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
+    )
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": [asdict(turn) for turn in TURNS]}))
+    source = PairSource(kind="file", name=str(tmp_path / "a.jsonl"), split=None, take=None, license="none")
+    settings = SETTINGS.model_copy(update={"sources": [source], "prompt": "chat"})
+    chosen = choose(gather(settings), settings)
+    with pytest.raises(
+        ValueError, match=r"a.jsonl line 1: .* refuses turns of system, user \(System role not supported"
+    ):
+        prepare(chosen, settings=settings, tokenizer=chatting(strict), context=64, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_record_is_trained_on_held_out_or_named(source, tmp_path):

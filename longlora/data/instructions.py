@@ -249,17 +249,17 @@ def parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
     """Each row of a Parquet file, with its number.
 
     Raises:
-        ValueError: it is no Parquet file.
+        ValueError: it is no Parquet file, or a broken one.
     """
-    try:
-        table = parquet.ParquetFile(file)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is not a Parquet file: {str(error).splitlines()[0]}") from None
     number = 0
-    for batch in table.iter_batches(batch_size=64):
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{file} row {number}", row
+    try:
+        for batch in parquet.ParquetFile(file).iter_batches(batch_size=64):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{file} row {number}", row
+    except (OSError, ValueError) as error:
+        wrong = f"cannot be read behind row {number}" if number else "is not a Parquet file"
+        raise ValueError(f"{file} {wrong}: {str(error).splitlines()[0]}") from None
 
 
 def add(found: Records, place: str, value: Any) -> None:

@@ -212,7 +212,10 @@ def prepare(
     fit, left = [], list(chosen.left)
     lengths, answers, beyond = [], [], []
     for dialogue in chosen.train:
-        pair = tokenised(dialogue.turns, tokenizer=tokenizer, prompt=settings.prompt)
+        try:
+            pair = tokenised(dialogue.turns, tokenizer=tokenizer, prompt=settings.prompt)
+        except ValueError as error:
+            raise ValueError(f"{dialogue.place}: {error}") from None
         if len(pair.tokens) > context:
             reason = f"has {len(pair.tokens)} tokens, position.context = {context}"
             left.append(Bad(dialogue.place, "length", reason))
