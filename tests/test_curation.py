@@ -84,6 +84,20 @@ def test_what_holds_an_evaluation_case_is_left_out(cases):
     assert uncontaminated(rows, NONE) == (rows, [])
 
 
+def test_all_turns_of_a_case_are_looked_for_but_no_word_that_every_text_has(cases, tmp_path):
+    said = [" ".join(WORDS[:100]), "Yes.", "Go on.", "No.", "Who came to the town?", "Ada came."]
+    roles = ("user", "assistant") * 3
+    row = {"messages": [{"role": r, "content": c} for r, c in zip(roles, said, strict=True)]}
+    (tmp_path / "cases.jsonl").write_text(json.dumps(row))
+    rows = [
+        dialogue("Read: " + " ".join(WORDS[10:90]), place="its document"),
+        dialogue("Who came to the town?", "Ada came.", place="its question and answer"),
+        dialogue("They go on, and somebody asks: who came to the town?", "Ben.", place="words of it"),
+    ]
+    kept, left = uncontaminated(rows, cases)
+    assert [d.place for d in kept] == ["words of it"] and len(left) == 2
+
+
 def test_cases_that_are_not_whole_are_refused(cases, tmp_path):
     (tmp_path / "cases.jsonl").write_text('{"question": "x"}\n')
     with pytest.raises(ValueError, match="1 records, 0 good, 1 bad"):

@@ -22,6 +22,9 @@ from longlora.section import Section
 PASSAGE = 50
 """Runs of words that a record and a held-out document share only where one is taken from the other."""
 
+SHORTEST = 8
+"""Words of a user's turn that is looked for alone; GPT-3's check takes no shorter runs."""
+
 
 class Contamination(Section):
     cases: str | None
@@ -72,7 +75,7 @@ def uncontaminated(dialogues: Iterable[Dialogue], settings: Contamination) -> tu
     names: list[str] = []
     holders: defaultdict[tuple[str, ...], set[int]] = defaultdict(set)
     for case in cases.dialogues:
-        for text in texts_of(case):
+        for text in texts_of(case, least=min(SHORTEST, settings.words)):
             found = runs(text, settings.words)
             for run in found:
                 holders[run].add(len(sizes))
@@ -131,18 +134,17 @@ def beside(
     return kept, left
 
 
-def texts_of(case: Dialogue) -> list[str]:
+def texts_of(case: Dialogue, *, least: int) -> list[str]:
     """A case's document, and what is asked and answered, each judged alone: a long text would hide a short question.
 
-    What is asked is the user's last line, as far as it is not the whole of his words.
+    What is asked is the user's last line, as far as it is not the whole of his words. Turns of fewer than `least` words ("Go on.")
+    are no case by themselves: most texts would hold them.
     """
     said = [t.content for t in case.turns if t.role == "user"]
     lines = [line for line in said[-1].splitlines() if line.strip()]
-    return (
-        [*said, f"{lines[-1]}\n{case.turns[-1].content}"]
-        if len(lines) > 1
-        else [f"{said[-1]}\n{case.turns[-1].content}"]
-    )
+    asked = f"{lines[-1] if len(lines) > 1 else said[-1]}\n{case.turns[-1].content}"
+    alone = said if len(lines) > 1 else said[:-1]
+    return [*(text for text in alone if len(words_of(text)) >= least), asked]
 
 
 class Split(NamedTuple):
