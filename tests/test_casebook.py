@@ -440,6 +440,16 @@ def test_a_question_that_a_short_text_is_asked_again_is_written_once_and_that_is
     assert f"{80 - len(asked)} more were the same ones on the same text, and are left out" in said
 
 
+def test_a_document_without_a_sentence_to_ask_about_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("It was Ada Lovelace who came to the town. In 1843 they met Charles Babbage there.")
+    (tmp_path / "b.txt").write_text("a transcript without any stop " * 900)
+    usual = {"kinds": ["cloze"], "samples": 2, "collections": 0.0, "seed": 1}
+    said = longqa.build(str(tmp_path), out=tmp_path / "qa.jsonl", settings=usual, tokenizer=None, encoding="utf-8")
+    assert " questions on 1 document: " in said[0]
+    told = "1 of 2 documents hold no sentence of 40 to 400 characters to ask about, and are left out, the first: b"
+    assert told in said
+
+
 def test_the_command_writes_three_thousand_pairs_from_the_default_corpus(tmp_path):
     root = Path(__file__).parent.parent
     command = [sys.executable, "-m", "flows.cli.main", "longqa", "build", "sotu"]

@@ -84,6 +84,17 @@ def test_what_holds_an_evaluation_case_is_left_out(cases):
     assert uncontaminated(rows, NONE) == (rows, [])
 
 
+def test_a_held_out_text_that_is_shorter_than_a_passage_is_found_whole():
+    texts = [" ".join(WORDS[:40]), " ".join(WORDS[40:70])]
+    rows = [
+        dialogue(" ".join(WORDS[100:400] + WORDS[:40]), place="all of the first"),
+        dialogue(" ".join(WORDS[100:400] + WORDS[40:62]), place="most of the second"),
+        dialogue(" ".join(WORDS[100:400] + WORDS[:20]), place="some of the first"),
+    ]
+    kept, left = about_held_out(rows, texts, NONE)
+    assert [d.place for d in kept] == ["some of the first"] and len(left) == 2
+
+
 def test_all_turns_of_a_case_are_looked_for_but_no_word_that_every_text_has(cases, tmp_path):
     said = [" ".join(WORDS[:100]), "Yes.", "Go on.", "No.", "Who came to the town?", "Ada came."]
     roles = ("user", "assistant") * 3

@@ -99,13 +99,21 @@ def about_held_out(
     dialogues: Iterable[Dialogue], texts: Iterable[str], settings: Contamination
 ) -> tuple[list[Dialogue], list[Bad]]:
     """Those that hold nothing of held-out `texts`, and which were left out: `PASSAGE` of their runs of words stand there, or the
-    share of them in `settings`."""
-    held_out = {hash(run) for text in texts for run in runs(text, settings.words)}
+    share of them in `settings`, or that share of one text's."""
+    owner: dict[int, int] = {}
+    sizes: list[int] = []
+    for number, text in enumerate(texts):
+        found = runs(text, settings.words)
+        sizes.append(len(found))
+        for run in found:
+            owner.setdefault(hash(run), number)
     kept, left = [], []
     for dialogue in dialogues:
         own = runs("\n".join(t.content for t in dialogue.turns), settings.words)
-        shared = sum(hash(run) in held_out for run in own)
-        if shared and shared >= min(PASSAGE, settings.share * len(own)):
+        owners = Counter(owner[hash(run)] for run in own if hash(run) in owner)
+        shared = owners.total()
+        most = any(times >= settings.share * sizes[number] for number, times in owners.items())
+        if most or (shared and shared >= min(PASSAGE, settings.share * len(own))):
             left.append(Bad(dialogue.place, "contamination", f"{shared / len(own):.0%} of it is held out by blocks"))
         else:
             kept.append(dialogue)

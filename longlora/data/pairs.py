@@ -128,12 +128,16 @@ def evaluated(blocks: Blocks, kept: Sequence[Document], *, tokenizer: PreTrained
 def book(
     documents: Sequence[Document], casebook: Casebook | None, *, side: str, tokenizer: PreTrainedTokenizerFast
 ) -> Built:
-    """The casebook's questions on the `documents` of one side; says so where an excerpt allowed none."""
+    """The casebook's questions on the `documents` of one side; says so where an excerpt or a document allowed none."""
     if not documents or casebook is None:
-        return Built([], [])
+        return Built([], [], [])
     built = build(documents, casebook, measure=token_ends(tokenizer))
     if built.missing:
         print(f"{side}: {len(built.missing)} questions that no excerpt allowed, {built.missing[0]} first")
+    if built.unfit:
+        print(
+            f"{side}: {len(built.unfit)} of {len(documents)} documents hold no sentence to ask about, {built.unfit[0]} first"
+        )
     return built
 
 
