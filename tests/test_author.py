@@ -189,6 +189,20 @@ def test_the_budget_holds_where_the_endpoint_counts_nothing(stub, tmp_path):
     assert (again.calls, again.estimated) == (1, 2)  # the kept one counts as it did
 
 
+def test_half_a_character_in_a_reply_costs_that_question(stub, tmp_path):
+    handler, endpoint = stub
+    rows = [
+        {"question": "What \ud83d was it?", "answer": "oil", "evidence": "oil"},
+        {"question": "What was it?", "answer": "oil", "evidence": "oil"},
+    ]
+    handler.script += [
+        json.dumps({"choices": [{"message": {"content": json.dumps(rows, ensure_ascii=False)}}]}).encode()
+    ]
+    done = work(endpoint, tmp_path, plan=replace(PLAN, excerpts=1))
+    write(done.cases, tmp_path / "qa.jsonl")
+    assert [c.question for c in done.cases] == ["What was it?"] and done.refused == {"question value error": 1}
+
+
 def test_an_answer_without_a_word_is_left_out_and_counted():
     rows = [{"question": "Which?", "answer": a, "evidence": "It is A."} for a in ("A.", "?!", "B.")]
     judge(json.dumps(rows), "Here. It is A.", ["d"], done := Work())

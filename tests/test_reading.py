@@ -1,5 +1,6 @@
 """Documents of every format become the text that a reader sees, or one line that says why not."""
 
+import os
 import posixpath
 import zipfile
 
@@ -312,6 +313,14 @@ def test_what_can_not_be_read_says_why(tmp_path, monkeypatch, name, raw, said):
 def test_a_scan_is_named(tmp_path):
     with pytest.raises(ValueError, match="holds no text: a scan, perhaps"):
         read_document(pdf(tmp_path / "scan.pdf", "", ""))
+
+
+def test_a_name_that_is_not_utf8_is_one_that_can_be_written(tmp_path):
+    for folder in ("", "sub"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / os.fsdecode(b"caf\xe9.txt")).write_text("text")
+    assert read_documents(tmp_path / "sub")[0].name == "caf\ufffd"
+    assert [d.name for d in read_documents(tmp_path)] == ["caf\ufffd.txt", "sub/caf\ufffd.txt"]
 
 
 def test_a_folder_is_its_documents_in_order(tmp_path):

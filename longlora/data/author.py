@@ -177,7 +177,7 @@ def authorization(key: str | None) -> dict[str, str]:
 
 def estimated(text: str) -> int:
     """Tokens of a text that nobody counted: one for every four bytes, as is usual for English, begun ones included."""
-    return -(-len(text.encode()) // 4)
+    return -(-len(text.encode("utf-8", "surrogatepass")) // 4)
 
 
 def call(
