@@ -156,6 +156,8 @@ def test_no_document_is_on_both_sides_and_the_seed_decides():
     assert apart(rows, share=0.15, seed=3) == split
     assert apart(rows, share=0.15, seed=4) != split
     assert apart(rows, share=0.0, seed=3) == (rows, [], [])
+    with pytest.raises(ValueError, match=r"held_out = 0.02 of 20 documents is less than half of one"):
+        apart(rows, share=0.02, seed=3)
     with pytest.raises(ValueError, match=r"held_out = 0.9 of 2 documents leaves none"):
         apart([dialogue("x", document="a"), dialogue("x", document="b")], share=0.9, seed=1)
 

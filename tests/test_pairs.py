@@ -99,6 +99,10 @@ def test_a_prompt_has_the_tokens_it_has_when_the_model_is_asked():
 def test_a_template_that_can_not_show_answers_is_refused():
     with pytest.raises(ValueError, match="has none: use authors"):
         tokenised(TURNS, tokenizer=tokenizer(), prompt="chat")
+    endless = tokenizer()
+    endless.eos_token = None
+    with pytest.raises(ValueError, match="this one has none"):
+        tokenised(TURNS, tokenizer=endless, prompt="authors")
     with pytest.raises(ValueError, match="the template rewrites earlier turns"):
         tokenised(TURNS, tokenizer=chatting(FORGETFUL), prompt="chat")
 

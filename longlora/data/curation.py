@@ -166,12 +166,16 @@ def apart(dialogues: Sequence[Dialogue], *, share: float, seed: int) -> Split:
     left out.
 
     Raises:
-        ValueError: the share leaves nothing to train on.
+        ValueError: the share leaves nothing to train on, or nothing held out.
     """
     names = sorted({name for d in dialogues for name in d.documents})
     count = round(share * len(names))
     if names and count == len(names):
         raise ValueError(f"pairs.held_out = {share} of {len(names)} documents leaves none to train on")
+    if names and share and not count:
+        raise ValueError(
+            f"pairs.held_out = {share} of {len(names)} documents is less than half of one: none is held out"
+        )
     chosen = {names[i] for i in np.random.default_rng(seed).permutation(len(names))[:count]}
     split = Split([], [], [])
     for dialogue in dialogues:

@@ -19,7 +19,8 @@ def tokenised(turns: Sequence[Turn], *, tokenizer: PreTrainedTokenizerBase, prom
     """The tokens of a dialogue, and which of them are answers.
 
     Raises:
-        ValueError: the tokenizer has no chat template, or one that says earlier turns in another way later on, or refuses some.
+        ValueError: the tokenizer has no chat template, or one that says earlier turns in another way later on, or refuses some, or
+            no end mark.
     """
     tokens: list[int] = []
     answer: list[bool] = []
@@ -28,7 +29,10 @@ def tokenised(turns: Sequence[Turn], *, tokenizer: PreTrainedTokenizerBase, prom
         opens = not before and prompt != "chat"  # a chat template writes its own begin mark
         new = opening(tokenizer, text) if opens else continuation(tokenizer, text, after=before[-100:])
         if learnt and prompt == "authors":
-            assert isinstance(tokenizer.eos_token_id, int)
+            if not isinstance(tokenizer.eos_token_id, int):
+                raise ValueError(
+                    "pairs.prompt = authors ends answers with the tokenizer's end mark, and this one has none"
+                )
             new = [*new, tokenizer.eos_token_id]
         tokens += new
         answer += [learnt] * len(new)
