@@ -189,11 +189,65 @@ def test_the_budget_holds_where_the_endpoint_counts_nothing(stub, tmp_path):
     assert (again.calls, again.estimated) == (1, 2)  # the kept one counts as it did
 
 
+def test_half_a_character_in_a_reply_costs_that_question(stub, tmp_path):
+    handler, endpoint = stub
+    rows = [
+        {"question": "What \ud83d was it?", "answer": "oil", "evidence": "oil"},
+        {"question": "What was it?", "answer": "oil", "evidence": "oil"},
+    ]
+    handler.script += [
+        json.dumps({"choices": [{"message": {"content": json.dumps(rows, ensure_ascii=False)}}]}).encode()
+    ]
+    done = work(endpoint, tmp_path, plan=replace(PLAN, excerpts=1))
+    write(done.cases, tmp_path / "qa.jsonl")
+    assert [c.question for c in done.cases] == ["What was it?"] and done.refused == {"question value error": 1}
+
+
 def test_an_answer_without_a_word_is_left_out_and_counted():
     rows = [{"question": "Which?", "answer": a, "evidence": "It is A."} for a in ("A.", "?!", "B.")]
     judge(json.dumps(rows), "Here. It is A.", ["d"], done := Work())
     assert [c.answers for c in done.cases] == [["B."]]
     assert done.refused == {"the answer holds no word": 2}
+
+
+def test_a_short_document_is_asked_about_and_paid_for_once(stub, tmp_path):
+    handler, endpoint = stub
+    few = [Document("short", " ".join(DOCUMENTS[0].text.split()[:125]))]
+    done = write_questions(few, endpoint=endpoint, plan=Plan(9, 120, 3, 250, 1), journal=tmp_path / "j")
+    assert (len(handler.seen), len(done.cases), done.tokens, done.stopped) == (1, 1, 100, "")
+    assert done.refused["an excerpt is another's again"] == 8
+
+
+def test_an_excerpt_without_a_whole_sentence_is_not_asked_about(stub, tmp_path):
+    handler, endpoint = stub
+    text = f"{' '.join(['and'] * 500)}. Ship 1 of the fleet carried 7 barrels of oil to the port."
+    done = write_questions(
+        [Document("a", text)], endpoint=endpoint, plan=Plan(1, 100, 3, 250, 1), journal=tmp_path / "j"
+    )
+    assert handler.seen == [] and done.refused == {"an excerpt holds no whole sentence": 1}
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        "[Thinking: two facts] {}",
+        "See [1] and [2, 3]. ```json\n{}\n``` That is [all].",
+        '{{"notes": ["none"], "questions": {}}}',
+        "{} [done]",
+        "I had [] before. {}",
+    ],
+)
+def test_a_list_among_other_brackets_is_found(around):
+    rows = [{"question": "Who [came]?", "answer": "Ada", "evidence": "Ada came [late]."}]
+    judge(around.format(json.dumps(rows)), "Ada came [late].", ["a"], done := Work())
+    assert [c.question for c in done.cases] == ["Who [came]?"] and not done.refused
+
+
+def test_what_is_asked_twice_and_evidence_without_a_word_are_left_out():
+    one = {"question": "Who came?", "answer": "Ada", "evidence": "Ada came."}
+    judge(json.dumps([one, {**one, "evidence": "Ada"}, {**one, "evidence": "."}]), "Ada came.", ["a"], done := Work())
+    assert [c.evidence for c in done.cases] == [["Ada came."]]
+    assert done.refused == {"the question is asked again": 1, "the evidence holds no word": 1}
 
 
 def test_a_run_that_broke_off_goes_on_and_ends_with_the_same_bytes(stub, tmp_path):

@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 from itertools import permutations
 from pathlib import Path
@@ -312,7 +313,7 @@ def test_lengths_can_be_tokens(sotu):
 
 def test_one_short_document_is_asked_what_it_allows():
     text = "# One\n\n" + " ".join(
-        f"Here is sentence number {n} of the only text there is, by Ada." for n in range(31, 60)
+        f"Here is sentence number {n} of the only text there is, by Ada and {'x' * n}." for n in range(31, 60)
     )
     settings = SETTINGS.model_copy(update={"lengths": [200], "samples": 1})
     found = build([Document("only", text)], settings, measure=words)
@@ -336,6 +337,51 @@ def test_short_documents_are_joined_whole_where_their_parts_are_too_little():
 def test_a_kind_that_a_text_does_not_allow_is_not_asked():
     bare = Excerpt("nothing to ask about here", foreign=[])
     assert [ask(kind, bare, depth=0.5, dice=random.Random(1)) for kind in KINDS] == [None] * 8
+
+
+def answers(kind, text, foreign=(), tries=30):
+    found = (ask(kind, Excerpt(text, foreign=list(foreign)), depth=0, dice=random.Random(n)) for n in range(tries))
+    return {answer for one in found if one for answer in one.answers}
+
+
+def test_a_gap_that_two_sentences_fill_in_two_ways_is_not_asked_about():
+    sale = "On the same day number {} of the ships was sold to {} for its weight in oil."
+    one = "It was in the year 1843 that they all came to the town of Oxley."
+    other = "Another 17 of them went by the sea, and were seen in the bay of Arran."
+    text = "\n".join([sale.format(12, "Ada"), one, sale.format(14, "Ada"), sale.format(12, "Ben"), other])
+    text += "\n" + sale.format(14, "Ben")
+    assert answers("number", text) == {"1843"} and answers("cloze", text) == {"Oxley"}
+    facts = {part for answer in answers("facts", text) for part in re.split("; | and ", answer)}
+    assert facts == {"1843", "Oxley", "17", "Arran"}
+
+
+def test_a_sentence_with_a_blank_of_its_own_is_not_asked_about():
+    assert not answers("cloze", "The tenant, who is Ada Lovelace, pays ___ pounds at the end of the year.")
+
+
+def test_a_sentence_that_stands_twice_with_other_line_breaks_is_not_asked_about():
+    said = "It was Ada Lovelace who came to the town in the autumn."
+    text = f"{said} Then they all went home again by the northern road. {said.replace(' who ', chr(10) + 'who ')}"
+    assert answers("following", text) == {said}
+    assert not answers("cloze", text)
+
+
+def test_an_accent_of_its_own_and_a_soft_hyphen_are_inside_of_words():
+    text = "die K\u00f6nigin sah Jos\u00e9 in der Stadt, und die K\u00f6nigin ging, als er kam."
+    assert answers("count", text) == {"2", "two"}
+    assert answers("cloze", text) == {"Stadt"}
+    assert not answers("count", unicodedata.normalize("NFD", text))
+    assert answers("cloze", unicodedata.normalize("NFD", text)) == {"Stadt"}
+    assert not answers("count", "die Bundes\u00adregierung und die Bundes\u00adregierung")
+
+
+def test_what_a_text_says_in_another_case_or_with_another_name_is_not_absent():
+    said = "It was Ada Lovelace who came to the town \u2014 in the autumn."
+    text = f"{said} Then they all went home again by the northern road."
+    for foreign in (said.upper(), said.replace("\u2014", "-"), said.replace("Ada Lovelace", "Ben")):
+        found = [ask("absent", Excerpt(text, foreign=[foreign]), depth=0, dice=random.Random(n)) for n in range(9)]
+        assert all(one is None or "___" not in one.question for one in found)
+    assert not answers("absent", text, [said.upper()])
 
 
 def test_a_heading_that_is_no_word_is_not_asked_for():
@@ -392,6 +438,16 @@ def test_a_question_that_a_short_text_is_asked_again_is_written_once_and_that_is
     assert len(asked) == len(set(asked))
     assert said[0].startswith(f"{len(asked)} questions on 1 document: ")
     assert f"{80 - len(asked)} more were the same ones on the same text, and are left out" in said
+
+
+def test_a_document_without_a_sentence_to_ask_about_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("It was Ada Lovelace who came to the town. In 1843 they met Charles Babbage there.")
+    (tmp_path / "b.txt").write_text("a transcript without any stop " * 900)
+    usual = {"kinds": ["cloze"], "samples": 2, "collections": 0.0, "seed": 1}
+    said = longqa.build(str(tmp_path), out=tmp_path / "qa.jsonl", settings=usual, tokenizer=None, encoding="utf-8")
+    assert " questions on 1 document: " in said[0]
+    told = "1 of 2 documents hold no sentence of 40 to 400 characters to ask about, and are left out, the first: b"
+    assert told in said
 
 
 def test_the_command_writes_three_thousand_pairs_from_the_default_corpus(tmp_path):

@@ -1,11 +1,12 @@
 """What is trained on: each once, nothing the evaluation asks, no document on both sides."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
 
-from longlora.data.curation import Contamination, about_held_out, apart, statistics, uncontaminated, unique
+from longlora.data.curation import Contamination, about_held_out, apart, beside, statistics, uncontaminated, unique
 from longlora.data.instructions import Dialogue, Turn
 
 WORDS = [f"w{i}" for i in range(400)]
@@ -21,6 +22,26 @@ def test_what_says_the_same_is_kept_once():
     kept, left = unique(rows)
     assert [d.place for d in kept] == ["1", "3"]
     assert [(b.place, b.field, b.reason) for b in left] == [("2", "duplicate", "says the same as 1")]
+
+
+@pytest.mark.parametrize(
+    "disguise",
+    [
+        "\u200b".join,
+        "\u00ad".join,
+        lambda text: f"\u202b{text}\u202c",
+        lambda text: text.replace("fi", "\ufb01"),
+        lambda text: "".join(chr(ord(c) + 0xFEE0) if c.isascii() and c.isalpha() else c for c in text),
+        lambda text: " ".join(f"_{word}_" for word in text.split()),
+        lambda text: unicodedata.normalize("NFD", text.upper()),
+        lambda text: text.replace(" ", "\r\n\u00a0"),
+    ],
+)
+def test_signs_that_nobody_sees_and_other_forms_of_one_hide_nothing(disguise):
+    text = "the five fish of an élève " + " ".join(WORDS[:80])
+    kept, left = unique([dialogue(text), dialogue(disguise(text))])
+    assert (len(kept), [b.field for b in left]) == (1, ["duplicate"])
+    assert [b.field for b in about_held_out([dialogue(disguise(text))], [text], NONE)[1]] == ["contamination"]
 
 
 def test_vowel_signs_tell_words_apart():
@@ -63,6 +84,31 @@ def test_what_holds_an_evaluation_case_is_left_out(cases):
     assert uncontaminated(rows, NONE) == (rows, [])
 
 
+def test_a_held_out_text_that_is_shorter_than_a_passage_is_found_whole():
+    texts = [" ".join(WORDS[:40]), " ".join(WORDS[40:70])]
+    rows = [
+        dialogue(" ".join(WORDS[100:400] + WORDS[:40]), place="all of the first"),
+        dialogue(" ".join(WORDS[100:400] + WORDS[40:62]), place="most of the second"),
+        dialogue(" ".join(WORDS[100:400] + WORDS[:20]), place="some of the first"),
+    ]
+    kept, left = about_held_out(rows, texts, NONE)
+    assert [d.place for d in kept] == ["some of the first"] and len(left) == 2
+
+
+def test_all_turns_of_a_case_are_looked_for_but_no_word_that_every_text_has(cases, tmp_path):
+    said = [" ".join(WORDS[:100]), "Yes.", "Go on.", "No.", "Who came to the town?", "Ada came."]
+    roles = ("user", "assistant") * 3
+    row = {"messages": [{"role": r, "content": c} for r, c in zip(roles, said, strict=True)]}
+    (tmp_path / "cases.jsonl").write_text(json.dumps(row))
+    rows = [
+        dialogue("Read: " + " ".join(WORDS[10:90]), place="its document"),
+        dialogue("Who came to the town?", "Ada came.", place="its question and answer"),
+        dialogue("They go on, and somebody asks: who came to the town?", "Ben.", place="words of it"),
+    ]
+    kept, left = uncontaminated(rows, cases)
+    assert [d.place for d in kept] == ["words of it"] and len(left) == 2
+
+
 def test_cases_that_are_not_whole_are_refused(cases, tmp_path):
     (tmp_path / "cases.jsonl").write_text('{"question": "x"}\n')
     with pytest.raises(ValueError, match="1 records, 0 good, 1 bad"):
@@ -83,6 +129,22 @@ def test_what_holds_a_passage_of_a_held_out_text_is_left_out():
     assert about_held_out(rows, [], NONE) == (rows, [])
 
 
+def test_a_document_under_two_names_is_on_one_side():
+    text, form = " ".join(WORDS[:100]), " ".join(WORDS[300:])
+    held_out = [dialogue(f"{form}\n{text}\n\nWho?", document="a", place="h")]
+    rows = [
+        dialogue("Where?\n" + text.upper().replace(" ", "\n"), document="b", place="the same"),
+        dialogue(" ".join(WORDS[200:300]), " ".join(WORDS[10:80]), place="in its answer"),
+        dialogue(" ".join(WORDS[200:300] + WORDS[:60]), place="a quotation"),
+        *(dialogue(f"{form}\nWho is {n}?", document="c", place="the same form") for n in range(4)),
+    ]
+    kept, left = beside(rows, held_out, NONE)
+    assert [d.place for d in kept] == ["a quotation", *["the same form"] * 4]
+    assert [(b.place, b.field) for b in left] == [("the same", "split"), ("in its answer", "split")]
+    assert left[0].reason == "holds a passage of h, which is held out"
+    assert beside(rows, [], NONE) == (rows, [])
+
+
 def test_no_document_is_on_both_sides_and_the_seed_decides():
     rows = [dialogue(f"{i}", document=f"d{i % 20}") for i in range(130)]
     rows += [dialogue(f"{i}", document=f"d{i}+d{i + 1}") for i in range(19)]
@@ -94,6 +156,8 @@ def test_no_document_is_on_both_sides_and_the_seed_decides():
     assert apart(rows, share=0.15, seed=3) == split
     assert apart(rows, share=0.15, seed=4) != split
     assert apart(rows, share=0.0, seed=3) == (rows, [], [])
+    with pytest.raises(ValueError, match=r"held_out = 0.02 of 20 documents is less than half of one"):
+        apart(rows, share=0.02, seed=3)
     with pytest.raises(ValueError, match=r"held_out = 0.9 of 2 documents leaves none"):
         apart([dialogue("x", document="a"), dialogue("x", document="b")], share=0.9, seed=1)
 

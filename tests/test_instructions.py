@@ -48,6 +48,8 @@ def test_the_three_kinds_of_record_become_dialogues(tmp_path):
         ({"messages": CHAT["messages"][:2]}, "messages", "the last turn is not the assistant's"),
         ({"messages": CHAT["messages"][1:] * 2 + CHAT["messages"][2:]}, "messages", "turn 5 is the assistant's"),
         ({"messages": [{"role": "tool", "content": "x"}] * 2}, "messages.0.role", "should be 'system', 'user' or"),
+        ({"instruction": "a \ud83d b", "output": "x"}, "instruction", r"holds half of a character, '\ud83d'"),
+        ({**GOOD, "file": "\ude00"}, "file", r"holds half of a character, '\ude00'"),
     ],
 )
 def test_a_bad_record_is_named_by_line_field_and_reason(tmp_path, record, field, reason):
@@ -88,6 +90,40 @@ def test_a_json_list_is_read_with_the_lines_where_its_records_begin(tmp_path):
     assert read_records(file).read == 0
 
 
+def test_records_of_one_line_are_told_apart(tmp_path):
+    file = tmp_path / "list.json"
+    file.write_text(json.dumps([{"output": "x"}, GOOD, {"output": "y"}]) + "\n")
+    found = read_records(file)
+    assert (found.read, len(found.dialogues)) == (3, 1)
+    assert [b.place for b in found.bad] == [f"{file} line 1", f"{file} line 1, record 3"]
+
+
+def test_what_messages_have_beside_their_words_is_named(tmp_path):
+    told = [*CHAT["messages"][:2], {**CHAT["messages"][2], "weight": 0, "tool_calls": None}]
+    found = read_records(written(tmp_path, {"messages": told}))
+    assert found.unread == {"messages.weight": 1}
+
+
+def test_questions_on_one_document_name_it_whatever_field_it_is_in_and_however_it_is_spaced(tmp_path):
+    text = "It is. It is a document that has a sentence which is longer than all the questions about it. The end"
+    rows = [
+        {"instruction": "Who?", "input": text, "output": "x"},
+        {"instruction": "Who came to the town?", "input": text, "output": "x"},
+        {"instruction": f"{text.upper()}\nWhen?", "output": "x"},
+        {"instruction": "When?", "context": text.replace(" ", "\n"), "file": " ", "output": "x"},
+        {"document": text.replace(" ", "\u00a0"), "question": "Where?", "answers": ["x"]},
+    ]
+    found = read_records(written(tmp_path, *rows, {**rows[3], "context": " \n"}))
+    assert len({d.documents for d in found.dialogues[:-1]}) == 1
+    assert found.dialogues[-1].documents != found.dialogues[0].documents
+
+
+def test_a_folder_is_its_files_whatever_the_case_of_their_names(tmp_path):
+    written(tmp_path, GOOD, name="A.JSONL")
+    (tmp_path / "b.json").mkdir()
+    assert read_records(tmp_path).read == read_records(tmp_path / "A.JSONL").read == 1
+
+
 def test_parquet_and_folders_give_the_same_as_lines(tmp_path):
     plain = read_records(written(tmp_path, GOOD, CASE))
     table = pa.Table.from_pylist([{**GOOD, "question": None, "document": None, "answers": None}, CASE])
@@ -114,6 +150,15 @@ def test_a_file_that_can_not_be_read_says_why(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=said):
         read_records(tmp_path / name)
+
+
+def test_a_parquet_file_that_breaks_off_inside_is_one_line(tmp_path):
+    table = pa.Table.from_pylist([{"instruction": f"i{i} " * 50, "output": "x"} for i in range(3000)])
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=500)
+    raw = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(raw[: len(raw) // 2] + bytes(1000) + raw[len(raw) // 2 + 1000 :])
+    with pytest.raises(ValueError, match=r"a.parquet cannot be read behind row \d+: "):
+        read_records(tmp_path / "a.parquet")
 
 
 def test_nothing_to_read_says_so(tmp_path):

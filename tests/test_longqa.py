@@ -73,6 +73,8 @@ def settings(*files, **changes) -> LongQA:
         ("«Ja», sagte er…", "ja sagte er", 1.0, 1.0),
         ("5 €", "5", 0.0, 2 / 3),
         ("$5_000", "5000", 1.0, 1.0),
+        ("Bundes\u00adregierung", "Bundesregierung", 1.0, 1.0),
+        ("\u200fשלם\u200b", "שלם", 1.0, 1.0),
     ],
 )
 def test_exact_match_and_f1_are_squads(said, wanted, matches, overlap):

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -99,6 +99,10 @@ def test_a_prompt_has_the_tokens_it_has_when_the_model_is_asked():
 def test_a_template_that_can_not_show_answers_is_refused():
     with pytest.raises(ValueError, match="has none: use authors"):
         tokenised(TURNS, tokenizer=tokenizer(), prompt="chat")
+    endless = tokenizer()
+    endless.eos_token = None
+    with pytest.raises(ValueError, match="this one has none"):
+        tokenised(TURNS, tokenizer=endless, prompt="authors")
     with pytest.raises(ValueError, match="the template rewrites earlier turns"):
         tokenised(TURNS, tokenizer=chatting(FORGETFUL), prompt="chat")
 
@@ -109,6 +113,21 @@ def source(tmp_path):
     rows += [rows[3], {"instruction": "x", "output": ""}, {"instruction": "y " * 200, "output": "z", "file": "long"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return PairSource(kind="file", name=str(tmp_path / "rows.jsonl"), split=None, take=None, license="none")
+
+
+def test_a_record_that_a_template_refuses_is_named(tmp_path):
+    strict = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
+    )
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": [asdict(turn) for turn in TURNS]}))
+    source = PairSource(kind="file", name=str(tmp_path / "a.jsonl"), split=None, take=None, license="none")
+    settings = SETTINGS.model_copy(update={"sources": [source], "prompt": "chat"})
+    chosen = choose(gather(settings), settings)
+    with pytest.raises(
+        ValueError, match=r"a.jsonl line 1: .* refuses turns of system, user \(System role not supported"
+    ):
+        prepare(chosen, settings=settings, tokenizer=chatting(strict), context=64, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_record_is_trained_on_held_out_or_named(source, tmp_path):
@@ -126,6 +145,32 @@ def test_every_record_is_trained_on_held_out_or_named(source, tmp_path):
     assert provenance == {"sources": [{"source": "file", "name": source.name, "license": "none"}]}
     again = read_records(tmp_path / "out/heldout.jsonl")
     assert [d.turns for d in again.dialogues] == [d.turns for d in chosen.held_out]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_no_document_is_on_both_sides_whatever_its_lines_and_names(tmp_path, named):
+    """Lines are shorter than questions, or each record has another name for its document."""
+    rows = []
+    for book in range(8):
+        text = "\n".join(" ".join(f"w{book}x{line}y{n}" for n in range(6)) for line in range(20)) + "."
+        for number in range(6):
+            question = f"What does it say of matter {number} of those in book {book}, in as few words as can be?"
+            names = {"sources": [f"copy {number} of {book}"]} if named else {}
+            rows.append({"document": text, "question": question, "answers": [f"{book}."]} | names)
+    if not named:
+        turns = ("user", "assistant")
+        rows = [
+            {"messages": [{"role": r, "content": c} for r, c in zip(turns, said, strict=True)]}
+            for said in ((f"{row['document']}\n{row['question']}", row["answers"][0]) for row in rows)
+        ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    source = PairSource(kind="file", name=str(tmp_path / "rows.jsonl"), split=None, take=None, license="none")
+    settings = SETTINGS.model_copy(update={"sources": [source], "held_out": 0.1 if named else 0.3})
+    chosen = choose(gather(settings), settings)
+    train, held_out = ({d.turns[1].content for d in side} for side in (chosen.train, chosen.held_out))
+    assert train and held_out and train.isdisjoint(held_out)
+    assert len(chosen.train) + len(chosen.held_out) + len(chosen.left) == 48
+    assert {b.field for b in chosen.left} == ({"split"} if named else set())
 
 
 def test_counts_are_of_records_and_lengths_of_what_is_trained_on(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Documents of every format become the text that a reader sees, or one line that says why not."""
 
+import os
 import posixpath
 import zipfile
 
@@ -105,6 +106,21 @@ def test_code_and_tables_of_a_page_are_those_of_markdown(tmp_path):
     )
     (tmp_path / "mail.html").write_text("<h1>Mail</h1><pre>Dear all,\n\n" + "the sluice is open again. " * 9 + "</pre>")
     assert "```" not in read_document(tmp_path / "mail.html").text  # a page of plain text
+
+
+def test_a_page_may_leave_out_ends(tmp_path):
+    (tmp_path / "page.html").write_text(
+        "<html><head><title>No</title><style>p {}</style><body><p>Seen<p>x<sup>2</sup>"
+        "<math><semantics><mi>y</mi><annotation>\\bar y</annotation></semantics></math>"
+        "<table><tr><td>one<td>two<tr><td>three<td>four</table></html>"
+    )
+    assert read_document(tmp_path / "page.html").text.split() == ["Seen", "x2y", "one", "two", "three", "four"]
+
+
+def test_a_picture_in_the_spine_of_an_epub_is_no_text(tmp_path):
+    href = 'c{}.xhtml" media-type="image/jpeg'
+    with pytest.raises(ValueError, match="holds no text"):
+        read_document(epub(tmp_path / "a.epub", "\xff\xd8 JFIF", href=href))
 
 
 def test_an_epub_is_its_chapters_in_the_order_of_its_spine(tmp_path):
@@ -237,6 +253,19 @@ def test_what_a_pdf_parts_is_put_together_and_what_it_runs_together_is_parted(tm
     assert document.page(document.text.index("the fishermen")) == 2
 
 
+def test_characters_that_a_pdf_has_in_halves_are_whole(tmp_path):
+    pdf(tmp_path / "a.pdf", "xA AB C")
+    writer = PdfWriter(clone_from=tmp_path / "a.pdf")
+    table = DecodedStreamObject()
+    table.set_data(
+        b"begincmap 1 begincodespacerange <00> <ff> endcodespacerange "
+        b"3 beginbfchar <41> <D835> <42> <DC00> <43> <D835DC01> endbfchar endcmap"
+    )
+    writer.pages[0]["/Resources"]["/Font"]["/F1"].get_object()[NameObject("/ToUnicode")] = writer._add_object(table)
+    writer.write(tmp_path / "b.pdf")
+    assert read_document(tmp_path / "b.pdf").text.strip() == "x\ufffd \U0001d400 \U0001d401"
+
+
 def test_a_broken_pdf_is_said_once(tmp_path, caplog):
     (tmp_path / "a.pdf").write_bytes(bytes(range(256)) * 9)
     with pytest.raises(ValueError, match="a.pdf is not a PDF that can be read"):
@@ -284,6 +313,14 @@ def test_what_can_not_be_read_says_why(tmp_path, monkeypatch, name, raw, said):
 def test_a_scan_is_named(tmp_path):
     with pytest.raises(ValueError, match="holds no text: a scan, perhaps"):
         read_document(pdf(tmp_path / "scan.pdf", "", ""))
+
+
+def test_a_name_that_is_not_utf8_is_one_that_can_be_written(tmp_path):
+    for folder in ("", "sub"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / os.fsdecode(b"caf\xe9.txt")).write_text("text")
+    assert read_documents(tmp_path / "sub")[0].name == "caf\ufffd"
+    assert [d.name for d in read_documents(tmp_path)] == ["caf\ufffd.txt", "sub/caf\ufffd.txt"]
 
 
 def test_a_folder_is_its_documents_in_order(tmp_path):

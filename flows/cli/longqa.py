@@ -12,8 +12,9 @@ from flows.cli.options import must_take
 from longlora.data.author import Endpoint, Plan, write_questions
 from longlora.data.casebook import Casebook, Measure, tokens, words, write
 from longlora.data.casebook import build as build_cases
-from longlora.data.questions import KINDS
+from longlora.data.questions import KINDS, LONGEST, SHORTEST, askable
 from longlora.data.reading import Document, located, read_documents
+from longlora.data.sentences import prose
 from longlora.model.load import open_tokenizer
 
 USUAL: dict[str, Any] = {
@@ -38,8 +39,9 @@ def build(docs: str, *, out: Path, settings: dict[str, Any], tokenizer: Path | N
     cases = list({(case.document, case.question): case for case in built.cases}.values())
     write(cases, out)
     kinds = Counter(case.kind for case in cases)
+    fit = len(documents) - len(built.unfit)
     said = [
-        f"{len(cases)} questions on {len(documents)} document{'s' * (len(documents) != 1)}: {out}",
+        f"{len(cases)} questions on {fit} document{'s' * (fit != 1)}: {out}",
         ", ".join(f"{kinds[kind]} {kind}" for kind in casebook.kinds),
     ]
     if "lengths" not in settings and casebook.lengths != USUAL["lengths"]:
@@ -47,19 +49,23 @@ def build(docs: str, *, out: Path, settings: dict[str, Any], tokenizer: Path | N
         said.append(f"of up to {', '.join(map(str, casebook.lengths))} {unit}: there is too little text for more")
     if repeated := len(built.cases) - len(cases):
         said.append(f"{repeated} more were the same ones on the same text, and are left out")
+    if built.unfit:
+        told = f"no sentence of {SHORTEST} to {LONGEST} characters to ask about, and are left out"
+        said.append(f"{len(built.unfit)} of {len(documents)} documents hold {told}, the first: {built.unfit[0]}")
     if built.missing:
         said.append(f"{len(built.missing)} could not be asked, the first: {built.missing[0]}")
     return said
 
 
 def usual_lengths(documents: Sequence[Document], measure: Measure) -> list[int]:
-    """The usual lengths that the documents together have; where they have none, all that they have."""
+    """The usual lengths that the documents that can be asked about together have; where they have none, all that they have."""
     held = 0
     for document in documents:
-        held += len(measure(document.text))
+        if any(askable(document.text, sentence) for sentence in prose(document.text)):
+            held += len(measure(document.text))
         if held >= max(USUAL["lengths"]):
             break
-    return [length for length in USUAL["lengths"] if length <= held] or [held]
+    return [length for length in USUAL["lengths"] if length <= held] or [max(1, held)]
 
 
 def casebook_of(settings: dict[str, Any]) -> Casebook:

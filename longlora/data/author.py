@@ -108,13 +108,17 @@ def write_questions(
     sources = [s for s in (Source(d, words) for d in documents) if s.fit]
     if not sources:
         raise ValueError(f"{len(documents)} documents hold no sentence to ask about")
-    work, known = Work(), read_journal(journal)
+    work, known, heard = Work(), read_journal(journal), set[str]()
     with httpx.Client(timeout=endpoint.timeout, headers=headers) as client:
         for number in range(plan.excerpts):
             dice = random.Random(f"{plan.seed} {plan.length} {number}")
             text, names = excerpt(sources, length=plan.length, collections=0.0, measure=words, dice=dice)
             order = ORDER.format(count=plan.questions, form=OBJECT if endpoint.schema else LIST, document=text)
             key = hashlib.sha256(f"{endpoint.model}\n{order}".encode()).hexdigest()
+            if not text or key in heard:  # a short document has but one excerpt
+                work.refused["an excerpt is another's again" if text else "an excerpt holds no whole sentence"] += 1
+                continue
+            heard.add(key)
             if key not in known:
                 if work.tokens >= plan.budget:
                     work.stopped = f"the budget of {plan.budget:,} tokens is used, {work.tokens:,} were"
@@ -173,7 +177,7 @@ def authorization(key: str | None) -> dict[str, str]:
 
 def estimated(text: str) -> int:
     """Tokens of a text that nobody counted: one for every four bytes, as is usual for English, begun ones included."""
-    return -(-len(text.encode()) // 4)
+    return -(-len(text.encode("utf-8", "surrogatepass")) // 4)
 
 
 def call(
@@ -221,14 +225,11 @@ def content(response: httpx.Response, endpoint: Endpoint) -> tuple[str, int]:
 
 def judge(reply: str, text: str, names: list[str], work: Work) -> None:
     """Add the questions of `reply` that hold what they claim to `work`, and count the others."""
-    found = re.search(r"\[.*\]", reply, re.DOTALL)  # models like to put words or a fence around it
-    try:
-        written = json.loads(found.group()) if found else None
-    except json.JSONDecodeError:
-        written = None
-    if not isinstance(written, list):
+    written = rows(reply)
+    if written is None:
         work.refused["a reply is no JSON list"] += 1
         return
+    asked = set[str]()
     for row in written:
         try:
             one = TypeAdapter(Written).validate_python(row)
@@ -239,15 +240,34 @@ def judge(reply: str, text: str, names: list[str], work: Work) -> None:
         if not words_of(one.answer):
             work.refused["the answer holds no word"] += 1
             continue
+        if not words_of(one.evidence):
+            work.refused["the evidence holds no word"] += 1
+            continue
+        if one.question in asked:
+            work.refused["the question is asked again"] += 1
+            continue
         place = re.search(r"\s+".join(map(re.escape, one.evidence.split())), text)
         if not place:
             work.refused["the evidence is not in the document"] += 1
             continue
+        asked.add(one.question)
         depth = round(place.start() / len(text), 4)
         length = len(words(text))
         work.cases.append(
             DocumentCase(text, one.question, [one.answer], [place.group()], "written", depth, length, names)
         )
+
+
+def rows(reply: str) -> list[Any] | None:
+    """The list that a reply holds: models like to put words or a fence around it, and those words may have brackets."""
+    for bracket in re.finditer(r"\[", reply):
+        try:
+            found, _ = json.JSONDecoder().raw_decode(reply, bracket.start())
+        except (ValueError, RecursionError):
+            continue
+        if any(isinstance(row, dict) for row in found):
+            return found
+    return None
 
 
 def note(journal: Path, key: str, reply: tuple[str, int]) -> None:

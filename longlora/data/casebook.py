@@ -65,6 +65,8 @@ class Built:
     cases: list[DocumentCase]
     missing: list[str]
     """Questions that no excerpt allowed, in words."""
+    unfit: list[str]
+    """Documents without a sentence to ask about, by name; no excerpt is of them."""
 
 
 def words(text: str) -> np.ndarray:
@@ -109,12 +111,13 @@ def build(documents: Sequence[Document], settings: Casebook, *, measure: Measure
     Raises:
         ValueError: the documents have too little text for a length, or not one question can be asked.
     """
-    sources = [s for s in (Source(d, measure) for d in documents) if s.fit]
+    every = [Source(d, measure) for d in documents]
+    sources = [s for s in every if s.fit]
     if not sources:
         raise ValueError(
             f"{len(documents)} documents hold no sentence of {SHORTEST} to {LONGEST} characters to ask about"
         )
-    built = Built([], [])
+    built = Built([], [], [s.name for s in every if not s.fit])
     for length in settings.lengths:
         for depth in settings.depths:
             for sample in range(settings.samples):

@@ -6,6 +6,7 @@ a large share of the runs of an evaluation case's document, or of its question w
 
 import hashlib
 import json
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ from longlora.section import Section
 PASSAGE = 50
 """Runs of words that a record and a held-out document share only where one is taken from the other."""
 
+SHORTEST = 8
+"""Words of a user's turn that is looked for alone; GPT-3's check takes no shorter runs."""
+
 
 class Contamination(Section):
     cases: str | None
@@ -32,8 +36,8 @@ class Contamination(Section):
 
 
 def words_of(text: str) -> list[str]:
-    """Words in lower case, without punctuation, so that spacing and quotes hide nothing."""
-    return terms(text.casefold())
+    """Words in lower case, without punctuation, so that spacing, quotes, _emphasis_ and other forms of a sign hide nothing."""
+    return terms(unicodedata.normalize("NFKC", text).casefold().replace("_", " "))
 
 
 def unique(dialogues: Iterable[Dialogue]) -> tuple[list[Dialogue], list[Bad]]:
@@ -71,7 +75,7 @@ def uncontaminated(dialogues: Iterable[Dialogue], settings: Contamination) -> tu
     names: list[str] = []
     holders: defaultdict[tuple[str, ...], set[int]] = defaultdict(set)
     for case in cases.dialogues:
-        for text in texts_of(case):
+        for text in texts_of(case, least=min(SHORTEST, settings.words)):
             found = runs(text, settings.words)
             for run in found:
                 holders[run].add(len(sizes))
@@ -95,31 +99,60 @@ def about_held_out(
     dialogues: Iterable[Dialogue], texts: Iterable[str], settings: Contamination
 ) -> tuple[list[Dialogue], list[Bad]]:
     """Those that hold nothing of held-out `texts`, and which were left out: `PASSAGE` of their runs of words stand there, or the
-    share of them in `settings`."""
-    held_out = {hash(run) for text in texts for run in runs(text, settings.words)}
+    share of them in `settings`, or that share of one text's."""
+    owner: dict[int, int] = {}
+    sizes: list[int] = []
+    for number, text in enumerate(texts):
+        found = runs(text, settings.words)
+        sizes.append(len(found))
+        for run in found:
+            owner.setdefault(hash(run), number)
     kept, left = [], []
     for dialogue in dialogues:
         own = runs("\n".join(t.content for t in dialogue.turns), settings.words)
-        shared = sum(hash(run) in held_out for run in own)
-        if shared and shared >= min(PASSAGE, settings.share * len(own)):
+        owners = Counter(owner[hash(run)] for run in own if hash(run) in owner)
+        shared = owners.total()
+        most = any(times >= settings.share * sizes[number] for number, times in owners.items())
+        if most or (shared and shared >= min(PASSAGE, settings.share * len(own))):
             left.append(Bad(dialogue.place, "contamination", f"{shared / len(own):.0%} of it is held out by blocks"))
         else:
             kept.append(dialogue)
     return kept, left
 
 
-def texts_of(case: Dialogue) -> list[str]:
+def beside(
+    dialogues: Sequence[Dialogue], held_out: Iterable[Dialogue], settings: Contamination
+) -> tuple[list[Dialogue], list[Bad]]:
+    """Those that hold no `PASSAGE` of what a user says in a `held_out` dialogue, and which were left out: their document is held
+    out as well, under another name. What more than half of all hold is a form of asking, and no document."""
+    owner: dict[int, str] = {}
+    for dialogue in held_out:
+        for run in {run for t in dialogue.turns if t.role == "user" for run in runs(t.content, settings.words)}:
+            owner.setdefault(hash(run), dialogue.place)
+    texts = ("\n".join(t.content for t in d.turns) for d in dialogues if owner)
+    shared = [owner.keys() & {hash(run) for run in runs(text, settings.words)} for text in texts]
+    times = Counter(run for runs_of_one in shared for run in runs_of_one)
+    kept, left = [], []
+    for dialogue, common in zip(dialogues, shared or [set()] * len(dialogues), strict=True):
+        passage = [owner[run] for run in common if 2 * times[run] <= len(dialogues)]
+        if len(passage) >= PASSAGE:
+            left.append(Bad(dialogue.place, "split", f"holds a passage of {min(passage)}, which is held out"))
+        else:
+            kept.append(dialogue)
+    return kept, left
+
+
+def texts_of(case: Dialogue, *, least: int) -> list[str]:
     """A case's document, and what is asked and answered, each judged alone: a long text would hide a short question.
 
-    What is asked is the user's last line, as far as it is not the whole of his words.
+    What is asked is the user's last line, as far as it is not the whole of his words. Turns of fewer than `least` words ("Go on.")
+    are no case by themselves: most texts would hold them.
     """
     said = [t.content for t in case.turns if t.role == "user"]
     lines = [line for line in said[-1].splitlines() if line.strip()]
-    return (
-        [*said, f"{lines[-1]}\n{case.turns[-1].content}"]
-        if len(lines) > 1
-        else [f"{said[-1]}\n{case.turns[-1].content}"]
-    )
+    asked = f"{lines[-1] if len(lines) > 1 else said[-1]}\n{case.turns[-1].content}"
+    alone = said if len(lines) > 1 else said[:-1]
+    return [*(text for text in alone if len(words_of(text)) >= least), asked]
 
 
 class Split(NamedTuple):
@@ -133,12 +166,16 @@ def apart(dialogues: Sequence[Dialogue], *, share: float, seed: int) -> Split:
     left out.
 
     Raises:
-        ValueError: the share leaves nothing to train on.
+        ValueError: the share leaves nothing to train on, or nothing held out.
     """
     names = sorted({name for d in dialogues for name in d.documents})
     count = round(share * len(names))
     if names and count == len(names):
         raise ValueError(f"pairs.held_out = {share} of {len(names)} documents leaves none to train on")
+    if names and share and not count:
+        raise ValueError(
+            f"pairs.held_out = {share} of {len(names)} documents is less than half of one: none is held out"
+        )
     chosen = {names[i] for i in np.random.default_rng(seed).permutation(len(names))[:count]}
     split = Split([], [], [])
     for dialogue in dialogues:

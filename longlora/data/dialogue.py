@@ -7,6 +7,7 @@ fine-tuning). A prompt has the tokens that it has when the model is asked; the a
 from collections.abc import Sequence
 
 import numpy as np
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from longlora.data.instructions import Turn
@@ -18,7 +19,8 @@ def tokenised(turns: Sequence[Turn], *, tokenizer: PreTrainedTokenizerBase, prom
     """The tokens of a dialogue, and which of them are answers.
 
     Raises:
-        ValueError: the tokenizer has no chat template, or one that says earlier turns in another way later on.
+        ValueError: the tokenizer has no chat template, or one that says earlier turns in another way later on, or refuses some, or
+            no end mark.
     """
     tokens: list[int] = []
     answer: list[bool] = []
@@ -27,7 +29,10 @@ def tokenised(turns: Sequence[Turn], *, tokenizer: PreTrainedTokenizerBase, prom
         opens = not before and prompt != "chat"  # a chat template writes its own begin mark
         new = opening(tokenizer, text) if opens else continuation(tokenizer, text, after=before[-100:])
         if learnt and prompt == "authors":
-            assert isinstance(tokenizer.eos_token_id, int)
+            if not isinstance(tokenizer.eos_token_id, int):
+                raise ValueError(
+                    "pairs.prompt = authors ends answers with the tokenizer's end mark, and this one has none"
+                )
             new = [*new, tokenizer.eos_token_id]
         tokens += new
         answer += [learnt] * len(new)
@@ -52,7 +57,7 @@ def chat_pieces(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> li
     """As `authors_pieces`, by the tokenizer's template. What it writes behind an answer's end mark (a line break) is not learnt.
 
     Raises:
-        ValueError: there is no template, or it rewrites earlier turns.
+        ValueError: there is no template, or it rewrites earlier turns or refuses some.
     """
     if not tokenizer.chat_template:
         raise ValueError(
@@ -77,4 +82,9 @@ def chat_pieces(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> li
 
 
 def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, open_turn: bool) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
+    """Raises ValueError where the template refuses the turns."""
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
+    except TemplateError as error:
+        roles = ", ".join(m["role"] for m in messages)
+        raise ValueError(f"pairs.prompt = chat: the template refuses turns of {roles} ({error}): use authors") from None

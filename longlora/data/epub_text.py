@@ -40,10 +40,12 @@ def spine(book: zipfile.ZipFile) -> Iterator[str]:
     if package is None:
         raise zipfile.BadZipFile("META-INF/container.xml names no rootfile")
     root = ElementTree.fromstring(book.read(package))
-    items = {e.attrib["id"]: e.attrib["href"] for e in root.iter() if e.tag.endswith("}item")}
+    items = {e.attrib["id"]: e.attrib for e in root.iter() if e.tag.endswith("}item")}
     folder = package.rpartition("/")[0]
     for reference in (e for e in root.iter() if e.tag.endswith("}itemref")):
-        yield posixpath.normpath(posixpath.join(folder, unquote(items[reference.attrib["idref"]])))
+        item = items[reference.attrib["idref"]]
+        if not item.get("media-type", "").startswith("image/"):  # a page of a picture book
+            yield posixpath.normpath(posixpath.join(folder, unquote(item["href"])))
 
 
 def locked(book: zipfile.ZipFile) -> set[str]:

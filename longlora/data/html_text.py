@@ -7,8 +7,9 @@ from bs4.element import NavigableString, Tag
 
 from longlora.data.sentences import FENCED
 
-UNREAD = ["script", "style", "template", "noscript", "head", "nav", "button", "select"]
-"""What is no text, or leads through the pages and says nothing of them."""
+UNREAD = ["script", "style", "template", "noscript", "title", "nav", "button", "select", "annotation"]
+"""What is no text, says it a second time (a formula's source), or leads through the pages and says nothing of them. Not `head`,
+whose end a page may leave out: what it holds is among these."""
 BLOCKS = [
     "p",
     "div",
@@ -60,7 +61,7 @@ def html_text(html: str | bytes) -> str:
     for tag in listings(soup):
         tag.replace_with(fenced(tag.get_text()))
     for tag in soup(["td", "th"]):
-        tag.append(" ")
+        tag.insert_before(" ")  # not behind it: its end may be left out, and then the next one is inside of it
     for tag in soup(BLOCKS):
         tag.insert_before("\n\n")
         tag.insert_after("\n\n")

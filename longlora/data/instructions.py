@@ -7,6 +7,7 @@ longlora/data/questions.py writes them. They come as JSON (one list), JSONL, Par
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,8 +20,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from longlora.data.cases import parsed
 from longlora.data.texts import from_hub
 from longlora.data.wording import asked
+from longlora.data.words import terms
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
+SENTENCE_END = re.compile(r"[.!?]['\"\u2019\u201d)\]]*\s|[\u3002\uff01\uff1f]|\n\s*\n")
+"""Roughly: only the longest sentence of a text is looked for."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,15 @@ def not_blank(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(not_blank)]
+def whole(text: str) -> str:
+    """JSON can say half of a character (an emoji that was cut), which no file and no tokenizer takes."""
+    if half := re.search("[\ud800-\udfff]", text):
+        raise ValueError(f"holds half of a character, {half.group()!a}")
+    return text
+
+
+Whole = Annotated[str, AfterValidator(whole)]
+Text = Annotated[Whole, AfterValidator(not_blank)]
 
 
 class Record(BaseModel):
@@ -87,16 +99,21 @@ class Record(BaseModel):
 class Instruction(Record):
     instruction: Text
     output: Text
-    input: str | None = None
-    context: str | None = None
-    file: str | None = None
+    input: Whole | None = None
+    context: Whole | None = None
+    file: Whole | None = None
 
     def turns(self) -> tuple[Turn, ...]:
-        asked = "\n\n".join(t for t in (self.context, self.instruction, self.input) if t and t.strip())
-        return Turn("user", asked), Turn("assistant", self.output)
+        return Turn("user", said(self.context, self.instruction, self.input)), Turn("assistant", self.output)
 
     def documents(self) -> tuple[str, ...]:
-        return (self.file or digest_of_document(self.context or self.instruction),)
+        own = said(self.context) or said(self.instruction, self.input)  # Alpaca's own records have it in `input`
+        return (said(self.file) or digest_of_document(own),)
+
+
+def said(*texts: str | None) -> str:
+    """Those of the texts that say something, a blank line between."""
+    return "\n\n".join(t for t in texts if t and t.strip())
 
 
 class Message(Record):
@@ -118,7 +135,7 @@ class Question(Record):
     document: Text
     question: Text
     answers: list[Text] = Field(min_length=1)
-    sources: list[str] | None = None
+    sources: list[Whole] | None = None
 
     def turns(self) -> tuple[Turn, ...]:
         return Turn("user", asked(self.document, self.question)), Turn("assistant", self.answers[0])
@@ -128,9 +145,10 @@ class Question(Record):
 
 
 def digest_of_document(text: str) -> str:
-    """Of the longest line: two questions on one text share it, whatever stands before and after (LongAlpaca has both in
-    one field)."""
-    return hashlib.sha256(max(text.splitlines(), key=len).strip().encode()).hexdigest()[:16]
+    """Of the words of the longest sentence: two questions on one text share it, whatever stands before and after (LongAlpaca has
+    both in one field), and wherever lines break."""
+    longest = max((" ".join(piece.split()) for piece in SENTENCE_END.split(text)), key=len)
+    return hashlib.sha256((" ".join(terms(longest.casefold())) or longest).encode()).hexdigest()[:16]
 
 
 def read_records(place: Path) -> Records:
@@ -141,14 +159,16 @@ def read_records(place: Path) -> Records:
     """
     if not place.exists():
         raise ValueError(f"no file or folder {place} (seen from {Path.cwd()})")
-    files = sorted(f for f in place.rglob("*") if f.suffix in SUFFIXES) if place.is_dir() else [place]
+    files = [place]
+    if place.is_dir():
+        files = sorted(f for f in place.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
     if not files:
         raise ValueError(f"no {', '.join(SUFFIXES)} file below {place}")
     found = Records()
     for file in files:
-        if file.suffix not in SUFFIXES:
+        if file.suffix.lower() not in SUFFIXES:
             raise ValueError(f"{file}: records are read from {', '.join(SUFFIXES)}, not from '{file.suffix}'")
-        for where, value in parquet_rows(file) if file.suffix == ".parquet" else json_rows(file):
+        for where, value in parquet_rows(file) if file.suffix.lower() == ".parquet" else json_rows(file):
             add(found, where, value)
     return found
 
@@ -161,7 +181,7 @@ def read_hub(name: str, *, split: str | None) -> Records:
     """
     found = Records()
     for number, row in enumerate(from_hub(name, split=split), start=1):
-        add(found, f"{name} row {number}", row)
+        add(found, f"{name}{f' {split}' if split else ''} row {number}", row)
     return found
 
 
@@ -194,21 +214,22 @@ def list_rows(text: str, file: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         ValueError: such a fault, with its place.
     """
-    decoder, at, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
+    decoder, at, line, counted, beside = json.JSONDecoder(), text.index("[") + 1, 1, 0, 0
     while True:
         at = skip(text, at)
         if text[at : at + 1] == "]":
             if rest := text[at + 1 :].strip():
                 raise ValueError(f"{file} goes on behind the end of its list: {rest[:20]!r}")
             return
-        line, counted = line + text.count("\n", counted, at), at
+        breaks, counted = text.count("\n", counted, at), at
+        line, beside = line + breaks, 1 if breaks else beside + 1  # a list without line breaks is all on one
         try:
             value, at = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
             raise ValueError(f"{file} line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
         except RecursionError:
             raise ValueError(f"{file} line {line}: is nested too deep to be read") from None
-        yield f"{file} line {line}", value
+        yield f"{file} line {line}" + (f", record {beside}" if beside > 1 else ""), value
         at = skip(text, at)
         if text[at : at + 1] == ",":
             at += 1
@@ -228,17 +249,17 @@ def parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
     """Each row of a Parquet file, with its number.
 
     Raises:
-        ValueError: it is no Parquet file.
+        ValueError: it is no Parquet file, or a broken one.
     """
-    try:
-        table = parquet.ParquetFile(file)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is not a Parquet file: {str(error).splitlines()[0]}") from None
     number = 0
-    for batch in table.iter_batches(batch_size=64):
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{file} row {number}", row
+    try:
+        for batch in parquet.ParquetFile(file).iter_batches(batch_size=64):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{file} row {number}", row
+    except (OSError, ValueError) as error:
+        wrong = f"cannot be read behind row {number}" if number else "is not a Parquet file"
+        raise ValueError(f"{file} {wrong}: {str(error).splitlines()[0]}") from None
 
 
 def add(found: Records, place: str, value: Any) -> None:
@@ -261,6 +282,9 @@ def add(found: Records, place: str, value: Any) -> None:
         found.bad.append(Bad(place, "messages", fault))
         return
     found.unread.update(known.keys() - kind.model_fields.keys())
+    if isinstance(record, Chat):  # such as a tool's call, or a weight of 0, which would not learn the turn
+        own = {key for m in known["messages"] for key, v in m.items() if v is not None}
+        found.unread.update(f"messages.{key}" for key in own - Message.model_fields.keys())
     found.dialogues.append(Dialogue(turns, record.documents(), place))
 
 

@@ -17,7 +17,7 @@ from longlora.data.blocks import Blocks
 from longlora.data.casebook import Built, Casebook, DocumentCase, build
 from longlora.data.casebook import tokens as token_ends
 from longlora.data.casebook import write as write_cases
-from longlora.data.curation import Contamination, about_held_out, apart, statistics, uncontaminated, unique
+from longlora.data.curation import Contamination, about_held_out, apart, beside, statistics, uncontaminated, unique
 from longlora.data.dialogue import tokenised
 from longlora.data.heldout import elsewhere, split
 from longlora.data.instructions import Bad, Dialogue, Records, Turn, read_hub, read_records
@@ -128,12 +128,16 @@ def evaluated(blocks: Blocks, kept: Sequence[Document], *, tokenizer: PreTrained
 def book(
     documents: Sequence[Document], casebook: Casebook | None, *, side: str, tokenizer: PreTrainedTokenizerFast
 ) -> Built:
-    """The casebook's questions on the `documents` of one side; says so where an excerpt allowed none."""
+    """The casebook's questions on the `documents` of one side; says so where an excerpt or a document allowed none."""
     if not documents or casebook is None:
-        return Built([], [])
+        return Built([], [], [])
     built = build(documents, casebook, measure=token_ends(tokenizer))
     if built.missing:
         print(f"{side}: {len(built.missing)} questions that no excerpt allowed, {built.missing[0]} first")
+    if built.unfit:
+        print(
+            f"{side}: {len(built.unfit)} of {len(documents)} documents hold no sentence to ask about, {built.unfit[0]} first"
+        )
     return built
 
 
@@ -167,8 +171,8 @@ def choose(found: Records, settings: Pairs, *, built: Sequence[Dialogue] = (), h
     clean, contaminated = uncontaminated(fresh, settings.contamination)
     own = set(built)
     parted = apart([d for d in clean if d not in own], share=settings.held_out, seed=settings.seed)
-    train = parted.train + [d for d in clean if d in own]
-    left = found.bad + twins + known + contaminated + parted.left
+    train, same = beside(parted.train + [d for d in clean if d in own], parted.held_out, settings.contamination)
+    left = found.bad + twins + known + contaminated + parted.left + same
     return Chosen(train, parted.held_out, left, found.read, found.undrawn, found.unread)
 
 
@@ -212,7 +216,10 @@ def prepare(
     fit, left = [], list(chosen.left)
     lengths, answers, beyond = [], [], []
     for dialogue in chosen.train:
-        pair = tokenised(dialogue.turns, tokenizer=tokenizer, prompt=settings.prompt)
+        try:
+            pair = tokenised(dialogue.turns, tokenizer=tokenizer, prompt=settings.prompt)
+        except ValueError as error:
+            raise ValueError(f"{dialogue.place}: {error}") from None
         if len(pair.tokens) > context:
             reason = f"has {len(pair.tokens)} tokens, position.context = {context}"
             left.append(Bad(dialogue.place, "length", reason))

@@ -34,7 +34,7 @@ def pdf_text(raw: bytes, file: Path) -> tuple[str, tuple[int, ...]]:
         reader = PdfReader(io.BytesIO(raw))
         if reader.is_encrypted and not reader.decrypt(""):
             raise ValueError(f"{file} is encrypted: save a copy without its password first")
-        texts = [LIGATURE.sub(letters, page.extract_text()).strip() for page in reader.pages]
+        texts = [LIGATURE.sub(letters, joined(page.extract_text())).strip() for page in reader.pages]
     except PyPdfError as error:
         raise ValueError(f"{file} is not a PDF that can be read: {error}") from None
     texts = [paragraphs(page) for page in unhyphenated(without_running_lines(texts))]
@@ -43,6 +43,11 @@ def pdf_text(raw: bytes, file: Path) -> tuple[str, tuple[int, ...]]:
         starts.append(len(text))
         text += page + ("\n" if goes_on(page, following) else "\n\n")
     return text, tuple(starts)
+
+
+def joined(text: str) -> str:
+    """The text with characters whole that a PDF's font has in two halves; a half alone, which no file takes, is U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def letters(ligature: re.Match[str]) -> str:

@@ -11,14 +11,16 @@ answered by matching words). So these teach and test finding, keeping apart, ord
 
 import random
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 from longlora.data.sentences import Part, Span, parts, prose, sentences
 from longlora.data.wording import UNSAID
-from longlora.data.words import words
+from longlora.data.words import terms, words
 
 Kind = Literal["following", "heading", "cloze", "number", "facts", "order", "count", "absent"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -69,8 +71,21 @@ class Excerpt:
         return sorted(self.fit, key=lambda i: abs(self.spans[i].start - goal))
 
     def once(self, number: int) -> bool:
-        """Whether the text holds this sentence once, so that a question about it has one answer."""
-        return self.text.count(self.at(number)) == 1
+        """Whether the text holds this sentence once, wherever its lines break, so that a question about it has one answer."""
+        return self.flat.count(self.shown(number)) == 1
+
+    def fits(self, cut: tuple[str, str], pattern: re.Pattern[str]) -> int:
+        """How many places of the text have the sentence of `cut` with whatever `pattern` finds in its gap."""
+        before, after = map(re.escape, cut[0].split(GAP, 1))
+        return sum(1 for _ in re.finditer(f"{before}(?:{pattern.pattern}){after}", self.flat))
+
+    def says(self, sentence: str) -> bool:
+        """Whether the text has the words of `sentence`, in whatever case and punctuation."""
+        return f" {plain(sentence)} " in f" {self.plain} "
+
+    @cached_property
+    def plain(self) -> str:
+        return plain(self.text)
 
     def heading(self, number: int) -> str | None:
         start = self.spans[number].start
@@ -85,6 +100,18 @@ def askable(text: str, sentence: Span) -> bool:
 def flat(text: str) -> str:
     """White space of every kind as single spaces: line breaks of a wrapped text are no part of a sentence."""
     return " ".join(text.split())
+
+
+def plain(text: str) -> str:
+    return " ".join(terms(text.casefold()))
+
+
+def whole(found: re.Match[str]) -> bool:
+    """Whether a match is no part of a word: for a regular expression words also end at an accent that is a sign of its own, and at
+    a soft hyphen."""
+    first, last = found.span()
+    around = found.string[max(0, first - 1) : first] + found.string[last : last + 1]
+    return not any(unicodedata.category(c) in ("Mn", "Mc", "Me", "Cf") for c in around)
 
 
 def ask(kind: Kind, excerpt: Excerpt, *, depth: float, dice: random.Random) -> Asked | None:
@@ -143,8 +170,12 @@ def heading(excerpt: Excerpt, depth: float) -> Asked | None:
 
 
 def gap(sentence: str, pattern: re.Pattern[str], dice: random.Random) -> tuple[str, str] | None:
-    """`sentence` with one match left out, and what was left out; None if there is none that stands in it once."""
-    found = [m for m in pattern.finditer(sentence) if len(re.findall(rf"\b{re.escape(m.group())}\b", sentence)) == 1]
+    """`sentence` with one match left out, and what was left out; None if there is none that stands in it once, or if the sentence
+    has a blank of its own."""
+    if GAP in sentence:
+        return None
+    once = (m for m in pattern.finditer(sentence) if len(re.findall(rf"\b{re.escape(m.group())}\b", sentence)) == 1)
+    found = [m for m in once if whole(m)]
     if not found:
         return None
     chosen = dice.choice(found)
@@ -154,7 +185,7 @@ def gap(sentence: str, pattern: re.Pattern[str], dice: random.Random) -> tuple[s
 def filled(excerpt: Excerpt, depth: float, dice: random.Random, *, pattern: re.Pattern[str]) -> Asked | None:
     what = "number" if pattern is NUMBER else "name"
     for i in excerpt.near(depth):
-        if excerpt.once(i) and (cut := gap(excerpt.shown(i), pattern, dice)):
+        if excerpt.once(i) and (cut := gap(excerpt.shown(i), pattern, dice)) and excerpt.fits(cut, pattern) == 1:
             question = f"Which {what} of the document belongs where this sentence has {GAP}?\n{cut[0]}"
             return Asked(question, [cut[1]], [excerpt.at(i)], excerpt.spans[i].start)
     return None
@@ -167,7 +198,10 @@ def facts(excerpt: Excerpt, dice: random.Random) -> Asked | None:
         inside = [i for i in excerpt.fit if (2 * excerpt.spans[i].start >= len(excerpt.text)) == bool(half)]
         dice.shuffle(inside)
         for i in inside:
-            if excerpt.once(i) and (cut := gap(excerpt.shown(i), dice.choice((NAME, NUMBER)), dice)):
+            if not excerpt.once(i):
+                continue
+            pattern = dice.choice((NAME, NUMBER))
+            if (cut := gap(excerpt.shown(i), pattern, dice)) and excerpt.fits(cut, pattern) == 1:
                 found.append((cut, i))
                 break
     if len(found) < 2:
@@ -207,13 +241,13 @@ def order(excerpt: Excerpt, dice: random.Random) -> Asked | None:
 def count(excerpt: Excerpt, dice: random.Random) -> Asked | None:
     """Occurrences of a word, written exactly so; the evidence is each with its neighbours. How many is drawn first, and then the
     word: most words stand twice, and whoever always said so would be right of most."""
-    times = Counter(m.group() for m in WORD.finditer(excerpt.text))
+    times = Counter(m.group() for m in WORD.finditer(excerpt.text) if whole(m))
     few = sorted({n for n in times.values() if 2 <= n <= MOST})
     if not few:
         return None
     wanted = dice.choice(few)
     word = dice.choice([w for w, n in times.items() if n == wanted])
-    places = [m.start() for m in re.finditer(rf"\b{word}\b", excerpt.text)]
+    places = [m.start() for m in re.finditer(rf"\b{word}\b", excerpt.text) if whole(m)]
     answer = times[word]
     evidence = [excerpt.text[max(0, p - 30) : p + len(word) + 30] for p in places]
     question = f'How many times does the word "{word}" stand in the document, written exactly so?'
@@ -226,9 +260,11 @@ def absent(excerpt: Excerpt, dice: random.Random) -> Asked | None:
         if not excerpt.foreign:
             return None
         sentence = dice.choice(excerpt.foreign)
-        if sentence in excerpt.flat:
+        if excerpt.says(sentence):
             continue
         cut = gap(sentence, NAME, dice) if dice.random() < 0.5 else None
+        if cut and excerpt.fits(cut, NAME):
+            continue
         question = (
             f"Which name of the document belongs where this sentence has {GAP}?\n{cut[0]}" if cut else after(sentence)
         )

@@ -6,6 +6,7 @@ them the same way in every format. Where a format has pages, the text remembers 
 
 import bisect
 import importlib.util
+import os
 import shlex
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -70,9 +71,11 @@ def read_documents(place: Path, *, encoding: str = "utf-8") -> list[Document]:
     files = sorted(f for f in known if not any(part.startswith(".") for part in f.relative_to(place).parts))
     if not files:
         raise ValueError(f"no document at {place} (seen from {Path.cwd()}); read are {', '.join(SUFFIXES)}")
-    times = Counter(file.stem for file in files)
+    times = Counter(readable(file.stem) for file in files)
     documents = ((file, read_document(file, encoding=encoding)) for file in files)
-    return [d if times[d.name] == 1 else replace(d, name=f.relative_to(place).as_posix()) for f, d in documents]
+    return [
+        d if times[d.name] == 1 else replace(d, name=readable(f.relative_to(place).as_posix())) for f, d in documents
+    ]
 
 
 def read_document(file: Path, *, encoding: str = "utf-8") -> Document:
@@ -115,7 +118,12 @@ def parsed(raw: bytes, file: Path, *, encoding: str = "utf-8") -> Document:
         raise ValueError(
             f"{file} holds no text{': a scan, perhaps, which has to be read by OCR first' if pages else ''}"
         )
-    return Document(file.stem, text, pages)
+    return Document(readable(file.stem), text, pages)
+
+
+def readable(name: str) -> str:
+    """A file's name with U+FFFD for bytes that are no UTF-8, which no file of records takes."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def decoded(raw: bytes, file: Path, encoding: str, *, own: str | None = None) -> str:

@@ -18,16 +18,22 @@ UNSPACED = re.compile(
 def words(text: str) -> list[str]:
     """Lower case words in NFC, without punctuation (ASCII's signs, as in SQuAD, and Unicode's category P) and English articles. In
     scripts without spaces a character, with the marks that belong to it, is a word."""
-    signs = unicodedata.normalize("NFC", text).lower()
+    signs = seen(text).lower()
     bare = "".join(c for c in signs if c not in string.punctuation and unicodedata.category(c)[0] != "P")
     return [piece for word in bare.split() if word not in ("a", "an", "the") for piece in pieces(word)]
 
 
 def terms(text: str) -> list[str]:
     """All words in NFC, as they are written, articles too; what is no letter, digit or underscore parts them."""
-    whole = unicodedata.normalize("NFC", text)
+    whole = seen(text)
     marks = "".join(sorted(c for c in set(whole) if unicodedata.category(c)[0] == "M"))  # vowel signs: \w has none
     return [piece for word in re.findall(rf"\w[\w{marks}]*", whole) for piece in pieces(word)]
+
+
+def seen(text: str) -> str:
+    """The text in NFC without what nobody sees in it: soft hyphens, zero-width spaces, marks of direction (Unicode's Cf)."""
+    hidden = {ord(c): None for c in set(text) if unicodedata.category(c) == "Cf"}
+    return unicodedata.normalize("NFC", text.translate(hidden) if hidden else text)
 
 
 def pieces(word: str) -> list[str]:
