@@ -12,6 +12,7 @@ import torch
 import typer
 from dummy import ENV
 from test_pairs import CHATML
+from test_passkey import byte_level, sentencepiece_like
 
 from flows.cli import options
 from flows.cli.ask import ask
@@ -125,6 +126,20 @@ def test_what_is_said_word_by_word_is_the_answer(words):
     for piece in pieces:
         streamer.on_finalized_text(piece)
     assert "".join(said) == "".join(pieces).strip() and all(said)
+
+
+@pytest.mark.parametrize(
+    "text", ["def f(x):\n    return x\n", "one\n two  three", "\u65e5\u672c na\u00efve \U0001f600\n \u4e2d\u6587"]
+)
+def test_what_is_said_is_the_answer_in_a_tokenizer_that_puts_a_space_before_every_text_too(text):
+    for tokenizer in (sentencepiece_like(text), byte_level()):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        said: list[str] = []
+        streamer = CallbackStreamer(tokenizer, said.append)
+        for token in [0, *ids]:  # the first stands for the prompt
+            streamer.put(torch.tensor([token]))
+        streamer.end()
+        assert "".join(said) == tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 def test_truncated_the_beginning_is_read_and_that_is_said(model, words):

@@ -5,6 +5,7 @@ answer the model is surest of (the mean log-probability of its tokens) is taken,
 not. Answers are greedy: the same question has the same answer.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -206,6 +207,21 @@ class CallbackStreamer(TextStreamer):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.say = say
         self.begun, self.held = False, ""
+
+    def put(self, value: torch.Tensor) -> None:
+        """As transformers', but each token is decoded with all before it: a line's first one loses the space before it alone."""
+        if self.next_tokens_are_prompt:
+            self.next_tokens_are_prompt = False
+            return
+        self.token_cache += value.flatten().tolist()
+        text = str(self.tokenizer.decode(self.token_cache, **self.decode_kwargs))
+        whole = (
+            text
+            if text and self._is_chinese_char(ord(text[-1]))
+            else text[: len(text) - len(re.split(r"\s", text)[-1])]
+        )
+        self.on_finalized_text(whole[self.print_len :])
+        self.print_len = max(self.print_len, len(whole))
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         text = self.held + text if self.begun else text.lstrip()
