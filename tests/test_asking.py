@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,26 @@ def test_what_is_said_is_the_answer_in_a_tokenizer_that_puts_a_space_before_ever
             streamer.put(torch.tensor([token]))
         streamer.end()
         assert "".join(said) == tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def test_an_answer_ends_with_the_mark_of_the_template_that_was_learnt_whatever_the_model_names(words):
+    """As after supervised fine-tuning of a base, whose own end mark is that of a text."""
+    words.chat_template = CHATML.replace("<eos>", "<pad>")
+    model, chain = open_model(TINY), ("\u010a", "R", "e", "<pad>", "\u010a")  # the first is a line break
+    after = dict(pairwise(words.convert_tokens_to_ids(list(chain))))
+    read: list[int] = []
+
+    def teach(module, args, out):
+        if read[-1] in after:
+            out[0, -1, after[read[-1]]] = 1000.0
+
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.extend(kwargs["input_ids"][0].tolist()), with_kwargs=True
+    )
+    model.lm_head.register_forward_hook(teach)
+    assert session(model, words).ask(QUESTIONS[0]).text == "Re"
+    dialogue = Dialogue(model, tokenizer=words, size=400, max_new_tokens=12)
+    assert [dialogue.say(question) for question in QUESTIONS] == ["Re", "Re"]
 
 
 def test_truncated_the_beginning_is_read_and_that_is_said(model, words):

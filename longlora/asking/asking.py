@@ -19,7 +19,7 @@ from transformers import (
     TextStreamer,
 )
 
-from longlora.data.prompt import Prompt, continuation, frame
+from longlora.data.prompt import Prompt, bare, continuation, frame
 from longlora.data.sentences import Span
 from longlora.data.wording import PLAIN_LEAD, UNSAID, after_document, before_question
 from longlora.model.cache import cut, read, shareable
@@ -68,6 +68,7 @@ class Session:
         self.text, self.max_new_tokens = text.rstrip(), max_new_tokens
         self.prompt: Prompt = prompt or ("chat" if tokenizer.chat_template else "authors")
         self.frame = frame(tokenizer, self.prompt, plain=PLAIN_LEAD)
+        self.ends = ends(model, tokenizer=tokenizer, prompt=self.prompt)
         self.context = int(model.config.get_text_config().max_position_embeddings)
         kept = max(QUESTION, len(self.question_ids(question, "x")))
         space = self.context - max_new_tokens - kept - len(self.prefix_ids("")) - SLACK
@@ -171,13 +172,11 @@ class Session:
         return Answer(text, window, certainty, len(self.windows), read=len(asked) if kept else len(tokens))
 
     def greedy(self) -> GenerationConfig:
-        own = self.model.generation_config
-        end = own.eos_token_id if own and own.eos_token_id is not None else self.tokenizer.eos_token_id
         return GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
-            eos_token_id=end,
-            pad_token_id=end[0] if isinstance(end, list) else end,
+            eos_token_id=self.ends or None,
+            pad_token_id=self.ends[0] if self.ends else None,
             stop_strings=["\n"] if self.prompt == "plain" else None,
             return_dict_in_generate=True,
             output_logits=True,
@@ -198,6 +197,19 @@ class Session:
         read(self.model, torch.tensor([prefix], device=self.model.device), cache=cache, keep=1)
         self.cached = (window, prefix, cache)
         return prefix, cache
+
+
+def ends(model: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """The marks at which an answer ends: those that the model names, and what it was taught: the tokenizer's, and, with a chat
+    template, those behind an answer. A base that learnt a template mostly names another."""
+    own = model.generation_config.eos_token_id if model.generation_config else None
+    found = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id}
+    if prompt == "chat":
+        said = [{"role": "user", "content": "THE-WORDS"}, {"role": "assistant", "content": "THE-ANSWER"}]
+        behind = str(tokenizer.apply_chat_template(said, tokenize=False)).rpartition("THE-ANSWER")[2]
+        marks = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        found |= marks.intersection(bare(tokenizer, behind))
+    return sorted(found - {None})
 
 
 class CallbackStreamer(TextStreamer):

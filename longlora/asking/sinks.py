@@ -15,7 +15,7 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from longlora.asking.asking import CallbackStreamer
+from longlora.asking.asking import CallbackStreamer, ends
 from longlora.data.prompt import Frame, Prompt, bare, frame
 from longlora.model.cache import shareable
 from longlora.model.position import frequencies, rotary
@@ -136,9 +136,7 @@ class Dialogue:
         self.chunk = max(1, (size - sinks) // 2)  # at least half of the window is seen beside new words
         self.prompt: Prompt = prompt or ("chat" if tokenizer.chat_template else "authors")
         self.frame, self.between = turns(tokenizer, self.prompt)
-        end = model.generation_config.eos_token_id if model.generation_config else None
-        end = tokenizer.eos_token_id if end is None else end
-        self.ends = set(end) if isinstance(end, list) else {end}
+        self.ends = ends(model, tokenizer=tokenizer, prompt=self.prompt)
         self.unread: list[int] = []  # the last token of an answer: chosen, not yet read
 
     @property
