@@ -16,7 +16,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokeniz
 from transformers.cache_utils import DynamicLayer
 
 from longlora.asking.asking import CallbackStreamer, ends
-from longlora.data.prompt import Frame, Prompt, bare, frame
+from longlora.data.prompt import WORD, Frame, Prompt, continuation, frame
 from longlora.model.cache import shareable
 from longlora.model.position import frequencies, rotary
 
@@ -145,13 +145,17 @@ class Dialogue:
         return max(0, self.cache.get_seq_length() - self.size)
 
     def turn(self, words: str) -> list[int]:
-        """What has to be read of a user's words: the end of the turn before, and the frame around them."""
+        """What has to be read of a user's words: the end of the turn before, and the frame around them, as in training."""
         if not self.unread:
             return self.frame.open(words + self.frame.after)
-        between, mark = self.between, str(self.tokenizer.decode(self.unread))
-        if self.unread[0] in self.ends:
-            between = between.removeprefix(mark)
-        return self.unread + bare(self.tokenizer, between + words + self.frame.after)
+        text, ended = self.between + words + self.frame.after, self.unread[0] in self.ends
+        if self.prompt != "chat":
+            closing = [] if ended or self.prompt == "plain" else [self.tokenizer.eos_token_id]
+            return self.unread + closing + continuation(self.tokenizer, text, after=WORD)
+        mark = str(self.tokenizer.decode(self.unread)) if ended else ""
+        if not text.startswith(mark):  # it ended otherwise than the template would have it
+            mark = ""
+        return self.unread + continuation(self.tokenizer, text.removeprefix(mark), after=WORD + mark)
 
     @torch.inference_mode()
     def say(self, words: str, *, tell: Callable[[str], None] | None = None) -> str:
@@ -188,14 +192,14 @@ class Dialogue:
 
 
 def turns(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[Frame, str]:
-    """What stands around a user's words in a dialogue, and between an answer and the next words.
+    """What stands around a user's words in a dialogue, and between an answer (in a template its end mark, too) and the next words.
 
     Raises:
         ValueError: the prompt is chat, and there is no chat template.
     """
     if prompt != "chat":
         around = frame(tokenizer, prompt, plain="\n")
-        return around, "\n" if prompt == "plain" else f"{tokenizer.eos_token}{around.before}"
+        return around, "\n" if prompt == "plain" else around.before
     if not tokenizer.chat_template:
         raise ValueError(
             "--prompt chat needs a tokenizer with a chat template, and this one has none: authors or plain"
