@@ -19,7 +19,7 @@ from transformers import (
     TextStreamer,
 )
 
-from longlora.data.prompt import Prompt, bare, continuation, frame
+from longlora.data.prompt import Prompt, bare, continuation, frame, rendered
 from longlora.data.sentences import Span
 from longlora.data.wording import PLAIN_LEAD, UNSAID, after_document, before_question
 from longlora.model.cache import cut, read, shareable
@@ -206,7 +206,7 @@ def ends(model: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase, prompt: 
     found = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id}
     if prompt == "chat":
         said = [{"role": "user", "content": "THE-WORDS"}, {"role": "assistant", "content": "THE-ANSWER"}]
-        behind = str(tokenizer.apply_chat_template(said, tokenize=False)).rpartition("THE-ANSWER")[2]
+        behind = rendered(tokenizer, said, open_turn=False).rpartition("THE-ANSWER")[2]
         marks = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
         found |= marks.intersection(bare(tokenizer, behind))
     return sorted(found - {None})

@@ -9,6 +9,7 @@ positions, tests/test_sinks.py. What is forgotten is forgotten: this makes a dia
 Letters: B batch, H key/value heads, S keys, D head size, F rotary frequencies (2F of a head's D dimensions turn).
 """
 
+import re
 from collections.abc import Callable, Iterator
 
 import torch
@@ -16,7 +17,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokeniz
 from transformers.cache_utils import DynamicLayer
 
 from longlora.asking.asking import CallbackStreamer, ends
-from longlora.data.prompt import WORD, Frame, Prompt, continuation, frame
+from longlora.data.prompt import WORD, Frame, Prompt, continuation, frame, rendered
 from longlora.model.cache import shareable
 from longlora.model.position import frequencies, rotary
 
@@ -195,7 +196,7 @@ def turns(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[Frame, st
     """What stands around a user's words in a dialogue, and between an answer (in a template its end mark, too) and the next words.
 
     Raises:
-        ValueError: the prompt is chat, and there is no chat template.
+        ValueError: the prompt is chat, and there is no chat template, or one that does not take a second turn.
     """
     if prompt != "chat":
         around = frame(tokenizer, prompt, plain="\n")
@@ -206,7 +207,12 @@ def turns(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[Frame, st
         )
     said = ["THE-FIRST-WORDS", "THE-ANSWER-TO-THEM", "THE-SECOND-WORDS"]
     three = [{"role": role, "content": words} for role, words in zip(("user", "assistant", "user"), said, strict=True)]
-    text = str(tokenizer.apply_chat_template(three, tokenize=False, add_generation_prompt=True))
-    first, rest = text.split(said[0])
-    between, after = rest.split(said[1])[1].split(said[2])
+    text = rendered(tokenizer, three, open_turn=True)
+    parts = re.split("|".join(said), text)
+    if re.findall("|".join(said), text) != said:
+        raise ValueError(
+            "the chat template does not say two turns of a user and the answer between them, each once and as they are: "
+            "--prompt authors or plain"
+        )
+    first, between, after = parts[0], parts[2], parts[3]
     return Frame(tokenizer, first, after, marked=True), between

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from longlora.data.instructions import Turn
 from longlora.data.packing import Pair
-from longlora.data.prompt import AUTHORS, continuation, opening
+from longlora.data.prompt import AUTHORS, continuation, opening, rendered
 
 
 def tokenised(turns: Sequence[Turn], *, tokenizer: PreTrainedTokenizerBase, prompt: str) -> Pair:
@@ -74,7 +74,3 @@ def chat_pieces(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> li
         pieces += [(open_[len(said) :], False), (learnt, True)]
         said = open_ + learnt
     return pieces
-
-
-def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, open_turn: bool) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
