@@ -184,6 +184,15 @@ def test_windows_hold_all_of_the_text_and_the_surest_answer_is_taken(model, word
     assert f"{len(here.windows)} overlapping windows" in here.notice()
 
 
+@pytest.mark.parametrize("nothing", ["", ".", "The document does not say", '"The document does not say."'])
+def test_a_window_that_says_nothing_never_wins_however_sure_it_is(model, words, monkeypatch, nothing):
+    here = session(model, words, LONG, too_long="windows")
+    said = iter([Answer("42", here.windows[0], -2.0, 2, 1), Answer(nothing, here.windows[1], -0.1, 2, 1)])
+    monkeypatch.setattr(here, "windows", here.windows[:2])
+    monkeypatch.setattr(here, "answer", lambda *args: next(said))
+    assert here.ask(QUESTIONS[0]).text == "42"
+
+
 def test_who_leaves_amid_the_windows_ends_the_work_before_the_next_one(model, words, monkeypatch):
     here = session(model, words, LONG, too_long="windows")
     asked, answer = [], here.answer

@@ -22,6 +22,7 @@ from transformers import (
 from longlora.data.prompt import Prompt, bare, continuation, frame, rendered
 from longlora.data.sentences import Span
 from longlora.data.wording import PLAIN_LEAD, UNSAID, after_document, before_question
+from longlora.data.words import words
 from longlora.model.cache import cut, read, shareable
 
 TooLong = Literal["refuse", "truncate", "windows"]
@@ -129,7 +130,7 @@ class Session:
             if say:
                 say("")
             found.append(self.answer(question, window, streamer))
-        best = max(found, key=lambda a: (a.text not in ("", UNSAID), a.certainty))
+        best = max(found, key=lambda a: (words(a.text) not in ([], words(UNSAID)), a.certainty))
         best = replace(best, read=sum(a.read for a in found))
         if say and not streamer and best.text:
             say(best.text)
@@ -238,9 +239,9 @@ class CallbackStreamer(TextStreamer):
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         text = self.held + text if self.begun else text.lstrip()
         self.held = text[len(text.rstrip()) :]  # said only if more follows
-        if words := text.rstrip():
+        if whole := text.rstrip():
             self.begun = True
-            self.say(words)
+            self.say(whole)
 
 
 def windows(text: str, *, tokenizer: PreTrainedTokenizerBase, space: int) -> tuple[list[Span], int]:

@@ -14,7 +14,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from longlora.data.reading import Document
 from longlora.data.sentences import Span, parts, sentences
 from longlora.data.wording import UNSAID
-from longlora.data.words import terms
+from longlora.data.words import terms, words
 
 VERBATIM = 1.0
 """What a sentence that holds the answer word for word has more than one that does not; a cosine is at most 1."""
@@ -64,9 +64,8 @@ class Evidence:
             self.weights_SW = None
 
     def passage(self, question: str, answer: str, *, within: Span | None = None) -> Passage | None:
-        """The best sentence, of those that reach into `within`; None if the answer says that there is none, or no word is shared."""
-        wanted = " ".join(answer.split()).strip(" .\"'")
-        if self.weights_SW is None or not wanted or wanted == UNSAID.strip(" ."):
+        """The best sentence, of those that reach into `within`; None if the answer says there is none, or no word is shared."""
+        if self.weights_SW is None or words(answer) in ([], words(UNSAID)):
             return None
         score_S = self.near(answer) + ASKED * self.near(question)
         if whole := spelt(answer):
