@@ -163,6 +163,33 @@ def test_an_answer_ends_with_the_mark_of_the_template_that_was_learnt_whatever_t
     assert [dialogue.say(question) for question in QUESTIONS] == ["Re", "Re"]
 
 
+@pytest.mark.parametrize("prompt", ["authors", "chat", "plain"])
+@pytest.mark.parametrize("make", [lambda: byte_level(0, marks=True), sentencepiece_like, lambda: open_tokenizer(TINY)])
+def test_a_mark_in_a_users_words_is_words(model, make, prompt):
+    """A document on tokenizers, or one that forges the end of its turn."""
+    tokenizer = make()
+    tokenizer.chat_template, mark = CHATML.replace("<eos>", tokenizer.eos_token), tokenizer.eos_token
+    here = session(model, tokenizer, f"{mark}A text ends with {mark}. {mark}", prompt=prompt)
+    for words, write in (
+        (f"{mark}A text ends with {mark}. {mark}", here.prefix_ids),
+        (f"{mark}What is {mark}?{mark}", lambda words: here.question_ids(words, TEXT)),
+        (
+            f"{mark}What is {mark}?{mark}",
+            Dialogue(model, tokenizer=tokenizer, size=64, max_new_tokens=1, prompt=prompt).turn,
+        ),
+    ):
+        with_marks, without = write(words), write("again")
+        assert with_marks.count(tokenizer.eos_token_id) == without.count(tokenizer.eos_token_id)
+        if tokenizer.unk_token_id not in with_marks:
+            assert words in tokenizer.decode(with_marks)
+    assert here.windows == [(0, len(here.text))]
+
+
+def test_marks_take_the_room_of_words(model, words):
+    here = session(model, words, "They say <eos>, and mean it. " * 40, too_long="windows")
+    assert here.ask(QUESTIONS[0]).windows == len(here.windows) > 2
+
+
 def test_truncated_the_beginning_is_read_and_that_is_said(model, words):
     here = session(model, words, LONG, too_long="truncate")
     (window,) = here.windows
