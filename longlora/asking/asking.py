@@ -206,13 +206,14 @@ class Session:
 def ends(model: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """The marks at which an answer ends: those that the model names, and what it was taught: the tokenizer's, and, with a chat
     template, those behind an answer. A base that learnt a template mostly names another."""
-    own = model.generation_config.eos_token_id if model.generation_config else None
-    found = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id}
+    named = model.generation_config.eos_token_id if model.generation_config else None
+    all_of = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
+    found = {token for token in all_of if isinstance(token, int)}
     if prompt == "chat":
         said = [{"role": "user", "content": "THE-WORDS"}, {"role": "assistant", "content": "THE-ANSWER"}]
         behind = rendered(tokenizer, said, open_turn=False).rpartition("THE-ANSWER")[2]
         found |= marks(tokenizer).keys() & bare(tokenizer, behind)
-    return sorted(found - {None})
+    return sorted(found)
 
 
 def marks(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:

@@ -154,7 +154,8 @@ class Dialogue:
             return self.frame.open(words + self.frame.after)
         text, ended = self.between + words + self.frame.after, self.unread[0] in self.ends
         if self.prompt != "chat":
-            closing = [] if ended or self.prompt == "plain" else [self.tokenizer.eos_token_id]
+            end = self.tokenizer.eos_token_id
+            closing = [end] if isinstance(end, int) and self.prompt == "authors" and not ended else []
             return self.unread + closing + continuation(self.tokenizer, text, after=WORD)
         mark = str(self.tokenizer.decode(self.unread)) if ended else ""
         if not text.startswith(mark):  # it ended otherwise than the template would have it
