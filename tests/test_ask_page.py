@@ -274,6 +274,57 @@ def test_an_answer_on_a_document_that_was_replaced_is_dropped(monkeypatch, raw, 
     assert shows == shown
 
 
+@pytest.fixture
+def visit(monkeypatch):
+    """A tab without a browser or a model; its documents have one token."""
+    from flows.cli import ask_page
+
+    monkeypatch.setattr(ask_page, "ui", MagicMock(**{"context.client.is_deleted": False}))
+    monkeypatch.setattr(ask_page, "run", SimpleNamespace(io_bound=asyncio.to_thread))
+    monkeypatch.setattr(ask_page, "Session", lambda *a, **k: MagicMock(length=1, **{"notice.return_value": ""}))
+    with ThreadPoolExecutor(1) as pool:  # Playwright has a loop in this thread
+        made = ask_page.Visit(ask_page.Shared("m", MagicMock(), MagicMock(), 12, None))
+        made.encoding.value, made.question.value = "utf-8", QUESTIONS[0]
+        yield made, lambda work: pool.submit(asyncio.run, work).result()
+
+
+@needs_nicegui
+def test_of_two_documents_the_one_that_was_sent_last_is_kept_however_long_the_first_takes(visit, monkeypatch):
+    from flows.cli import ask_page
+
+    here, done = visit
+    parsed, second_is_read = ask_page.parsed, threading.Event()
+
+    def slowly(raw, file, *, encoding):
+        assert raw != b"The first." or second_is_read.wait(60)
+        return parsed(raw, file, encoding=encoding)
+
+    monkeypatch.setattr(ask_page, "parsed", slowly)
+
+    async def both():
+        first = asyncio.ensure_future(here.take(sent(b"The first.")))
+        await asyncio.sleep(0.1)
+        await here.take(sent(b"The second."))
+        second_is_read.set()
+        await first
+
+    done(both())
+    assert here.document.text == "The second."
+
+
+@needs_nicegui
+def test_an_answer_that_fails_is_not_waited_for(visit):
+    here, done = visit
+    done(here.take(sent(TEXT.encode())))
+    here.session.ask = MagicMock(side_effect=MemoryError)
+    from flows.cli import ask_page
+
+    with pytest.raises(MemoryError):
+        done(here.ask())
+    said = ask_page.ui.label.return_value.classes.return_value.set_text
+    said.assert_called_with("the answer failed: the terminal of `longlora page` says why")
+
+
 def sent(raw: bytes) -> SimpleNamespace:
     """A browser's event."""
     return SimpleNamespace(file=SimpleNamespace(name="report.txt", read=partial(asyncio.sleep, 0, raw)))

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 import typer
 from dummy import ENV
 from test_pairs import CHATML
+from test_passkey import byte_level, sentencepiece_like
 
 from flows.cli import options
 from flows.cli.ask import ask
@@ -127,6 +129,67 @@ def test_what_is_said_word_by_word_is_the_answer(words):
     assert "".join(said) == "".join(pieces).strip() and all(said)
 
 
+@pytest.mark.parametrize(
+    "text", ["def f(x):\n    return x\n", "one\n two  three", "\u65e5\u672c na\u00efve \U0001f600\n \u4e2d\u6587"]
+)
+def test_what_is_said_is_the_answer_in_a_tokenizer_that_puts_a_space_before_every_text_too(text):
+    for tokenizer in (sentencepiece_like(text), byte_level()):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        said: list[str] = []
+        streamer = CallbackStreamer(tokenizer, said.append)
+        for token in [0, *ids]:  # the first stands for the prompt
+            streamer.put(torch.tensor([token]))
+        streamer.end()
+        assert "".join(said) == tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def test_an_answer_ends_with_the_mark_of_the_template_that_was_learnt_whatever_the_model_names(words):
+    """As after supervised fine-tuning of a base, whose own end mark is that of a text."""
+    words.chat_template = CHATML.replace("<eos>", "<pad>")
+    model, chain = open_model(TINY), ("\u010a", "R", "e", "<pad>", "\u010a")  # the first is a line break
+    after = dict(pairwise(words.convert_tokens_to_ids(list(chain))))
+    read: list[int] = []
+
+    def teach(module, args, out):
+        if read[-1] in after:
+            out[0, -1, after[read[-1]]] = 1000.0
+
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.extend(kwargs["input_ids"][0].tolist()), with_kwargs=True
+    )
+    model.lm_head.register_forward_hook(teach)
+    assert session(model, words).ask(QUESTIONS[0]).text == "Re"
+    dialogue = Dialogue(model, tokenizer=words, size=400, max_new_tokens=12)
+    assert [dialogue.say(question) for question in QUESTIONS] == ["Re", "Re"]
+
+
+@pytest.mark.parametrize("prompt", ["authors", "chat", "plain"])
+@pytest.mark.parametrize("make", [lambda: byte_level(0, marks=True), sentencepiece_like, lambda: open_tokenizer(TINY)])
+def test_a_mark_in_a_users_words_is_words(model, make, prompt):
+    """A document on tokenizers, or one that forges the end of its turn."""
+    tokenizer = make()
+    tokenizer.chat_template, mark = CHATML.replace("<eos>", tokenizer.eos_token), tokenizer.eos_token
+    here = session(model, tokenizer, f"{mark}A text ends with {mark}. {mark}", prompt=prompt)
+    for words, write in (
+        (f"{mark}A text ends with {mark}. {mark}", here.prefix_ids),
+        (f"{mark}What is {mark}?{mark}", lambda words: here.question_ids(words, TEXT)),
+        (
+            f"{mark}What is {mark}?{mark}",
+            Dialogue(model, tokenizer=tokenizer, size=64, max_new_tokens=1, prompt=prompt).turn,
+        ),
+    ):
+        with_marks, without = write(words), write("again")
+        assert with_marks.count(tokenizer.eos_token_id) == without.count(tokenizer.eos_token_id)
+        if tokenizer.unk_token_id not in with_marks:
+            assert words in tokenizer.decode(with_marks)
+    assert here.windows == [(0, len(here.text))]
+
+
+def test_marks_take_the_room_of_words(model, words):
+    here = session(model, words, "They say <eos>, and mean it. " * 40, too_long="windows")
+    assert here.ask(QUESTIONS[0]).windows == len(here.windows) > 2
+
+
 def test_truncated_the_beginning_is_read_and_that_is_said(model, words):
     here = session(model, words, LONG, too_long="truncate")
     (window,) = here.windows
@@ -146,6 +209,15 @@ def test_windows_hold_all_of_the_text_and_the_surest_answer_is_taken(model, word
     assert answer.text == max(each, key=lambda e: (e[0] != "", e[1]))[0] == "".join(told)
     assert answer.windows == len(here.windows) > 2
     assert f"{len(here.windows)} overlapping windows" in here.notice()
+
+
+@pytest.mark.parametrize("nothing", ["", ".", "The document does not say", '"The document does not say."'])
+def test_a_window_that_says_nothing_never_wins_however_sure_it_is(model, words, monkeypatch, nothing):
+    here = session(model, words, LONG, too_long="windows")
+    said = iter([Answer("42", here.windows[0], -2.0, 2, 1), Answer(nothing, here.windows[1], -0.1, 2, 1)])
+    monkeypatch.setattr(here, "windows", here.windows[:2])
+    monkeypatch.setattr(here, "answer", lambda *args: next(said))
+    assert here.ask(QUESTIONS[0]).text == "42"
 
 
 def test_who_leaves_amid_the_windows_ends_the_work_before_the_next_one(model, words, monkeypatch):

@@ -77,6 +77,26 @@ def test_only_what_the_model_read_is_cited(evidence):
     assert found.lines == (9, 9)
 
 
+def test_a_sentence_that_reaches_into_what_the_model_read_is_cited():
+    text = "It is a long story, and the king's treasure lies under the old oak. The mill has burned down."
+    evidence, question = Evidence(Document("d", text)), "Where does the treasure lie?"
+    for window in (Span(20, len(text)), Span(0, 62)):
+        assert evidence.passage(question, "under the old oak", within=window).text.startswith("It is a long story")
+    assert evidence.passage(question, "under the old oak", within=Span(68, len(text))).text.startswith("The mill")
+
+
+def test_lines_without_full_stops_are_cited_one_by_one_where_they_are_many():
+    log = "\n".join(f"  job {n * 7} of worker {n} took {n % 13} s" for n in range(200))
+    evidence = Evidence(Document("log", log))
+    found = evidence.passage("Which worker did job 539?", "worker 77")
+    assert (found.text, found.lines) == ("job 539 of worker 77 took 12 s", (78, 78))
+    assert log[found.start : found.end] == found.text
+    late = evidence.passage("Which worker did job 1260?", "worker 180", within=Span(len(log) // 2, len(log)))
+    assert late.lines == (181, 181)
+    verse = "Of arms and the man I sing,\nwho first from Troy\ncame to Lavinian shores\n"
+    assert Evidence(Document("verse", verse)).passage("Who came?", "the man").lines == (1, 3)
+
+
 def test_pages_are_named(tmp_path):
     document = Document("paper", "First page here.\n\nSecond page there.\n\n", pages=(0, 18))
     assert Evidence(document).passage("?", "there").page == 2

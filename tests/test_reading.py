@@ -273,6 +273,18 @@ def test_a_broken_pdf_is_said_once(tmp_path, caplog):
     assert not caplog.records
 
 
+def test_a_pdf_and_an_epub_with_other_things_than_stand_there_are_one_line_each(tmp_path):
+    file = pdf(tmp_path / "a.pdf", "Read me.")
+    file.write_bytes(file.read_bytes().replace(b"/F1", b"[1]"))
+    with pytest.raises(ValueError, match="a.pdf is not a PDF that can be read: unhashable type"):
+        read_document(file)
+    book = epub(tmp_path / "a.epub", "Some text.")
+    size, other = len(b"Some text.").to_bytes(4, "little"), (10**6).to_bytes(4, "little")
+    book.write_bytes(book.read_bytes().replace(size * 2, other * 2))
+    with pytest.raises(ValueError, match="a.epub is not an EPUB: it ends too soon"):
+        read_document(book)
+
+
 def test_an_encrypted_pdf_is_read_only_without_a_password_to_ask_for(tmp_path):
     assert PdfReader(pdf(tmp_path / "locked.pdf", "Secret.", password="x")).is_encrypted
     with pytest.raises(ValueError, match="locked.pdf is encrypted"):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from dummy import ENV
@@ -92,6 +93,21 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"serving needs openai, uvicorn, fastapi: pip install"):
         serve(**usual)
+
+
+@needs_openai
+def test_a_server_keeps_its_files_when_another_serves_a_model_of_the_same_name(tmp_path, monkeypatch):
+    """They are read again by the first request, and after every five minutes without one."""
+    became = []
+    monkeypatch.setattr("os.execve", lambda program, command, environment: became.append((Path.cwd(), command[4])))
+    for place, prompt in (("one", "authors"), ("other", "plain")):
+        shutil.copytree(TINY, tmp_path / place / "extended")
+        monkeypatch.chdir(tmp_path)
+        serve(str(tmp_path / place / "extended"), port=free_port(), prompt=prompt)
+    (first, second), (_, name) = (home / name for home, name in became), became[0]
+    assert name == "extended" and (first / "config.json").resolve().parent == tmp_path / "one/extended"
+    assert (second / "config.json").resolve().parent == tmp_path / "other/extended"
+    assert open_tokenizer(first).chat_template and not open_tokenizer(second).chat_template
 
 
 @pytest.fixture(scope="module")

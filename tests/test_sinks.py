@@ -198,3 +198,22 @@ def test_the_command_says_once_when_the_beginning_is_forgotten(tmp_path):
 def test_a_window_of_no_tokens_is_refused_as_any_other_that_is_too_small():
     with pytest.raises(ValueError, match="a window of 0 tokens: above 8"):
         chat(str(TINY), window=0, prompt=None, max_new_tokens=8)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (
+            "{{ raise_exception('Only the Pope talks.') }}",
+            r"refuses turns of user, assistant, user \(Only the Pope",
+        ),
+        ("{{ messages[0].content }}", "does not say two turns of a user"),
+        ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "does not say two turns of a user"),
+        ("{% if %}", "refuses turns of"),
+    ],
+)
+def test_a_template_that_takes_no_second_turn_is_named(template, said):
+    words = open_tokenizer(TINY)
+    words.chat_template = template
+    with pytest.raises(ValueError, match=said):
+        Dialogue(open_model(TINY), tokenizer=words, size=64, max_new_tokens=8)

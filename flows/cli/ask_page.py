@@ -82,6 +82,7 @@ class Visit:
         self.document: Document | None = None
         self.evidence: Evidence | None = None
         self.session: Session | None = None
+        self.latest: UploadEventArguments | None = None
         ui.add_css(STYLE)
         ui.colors(primary="#0b6bb0")
         with ui.element("div").classes("sheet"):
@@ -134,13 +135,19 @@ class Visit:
     async def take(self, event: UploadEventArguments) -> None:
         """Read the file that was sent, and begin a session on it. Its name is a browser's word: only the last part is kept."""
         self.upload.reset()
+        self.latest = event
         raw, file = await event.file.read(), Path(PurePath(event.file.name.replace("\\", "/")).name)
         document = evidence = None
+        said = ""
         try:
             document = await run.io_bound(parsed, raw, file, encoding=self.encoding.value or "utf-8")
             evidence = await run.io_bound(Evidence, document) if document else None
         except ValueError as error:
-            self.say("bad", str(error))
+            said = str(error)
+        if self.latest is not event:  # it took so long that another was sent meanwhile
+            return
+        if said:
+            self.say("bad", said)
         # At once: what is said and cited is always about the document that is shown.
         self.document, self.evidence, self.session = document, evidence, None
         self.able(False)
@@ -235,6 +242,10 @@ class Visit:
             said.set_text(str(error))
             said.classes(replace="said bad")
             return
+        except Exception:  # memory, mostly
+            said.set_text("the answer failed: the terminal of `longlora page` says why")
+            said.classes(replace="said bad")
+            raise
         finally:
             ticking.cancel()
             self.able(self.session is not None)

@@ -35,7 +35,7 @@ def serve(model: str, *, port: int, prompt: PromptName | None) -> NoReturn:
     must_be_free(LOCAL, port, "--port")
     folder = model_folder(model).resolve()
     name = folder.name if Path(model).is_dir() else model
-    home = served_below(Path.cwd())
+    home = served_below(Path.cwd()) / str(port)  # whoever else serves one of this name has another
     lay_out(folder, home / name, prompt=prompt)
     hub = hub_of(home / name)
     from torch.cuda import is_available

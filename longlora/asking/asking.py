@@ -5,6 +5,7 @@ answer the model is surest of (the mean log-probability of its tokens) is taken,
 not. Answers are greedy: the same question has the same answer.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -18,9 +19,10 @@ from transformers import (
     TextStreamer,
 )
 
-from longlora.data.prompt import Prompt, continuation, frame
+from longlora.data.prompt import WORD, Prompt, bare, continuation, frame, rendered
 from longlora.data.sentences import Span
 from longlora.data.wording import PLAIN_LEAD, UNSAID, after_document, before_question
+from longlora.data.words import words
 from longlora.model.cache import cut, read, shareable
 
 TooLong = Literal["refuse", "truncate", "windows"]
@@ -67,6 +69,7 @@ class Session:
         self.text, self.max_new_tokens = text.rstrip(), max_new_tokens
         self.prompt: Prompt = prompt or ("chat" if tokenizer.chat_template else "authors")
         self.frame = frame(tokenizer, self.prompt, plain=PLAIN_LEAD)
+        self.ends = ends(model, tokenizer=tokenizer, prompt=self.prompt)
         self.context = int(model.config.get_text_config().max_position_embeddings)
         kept = max(QUESTION, len(self.question_ids(question, "x")))
         space = self.context - max_new_tokens - kept - len(self.prefix_ids("")) - SLACK
@@ -107,10 +110,13 @@ class Session:
 
     def prefix_ids(self, text: str) -> list[int]:
         """All that comes before a question, which is the same for every question."""
-        return self.frame.open(before_question(text))
+        return spelt_out(text, tokenizer=self.tokenizer, write=lambda words: self.frame.open(before_question(words)))
 
     def question_ids(self, question: str, text: str) -> list[int]:
-        return continuation(self.tokenizer, after_document(question) + self.frame.after, after=text[-100:])
+        def write(words: str) -> list[int]:
+            return continuation(self.tokenizer, after_document(words) + self.frame.after, after=text[-100:])
+
+        return spelt_out(question, tokenizer=self.tokenizer, write=write)
 
     def ask(self, question: str, *, say: Callable[[str], None] | None = None) -> Answer:
         """The answer; with one window it is also told to `say` word by word, as it comes. With more it is told at the end, and ''
@@ -127,7 +133,7 @@ class Session:
             if say:
                 say("")
             found.append(self.answer(question, window, streamer))
-        best = max(found, key=lambda a: (a.text not in ("", UNSAID), a.certainty))
+        best = max(found, key=lambda a: (words(a.text) not in ([], words(UNSAID)), a.certainty))
         best = replace(best, read=sum(a.read for a in found))
         if say and not streamer and best.text:
             say(best.text)
@@ -170,13 +176,11 @@ class Session:
         return Answer(text, window, certainty, len(self.windows), read=len(asked) if kept else len(tokens))
 
     def greedy(self) -> GenerationConfig:
-        own = self.model.generation_config
-        end = own.eos_token_id if own and own.eos_token_id is not None else self.tokenizer.eos_token_id
         return GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
-            eos_token_id=end,
-            pad_token_id=end[0] if isinstance(end, list) else end,
+            eos_token_id=self.ends or None,
+            pad_token_id=self.ends[0] if self.ends else None,
             stop_strings=["\n"] if self.prompt == "plain" else None,
             return_dict_in_generate=True,
             output_logits=True,
@@ -199,6 +203,45 @@ class Session:
         return prefix, cache
 
 
+def ends(model: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """The marks at which an answer ends: those that the model names, and what it was taught: the tokenizer's, and, with a chat
+    template, those behind an answer. A base that learnt a template mostly names another."""
+    named = model.generation_config.eos_token_id if model.generation_config else None
+    all_of = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
+    found = {token for token in all_of if isinstance(token, int)}
+    if prompt == "chat":
+        said = [{"role": "user", "content": "THE-WORDS"}, {"role": "assistant", "content": "THE-ANSWER"}]
+        behind = rendered(tokenizer, said, open_turn=False).rpartition("THE-ANSWER")[2]
+        found |= marks(tokenizer).keys() & bare(tokenizer, behind)
+    return sorted(found)
+
+
+def marks(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """The special tokens, as they are written, but not the one for what the tokenizer does not know."""
+    special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return {number: written for number, written in special.items() if number != tokenizer.unk_token_id}
+
+
+def spelt_out(words: str, *, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], list[int]]) -> list[int]:
+    """What `write` makes of a user's words, any marks in them as plain words: a document may speak of <s>, or forge a turn."""
+    special, ids, frame = marks(tokenizer), write(words), write(WORD)
+    places = [place for place, token in enumerate(ids) if token in special]
+    ours = sum(token in special for token in frame)
+    if len(places) == ours:
+        return ids
+    start = next((place for place, (a, b) in enumerate(zip(ids, frame, strict=False)) if a != b), len(frame))
+    before = sum(place < start for place in places)
+    theirs = set(places[before : len(places) - (ours - before)])
+    spelt: list[int] = []
+    for place, token in enumerate(ids):
+        if place in theirs:
+            first, rest = special[token][0], special[token][1:]
+            spelt += [*continuation(tokenizer, first, after=WORD), *continuation(tokenizer, rest, after=first)]
+        else:
+            spelt.append(token)
+    return spelt
+
+
 class CallbackStreamer(TextStreamer):
     """Passes an answer on as soon as words are whole, without the white space around it."""
 
@@ -207,16 +250,33 @@ class CallbackStreamer(TextStreamer):
         self.say = say
         self.begun, self.held = False, ""
 
+    def put(self, value: torch.Tensor) -> None:
+        """As transformers', but each token is decoded with all before it: a line's first one loses the space before it alone."""
+        if self.next_tokens_are_prompt:
+            self.next_tokens_are_prompt = False
+            return
+        self.token_cache += value.flatten().tolist()
+        text = str(self.tokenizer.decode(self.token_cache, **self.decode_kwargs))
+        whole = (
+            text
+            if text and self._is_chinese_char(ord(text[-1]))
+            else text[: len(text) - len(re.split(r"\s", text)[-1])]
+        )
+        self.on_finalized_text(whole[self.print_len :])
+        self.print_len = max(self.print_len, len(whole))
+
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         text = self.held + text if self.begun else text.lstrip()
         self.held = text[len(text.rstrip()) :]  # said only if more follows
-        if words := text.rstrip():
+        if whole := text.rstrip():
             self.begun = True
-            self.say(words)
+            self.say(whole)
 
 
 def windows(text: str, *, tokenizer: PreTrainedTokenizerBase, space: int) -> tuple[list[Span], int]:
     """The whole text as one window if it has at most `space` tokens, else overlapping ones; and its length in tokens."""
+    for mark in marks(tokenizer).values():  # they are spelt out, and so are as long as other words
+        text = text.replace(mark, "(" + mark[1:])
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     offsets = encoded["offset_mapping"]
     length = len(offsets)

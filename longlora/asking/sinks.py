@@ -9,14 +9,15 @@ positions, tests/test_sinks.py. What is forgotten is forgotten: this makes a dia
 Letters: B batch, H key/value heads, S keys, D head size, F rotary frequencies (2F of a head's D dimensions turn).
 """
 
+import re
 from collections.abc import Callable, Iterator
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from longlora.asking.asking import CallbackStreamer
-from longlora.data.prompt import Frame, Prompt, bare, frame
+from longlora.asking.asking import CallbackStreamer, ends, spelt_out
+from longlora.data.prompt import WORD, Frame, Prompt, continuation, frame, rendered
 from longlora.model.cache import shareable
 from longlora.model.position import frequencies, rotary
 
@@ -136,9 +137,7 @@ class Dialogue:
         self.chunk = max(1, (size - sinks) // 2)  # at least half of the window is seen beside new words
         self.prompt: Prompt = prompt or ("chat" if tokenizer.chat_template else "authors")
         self.frame, self.between = turns(tokenizer, self.prompt)
-        end = model.generation_config.eos_token_id if model.generation_config else None
-        end = tokenizer.eos_token_id if end is None else end
-        self.ends = set(end) if isinstance(end, list) else {end}
+        self.ends = ends(model, tokenizer=tokenizer, prompt=self.prompt)
         self.unread: list[int] = []  # the last token of an answer: chosen, not yet read
 
     @property
@@ -147,13 +146,21 @@ class Dialogue:
         return max(0, self.cache.get_seq_length() - self.size)
 
     def turn(self, words: str) -> list[int]:
-        """What has to be read of a user's words: the end of the turn before, and the frame around them."""
+        """What has to be read of a user's words: the end of the turn before, and the frame around them, as in training."""
+        return spelt_out(words, tokenizer=self.tokenizer, write=self.framed)
+
+    def framed(self, words: str) -> list[int]:
         if not self.unread:
             return self.frame.open(words + self.frame.after)
-        between, mark = self.between, str(self.tokenizer.decode(self.unread))
-        if self.unread[0] in self.ends:
-            between = between.removeprefix(mark)
-        return self.unread + bare(self.tokenizer, between + words + self.frame.after)
+        text, ended = self.between + words + self.frame.after, self.unread[0] in self.ends
+        if self.prompt != "chat":
+            end = self.tokenizer.eos_token_id
+            closing = [end] if isinstance(end, int) and self.prompt == "authors" and not ended else []
+            return self.unread + closing + continuation(self.tokenizer, text, after=WORD)
+        mark = str(self.tokenizer.decode(self.unread)) if ended else ""
+        if not text.startswith(mark):  # it ended otherwise than the template would have it
+            mark = ""
+        return self.unread + continuation(self.tokenizer, text.removeprefix(mark), after=WORD + mark)
 
     @torch.inference_mode()
     def say(self, words: str, *, tell: Callable[[str], None] | None = None) -> str:
@@ -190,21 +197,26 @@ class Dialogue:
 
 
 def turns(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[Frame, str]:
-    """What stands around a user's words in a dialogue, and between an answer and the next words.
+    """What stands around a user's words in a dialogue, and between an answer (in a template its end mark, too) and the next words.
 
     Raises:
-        ValueError: the prompt is chat, and there is no chat template.
+        ValueError: the prompt is chat, and there is no chat template, or one that does not take a second turn.
     """
     if prompt != "chat":
         around = frame(tokenizer, prompt, plain="\n")
-        return around, "\n" if prompt == "plain" else f"{tokenizer.eos_token}{around.before}"
+        return around, "\n" if prompt == "plain" else around.before
     if not tokenizer.chat_template:
         raise ValueError(
             "--prompt chat needs a tokenizer with a chat template, and this one has none: authors or plain"
         )
     said = ["THE-FIRST-WORDS", "THE-ANSWER-TO-THEM", "THE-SECOND-WORDS"]
     three = [{"role": role, "content": words} for role, words in zip(("user", "assistant", "user"), said, strict=True)]
-    text = str(tokenizer.apply_chat_template(three, tokenize=False, add_generation_prompt=True))
-    first, rest = text.split(said[0])
-    between, after = rest.split(said[1])[1].split(said[2])
+    text = rendered(tokenizer, three, open_turn=True)
+    parts = re.split("|".join(said), text)
+    if re.findall("|".join(said), text) != said:
+        raise ValueError(
+            "the chat template does not say two turns of a user and the answer between them, each once and as they are: "
+            "--prompt authors or plain"
+        )
+    first, between, after = parts[0], parts[2], parts[3]
     return Frame(tokenizer, first, after, marked=True), between

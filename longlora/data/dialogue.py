@@ -7,12 +7,11 @@ fine-tuning). A prompt has the tokens that it has when the model is asked; the a
 from collections.abc import Sequence
 
 import numpy as np
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from longlora.data.instructions import Turn
 from longlora.data.packing import Pair
-from longlora.data.prompt import AUTHORS, continuation, opening
+from longlora.data.prompt import AUTHORS, continuation, opening, rendered
 
 
 def tokenised(turns: Sequence[Turn], *, tokenizer: PreTrainedTokenizerBase, prompt: str) -> Pair:
@@ -79,12 +78,3 @@ def chat_pieces(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> li
         pieces += [(open_[len(said) :], False), (learnt, True)]
         said = open_ + learnt
     return pieces
-
-
-def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, open_turn: bool) -> str:
-    """Raises ValueError where the template refuses the turns."""
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
-    except TemplateError as error:
-        roles = ", ".join(m["role"] for m in messages)
-        raise ValueError(f"pairs.prompt = chat: the template refuses turns of {roles} ({error}): use authors") from None

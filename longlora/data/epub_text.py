@@ -29,8 +29,8 @@ def epub_text(raw: bytes, file: Path, *, largest: int) -> str:
                 raise ValueError(f"{file} is encrypted: its chapters open with a licence (DRM) only")
             texts = (html_text(book.read(chapter)).strip() for chapter in chapters)
             return "\n\n".join(text for text in texts if text) + "\n"
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, KeyError, ElementTree.ParseError) as error:
-        raise ValueError(f"{file} is not an EPUB: {error}") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, KeyError, ElementTree.ParseError) as error:
+        raise ValueError(f"{file} is not an EPUB: {str(error) or 'it ends too soon'}") from None
 
 
 def spine(book: zipfile.ZipFile) -> Iterator[str]:

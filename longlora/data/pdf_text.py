@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 
 from pypdf import PdfReader
-from pypdf.errors import PyPdfError
 
 logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it cannot read it raises, and that is said in our one line
 RUNNING = 3
@@ -32,11 +31,15 @@ def pdf_text(raw: bytes, file: Path) -> tuple[str, tuple[int, ...]]:
     """
     try:
         reader = PdfReader(io.BytesIO(raw))
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise ValueError(f"{file} is encrypted: save a copy without its password first")
-        texts = [LIGATURE.sub(letters, joined(page.extract_text())).strip() for page in reader.pages]
-    except PyPdfError as error:
-        raise ValueError(f"{file} is not a PDF that can be read: {error}") from None
+        locked = reader.is_encrypted and not reader.decrypt("")
+        raw_pages = [] if locked else [joined(page.extract_text()) for page in reader.pages]
+    except (
+        Exception
+    ) as error:  # pypdf meets a broken file with PyPdfError, but with TypeError, AssertionError and others, too
+        raise ValueError(f"{file} is not a PDF that can be read: {str(error) or type(error).__name__}") from None
+    if locked:
+        raise ValueError(f"{file} is encrypted: save a copy without its password first")
+    texts = [LIGATURE.sub(letters, page).strip() for page in raw_pages]
     texts = [paragraphs(page) for page in unhyphenated(without_running_lines(texts))]
     starts, text = [], ""
     for page, following in zip(texts, [*texts[1:], ""], strict=True):

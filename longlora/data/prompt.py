@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 Prompt = Literal["chat", "authors", "plain"]
@@ -84,13 +85,26 @@ def chat_turn(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
         raise ValueError("prompt = chat needs a tokenizer with a chat template, and this one has none: use plain")
     words = "THE-WORDS-OF-THE-USER"
     turn = [{"role": "user", "content": words}]
-    parts = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)).split(words)
+    parts = rendered(tokenizer, turn, open_turn=True).split(words)
     if len(parts) != 2:
         raise ValueError(
             f"prompt = chat needs a chat template that says the user's words once, as they are, and this one says them "
             f"{len(parts) - 1} times: use plain"
         )
     return parts[0], parts[1]
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, open_turn: bool) -> str:
+    """What the chat template makes of `messages`, the model's next turn opened or not.
+
+    Raises:
+        ValueError: the template refuses them, or is none.
+    """
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(f"the chat template refuses turns of {roles} ({error})") from None
 
 
 def haystack(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> np.ndarray:

@@ -14,7 +14,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from longlora.data.reading import Document
 from longlora.data.sentences import Span, parts, sentences
 from longlora.data.wording import UNSAID
-from longlora.data.words import terms
+from longlora.data.words import terms, words
 
 VERBATIM = 1.0
 """What a sentence that holds the answer word for word has more than one that does not; a cosine is at most 1."""
@@ -22,6 +22,10 @@ ASKED = 0.5
 """Weight of the question's words against the answer's: the question is mostly about what the passage is about."""
 NUMBERING = re.compile(r"\d{1,2}[.)]")
 """The number of a list's item, which `sentences` takes for a sentence: for the answer "3" it would be the passage."""
+
+LONGEST = 2000
+"""Characters of what is cited as a sentence."""
+LINE = re.compile(r"\S(?:.*\S)?")
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class Evidence:
 
     def __init__(self, document: Document) -> None:
         self.document = document
-        self.spans = [s for s in sentences(document.text) if not NUMBERING.fullmatch(document.text, *s)]
+        spans = [part for sentence in sentences(document.text) for part in shortened(document.text, sentence)]
+        self.spans = [s for s in spans if not NUMBERING.fullmatch(document.text, *s)]
         self.flat = [spelt(document.text[slice(*s)]) for s in self.spans]
         self.words = TfidfVectorizer(token_pattern=r"\S+", sublinear_tf=True)
         try:
@@ -59,15 +64,14 @@ class Evidence:
             self.weights_SW = None
 
     def passage(self, question: str, answer: str, *, within: Span | None = None) -> Passage | None:
-        """The best sentence, of those inside `within`; None if the answer says that there is none, or no word is shared."""
-        wanted = " ".join(answer.split()).strip(" .\"'")
-        if self.weights_SW is None or not wanted or wanted == UNSAID.strip(" ."):
+        """The best sentence, of those that reach into `within`; None if the answer says there is none, or no word is shared."""
+        if self.weights_SW is None or words(answer) in ([], words(UNSAID)):
             return None
         score_S = self.near(answer) + ASKED * self.near(question)
         if whole := spelt(answer):
             score_S += VERBATIM * np.array([f" {whole} " in f" {s} " for s in self.flat])
         if within is not None:
-            score_S *= np.array([within.start <= s.start < within.end for s in self.spans])
+            score_S *= np.array([s.start < within.end and within.start < s.end for s in self.spans])
         return self.best(score_S)
 
     def asked_about(self, question: str) -> Passage | None:
@@ -90,6 +94,13 @@ class Evidence:
         lines = document.line(span.start), document.line(span.end - 1)
         text = " ".join(document.text[slice(*span)].split())
         return Passage(span.start, span.end, lines, document.page(span.start), heading, text)
+
+
+def shortened(text: str, sentence: Span) -> list[Span]:
+    """The sentence, or its lines where it is longer than one that somebody wrote: a log, a list, a poem without full stops."""
+    if sentence.end - sentence.start <= LONGEST:
+        return [sentence]
+    return [Span(*line.span()) for line in LINE.finditer(text, *sentence)]
 
 
 def spelt(text: str) -> str:
