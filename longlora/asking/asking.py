@@ -23,6 +23,7 @@ from longlora.data.prompt import WORD, Prompt, bare, continuation, frame, render
 from longlora.data.sentences import Span
 from longlora.data.wording import PLAIN_LEAD, UNSAID, after_document, before_question
 from longlora.data.words import words
+from longlora.evaluation.answer import rooms
 from longlora.model.cache import cut, read, shareable
 
 TooLong = Literal["refuse", "truncate", "windows"]
@@ -155,29 +156,41 @@ class Session:
                 f"the question has {len(asked)} tokens, and {self.context - self.max_new_tokens - len(prefix)} are left for it"
             )
         tokens_BL = torch.tensor([tokens], device=self.model.device)
+        parts = rooms(self.model, length=len(tokens), room=self.max_new_tokens)
+        steps: list[torch.Tensor] = []
         try:
-            out = self.model.generate(
-                tokens_BL,
-                attention_mask=torch.ones_like(tokens_BL),
-                past_key_values=cache,
-                generation_config=self.greedy(),
-                streamer=streamer,
-                tokenizer=self.tokenizer,
-            )
+            for room in parts:
+                out = self.model.generate(
+                    tokens_BL,
+                    attention_mask=torch.ones_like(tokens_BL),
+                    past_key_values=cache,
+                    generation_config=self.greedy(room),
+                    streamer=streamer if len(parts) == 1 else None,
+                    tokenizer=self.tokenizer,
+                )
+                tokens_BL, steps = out.sequences, [*steps, *out.logits]
+                if self.ended(tokens_BL[0, len(tokens) :]) or len(out.logits) < room:
+                    break
         except BaseException:
             self.cached = None  # it may hold half a step
             raise
         if cache is not None:
             cut(cache, len(prefix))
-        new_N = out.sequences[0, len(tokens) :]
-        logits_NV = torch.stack([step[0] for step in out.logits]).float()
+        new_N = tokens_BL[0, len(tokens) :]
+        logits_NV = torch.stack([step[0] for step in steps]).float()
         certainty = logits_NV.log_softmax(dim=-1).gather(1, new_N[:, None]).mean().item()
         text = str(self.tokenizer.decode(new_N, skip_special_tokens=True)).strip()
+        if streamer and text and len(parts) > 1:  # each part would begin its words anew
+            streamer.say(text)
         return Answer(text, window, certainty, len(self.windows), read=len(asked) if kept else len(tokens))
 
-    def greedy(self) -> GenerationConfig:
+    def ended(self, new_N: torch.Tensor) -> bool:
+        """Whether an answer of these tokens goes on no further."""
+        return int(new_N[-1]) in self.ends or (self.prompt == "plain" and "\n" in str(self.tokenizer.decode(new_N)))
+
+    def greedy(self, room: int) -> GenerationConfig:
         return GenerationConfig(
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=room,
             do_sample=False,
             eos_token_id=self.ends or None,
             pad_token_id=self.ends[0] if self.ends else None,

@@ -15,9 +15,10 @@ from itertools import takewhile
 from pathlib import Path
 
 import torch
+from torch.nn import functional as F  # noqa: N812
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from longlora.model.cache import beginning, read, shareable
+from longlora.model.cache import beginning, read, shareable, steady
 from longlora.model.load import batch_tokens, must_reach
 from longlora.model.seal import WEIGHTS, sha256
 from longlora.parallel.sharding import merged, ours, rank
@@ -117,12 +118,33 @@ def greedy(
 ) -> torch.Tensor:
     """Prompts and their continuations of up to `room` tokens (B, L + room). The tokens in the `cache` are not read again."""
     end = model.generation_config.eos_token_id if model.generation_config else None
+    first, *later = rooms(model, length=tokens_BL.shape[1], room=room)
+    if later:
+        begun_BL = greedy(model, tokens_BL, room=first)
+        ends = torch.tensor(end if isinstance(end, list) else [] if end is None else [end], device=model.device)
+        going_B = ~torch.isin(begun_BL[:, tokens_BL.shape[1] :], ends).any(dim=1)
+        if not going_B.any():
+            return begun_BL
+        rest_BL = greedy(model, begun_BL[going_B], room=room - first)
+        whole_BL = F.pad(begun_BL, (0, rest_BL.shape[1] - begun_BL.shape[1]))
+        whole_BL[going_B] = rest_BL
+        return whole_BL
     plain = GenerationConfig(do_sample=False, max_new_tokens=room, eos_token_id=end, pad_token_id=0)
     out_BL = model.generate(  # type: ignore[reportCallIssue]  # nn.Module's attributes hide the method from the checker
         tokens_BL, attention_mask=torch.ones_like(tokens_BL), generation_config=plain, past_key_values=cache
     )
     assert isinstance(out_BL, torch.Tensor)
     return out_BL
+
+
+def rooms(model: PreTrainedModel, *, length: int, room: int) -> list[int]:
+    """The `room` behind a prompt of `length` tokens, in the parts that may be written over one cache each. Under longrope a text
+    that grows beyond the base's window has all of its keys turned otherwise, those that a cache holds too, so it is read again."""
+    rope = model.config.get_text_config().to_dict().get("rope_parameters") or {}
+    border = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+    if border is None or steady(model) or not length <= border < length + room - 1:
+        return [room]
+    return [border + 1 - length, length + room - border - 1]  # the last token before it is chosen by `border` others
 
 
 def text_of(ids: list[int], *, tokenizer: PreTrainedTokenizerBase) -> str:
