@@ -3,7 +3,8 @@
 A `Child` is this file run as a supervisor, in a session of its own; the supervisor starts the command. Our death, however it comes,
 closes the pipe that is the supervisor's stdin: then it ends the command and all that the command started, first kindly (TERM),
 then not (KILL). A signal aimed at us, a time-out raised in us and the end of the command take the same way out.
-Every process of a run carries its folder in an environment variable, so that `sweep` finds even those whose supervisor was killed.
+Every process of a run carries its folder in an environment variable, so that `sweep` finds even those whose supervisor was killed,
+and its supervisor's name in another: a process whose parent ends just now stands in no tree.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ import psutil
 
 GRACE = "LONGLORA_GRACE"
 MARK = "LONGLORA_WORKTREE"
+OWN = "LONGLORA_SUPERVISOR"
 TICK = 0.5  # seconds: how soon a time-out or a cancel is noticed
 
 running: set["Child"] = set()  # for `stop_all`
@@ -159,10 +161,15 @@ def take_over(folder: Path) -> None:
 
 def marked(folder: Path) -> list[psutil.Process]:
     """Every process that bears the mark of `folder`, but this one."""
+    return bearing(MARK, str(folder))
+
+
+def bearing(variable: str, value: str) -> list[psutil.Process]:
+    """Every process that has this in its environment, but this one."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.pid != os.getpid() and process.environ().get(MARK) == str(folder):
+            if process.pid != os.getpid() and process.environ().get(variable) == value:
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
@@ -191,7 +198,8 @@ def supervise(command: Sequence[str]) -> int:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    child = subprocess.Popen(command, stdin=subprocess.PIPE)
+    own = f"{os.getpid()} {time.time_ns()}"
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, OWN: own})
     assert child.stdin
     to_child = child.stdin
 
@@ -211,7 +219,7 @@ def supervise(command: Sequence[str]) -> int:
         threading.Thread(target=wait, daemon=True).start()
     stop.get()
     status = child.poll()
-    end(descendants())
+    end(own)
     if status is None:
         return 128 + signal.SIGTERM
     return 128 - status if status < 0 else status
@@ -224,10 +232,13 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
 
 
-def descendants() -> list[psutil.Process]:
-    """Our children and theirs (torchrun gives its workers sessions of their own), and whoever else is in our group."""
+def descendants(own: str) -> list[psutil.Process]:
+    """Our children and theirs (torchrun gives its workers sessions of their own), and whoever else is in our group or bears our
+    name: the tree is read process by process, and who loses his parent meanwhile is not in it."""
     ours = psutil.Process().children(recursive=True)
     known = {process.pid for process in ours} | {os.getpid()}
+    ours += [process for process in bearing(OWN, own) if process.pid not in known]
+    known |= {process.pid for process in ours}
     for pid in psutil.pids():
         try:
             if pid not in known and os.getpgid(pid) == os.getpgid(0):
@@ -237,15 +248,23 @@ def descendants() -> list[psutil.Process]:
     return ours
 
 
-def end(processes: list[psutil.Process]) -> None:
+def end(own: str) -> None:
     """TERM, a grace, KILL; again for those that appeared meanwhile."""
+    processes = descendants(own)
     for process in processes:
         tell(process, signal.SIGTERM)
     psutil.wait_procs(processes, timeout=grace())
-    while left := [process for process in descendants() if process.status() != psutil.STATUS_ZOMBIE]:
+    while left := [process for process in descendants(own) if lives(process)]:
         for process in left:
             tell(process, signal.SIGKILL)
         psutil.wait_procs(left, timeout=1)
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # since it was found
+        return False
 
 
 def tell(process: psutil.Process, number: signal.Signals) -> None:

@@ -128,12 +128,22 @@ def project(folder: Path) -> Project:
     for needed in ("dvc.yaml", "params.yaml", ".dvc"):
         if not (tree / needed).exists():
             raise ValueError(f"{tree} has no {needed}: it must stand at the top of the git repository")
-    if not git("rev-list", "--all", "--max-count=1", cwd=tree):
+    if not has_commit(tree):
         raise ValueError(f"{tree} has no commit yet: a run is recorded on top of one")
     found = Project(tree=tree, root=main_checkout(tree))
     if found.state.is_file():
         raise ValueError(f"{found.state} is a file, and must be a folder: runs keep what they need there")
     return found
+
+
+def has_commit(tree: Path) -> bool:
+    """Whether the repository holds a commit; `--all` would also look at worktrees that another run just makes, half made."""
+    if git("for-each-ref", "--count=1", cwd=tree):
+        return True
+    try:
+        return bool(git("rev-parse", "--verify", "HEAD^{commit}", cwd=tree))  # detached, as a server checks out
+    except ValueError:
+        return False
 
 
 def forget_callers_repository(folder: Path) -> None:

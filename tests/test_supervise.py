@@ -254,6 +254,29 @@ def test_sweep_spares_other_folders(tmp_path, parent):
     assert len(alive(tmp_path)) == 4
 
 
+ORPHAN = """
+import subprocess, sys
+command = [sys.executable, "-c", "import time; time.sleep(600)"]
+print(subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True).pid)
+"""
+
+
+def test_who_stands_in_no_tree_is_found_by_the_supervisors_name_and_who_has_gone_meanwhile_lives_no_more():
+    done = subprocess.run(
+        [sys.executable, "-c", ORPHAN], env={**os.environ, supervise.OWN: "ours"}, stdout=subprocess.PIPE, text=True
+    )
+    process = psutil.Process(int(done.stdout))
+    try:
+        assert process not in psutil.Process().children(recursive=True)
+        assert process in supervise.descendants("ours")
+        assert process not in supervise.descendants("another's")
+        assert supervise.lives(process)
+    finally:
+        process.kill()
+        psutil.wait_procs([process], timeout=5)
+    assert not supervise.lives(process)
+
+
 WORKER = """
 import os, signal, sys, time
 if os.fork() == 0:  # a daemon: nobody's child, in a session of its own, and deaf

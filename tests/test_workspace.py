@@ -111,6 +111,19 @@ def test_files_as_they_were_are_no_snapshot_once_data_is_not_what_it_was(folder,
     assert snapshot(where).key != first.key
 
 
+def test_a_worktree_that_another_run_is_just_making_is_in_nobodys_way(folder, tmp_path):
+    dummy.git(folder, "worktree", "add", "--detach", "--quiet", str(tmp_path / "other"))
+    (folder / ".git/worktrees/other/HEAD").write_text("0" * 40 + "\n")  # what git itself puts there first
+    assert project(folder).tree == folder
+
+
+def test_a_detached_checkout_without_any_branch_is_a_project(folder):
+    dummy.git(folder, "checkout", "--quiet", "--detach")
+    for ref in dummy.git(folder, "for-each-ref", "--format=%(refname)").splitlines():
+        dummy.git(folder, "update-ref", "-d", ref)
+    assert project(folder).tree == folder
+
+
 def test_what_is_no_project_is_said_in_one_line(tmp_path, folder):
     with pytest.raises(ValueError, match="not in a git repository"):
         project(tmp_path)
