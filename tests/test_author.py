@@ -97,6 +97,7 @@ def test_only_what_stands_in_the_document_is_kept(stub, tmp_path):
     assert done.refused == {"the evidence is not in the document": 6, "answer missing": 6}
     path, key, body = handler.seen[0]
     assert (path, key, body["model"]) == ("/v1/chat/completions", "Bearer sesame", "some-model")
+    assert body["max_completion_tokens"] == endpoint.max_tokens
     assert "sesame" not in (tmp_path / "j").read_text()
 
 
@@ -290,6 +291,18 @@ def test_a_reply_without_a_list_costs_that_reply(stub, tmp_path):
     handler.script += [b'{"choices": [{"message": {"content": "I cannot."}}]}']
     done = work(endpoint, tmp_path)
     assert len(done.cases) == 5 and done.refused["a reply is no JSON list"] == 1
+
+
+def test_a_reply_that_was_cut_short_is_left_out_and_asked_for_again_only_where_more_is_allowed(stub, tmp_path):
+    handler, endpoint = stub
+    rows = json.dumps([{"question": "What was carried?", "answer": "oil", "evidence": "barrels of oil"}])
+    cut = {"choices": [{"message": {"content": rows}, "finish_reason": "length"}], "usage": {"total_tokens": 70}}
+    handler.script += [json.dumps(cut).encode()]
+    done = work(endpoint, tmp_path)
+    assert (len(done.cases), done.tokens) == (5, 570) and done.refused["a reply is cut short (--max-tokens)"] == 1
+    assert work(endpoint, tmp_path).calls == 0
+    more = work(replace(endpoint, max_tokens=endpoint.max_tokens + 1), tmp_path)
+    assert (more.calls, len(more.cases), more.tokens) == (1, 6, 600)
 
 
 def test_the_command_keeps_what_is_finished_and_says_how_to_go_on(stub, tmp_path, monkeypatch):

@@ -208,6 +208,7 @@ def longqa_write(
     length: Annotated[int, typer.Option(min=1, help="Words of an excerpt, at most.")] = 2000,
     questions: Annotated[int, typer.Option(min=1, help="Questions per excerpt.")] = 3,
     budget: Annotated[int, typer.Option(min=1, help="Tokens that all calls may take together.")] = 1_000_000,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one reply, at most.")] = 4096,
     schema: Annotated[
         bool,
         typer.Option("--schema", help="Let the endpoint hold replies to their form; llama.cpp, vLLM and OpenAI can."),
@@ -220,7 +221,7 @@ def longqa_write(
     from flows.cli.longqa import write_by_model
 
     plan = {"excerpts": excerpts, "length": length, "questions": questions, "budget": budget, "seed": seed}
-    asked = {"url": url, "model": model, "timeout": timeout, "schema": schema}
+    asked = {"url": url, "model": model, "timeout": timeout, "schema": schema, "max_tokens": max_tokens}
     for line in write_by_model(docs, out=out, asked=asked, plan=plan, encoding=encoding, tell=note):
         print(line)
 

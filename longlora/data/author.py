@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -50,6 +50,9 @@ class Endpoint:
     """Seconds for one reply."""
     schema: bool = False
     """Whether the endpoint is to let its model write nothing but what has the form asked for (`response_format: json_schema`)."""
+    max_tokens: int = 4096
+    """Of a reply, at most, what a model thinks before it included: a small model may repeat itself for ever, above all inside a
+    string that a schema asks for."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,14 @@ class Work:
     """Made by this run."""
     stopped: str = ""
     """Why not all excerpts were asked about; '' if they were."""
+
+
+class Reply(NamedTuple):
+    text: str
+    tokens: int
+    """That it took, what was asked included; 0 if the endpoint does not count them."""
+    cut: int = 0
+    """The `max_tokens` at which it was cut short; 0 if it ended by itself."""
 
 
 class Unavailable(Exception):  # noqa: N818  a state of the endpoint, told by the caller
@@ -119,7 +130,7 @@ def write_questions(
                 work.refused["an excerpt is another's again" if text else "an excerpt holds no whole sentence"] += 1
                 continue
             heard.add(key)
-            if key not in known:
+            if key not in known or 0 < known[key].cut < endpoint.max_tokens:
                 if work.tokens >= plan.budget:
                     work.stopped = f"the budget of {plan.budget:,} tokens is used, {work.tokens:,} were"
                     break
@@ -132,12 +143,14 @@ def write_questions(
                     break
                 work.calls += 1
                 note(journal, key, known[key])
-            reply, tokens = known[key]
-            if not tokens:
+            reply = known[key]
+            if not reply.tokens:
                 work.estimated += 1
-                tokens = estimated(order + reply)
-            work.tokens += tokens
-            judge(reply, text, names, work)
+            work.tokens += reply.tokens or estimated(order + reply.text)
+            if reply.cut:
+                work.refused["a reply is cut short (--max-tokens)"] += 1
+            else:
+                judge(reply.text, text, names, work)
             tell(f"{number + 1} of {plan.excerpts} excerpts: {len(work.cases)} questions, {work.tokens:,} tokens")
     return work
 
@@ -182,13 +195,18 @@ def estimated(text: str) -> int:
 
 def call(
     client: httpx.Client, endpoint: Endpoint, order: str, *, form: dict[str, Any], wait: Callable[[float], None]
-) -> tuple[str, int]:
-    """A reply and the tokens it took; asked again after failures that may pass, a longer while each time.
+) -> Reply:
+    """A reply; asked again after failures that may pass, a longer while each time.
 
     Raises:
         Unavailable: it failed for good.
     """
-    body = {"model": endpoint.model, "messages": [{"role": "user", "content": order}], "temperature": 0} | form
+    body = {
+        "model": endpoint.model,
+        "messages": [{"role": "user", "content": order}],
+        "temperature": 0,
+        "max_completion_tokens": endpoint.max_tokens,
+    } | form
     said = ""
     for attempt in range(ATTEMPTS):
         delay = 2.0**attempt
@@ -212,11 +230,13 @@ def call(
     raise Unavailable(f"{endpoint.url} gives no reply ({' '.join(said.split())})")
 
 
-def content(response: httpx.Response, endpoint: Endpoint) -> tuple[str, int]:
+def content(response: httpx.Response, endpoint: Endpoint) -> Reply:
     try:
         answer = response.json()
-        text = answer["choices"][0]["message"]["content"] or ""
-        return str(text), int((answer.get("usage") or {}).get("total_tokens") or 0)
+        choice = answer["choices"][0]
+        cut = endpoint.max_tokens if choice.get("finish_reason") == "length" else 0
+        tokens = int((answer.get("usage") or {}).get("total_tokens") or 0)
+        return Reply(str(choice["message"]["content"] or ""), tokens, cut)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise Unavailable(
             f"{endpoint.url} does not answer as OpenAI's chat completions do: {response.text[:80]!r}"
@@ -270,13 +290,14 @@ def rows(reply: str) -> list[Any] | None:
     return None
 
 
-def note(journal: Path, key: str, reply: tuple[str, int]) -> None:
+def note(journal: Path, key: str, reply: Reply) -> None:
     journal.parent.mkdir(parents=True, exist_ok=True)
     with journal.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps({"key": key, "reply": reply[0], "tokens": reply[1]}) + "\n")
+        row = {"key": key, "reply": reply.text, "tokens": reply.tokens} | ({"cut": reply.cut} if reply.cut else {})
+        lines.write(json.dumps(row) + "\n")
 
 
-def read_journal(journal: Path) -> dict[str, tuple[str, int]]:
+def read_journal(journal: Path) -> dict[str, Reply]:
     """Replies by the digest of what was asked. A last line that was cut off in writing is taken away.
 
     Raises:
@@ -289,7 +310,7 @@ def read_journal(journal: Path) -> dict[str, tuple[str, int]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            known[row["key"]] = (row["reply"], row["tokens"])
+            known[row["key"]] = Reply(row["reply"], row["tokens"], row.get("cut", 0))
         except (json.JSONDecodeError, KeyError, TypeError):
             if line.endswith("\n"):
                 raise ValueError(f"{journal} line {number} is no line of a journal: move it away") from None
