@@ -213,7 +213,9 @@ BAD = {
         "asks for quantised weights",
     ),
     "index swapped": (swap_index, "sealed", "model.safetensors.index.json is not the file that was written"),
-    "weights of another format beside": (lambda f, b: add(f, "pytorch_model.bin"), "sealed", "pytorch_model.bin is not in SHA256SUMS"),
+    "weights of another format beside": (
+        lambda f, b: add(f, "pytorch_model.bin"), "sealed", "pytorch_model.bin is not in SHA256SUMS",
+    ),
     "code beside": (
         lambda f, b: [edit_config(f, auto_map={"AutoModelForCausalLM": "own.Own"}), add(f, "own.py")],
         "sealed",
@@ -223,7 +225,9 @@ BAD = {
         lambda f, b: add(f, "tokenizer.model"), "sealed", "tokenizer.model is not in SHA256SUMS",
     ),
     "a window that slides for other clients": (
-        lambda f, b: edit_config(f, sliding_window=64, layer_types=["sliding_attention"] * 2), "sealed", "config.json is not the file",
+        lambda f, b: edit_config(f, sliding_window=64, layer_types=["sliding_attention"] * 2),
+        "sealed",
+        "config.json is not the file",
     ),
     "words never to be said": (
         lambda f, b: cut(f, "generation_config.json", suppress_tokens=[5]), "sealed", "generation_config.json is not the file",

@@ -247,7 +247,9 @@ def test_an_accident_is_tried_again_as_meta_says(run_flow, own):
     assert dummy.executions(own).count("train base") == 3
 
 
-def test_of_a_model_that_was_changed_when_it_was_measured_there_is_no_record_and_the_same_run_measures_again(run_flow, own):
+def test_of_a_model_that_was_changed_when_it_was_measured_there_is_no_record_and_the_same_run_measures_again(
+    run_flow, own
+):
     swap = """
     if model.name == "tuned" and not (notes / "swapped").exists():
         (notes / "swapped").touch()
@@ -255,7 +257,9 @@ def test_of_a_model_that_was_changed_when_it_was_measured_there_is_no_record_and
         (model / "weights").write_text("another, and longer")
     size = """
     dummy.write(own / "dummy/stage.py", dummy.STAGE.lstrip().replace("\n    size = ", swap))
-    with pytest.raises(ValueError, match=r"^models/tuned was changed while the run was at work: stage 'score@tuned' read"):
+    with pytest.raises(
+        ValueError, match=r"^models/tuned was changed while the run was at work: stage 'score@tuned' read"
+    ):
         run_flow()
     assert dummy.git(own, "for-each-ref", "refs/longlora") == ""
     key = run_flow()

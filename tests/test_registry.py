@@ -350,9 +350,13 @@ def test_a_model_whose_weights_were_changed_in_the_cache_is_neither_asked_nor_lo
     cached.chmod(0o644)
     cached.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     try:
-        with pytest.raises(ValueError, match=r"^champion: .*model\.safetensors is damaged: its hash is \w+, and must be \w+"):
-            with data_of("champion"):
-                fetched(source(recorded, "x"), home=tmp_path / "asked")
+        with (
+            pytest.raises(
+                ValueError, match=r"^champion: .*model\.safetensors is damaged: its hash is \w+, and must be \w+"
+            ),
+            data_of("champion"),
+        ):
+            fetched(source(recorded, "x"), home=tmp_path / "asked")
         assert not list((tmp_path / "asked").iterdir())
     finally:
         cached.write_bytes(whole)

@@ -37,7 +37,10 @@ def flip(folder):
         (lambda f: (f / "c.safetensors").write_bytes(b""), "c.safetensors is not in SHA256SUMS"),
         (lambda f: (f / "pytorch_model.bin").write_bytes(b""), "pytorch_model.bin is not in SHA256SUMS"),
         (lambda f: [(f / "code").mkdir(), (f / "code/model.py").write_text("")], "code/model.py is not in SHA256SUMS"),
-        (lambda f: (f / "config.json").write_text('{"sliding_window": 64}'), "config.json is not the file that was written"),
+        (
+            lambda f: (f / "config.json").write_text('{"sliding_window": 64}'),
+            "config.json is not the file that was written",
+        ),
         (lambda f: (f / SEAL).unlink(), "there is no SHA256SUMS"),
         (lambda f: (f / SEAL).write_bytes(b"\xff\xfe nonsense"), "a.safetensors is not in SHA256SUMS"),
     ],

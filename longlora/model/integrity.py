@@ -200,7 +200,9 @@ def reading(base: Path, *, extended: Path, context: int) -> Fact:
     if stated != due:
         return Fact(0, f"an answer ends at the tokens {stated}, and the base's at {due}")
     if longest < context:
-        return Fact(0, f"generation_config.json allows {longest:,} tokens of text and answer, and should allow {context:,}")
+        return Fact(
+            0, f"generation_config.json allows {longest:,} tokens of text and answer, and should allow {context:,}"
+        )
     return fact
 
 
