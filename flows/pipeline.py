@@ -243,6 +243,7 @@ def run_and_record(run_dir: RunDir) -> None:
     status = "KILLED"  # by KeyboardInterrupt, or what Prefect makes of SIGTERM
     try:
         run_stages(run_dir, writer)
+        storage.must_agree(run_dir.folder, [stage.name for stage in run_dir.stages])
         commit = record(run_dir, writer)
         run_id = writer.wait()
         status = "FINISHED"

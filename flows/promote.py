@@ -57,7 +57,7 @@ def promote(run: str | None = None, approval: bool = False) -> str:
     chosen = runs.chosen(client, where, run)
     _, model = runs.source_and_model(where, chosen)
     name_run(waiting(chosen.data.tags[KEY]))  # by which `approve` finds it
-    seconds = patience(model, asked=approval)
+    seconds = patience(runs.model_at(where), model, asked=approval)
     if seconds is None or promotion.nothing_to_do(client, where, chosen):
         return promotion.promote(client, where, chosen)
     with hold(where, waiting(chosen.data.tags[KEY])):  # nobody is asked twice at once

@@ -25,18 +25,24 @@ class Approval:
     why: str
 
 
-def patience(model: Artifact, *, asked: bool = False) -> float | None:
+def patience(*models: Artifact, asked: bool = False) -> float | None:
     """Seconds to wait for a person's answer; None if nobody is to be asked.
 
     Args:
-        asked: ask even if the model does not want it.
+        models: the model as the checkout has it, and as its run had it, which may be from before anybody was to be asked: the
+            first that asks is obeyed.
+        asked: ask even if none wants it.
 
     Raises:
         ValueError: `approval_hours` is no positive number.
     """
-    hours = model.meta.get("approval_hours", HOURS if asked else None)
-    if hours is None:
-        return None
-    if isinstance(hours, bool) or not isinstance(hours, int | float) or not hours > 0:
-        raise ValueError(f"artifacts.{model.name}.meta.approval_hours is {hours!r}: must be a number of hours above 0")
-    return hours * 3600
+    for model in models:
+        hours = model.meta.get("approval_hours")
+        if hours is None:
+            continue
+        if isinstance(hours, bool) or not isinstance(hours, int | float) or not hours > 0:
+            raise ValueError(
+                f"artifacts.{model.name}.meta.approval_hours is {hours!r}: must be a number of hours above 0"
+            )
+        return hours * 3600
+    return HOURS * 3600 if asked else None

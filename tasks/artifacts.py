@@ -24,6 +24,8 @@ from mlflow.entities import FileInfo
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
+from tasks.hashes import hash_of
+
 MLMODEL = "MLmodel"
 TOKENIZER = "components/tokenizer"  # where the transformers flavour looks for it
 WEIGHTS = (".safetensors", ".safetensors.index.json")
@@ -96,6 +98,11 @@ class DvcArtifactRepository(ArtifactRepository):
             Path(local_path).write_bytes(self._mlmodel(source))
         else:
             self.files.get_file(source, local_path)
+            # DVC takes what is in its cache for whole; who loads a champion must get the weights that were judged
+            recorded = (self.files.info(source).get("dvc_info") or {}).get("md5")
+            if recorded and (found := hash_of(Path(local_path))) != recorded:
+                Path(local_path).unlink()
+                raise MlflowException(f"{remote_file_path} is damaged: its hash is {found}, and must be {recorded}")
 
     def _mlmodel(self, config_file: str) -> bytes:
         """What mlflow.transformers and mlflow.pyfunc need to know to load the folder with plain transformers."""

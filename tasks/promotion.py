@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
+import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
@@ -20,7 +21,7 @@ from tasks.comparison import Better, comparisons_of, measured_beside, shortfall
 from tasks.errors import UserError
 from tasks.locks import hold
 from tasks.outputs import read
-from tasks.tags import CANDIDATE, CHAMPION, KEY, OVERRIDES, RECORD, STAGING, VERDICT
+from tasks.tags import CANDIDATE, CHAMPION, KEY, OVERRIDES, RECIPE, RECORD, STAGING, VERDICT
 from tasks.workspace import Project, person
 
 
@@ -120,15 +121,26 @@ def candidate(client: MlflowClient, where: Project, run: Run) -> Candidate:
 
 
 def judged_by(where: Project, run: Run) -> str:
-    """That the verdict passed, whether its rules were set for this run alone, and how many were not asked, which an approver and
-    the history must know."""
-    own = re.findall(r"(?:^| )(gate(?:[.[][^= ]*)?)=", run.data.tags.get(OVERRIDES, ""))
+    """That the verdict passed, whether its rules were set for this run or by its recipe alone, and how many were not asked, which
+    an approver and the history must know."""
+    tags = run.data.tags
+    own = re.findall(r"(?:^| )((?:gate|licence)(?:[.[][^= ]*)?)=", tags.get(OVERRIDES, ""))
     left = len(verdict_of(where, run).get("not_asked", []))
     return (
         "the verdict passed"
         + (f" by rules that were set for this run ({', '.join(own)})" if own else "")
+        + (f" by rules that recipe {tags[RECIPE]} has instead of the gate's" if replaces_rules(where, run) else "")
         + (f", {left} of the gate's rules not asked (its page says which, and why)" if left else "")
     )
+
+
+def replaces_rules(where: Project, run: Run) -> bool:
+    """Whether `run`'s recipe has a list of rules of its own, in place of those of params.yaml."""
+    recipe = run.data.tags.get(RECIPE)
+    if not recipe:
+        return False
+    said = yaml.safe_load(read(where.root, run.data.tags[RECORD], f"recipes/{recipe}.yaml"))
+    return "rules" in (said.get("gate") or {})
 
 
 def unstage(client: MlflowClient, found: Candidate) -> None:

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+import yaml
+
 from tasks.workspace import RUNS, Project, Snapshot, commit_tree, git, record_ref, scratch_index, stage_file
 
 RECORDS = "refs/longlora/records/"
@@ -37,6 +39,24 @@ def record(where: Project, snapshot: Snapshot, folder: Path) -> str:
     updates = "".join(f"update {ref} {commit}\n" for ref in (kept_ref(commit), record_ref(snapshot.key)))
     git("update-ref", "--stdin", cwd=where.root, stdin=updates)
     return commit
+
+
+def must_agree(folder: Path, stages: list[str]) -> None:
+    """Check by `folder`'s dvc.lock that each of `stages` read what the one before had written: the record says that these scores
+    are of this model.
+
+    Raises:
+        ValueError: somebody changed it between the two.
+    """
+    lock = yaml.load((folder / "dvc.lock").read_text(), Loader=yaml.CSafeLoader)["stages"]
+    written = {out["path"]: out["md5"] for name in stages for out in lock[name].get("outs", [])}
+    for name in stages:
+        for dep in lock[name].get("deps", []):
+            if (due := written.get(dep["path"])) and dep["md5"] != due:
+                raise ValueError(
+                    f"{dep['path']} was changed while the run was at work: stage '{name}' read {dep['md5']}, and {due} had been "
+                    "written; the same command restores it, and measures again"
+                )
 
 
 def ref_locks(where: Project, *refs: str) -> list[Path]:

@@ -33,6 +33,31 @@ def test_a_person_is_asked_where_the_model_or_the_command_wants_it():
             patience(model(approval_hours=wrong))
 
 
+def test_a_run_from_before_anybody_was_to_be_asked_is_asked_about_too(desk, prefect_url, monkeypatch):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows import promote as flow
+    from tasks.promotion import RefusalError
+
+    client, where, key = desk
+    dummy.write(
+        where.tree / "dvc.yaml",
+        dummy.DVC.lstrip().replace("    meta:\n      better", "    meta:\n      approval_hours: 2\n      better"),
+    )
+    waited = []
+    monkeypatch.setattr(
+        flow, "ask", lambda *given: waited.append(given[-1]) or flow.Approval(False, "Grace", "not yet")
+    )
+    try:
+        refused = pytest.raises(RefusalError, match="not approved by Grace: not yet")
+        with temporary_settings({PREFECT_API_URL: prefect_url}), refused:
+            flow.promote(key)
+    finally:
+        dummy.git(where.tree, "checkout", "dvc.yaml")
+    assert waited == [7200]
+    assert alias(client, "champion") == "1"
+
+
 @pytest.fixture
 def desk(empty, shop, prefect_url, monkeypatch):  # noqa: F811
     """The shop, its good model champion; the environment in which its better one can be asked for."""

@@ -164,8 +164,14 @@ def test_what_is_left_out_must_be_a_rule_and_not_all(names, said):
 
 
 def test_a_rule_is_left_out_for_a_reason():
-    with pytest.raises(ValueError, match=r"gate\.not_asked\.0\.why = ''"):
-        gate_of(not_asked=[{"name": RULES.rules[0].name, "why": ""}])
+    with pytest.raises(ValueError, match=r"gate\.not_asked\.0\.why = ' '"):
+        gate_of(not_asked=[{"name": RULES.rules[0].name, "why": " "}])
+
+
+def test_no_two_rules_have_one_name_for_to_leave_out_one_would_leave_out_both():
+    for more in ({"rules": [*RULES.rules, RULES.rules[0]]}, {"more_rules": [RULES.rules[0]]}):
+        with pytest.raises(ValueError, match="^params: gate: 2 rules are called 'the weights are whole'$"):
+            gate_of(**more)
 
 
 BAD = {
@@ -488,6 +494,8 @@ def test_what_is_missing_is_refused_and_the_nearest_is_named(metric, reason, tmp
         ([{"name": "n", "metric": "m", "at_most": 1, "at_least": 1}], "one of at_most and at_least"),
         ([{"name": "n", "metric": "m", "at_most": 1, "times": "a", "plus": "b"}], "both times and plus"),
         ([{"name": "n", "metric": "m/e/target", "at_most": 1, "times": "m/b/long"}], "long in its reference alone"),
+        ([{"name": "n", "metric": "m", "at_most": 1, "times": ""}], r"rules\.0\.times"),
+        ([{"name": " ", "metric": "m", "at_most": 1}], r"rules\.0\.name"),
         ([{"name": "n", "metric": "m", "at_mots": 1}], "at_mots"),
         ([{"name": "n", "metric": "m", "at_most": math.nan}], "finite"),
     ],

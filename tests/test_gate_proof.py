@@ -196,6 +196,7 @@ def test_rope_missing_from_the_config(bench):
     config = AutoConfig.from_pretrained(bench.base)
     config.max_position_embeddings = TARGET
     config.save_pretrained(model)
+    seal(model)
     refused = bench.judged(model)
     assert "trained under was" in refused["the config has the rotary settings of the training"]
     assert not any("weight" in name or "context" in name for name in refused)
@@ -210,6 +211,7 @@ def test_the_tokenizer_of_another_model(bench):
     turned = dict(zip(letters, letters[1:] + letters[:1], strict=True))
     raw["model"]["vocab"] = {s: turned.get(i, i) for i, s in byte.items()}
     file.write_text(json.dumps(raw))
+    seal(model)
     refused = bench.judged(model)
     assert "other vocabulary, other ids of a probe text" in refused["the tokenizer is the base's"]
     assert refused.keys() <= {"the tokenizer is the base's", FINDS_SHORT, FINDS_LONG, FINDS_AS_YARN}

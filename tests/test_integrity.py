@@ -163,6 +163,10 @@ def swap_index(folder: Path, base: Path) -> None:
     index.write_text(json.dumps(raw))
 
 
+def add(folder: Path, name: str, data: bytes = b"") -> None:
+    (folder / name).write_bytes(data)
+
+
 def copy_base_weights(folder: Path, base: Path) -> None:
     shutil.copyfile(base / "model.safetensors", folder / "model.safetensors")
 
@@ -209,6 +213,25 @@ BAD = {
         "asks for quantised weights",
     ),
     "index swapped": (swap_index, "sealed", "model.safetensors.index.json is not the file that was written"),
+    "weights of another format beside": (
+        lambda f, b: add(f, "pytorch_model.bin"), "sealed", "pytorch_model.bin is not in SHA256SUMS",
+    ),
+    "code beside": (
+        lambda f, b: [edit_config(f, auto_map={"AutoModelForCausalLM": "own.Own"}), add(f, "own.py")],
+        "sealed",
+        "own.py is not in SHA256SUMS; config.json is not the file that was written",
+    ),
+    "another tokenizer for other clients": (
+        lambda f, b: add(f, "tokenizer.model"), "sealed", "tokenizer.model is not in SHA256SUMS",
+    ),
+    "a window that slides for other clients": (
+        lambda f, b: edit_config(f, sliding_window=64, layer_types=["sliding_attention"] * 2),
+        "sealed",
+        "config.json is not the file",
+    ),
+    "words never to be said": (
+        lambda f, b: cut(f, "generation_config.json", suppress_tokens=[5]), "sealed", "generation_config.json is not the file",
+    ),
     "context forgotten": (lambda f, b: edit_config(f, max_position_embeddings=80), "context", "80 positions, and should say 320"),
     "other tokenizer": (
         lambda f, b: bytes_tokenizer(reverse=True).save_pretrained(f),
@@ -245,6 +268,9 @@ BAD = {
     ),
     "answers that never end": (
         lambda f, b: cut(f, "generation_config.json", eos_token_id=None), "tokenizer", "at the tokens [], and the base's at [2]",
+    ),
+    "text and answer bounded by the base's window": (
+        lambda f, b: cut(f, "generation_config.json", max_length=80), "tokenizer", "allows 80 tokens of text and answer",
     ),
     "end marks broken": (
         lambda f, b: (f / "generation_config.json").write_text("{"), "tokenizer", "generation_config.json does not open",

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from specimens import ADAPTER, POSITION, folder, llama
 from test_adapter import logits, nudged
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from longlora.model.adapter import attach, save
 from longlora.model.merge import PROBE_TOKENS, merge
@@ -54,6 +54,20 @@ def test_a_tokenizer_that_cuts_texts_for_other_clients_cuts_no_more(trained, tmp
     merge(base, adapter, out=tmp_path / "merged")
     merged = Tokenizer.from_file(str(tmp_path / "merged/tokenizer.json"))
     assert (len(rules.encode("naïve " * 99).ids), len(merged.encode("naïve " * 99).ids) > 64) == (64, True)
+
+
+def test_text_and_answer_together_may_be_as_long_as_the_new_context(trained, tmp_path):
+    """Llama 2's generation_config.json says max_length: 4096."""
+    base, adapter, _ = trained
+    file = base / "generation_config.json"
+    own = json.loads(file.read_text()) | {"do_sample": True, "temperature": 0.6}
+    file.write_text(json.dumps(own | {"max_length": 32}))
+    merge(base, adapter, out=tmp_path / "bounded")
+    said = GenerationConfig.from_pretrained(tmp_path / "bounded")
+    assert (said.max_length, said.temperature) == (128, 0.6)
+    file.write_text(json.dumps(own))
+    merge(base, adapter, out=tmp_path / "open")
+    assert GenerationConfig.from_pretrained(tmp_path / "open").max_length is None
 
 
 def test_a_base_without_a_tokenizer_is_merged_too(trained, tmp_path):

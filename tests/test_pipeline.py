@@ -247,6 +247,27 @@ def test_an_accident_is_tried_again_as_meta_says(run_flow, own):
     assert dummy.executions(own).count("train base") == 3
 
 
+def test_of_a_model_that_was_changed_when_it_was_measured_there_is_no_record_and_the_same_run_measures_again(
+    run_flow, own
+):
+    swap = """
+    if model.name == "tuned" and not (notes / "swapped").exists():
+        (notes / "swapped").touch()
+        (model / "weights").unlink()
+        (model / "weights").write_text("another, and longer")
+    size = """
+    dummy.write(own / "dummy/stage.py", dummy.STAGE.lstrip().replace("\n    size = ", swap))
+    with pytest.raises(
+        ValueError, match=r"^models/tuned was changed while the run was at work: stage 'score@tuned' read"
+    ):
+        run_flow()
+    assert dummy.git(own, "for-each-ref", "refs/longlora") == ""
+    key = run_flow()
+    scored = json.loads((own / f".longlora/worktrees/{key}/metrics/score/tuned.json").read_text())
+    assert scored["score"]["tuned"] == {"4": 2.0, "2": 4.0}  # of eight letters
+    assert dummy.git(own, "for-each-ref", "refs/longlora") != ""
+
+
 def test_a_stage_over_its_time_is_ended_with_all_its_processes(run_flow, own):
     text = (own / "dvc.yaml").read_text()
     (own / "dvc.yaml").write_text(text.replace("{retries: 2, retry_delay_seconds: 0,", "{timeout_seconds: 3,"))

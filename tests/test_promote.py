@@ -19,7 +19,7 @@ from tasks import daemon, servers
 from tasks.listening import LOOPBACK
 from tasks.stages import Out
 from tasks.storage import kept_ref, record
-from tasks.tags import KEY, OVERRIDES, RECORD, REF, VERDICT
+from tasks.tags import KEY, OVERRIDES, RECIPE, RECORD, REF, VERDICT
 from tasks.up import mlflow_command
 from tasks.workspace import Project, project, snapshot, worktree
 
@@ -128,6 +128,7 @@ def test_the_first_that_passes_becomes_champion_by_reference(empty, shop):
         ("gate.rules=[{name: it is, metric: integrity/whole}]", "gate.rules"),
         ("gate={rules: []}", "gate"),
         ("gate[rules]=[]", "gate[rules]"),
+        ("licence.checked=[anything]", "licence.checked"),
     ],
 )
 def test_rules_that_were_set_for_the_run_are_told_with_its_promotion(empty, shop, override, told):
@@ -142,6 +143,29 @@ def test_rules_that_were_set_for_the_run_are_told_with_its_promotion(empty, shop
         assert registry.moves(client, "dummy")[-1].why == said
     finally:
         client.set_tag(run, OVERRIDES, "")
+
+
+def test_rules_that_a_recipe_has_instead_of_the_gates_are_told_with_the_promotion(empty, shop, monkeypatch):
+    from tasks import promotion, runs
+
+    promote, client, where = empty
+    run = runs.chosen(client, where, shop[1]["good"]).info.run_id
+    texts = {"recipes/own.yaml": "gate: {rules: [{name: it is}]}", "recipes/more.yaml": "gate: {more_rules: []}"}
+    kept = promotion.read
+    monkeypatch.setattr(promotion, "read", lambda root, rev, path: texts.get(path) or kept(root, rev, path))
+    try:
+        client.set_tag(run, RECIPE, "more")
+        assert promote("good") == "dummy version 1 is champion: the verdict passed"
+        client.delete_registered_model("dummy")
+        client.set_tag(run, RECIPE, "own")
+        said = "the verdict passed by rules that recipe own has instead of the gate's"
+        assert promote("good") == f"dummy version 1 is champion: {said}"
+        client.delete_registered_model("dummy")
+        monkeypatch.undo()
+        client.set_tag(run, RECIPE, "big")  # as it is recorded
+        assert promote("good") == "dummy version 1 is champion: the verdict passed"
+    finally:
+        client.set_tag(run, RECIPE, "")
 
 
 def test_rules_that_were_not_asked_are_told_with_the_promotion(empty, monkeypatch):

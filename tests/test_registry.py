@@ -338,6 +338,31 @@ def test_a_model_whose_data_is_gone_is_said_in_one_line(recorded, client, run, t
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_whose_weights_were_changed_in_the_cache_is_neither_asked_nor_loaded(recorded, mlflow_uri, tmp_path):
+    """`longlora ask` and MLflow bring it by the same way."""
+    from flows.cli.ask import fetched
+    from tasks.runs import data_of
+
+    folder, *_ = recorded
+    size = (folder / "source/model.safetensors").stat().st_size
+    (cached,) = (file for file in (folder / ".dvc/cache/files").rglob("*") if file.stat().st_size == size)
+    whole, mode = cached.read_bytes(), cached.stat().st_mode
+    cached.chmod(0o644)
+    cached.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    try:
+        with (
+            pytest.raises(
+                ValueError, match=r"^champion: .*model\.safetensors is damaged: its hash is \w+, and must be \w+"
+            ),
+            data_of("champion"),
+        ):
+            fetched(source(recorded, "x"), home=tmp_path / "asked")
+        assert not list((tmp_path / "asked").iterdir())
+    finally:
+        cached.write_bytes(whole)
+        cached.chmod(mode)
+
+
 def test_the_model_to_ask_is_brought_from_its_record_once(recorded, client, monkeypatch):
     from flows.cli.ask import model_folder
     from tasks import registry, tracking

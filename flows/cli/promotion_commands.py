@@ -31,7 +31,7 @@ def promote_run(where: "Project", wanted: str | None, *, approval: bool = False)
     run = runs.chosen(client, where, wanted)
     said = promotion.nothing_to_do(client, where, run)
     if not said:
-        if patience(runs.source_and_model(where, run)[1], asked=approval):
+        if patience(runs.model_at(where), runs.source_and_model(where, run)[1], asked=approval):
             servers.running_prefect(where)  # one of our own would have no page, and no address to answer at
         with servers.prefect_api(where) as ready:
             from flows.promote import promote as promote_flow

@@ -94,9 +94,9 @@ def opened(folder: Path) -> tuple[Fact, PreTrainedModel | None]:
 
 
 def sealed(folder: Path) -> Fact:
-    """Whether the weight files are, byte for byte, those that the merge wrote."""
+    """Whether the files are, byte for byte, those that the merge wrote, and no other is there."""
     found = broken(folder)
-    return Fact(0, "; ".join(found)) if found else Fact(1, "every weight file has the digest that it was written with")
+    return Fact(0, "; ".join(found)) if found else Fact(1, "every file has the digest that it was written with")
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -194,23 +194,29 @@ def reading(base: Path, *, extended: Path, context: int) -> Fact:
         return Fact(0, f"the tokenizer cuts texts at {longest:,} tokens, and should read {context:,}")
     due = ends(base)
     try:
-        stated = ends(extended)
+        stated, longest = ends(extended), answers(extended).max_length or context
     except BROKEN as error:
         return Fact(0, f"generation_config.json does not open: {first_line(error)}")
     if stated != due:
         return Fact(0, f"an answer ends at the tokens {stated}, and the base's at {due}")
+    if longest < context:
+        return Fact(
+            0, f"generation_config.json allows {longest:,} tokens of text and answer, and should allow {context:,}"
+        )
     return fact
 
 
 def ends(folder: Path) -> list[int]:
-    """The tokens at which an answer ends, by generation_config.json, and without one by the config, as transformers finds them."""
-    if (folder / "generation_config.json").is_file():
-        found = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
-    else:
-        found = GenerationConfig.from_model_config(
-            AutoConfig.from_pretrained(folder, local_files_only=True)
-        ).eos_token_id
+    """The tokens at which an answer ends."""
+    found = answers(folder).eos_token_id
     return sorted({found} if isinstance(found, int) else {*(found or ())})
+
+
+def answers(folder: Path) -> GenerationConfig:
+    """How answers are made, by generation_config.json, and without one by the config, as transformers does it."""
+    if (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder, local_files_only=True))
 
 
 def tokenizer(base: Path, *, extended: Path) -> Fact:

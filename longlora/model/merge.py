@@ -95,15 +95,21 @@ def logits(model: torch.nn.Module, length: int) -> torch.Tensor:
 
 
 def write(model: PreTrainedModel, *, base: Path, out: Path) -> None:
-    """Weights with their digests, config and the base's tokenizer, if it has one, with the new length, whole or not at all."""
+    """Weights, config and the base's tokenizer, if it has one, with the new length, and the digests of all; whole or not at all."""
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
+    length = model.config.max_position_embeddings
+    answers = model.generation_config
+    if (
+        answers and (answers.max_length or length) < length
+    ):  # Llama 2 says 4096, beyond which transformers refuses a text
+        answers.max_length = length
     model.save_pretrained(partial)
-    seal(partial)
     for name in TOKENIZER:
         if (base / name).exists():
             shutil.copyfile(base / name, partial / name)
-    lengthen_tokenizer(partial, length=model.config.max_position_embeddings)
+    lengthen_tokenizer(partial, length=length)
+    seal(partial)
     partial.rename(out)
 
 

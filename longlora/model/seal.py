@@ -1,8 +1,8 @@
-"""The digests of a model's weight files, beside them: what was written is what is judged, and what users download. The index,
-where there are several, is one of them: it says which holds what.
+"""The digests of a model's files, beside them: what was written is what is judged, and what users download.
 
-A damaged file that still opens, with weights that are finite and wrong, shows in no header. `sha256sum --check SHA256SUMS`
-reads the same file.
+A damaged file that still opens, with weights that are finite and wrong, shows in no header. And a file more, which transformers
+passes over, is what another client reads first: weights of another format or name, a `tokenizer.model`, code that a config names.
+`sha256sum --check SHA256SUMS` reads the same file.
 """
 
 import hashlib
@@ -10,12 +10,11 @@ from pathlib import Path
 
 SEAL = "SHA256SUMS"
 WEIGHTS = "*.safetensors"
-INDEX = "*.safetensors.index.json"
 
 
 def seal(folder: Path) -> None:
-    """Write the digests of the weight files of `folder` into it."""
-    lines = [f"{sha256(file)}  {file.name}\n" for file in files(folder)]
+    """Write the digests of the files of `folder` into it."""
+    lines = [f"{sha256(file)}  {name}\n" for name, file in files(folder).items()]
     (folder / SEAL).write_text("".join(lines))
 
 
@@ -25,7 +24,7 @@ def broken(folder: Path) -> list[str]:
         return [f"there is no {SEAL}"]
     lines = (folder / SEAL).read_text(errors="replace").splitlines()
     stated = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    there = {file.name: file for file in files(folder)}
+    there = files(folder)
     return [
         *(f"{name} is missing" for name in stated if name not in there),
         *(f"{name} is not in {SEAL}" for name in there if name not in stated),
@@ -33,9 +32,10 @@ def broken(folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def files(folder: Path) -> list[Path]:
-    """The files of `folder` that have a digest."""
-    return sorted([*folder.glob(WEIGHTS), *folder.glob(INDEX)])
+def files(folder: Path) -> dict[str, Path]:
+    """The files that have a digest, all but the seal's own, by their paths below `folder`."""
+    found = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {name: file for name, file in found.items() if name != SEAL}
 
 
 def sha256(file: Path) -> str:

@@ -6,6 +6,7 @@ refused, never skipped.
 """
 
 import math
+from collections import Counter
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -22,7 +23,7 @@ and the computer rounds, for which 6 of 40 are less than 8 of 40 - 0.05."""
 
 
 class Rule(Section):
-    name: str = Field(min_length=1)
+    name: str = Field(pattern=r"\S")
     """What is claimed, in words."""
     metric: str
     """Path in the scores, `perplexity/extended/target`. `target` is the context that was trained for, `window` the longest
@@ -33,9 +34,9 @@ class Rule(Section):
     """The highest value that passes."""
     at_least: float | None = None
     """The lowest; a rule has one of the two."""
-    times: str | None = None
+    times: str | None = Field(None, min_length=1)
     """A reference metric by which the bound is multiplied; `short` or `long` in it is the metric's length."""
-    plus: str | None = None
+    plus: str | None = Field(None, min_length=1)
     """A reference metric that is added to the bound."""
     with_interval: bool = False
     """Whether the claim must hold at the unfavourable end of the 95 % interval: of the ratio, place by place, where both were
@@ -74,7 +75,7 @@ class Rule(Section):
 class NotAsked(Section):
     name: str
     """Of a rule in `gate.rules`."""
-    why: str = Field(min_length=1)
+    why: str = Field(pattern=r"\S")
     """Why it says nothing of this run, in words, for whoever reads the verdict."""
 
 
@@ -89,6 +90,9 @@ class Gate(Section):
     @model_validator(mode="after")
     def some_rule_is_asked(self) -> Self:
         known, left = [rule.name for rule in self.rules], [each.name for each in self.not_asked]
+        for name, times in Counter([*known, *(rule.name for rule in self.more_rules)]).items():
+            if times > 1:  # not_asked would leave out both, and a verdict could not tell them apart
+                raise ValueError(f"{times} rules are called '{name}'")
         for name in left:
             if name not in known:
                 raise ValueError(f"not_asked has '{name}', which is no rule of gate.rules{nearest(name, known)}")
