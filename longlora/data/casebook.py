@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from longlora.data.questions import LONGEST, SHORTEST, Asked, Excerpt, Kind, ask, askable, flat
 from longlora.data.reading import Document
 from longlora.data.sentences import prose
+from longlora.data.tokenise import places
 from longlora.section import Section, Seed
 
 Measure = Callable[[str], np.ndarray]
@@ -78,8 +79,7 @@ def tokens(tokenizer: PreTrainedTokenizerBase) -> Measure:
     """Ends of the tokens of a fast tokenizer."""
 
     def ends(text: str) -> np.ndarray:
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return np.array([end for _, end in encoded["offset_mapping"]], dtype=np.int64)
+        return np.array([end for _, end in places(tokenizer, text)], dtype=np.int64)
 
     return ends
 
