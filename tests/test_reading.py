@@ -294,7 +294,8 @@ def test_an_encrypted_pdf_is_read_only_without_a_password_to_ask_for(tmp_path):
 def test_plain_text_loses_only_its_mark_and_its_carriage_returns(tmp_path):
     (tmp_path / "a.txt").write_bytes("\ufeffNaïve\r\ntext\r\n".encode())
     (tmp_path / "b.md").write_bytes("café".encode("latin-1"))
-    assert read_document(tmp_path / "a.txt").text == "Naïve\ntext\n"
+    for encoding in ("utf-8", "UTF-8", "utf8", "utf-8-sig"):
+        assert read_document(tmp_path / "a.txt", encoding=encoding).text == "Naïve\ntext\n"
     assert read_document(tmp_path / "b.md", encoding="latin-1").text == "café"
 
 
