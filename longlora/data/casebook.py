@@ -210,7 +210,16 @@ def single(sources: Sequence[Source], *, length: int, dice: random.Random) -> tu
 
 
 def write(cases: Sequence[DocumentCase], file: Path) -> None:
-    """One case a line, keys in the order of `DocumentCase`."""
+    """One case a line, keys in the order of `DocumentCase`; an older file is there until the new one is whole."""
+    file = file.resolve()  # a link stays one
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", encoding="utf-8", newline="\n") as lines:
-        lines.writelines(json.dumps(asdict(c), ensure_ascii=False) + "\n" for c in cases)
+    device = file.exists() and not file.is_file()  # such as /dev/stdout
+    partial = file if device else file.with_name(f".{file.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as lines:
+            lines.writelines(json.dumps(asdict(c), ensure_ascii=False) + "\n" for c in cases)
+        if not device:
+            partial.rename(file)
+    finally:
+        if not device:
+            partial.unlink(missing_ok=True)
