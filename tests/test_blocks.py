@@ -11,7 +11,8 @@ from longlora.data.blocks import Blocks, prepare
 from longlora.data.heldout import HeldOut, OtherTexts, elsewhere, split
 from longlora.data.recall import Recall
 from longlora.data.texts import read
-from longlora.data.tokens import documents, tokenise
+from longlora.data.tokenise import tokenise
+from longlora.data.tokens import documents
 from longlora.data.twins import refuse_twins, runs
 from longlora.model.position import Position
 from longlora.stages.blocks import stage

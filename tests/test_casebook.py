@@ -469,3 +469,16 @@ def test_the_command_writes_three_thousand_pairs_from_the_default_corpus(tmp_pat
         [*command, "x", "--kind", "coze"], cwd=root, env={**os.environ, **ENV}, capture_output=True, text=True
     )
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
+
+
+def test_cases_take_the_place_of_older_ones_whole_or_not_at_all(built, tmp_path, monkeypatch):
+    file, link = tmp_path / "cases.jsonl", tmp_path / "link.jsonl"
+    file.write_text("older\n")
+    link.symlink_to(file)
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "dumps", lambda case, **_: "half" if case["question"] == built.cases[0].question else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write(built.cases, file)
+    assert file.read_text() == "older\n" and sorted(tmp_path.iterdir()) == [file, link]
+    write(built.cases[:2], link)
+    assert link.is_symlink() and len(file.read_text().splitlines()) == 2

@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from longlora.data.texts import text_files
-from longlora.data.tokens import tokenise
+from longlora.data.tokenise import tokenise
 from longlora.evaluation import passkey, perplexity
 from longlora.evaluation.passkey import Passkey
 from longlora.evaluation.perplexity import Perplexity

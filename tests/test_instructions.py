@@ -183,3 +183,18 @@ def test_a_dataset_of_the_hub_is_read_row_by_row(tmp_path):
     found = read_hub(str(tmp_path), split=None)  # a folder stands for a hub id
     assert [d.place for d in found.dialogues] == [f"{tmp_path} row 1"]
     assert [(b.place, b.field, b.reason) for b in found.bad] == [(f"{tmp_path} row 2", "output", "is empty")]
+
+
+def test_a_record_with_a_key_twice_is_bad_and_costs_itself_alone(tmp_path):
+    twice = '{"instruction": "A", "output": "B", "output": "C"}'
+    inside = '{"messages": [{"role": "user", "content": "A", "content": "B"}, {"role": "assistant", "content": "C"}]}'
+    good = '{"instruction": "D", "output": "E"}'
+    (tmp_path / "a.jsonl").write_text("\n".join((twice, inside, good)))
+    (tmp_path / "a.json").write_text(f"[{twice},\n {inside},\n {good}]")
+    for name in ("a.jsonl", "a.json"):
+        found = read_records(tmp_path / name)
+        assert [(b.place.removeprefix(f"{tmp_path}/"), b.field, b.reason) for b in found.bad] == [
+            (f"{name} line 1", "output", "stands twice"),
+            (f"{name} line 2", "content", "stands twice"),
+        ]
+        assert [d.turns[0].content for d in found.dialogues] == ["D"]

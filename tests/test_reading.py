@@ -294,7 +294,8 @@ def test_an_encrypted_pdf_is_read_only_without_a_password_to_ask_for(tmp_path):
 def test_plain_text_loses_only_its_mark_and_its_carriage_returns(tmp_path):
     (tmp_path / "a.txt").write_bytes("\ufeffNaïve\r\ntext\r\n".encode())
     (tmp_path / "b.md").write_bytes("café".encode("latin-1"))
-    assert read_document(tmp_path / "a.txt").text == "Naïve\ntext\n"
+    for encoding in ("utf-8", "UTF-8", "utf8", "utf-8-sig"):
+        assert read_document(tmp_path / "a.txt", encoding=encoding).text == "Naïve\ntext\n"
     assert read_document(tmp_path / "b.md", encoding="latin-1").text == "café"
 
 
@@ -346,3 +347,12 @@ def test_a_folder_is_its_documents_in_order(tmp_path):
     assert [d.name for d in read_documents(tmp_path)] == ["a.md", "a.txt", "b", "sub/a.md", "c"]
     with pytest.raises(ValueError, match="no document at"):
         read_documents(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["nav", "button"])
+def test_what_is_never_closed_takes_no_page_with_it(tmp_path, name):
+    page = f"<p>Before.</p><{name}>Home<p>The text.</p><p>More.</p>"
+    (tmp_path / "a.html").write_text(f"<html><body>{page}</body></html>")
+    assert read_document(tmp_path / "a.html").text == "Before.\n\nHome\n\nThe text.\n\nMore.\n"
+    (tmp_path / "a.html").write_text(f"<html><body><{name}/>{page.replace('Home', f'Home</{name}>')}</body></html>")
+    assert read_document(tmp_path / "a.html").text == "Before.\n\nThe text.\n\nMore.\n"

@@ -1,5 +1,7 @@
 """Documents are read from every kind of source, and what cannot be read is named in one line."""
 
+from pathlib import Path
+
 import pytest
 from datasets import Dataset
 from datasets.exceptions import DatasetNotFoundError
@@ -99,3 +101,19 @@ def test_a_dataset_that_is_not_on_the_hub_is_named(monkeypatch):
         read(TEXTS.model_copy(update={"source": "hub", "name": "me/typo"}))
     with pytest.raises(ValueError, match=r"^dataset 'me/typo'"):
         read_hub("me/typo", split=None)
+
+
+def test_a_folder_is_its_files_whatever_the_case_of_their_names_and_no_folders(texts):
+    folder = Path(texts.name)
+    (folder / "B.TXT").write_bytes(b"\xef\xbb\xbfFourth.")
+    (folder / "c.TXT").write_text("Third as well.")
+    (folder / "x.txt").mkdir()
+    (folder / "x.txt" / "inner.txt").write_text("Fifth.")
+    assert dict(zip(*(read(texts)[key] for key in ("name", "text")), strict=True)) == {
+        "B": "Fourth.",
+        "a": "First.",
+        "b": "Second. " * 25,
+        "c.TXT": "Third as well.",
+        "c.txt": "Third.",
+        "inner": "Fifth.",
+    }

@@ -19,8 +19,9 @@ from transformers import (
     TextStreamer,
 )
 
-from longlora.data.prompt import WORD, Prompt, bare, continuation, frame, rendered
+from longlora.data.prompt import Prompt, continuation, frame, rendered
 from longlora.data.sentences import Span
+from longlora.data.tokenise import as_words, bare, marks, places
 from longlora.data.wording import PLAIN_LEAD, UNSAID, after_document, before_question
 from longlora.data.words import words
 from longlora.evaluation.answer import rooms
@@ -111,13 +112,11 @@ class Session:
 
     def prefix_ids(self, text: str) -> list[int]:
         """All that comes before a question, which is the same for every question."""
-        return spelt_out(text, tokenizer=self.tokenizer, write=lambda words: self.frame.open(before_question(words)))
+        return self.frame.open(before_question(as_words(text, tokenizer=self.tokenizer)))
 
     def question_ids(self, question: str, text: str) -> list[int]:
-        def write(words: str) -> list[int]:
-            return continuation(self.tokenizer, after_document(words) + self.frame.after, after=text[-100:])
-
-        return spelt_out(question, tokenizer=self.tokenizer, write=write)
+        asked, before = (as_words(said, tokenizer=self.tokenizer) for said in (question, text[-100:]))
+        return continuation(self.tokenizer, after_document(asked) + self.frame.after, after=before)
 
     def ask(self, question: str, *, say: Callable[[str], None] | None = None) -> Answer:
         """The answer; with one window it is also told to `say` word by word, as it comes. With more it is told at the end, and ''
@@ -225,34 +224,8 @@ def ends(model: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase, prompt: 
     if prompt == "chat":
         said = [{"role": "user", "content": "THE-WORDS"}, {"role": "assistant", "content": "THE-ANSWER"}]
         behind = rendered(tokenizer, said, open_turn=False).rpartition("THE-ANSWER")[2]
-        found |= marks(tokenizer).keys() & bare(tokenizer, behind)
+        found |= (marks(tokenizer).keys() & bare(tokenizer, behind)) - {tokenizer.unk_token_id}
     return sorted(found)
-
-
-def marks(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """The special tokens, as they are written, but not the one for what the tokenizer does not know."""
-    special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return {number: written for number, written in special.items() if number != tokenizer.unk_token_id}
-
-
-def spelt_out(words: str, *, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], list[int]]) -> list[int]:
-    """What `write` makes of a user's words, any marks in them as plain words: a document may speak of <s>, or forge a turn."""
-    special, ids, frame = marks(tokenizer), write(words), write(WORD)
-    places = [place for place, token in enumerate(ids) if token in special]
-    ours = sum(token in special for token in frame)
-    if len(places) == ours:
-        return ids
-    start = next((place for place, (a, b) in enumerate(zip(ids, frame, strict=False)) if a != b), len(frame))
-    before = sum(place < start for place in places)
-    theirs = set(places[before : len(places) - (ours - before)])
-    spelt: list[int] = []
-    for place, token in enumerate(ids):
-        if place in theirs:
-            first, rest = special[token][0], special[token][1:]
-            spelt += [*continuation(tokenizer, first, after=WORD), *continuation(tokenizer, rest, after=first)]
-        else:
-            spelt.append(token)
-    return spelt
 
 
 class CallbackStreamer(TextStreamer):
@@ -288,10 +261,7 @@ class CallbackStreamer(TextStreamer):
 
 def windows(text: str, *, tokenizer: PreTrainedTokenizerBase, space: int) -> tuple[list[Span], int]:
     """The whole text as one window if it has at most `space` tokens, else overlapping ones; and its length in tokens."""
-    for mark in marks(tokenizer).values():  # they are spelt out, and so are as long as other words
-        text = text.replace(mark, "(" + mark[1:])
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    offsets = encoded["offset_mapping"]
+    offsets = places(tokenizer, text)
     length = len(offsets)
     if length <= space:
         return [Span(0, len(text))], length

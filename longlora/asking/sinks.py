@@ -16,8 +16,9 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from longlora.asking.asking import CallbackStreamer, ends, spelt_out
+from longlora.asking.asking import CallbackStreamer, ends
 from longlora.data.prompt import WORD, Frame, Prompt, continuation, frame, rendered
+from longlora.data.tokenise import as_words
 from longlora.model.cache import shareable
 from longlora.model.position import frequencies, rotary
 
@@ -147,9 +148,7 @@ class Dialogue:
 
     def turn(self, words: str) -> list[int]:
         """What has to be read of a user's words: the end of the turn before, and the frame around them, as in training."""
-        return spelt_out(words, tokenizer=self.tokenizer, write=self.framed)
-
-    def framed(self, words: str) -> list[int]:
+        words = as_words(words, tokenizer=self.tokenizer)
         if not self.unread:
             return self.frame.open(words + self.frame.after)
         text, ended = self.between + words + self.frame.after, self.unread[0] in self.ends

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from longlora.data.heldout import HeldOut, split
 from longlora.data.recall import Recall
 from longlora.data.texts import Texts, refuse_empty
-from longlora.data.tokens import tokenise, write
+from longlora.data.tokenise import tokenise
+from longlora.data.tokens import write
 from longlora.data.twins import refuse_twins
 from longlora.section import Seed, write_json
 

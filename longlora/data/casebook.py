@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from longlora.data.questions import LONGEST, SHORTEST, Asked, Excerpt, Kind, ask, askable, flat
 from longlora.data.reading import Document
 from longlora.data.sentences import prose
+from longlora.data.tokenise import places
 from longlora.section import Section, Seed
 
 Measure = Callable[[str], np.ndarray]
@@ -78,8 +79,7 @@ def tokens(tokenizer: PreTrainedTokenizerBase) -> Measure:
     """Ends of the tokens of a fast tokenizer."""
 
     def ends(text: str) -> np.ndarray:
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return np.array([end for _, end in encoded["offset_mapping"]], dtype=np.int64)
+        return np.array([end for _, end in places(tokenizer, text)], dtype=np.int64)
 
     return ends
 
@@ -210,7 +210,16 @@ def single(sources: Sequence[Source], *, length: int, dice: random.Random) -> tu
 
 
 def write(cases: Sequence[DocumentCase], file: Path) -> None:
-    """One case a line, keys in the order of `DocumentCase`."""
+    """One case a line, keys in the order of `DocumentCase`; an older file is there until the new one is whole."""
+    file = file.resolve()  # a link stays one
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", encoding="utf-8", newline="\n") as lines:
-        lines.writelines(json.dumps(asdict(c), ensure_ascii=False) + "\n" for c in cases)
+    device = file.exists() and not file.is_file()  # such as /dev/stdout
+    partial = file if device else file.with_name(f".{file.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as lines:
+            lines.writelines(json.dumps(asdict(c), ensure_ascii=False) + "\n" for c in cases)
+        if not device:
+            partial.rename(file)
+    finally:
+        if not device:
+            partial.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import json
 from codecs import BOM_UTF8
+from collections import Counter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,14 +46,34 @@ def read_lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
     return rows
 
 
+class TwiceError(ValueError):
+    """An object that has a key twice: which of them is meant, nobody can tell."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"has {key!r} twice")
+        self.key = key
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, for its parser.
+
+    Raises:
+        TwiceError: it has a key twice.
+    """
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise TwiceError(next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1))
+    return row
+
+
 def parsed(line: str) -> Any:
     """What a line of JSON says.
 
     Raises:
-        ValueError: it is no JSON, or is nested deeper than can be read.
+        ValueError: it is no JSON, has a key twice, or is nested deeper than can be read.
     """
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:

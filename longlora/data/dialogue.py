@@ -1,7 +1,8 @@
 """Question and answer as tokens to train on: which tokens are the answer's is kept with them, so that only those are learnt.
 
 Two prompts: the tokenizer's own chat template, and the authors' `[INST]{instruction}[/INST]{output}` (LongLoRA's supervised
-fine-tuning). A prompt has the tokens that it has when the model is asked; the answer has those that follow it.
+fine-tuning). A prompt has the tokens that it has when the model is asked; the answer has those that follow it. Marks in
+what anybody says are words.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from longlora.data.instructions import Turn
 from longlora.data.packing import Pair
 from longlora.data.prompt import AUTHORS, continuation, opening, rendered
+from longlora.data.tokenise import as_words
 
 
 def tokenised(turns: Sequence[Turn], *, tokenizer: PreTrainedTokenizerBase, prompt: str) -> Pair:
@@ -24,7 +26,8 @@ def tokenised(turns: Sequence[Turn], *, tokenizer: PreTrainedTokenizerBase, prom
     tokens: list[int] = []
     answer: list[bool] = []
     before = ""
-    for text, learnt in chat_pieces(turns, tokenizer) if prompt == "chat" else authors_pieces(turns):
+    said = [Turn(t.role, as_words(t.content, tokenizer=tokenizer)) for t in turns]
+    for text, learnt in chat_pieces(said, tokenizer) if prompt == "chat" else authors_pieces(said):
         opens = not before and prompt != "chat"  # a chat template writes its own begin mark
         new = opening(tokenizer, text) if opens else continuation(tokenizer, text, after=before[-100:])
         if learnt and prompt == "authors":

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from longlora.data.flat import flat_documents
 from longlora.data.texts import Texts, read, refuse_empty
-from longlora.data.tokens import tokenise
+from longlora.data.tokenise import tokenise
 from longlora.section import Section
 
 

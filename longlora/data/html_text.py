@@ -48,7 +48,8 @@ LISTING = 0.8
 def html_text(html: str | bytes) -> str:
     """The text that a reader sees, a blank line between blocks; headings, code and tables in Markdown."""
     soup = BeautifulSoup(html, "html.parser")
-    for tag in soup(UNREAD):
+    source = html if isinstance(html, str) else html.decode("latin-1")
+    for tag in soup([name for name in UNREAD if closed(name, source)]):
         tag.decompose()
     for string in soup.find_all(string=True):
         if type(string) is not NavigableString:  # a comment, a doctype
@@ -73,6 +74,14 @@ def html_text(html: str | bytes) -> str:
             title = table.find("caption")
             table.replace_with(f"\n\n{title.get_text() if title else ''}\n\n{ruled(rows)}\n\n")
     return tidied(soup.get_text())
+
+
+def closed(name: str, source: str) -> bool:
+    """Whether tags of this name are closed as often as opened. One that is not holds the page's rest, which is no part of it."""
+    if name in ("script", "style", "title"):  # to the page's end no tag is read in them, by browsers neither
+        return True
+    opened = len(re.findall(rf"<{name}\b(?![^<>]*/>)", source, re.I))
+    return opened <= len(re.findall(rf"</{name}\b", source, re.I))
 
 
 def listings(soup: BeautifulSoup) -> list[Tag]:

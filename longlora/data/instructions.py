@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import pyarrow.parquet as parquet
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from longlora.data.cases import parsed
+from longlora.data.cases import TwiceError, once, parsed
 from longlora.data.texts import from_hub
 from longlora.data.wording import asked
 from longlora.data.words import terms
@@ -203,6 +203,8 @@ def json_rows(file: Path) -> Iterator[tuple[str, Any]]:
             where = f"{file} line {number}"
             try:
                 value = parsed(line)
+            except TwiceError as error:
+                value = Bad(where, error.key, "stands twice")
             except ValueError as error:
                 value = Bad(where, "record", str(error))
             yield where, value
@@ -214,7 +216,7 @@ def list_rows(text: str, file: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         ValueError: such a fault, with its place.
     """
-    decoder, at, line, counted, beside = json.JSONDecoder(), text.index("[") + 1, 1, 0, 0
+    decoder, at, line, counted, beside = json.JSONDecoder(object_pairs_hook=once), text.index("[") + 1, 1, 0, 0
     while True:
         at = skip(text, at)
         if text[at : at + 1] == "]":
@@ -223,13 +225,18 @@ def list_rows(text: str, file: Path) -> Iterator[tuple[str, Any]]:
             return
         breaks, counted = text.count("\n", counted, at), at
         line, beside = line + breaks, 1 if breaks else beside + 1  # a list without line breaks is all on one
+        where = f"{file} line {line}" + (f", record {beside}" if beside > 1 else "")
         try:
-            value, at = decoder.raw_decode(text, at)
+            try:
+                value, at = decoder.raw_decode(text, at)
+            except TwiceError as error:
+                value = Bad(where, error.key, "stands twice")
+                _, at = json.JSONDecoder().raw_decode(text, at)
         except json.JSONDecodeError as error:
             raise ValueError(f"{file} line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
         except RecursionError:
             raise ValueError(f"{file} line {line}: is nested too deep to be read") from None
-        yield f"{file} line {line}" + (f", record {beside}" if beside > 1 else ""), value
+        yield where, value
         at = skip(text, at)
         if text[at : at + 1] == ",":
             at += 1

@@ -8,14 +8,14 @@ import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from longlora.data.tokenise import LINE, PARTED, all_bare, as_words, bare
+
 Prompt = Literal["chat", "authors", "plain"]
 """chat: the tokenizer's own template; authors: LongLoRA's supervised fine-tuning; plain: text to be continued."""
 AUTHORS = ("[INST]", "[/INST]")
 """What the authors write before and after an instruction."""
 WORD = "again"
 """A piece that stands inside of a text is tokenised after this: which word it is does not matter, only that one stands there."""
-LINE = "\n"
-"""A piece that begins a line is tokenised after this."""
 PIECE = 1000
 """Words of running text that are tokenised at once. Tokenizers that do not part a text at its spaces (Llama 2's) take more time for
 each word, the longer it is: half a minute for 4 MB."""
@@ -48,11 +48,6 @@ def frame(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, plain: str) -> 
     return Frame(tokenizer, before, after, marked=False)
 
 
-def bare(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of `text` without any mark that the tokenizer puts there by itself."""
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-
-
 def continuation(tokenizer: PreTrainedTokenizerBase, text: str, *, after: str) -> list[int]:
     """The ids of `text` as they are after `after`, so without the space that some tokenizers put before every text."""
     return continuations(tokenizer, [text], after=after)[0]
@@ -61,7 +56,7 @@ def continuation(tokenizer: PreTrainedTokenizerBase, text: str, *, after: str) -
 def continuations(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, after: str) -> list[list[int]]:
     """`continuation` of each text, in one call of the tokenizer."""
     known = bare(tokenizer, after)
-    wholes = tokenizer([after + text for text in texts], add_special_tokens=False, verbose=False)["input_ids"]
+    wholes = all_bare(tokenizer, [after + text for text in texts])
     # Where the tokenizer joins the two across the border, the token streams cannot be parted: then the text alone.
     return [
         whole[len(known) :] if whole[: len(known)] == known else bare(tokenizer, text)
@@ -71,7 +66,7 @@ def continuations(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, after
 
 def opening(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids of `text` where it opens a prompt: behind whatever the tokenizer puts first by itself (a begin mark, or nothing)."""
-    own, marked = bare(tokenizer, text), tokenizer(text, verbose=False)["input_ids"]
+    own, marked = bare(tokenizer, text), tokenizer(text.partition(PARTED)[0], verbose=False)["input_ids"]
     return marked[: marked.index(own[0])] + own
 
 
@@ -111,7 +106,8 @@ def haystack(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> np.ndarray
     """The ids (N,) of `texts` as one running text that begins a line, with a space between words; none where there are no words."""
     words = " ".join(texts).split()
     pieces = [" ".join(words[first : first + PIECE]) for first in range(0, len(words), PIECE)]
-    ids = [continuation(tokenizer, f" {p}" if n else p, after=WORD if n else LINE) for n, p in enumerate(pieces)]
+    said = [as_words(piece, tokenizer=tokenizer) for piece in pieces]
+    ids = [continuation(tokenizer, f" {p}" if n else p, after=WORD if n else LINE) for n, p in enumerate(said)]
     return np.array([token for piece in ids for token in piece], dtype=np.uint32)
 
 

@@ -99,8 +99,6 @@ def parsed(raw: bytes, file: Path, *, encoding: str = "utf-8") -> Document:
     Raises:
         ValueError: they are encrypted, of another kind or encoding than they say, or hold no text.
     """
-    if encoding == "utf-8":
-        encoding = "utf-8-sig"  # a mark at the beginning, as Windows writes it, is no text
     suffix = file.suffix.lower()
     pages: tuple[int, ...] = ()
     if suffix == ".pdf":
@@ -133,14 +131,14 @@ def decoded(raw: bytes, file: Path, encoding: str, *, own: str | None = None) ->
         ValueError: it is in neither, there is no such encoding, or it holds a NUL.
     """
     try:
-        text = raw.decode(encoding)
+        text = raw.decode(encoding).removeprefix("\ufeff")  # a mark at the beginning, as Windows writes it, is no text
     except LookupError:
         raise ValueError(f"no encoding '{encoding}'; such as utf-8, latin-1, cp1252") from None
     except UnicodeDecodeError as error:
         if own:
             return decoded(raw, file, own)
         raise ValueError(
-            f"{file} is not {encoding.removesuffix('-sig')}: byte {error.start} is {raw[error.start]:#04x}; "
+            f"{file} is not {encoding}: byte {error.start} is {error.object[error.start]:#04x}; "
             "name its encoding, such as latin-1, or convert it: "
             f"iconv -f latin1 -t utf-8 {shlex.quote(str(file))} > converted{file.suffix}"
         ) from None

@@ -20,6 +20,7 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from longlora.data import passkey_words
+from longlora.data.tokenise import as_words, bare
 from longlora.section import Section, refuse
 
 # With the pass-key prompt's words, and without.
@@ -102,6 +103,7 @@ def exercises(
         return
     refuse(misfits(reach, length=length))
     words = words_of(texts, length=length)
+    texts = [as_words(text, tokenizer=tokenizer) for text in texts]
     dice = random.Random(seed)
     for _ in range(count):
         yield exercise(
@@ -225,4 +227,4 @@ def text_tokens(
 
 
 def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return bare(tokenizer, text)

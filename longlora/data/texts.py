@@ -94,7 +94,9 @@ def from_table(texts: Texts) -> "Dataset":
 
 def text_of(file: Path) -> str:
     try:
-        return file.read_text("utf-8")
+        return file.read_text("utf-8").removeprefix(
+            "\ufeff"
+        )  # a mark at the beginning, as Windows writes it, is no text
     except UnicodeDecodeError as error:
         converted = f"iconv -f latin1 -t utf-8 {shlex.quote(str(file))} > converted{file.suffix}"
         raise ValueError(
@@ -112,17 +114,22 @@ def text_files(texts: Texts) -> list[Path]:
 
 
 def names_of(files: list[Path]) -> list[str]:
-    """Each file's stem; where several share it, the path below the folder that holds all files. No two are equal."""
-    shared = Counter(f.stem for f in files)
+    """Each file's stem; where several share it, the path below the folder that holds all files, with its suffix if need be. No two
+    are equal."""
     above = os.path.commonpath([f.parent for f in files])
-    return [f.stem if shared[f.stem] == 1 else f.relative_to(above).with_suffix("").as_posix() for f in files]
+    stems, paths = Counter(f.stem for f in files), Counter(f.with_suffix("") for f in files)
+    below = [
+        f.relative_to(above) if paths[f.with_suffix("")] > 1 else f.relative_to(above).with_suffix("") for f in files
+    ]
+    return [f.stem if stems[f.stem] == 1 else name.as_posix() for f, name in zip(files, below, strict=True)]
 
 
 def matching(place: Path, *, suffix: str, other: str | None = None) -> list[Path]:
-    """`place` itself, or all files below it with the suffix (without any: with the `other`), sorted by path."""
-    files = sorted(place.rglob(f"*.{suffix}")) if place.is_dir() else [place] if place.is_file() else []
+    """`place` itself, or all files below it with the suffix, in whatever case (without any: with the `other`), sorted by path."""
+    below = sorted(f for f in place.rglob("*") if f.is_file()) if place.is_dir() else []
+    files = [place] if place.is_file() else [f for f in below if f.suffix.lower() == f".{suffix}"]
     if not files and other:
-        files = sorted(place.rglob(f"*.{other}"))
+        files = [f for f in below if f.suffix.lower() == f".{other}"]
     if not files:
         raise ValueError(f"blocks.name: no .{suffix} file at {place} (seen from {Path.cwd()})")
     return files

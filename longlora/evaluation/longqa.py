@@ -19,7 +19,8 @@ from rouge_score.tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.data.cases import Case, case, read_lines
-from longlora.data.prompt import LINE, WORD, continuation, frame
+from longlora.data.prompt import WORD, continuation, frame
+from longlora.data.tokenise import LINE, as_words
 from longlora.data.wording import PLAIN_LEAD, after_document, before_question
 from longlora.data.words import words
 from longlora.evaluation.answer import answers, text_of
@@ -129,8 +130,9 @@ class Writer:
             ValueError: there is no room for the document.
         """
         first = self.frame.open(before_question(""))
-        end = continuation(self.tokenizer, after_document(question.question) + self.frame.after, after=WORD)
-        document = continuation(self.tokenizer, question.document, after=LINE)
+        text, asked = (as_words(said, tokenizer=self.tokenizer) for said in (question.document, question.question))
+        end = continuation(self.tokenizer, after_document(asked) + self.frame.after, after=WORD)
+        document = continuation(self.tokenizer, text, after=LINE)
         space = self.settings.length - self.settings.max_new_tokens - len(first) - len(end)
         if space < 2:
             raise ValueError(
