@@ -47,10 +47,8 @@ def must_take(name: str, file: Path) -> None:
     above = file if file.exists() else next(each for each in file.absolute().parents if each.exists())
     if above != file and not above.is_dir():
         raise ValueError(f"{name} {file}: {above} is a file, and must be a folder")
-    for place in (
-        above,
-        file.resolve().parent if file.is_file() else above,
-    ):  # it is written beside, and takes its place
+    # A file is written anew beside the old one, and takes its place.
+    for place in (above, file.resolve().parent) if file.is_file() else (above,):
         if not os.access(place, os.W_OK):
             raise ValueError(f"{name} {file}: {place} cannot be written to")
 

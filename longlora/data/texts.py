@@ -94,9 +94,8 @@ def from_table(texts: Texts) -> "Dataset":
 
 def text_of(file: Path) -> str:
     try:
-        return file.read_text("utf-8").removeprefix(
-            "\ufeff"
-        )  # a mark at the beginning, as Windows writes it, is no text
+        # A mark at the beginning, as Windows writes it, is no text.
+        return file.read_text("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         converted = f"iconv -f latin1 -t utf-8 {shlex.quote(str(file))} > converted{file.suffix}"
         raise ValueError(

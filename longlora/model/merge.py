@@ -100,9 +100,8 @@ def write(model: PreTrainedModel, *, base: Path, out: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     length = model.config.max_position_embeddings
     answers = model.generation_config
-    if (
-        answers and (answers.max_length or length) < length
-    ):  # Llama 2 says 4096, beyond which transformers refuses a text
+    # Llama 2 says 4096, beyond which transformers refuses a text.
+    if answers and (answers.max_length or length) < length:
         answers.max_length = length
     model.save_pretrained(partial)
     for name in TOKENIZER:
