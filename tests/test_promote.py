@@ -241,13 +241,16 @@ def test_what_is_lost_by_just_the_tolerance_holds(order, ours, theirs):
     assert not Better("m", order, no_worse_than=0.05).holds(float("nan"), theirs)
 
 
-def test_ours_must_read_better_and_lose_few_keys(shop):
+def test_ours_must_read_better_lose_few_keys_and_reach_as_far(shop):
     from tasks.comparison import comparisons_of
     from tasks.outputs import artifacts_at
 
     (model,) = (artifact for artifact in artifacts_at(Path(__file__).parents[1], None) if artifact.type == "model")
-    asked = {better.metric: better.no_worse_than for better in comparisons_of(model)}
-    assert asked == {"perplexity/extended": None, "passkey/extended": 0.05}
+    reads, finds, reaches = comparisons_of(model)
+    assert (reads.metric, reads.order, reads.no_worse_than) == ("perplexity/extended", "lower", None)
+    assert (finds.metric, finds.order, finds.no_worse_than) == ("passkey/extended", "higher", 0.05)
+    assert reaches.metric == "integrity/target"
+    assert [reaches.holds(context, 4096) for context in (1024, 4096, 8192)] == [False, True, True]
 
 
 def test_a_refused_verdict_gives_every_reason_even_without_a_champion(empty):
