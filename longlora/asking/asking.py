@@ -224,7 +224,7 @@ def ends(model: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase, prompt: 
     if prompt == "chat":
         said = [{"role": "user", "content": "THE-WORDS"}, {"role": "assistant", "content": "THE-ANSWER"}]
         behind = rendered(tokenizer, said, open_turn=False).rpartition("THE-ANSWER")[2]
-        found |= (marks(tokenizer).keys() & bare(tokenizer, behind)) - {tokenizer.unk_token_id}
+        found |= {mark for mark in marks(tokenizer).keys() & bare(tokenizer, behind) if mark != tokenizer.unk_token_id}
     return sorted(found)
 
 
