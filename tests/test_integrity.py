@@ -264,10 +264,10 @@ BAD = {
     "answers that end elsewhere": (
         lambda f, b: cut(f, "generation_config.json", eos_token_id=[2, 100]),
         "tokenizer",
-        "an answer ends at the tokens [2, 100], and the base's at [2]",
+        "an answer ends at the tokens [2, 100], and should end at [2]",
     ),
     "answers that never end": (
-        lambda f, b: cut(f, "generation_config.json", eos_token_id=None), "tokenizer", "at the tokens [], and the base's at [2]",
+        lambda f, b: cut(f, "generation_config.json", eos_token_id=None), "tokenizer", "at the tokens [], and should end at [2]",
     ),
     "text and answer bounded by the base's window": (
         lambda f, b: cut(f, "generation_config.json", max_length=80), "tokenizer", "allows 80 tokens of text and answer",

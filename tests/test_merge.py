@@ -70,6 +70,22 @@ def test_text_and_answer_together_may_be_as_long_as_the_new_context(trained, tmp
     assert GenerationConfig.from_pretrained(tmp_path / "open").max_length is None
 
 
+def test_answers_end_at_the_mark_of_the_chat_template_too(trained, tmp_path):
+    """A base whose generation_config.json names the end of a text alone, as Qwen3's does, learns <eos> as the end of an answer."""
+    base, adapter, _ = trained
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{{ '<eos>' if m.role == 'assistant' }}{% endfor %}"
+    tokenizer.save_pretrained(base)
+    file = base / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": 7}))
+    merge(base, adapter, out=tmp_path / "merged")
+    assert GenerationConfig.from_pretrained(tmp_path / "merged").eos_token_id == [tokenizer.eos_token_id, 7]
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    tokenizer.save_pretrained(base)
+    merge(base, adapter, out=tmp_path / "as-before")
+    assert GenerationConfig.from_pretrained(tmp_path / "as-before").eos_token_id == 7
+
+
 def test_a_base_without_a_tokenizer_is_merged_too(trained, tmp_path):
     base, adapter, _ = trained
     for file in base.glob("token*"):

@@ -19,9 +19,9 @@ from transformers import (
     TextStreamer,
 )
 
-from longlora.data.prompt import Prompt, continuation, frame, rendered
+from longlora.data.prompt import Prompt, continuation, frame, listed, taught_ends
 from longlora.data.sentences import Span
-from longlora.data.tokenise import as_words, bare, marks, places
+from longlora.data.tokenise import as_words, places
 from longlora.data.wording import PLAIN_LEAD, UNSAID, after_document, before_question
 from longlora.data.words import words
 from longlora.evaluation.answer import rooms
@@ -216,16 +216,10 @@ class Session:
 
 
 def ends(model: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """The marks at which an answer ends: those that the model names, and what it was taught: the tokenizer's, and, with a chat
-    template, those behind an answer. A base that learnt a template mostly names another."""
+    """The marks at which an answer ends: those that the model names, and what it was taught. A base that learnt a template mostly
+    names another."""
     named = model.generation_config.eos_token_id if model.generation_config else None
-    all_of = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
-    found = {token for token in all_of if isinstance(token, int)}
-    if prompt == "chat":
-        said = [{"role": "user", "content": "THE-WORDS"}, {"role": "assistant", "content": "THE-ANSWER"}]
-        behind = rendered(tokenizer, said, open_turn=False).rpartition("THE-ANSWER")[2]
-        found |= {mark for mark in marks(tokenizer).keys() & bare(tokenizer, behind) if mark != tokenizer.unk_token_id}
-    return sorted(found)
+    return sorted({*listed(named), *taught_ends(tokenizer, prompt)})
 
 
 class CallbackStreamer(TextStreamer):

@@ -8,7 +8,7 @@ import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from longlora.data.tokenise import LINE, PARTED, all_bare, as_words, bare
+from longlora.data.tokenise import LINE, PARTED, all_bare, as_words, bare, marks
 
 Prompt = Literal["chat", "authors", "plain"]
 """chat: the tokenizer's own template; authors: LongLoRA's supervised fine-tuning; plain: text to be continued."""
@@ -100,6 +100,25 @@ def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]],
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         raise ValueError(f"the chat template refuses turns of {roles} ({error})") from None
+
+
+def taught_ends(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """The marks at which an answer ends that is taught: the tokenizer's, and, with a chat template, those behind an answer.
+
+    Raises:
+        ValueError: the template refuses a question and its answer.
+    """
+    found = listed(tokenizer.eos_token_id)
+    if prompt == "chat":
+        said = [{"role": "user", "content": "THE-WORDS"}, {"role": "assistant", "content": "THE-ANSWER"}]
+        behind = rendered(tokenizer, said, open_turn=False).rpartition("THE-ANSWER")[2]
+        found += marks(tokenizer).keys() & bare(tokenizer, behind)
+    return sorted({token for token in found if token != tokenizer.unk_token_id})
+
+
+def listed(marks: int | list[int] | None) -> list[int]:
+    """End marks as transformers' configs name them: none, one or several."""
+    return [] if marks is None else [marks] if isinstance(marks, int) else list(marks)
 
 
 def haystack(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> np.ndarray:

@@ -18,12 +18,12 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
+from longlora.model.ending import answers, due_ends, ends
 from longlora.model.position import Position, extend, reach
 from longlora.model.seal import broken
 from longlora.section import first_line
@@ -180,8 +180,8 @@ def rotary_settings(config: PreTrainedConfig) -> Any:
 
 def reading(base: Path, *, extended: Path, context: int) -> Fact:
     """Whether texts and turns of a talk are read as the base reads them, and whole up to `context` tokens: a length at which to cut
-    stands in two files, of which transformers asks one, and other clients the other; and whether answers end where the base's do,
-    which perplexity and keys do not show."""
+    stands in two files, of which transformers asks one, and other clients the other; and whether answers end where the base and its
+    chat template say, which perplexity and keys do not show."""
     fact = tokenizer(base, extended=extended)
     if not fact.value:
         return fact
@@ -192,31 +192,18 @@ def reading(base: Path, *, extended: Path, context: int) -> Fact:
     cut = (json.loads(file.read_text("utf-8")).get("truncation") or {}) if file.is_file() else {}
     if (longest := min(found.model_max_length, cut.get("max_length", math.inf))) < context:
         return Fact(0, f"the tokenizer cuts texts at {longest:,} tokens, and should read {context:,}")
-    due = ends(base)
+    due = due_ends(base)
     try:
         stated, longest = ends(extended), answers(extended).max_length or context
     except BROKEN as error:
         return Fact(0, f"generation_config.json does not open: {first_line(error)}")
     if stated != due:
-        return Fact(0, f"an answer ends at the tokens {stated}, and the base's at {due}")
+        return Fact(0, f"an answer ends at the tokens {stated}, and should end at {due}")
     if longest < context:
         return Fact(
             0, f"generation_config.json allows {longest:,} tokens of text and answer, and should allow {context:,}"
         )
     return fact
-
-
-def ends(folder: Path) -> list[int]:
-    """The tokens at which an answer ends."""
-    found = answers(folder).eos_token_id
-    return sorted({found} if isinstance(found, int) else {*(found or ())})
-
-
-def answers(folder: Path) -> GenerationConfig:
-    """How answers are made, by generation_config.json, and without one by the config, as transformers does it."""
-    if (folder / "generation_config.json").is_file():
-        return GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder, local_files_only=True))
 
 
 def tokenizer(base: Path, *, extended: Path) -> Fact:

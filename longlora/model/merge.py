@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from longlora.model.ending import due_ends
 from longlora.model.quiet_peft import PeftModel
 from longlora.model.seal import seal
 from longlora.section import write_json
@@ -100,9 +101,10 @@ def write(model: PreTrainedModel, *, base: Path, out: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     length = model.config.max_position_embeddings
     answers = model.generation_config
-    # Llama 2 says 4096, beyond which transformers refuses a text.
     if answers and (answers.max_length or length) < length:
-        answers.max_length = length
+        answers.max_length = length  # Llama 2 says 4096, beyond which transformers refuses a text
+    if answers and (due := due_ends(base)):
+        answers.eos_token_id = due if len(due) > 1 else due[0]
     model.save_pretrained(partial)
     for name in TOKENIZER:
         if (base / name).exists():
