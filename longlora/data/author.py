@@ -7,6 +7,7 @@ nothing twice, and ends with the bytes of one that was not interrupted.
 
 import hashlib
 import json
+import os
 import random
 import re
 import time
@@ -305,17 +306,15 @@ def read_journal(journal: Path) -> dict[str, Reply]:
     """
     if not journal.exists():
         return {}
-    known, whole = {}, []
-    lines = journal.read_text("utf-8").splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
+    raw = journal.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if whole != raw:  # nothing is written anew: these replies were paid for
+        os.truncate(journal, len(whole))
+    known = {}
+    for number, line in enumerate(whole.splitlines(), start=1):
         try:
             row = json.loads(line)
             known[row["key"]] = Reply(row["reply"], row["tokens"], row.get("cut", 0))
-        except (json.JSONDecodeError, KeyError, TypeError):
-            if line.endswith("\n"):
-                raise ValueError(f"{journal} line {number} is no line of a journal: move it away") from None
-            continue  # torn: the run was killed while it wrote
-        whole.append(line if line.endswith("\n") else line + "\n")
-    if whole != lines:
-        journal.write_text("".join(whole), encoding="utf-8")
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{journal} line {number} is no line of a journal: move it away") from None
     return known
