@@ -164,7 +164,7 @@ def test_one_that_is_declined_in_the_page_stays_candidate_and_one_that_nobody_ju
     desk, prefect_url, promote_in_background, monkeypatch
 ):
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_CLIENT_RETRY_EXTRA_CODES, temporary_settings
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_RETRY_EXTRA_CODES, temporary_settings
 
     from tasks import promotion, registry
 
@@ -185,8 +185,9 @@ def test_one_that_is_declined_in_the_page_stays_candidate_and_one_that_nobody_ju
 
     from flows.promote import promote as promote_flow
 
-    monkeypatch.setattr("flows.promote.patience", lambda model, asked: 2.0)
-    with pytest.raises(promotion.RefusalError, match="not approved by nobody: no answer in"):
+    monkeypatch.setattr("flows.promote.patience", lambda *models, asked: 2.0)
+    refused = pytest.raises(promotion.RefusalError, match="not approved by nobody: no answer in")
+    with temporary_settings({PREFECT_API_URL: prefect_url}), refused:
         promote_flow(key)
     assert [alias(client, name) for name in ("champion", "candidate", "staging")] == ["1", "2", None]
     record = registry.moves(client, "dummy")
