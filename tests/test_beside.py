@@ -36,21 +36,25 @@ def test_a_champion_of_other_data_is_measured_beside_and_only_then_compared(own,
         done = dummy.longlora(own, *words, env=environment)
         return done.returncode, done.stdout + done.stderr
 
+    def works(*words: str) -> None:
+        status, said = longlora(*words)
+        assert status == 0, said
+
     assert longlora("run", "--beside", "champion")[1].startswith("error: ")
-    assert longlora("run", "--set", "train.rank=4", "--promote")[0] == 0
+    works("run", "--set", "train.rank=4", "--promote")
     other_data(own)
-    assert longlora("run", "--set", "train.rank=3")[0] == 0
+    works("run", "--set", "train.rank=3")
     status, said = longlora("promote")
     assert status == 1
     assert "models/base is not what champion version 1 was measured on" in said
     assert "`longlora run --beside champion` measures both" in said
 
     # rank 4 of the first data weighs 4, rank 1 of the other 2 and rank 3 of it 6
-    assert longlora("run", "--set", "train.rank=1", "--set", "gate.least=0.1", "--beside", "champion")[0] == 0
+    works("run", "--set", "train.rank=1", "--set", "gate.least=0.1", "--beside", "champion")
     status, said = longlora("promote")
     assert status == 1
     assert "better: score/tuned at 4 is 0.5, and must be higher than 1 of champion version 1" in said
-    assert longlora("run", "--set", "train.rank=3", "--beside", "champion")[0] == 0
+    works("run", "--set", "train.rank=3", "--beside", "champion")
     status, said = longlora("promote")
     assert (status, "is champion" in said) == (0, True), said
 
