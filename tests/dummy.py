@@ -153,6 +153,7 @@ ENV = {
     **{f"GIT_{who}_NAME": "Tester" for who in ("AUTHOR", "COMMITTER")},
     **{f"GIT_{who}_EMAIL": "tester@example.org" for who in ("AUTHOR", "COMMITTER")},
     "HF_HUB_OFFLINE": "1",
+    "PYTHONFAULTHANDLER": "1",  # what dies of a signal says where
     "LONGLORA_GPU_SLOTS": "0",  # or tests of two checkouts would wait for each other
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
 }

@@ -75,7 +75,7 @@ def tab(chromium, url):
     tab = chromium.new_page(viewport={"width": 1280, "height": 800})
     asked: list[str] = []
     tab.on("request", lambda request: asked.append(request.url))
-    tab.set_default_timeout(20_000)
+    tab.set_default_timeout(60_000)
     tab.goto(url)
     tab.wait_for_selector("text=Ask a document")
     yield tab
