@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import (
     AutoConfig,
+    DeepseekV3Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -40,6 +41,10 @@ PHI3_LONG = {
         "long_factor": [2.0] * 12,
     },
 }
+
+
+DEEPSEEK = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 40.0, "original_max_position_embeddings": 4096}
+DEEPSEEK |= {"mscale": 1.0, "mscale_all_dim": 1.0}
 
 
 def llama(**rope: object) -> LlamaConfig:
@@ -348,6 +353,10 @@ def test_a_context_within_the_window_is_refused_with_both_numbers(context):
         (Gemma3TextConfig(), "linear", "per layer type .*full_attention"),
         (Olmo3Config(), "linear", "per layer type .*full_attention"),
         (Phi3Config(**PHI3_LONG), "yarn", "'yarn' cannot be put on a base under 'longrope'"),
+        *[
+            (DeepseekV3Config(rope_parameters=DEEPSEEK), method, "by whose mscale_all_dim its attention .*: take yarn")
+            for method in ("linear", "ntk", "llama3", "longrope")
+        ],
         (GPT2Config(), "linear", "gpt2 model has no rotary positions"),
     ],
 )

@@ -32,6 +32,9 @@ logging.getLogger("transformers.modeling_rope_utils").addFilter(
     lambda record: not ("Unrecognized keys" in (said := record.getMessage()) and all(key in said for key in VLLM_KEYS))
 )
 
+READ_BY_ATTENTION = ("mscale_all_dim", "llama_4_scaling_beta")
+"""What families (DeepSeek, Mistral) read of a yarn base's settings besides: a factor on the scores, which depends on yarn's own."""
+
 # yarn and llama3 leave a frequency alone that turns more often than this in the window, and interpolate one that turns less.
 YARN_SLOW, YARN_FAST = 1.0, 32.0
 LLAMA3_SLOW, LLAMA3_FAST = 1.0, 4.0
@@ -154,6 +157,11 @@ def lengthened(config: PreTrainedConfig, rope: Rope, *, method: Method, window: 
 
 def by_frequency(config: PreTrainedConfig, rope: Rope, *, method: Method, window: int, s: float) -> Rope:
     """`method` done to the frequencies of a base that is scaled already, as one factor per frequency."""
+    if read := [key for key in READ_BY_ATTENTION if rope.get(key)]:
+        raise ValueError(
+            f"position.method '{method}' cannot be put on a {config.model_type} base under '{rope['rope_type']}' scaling, by whose "
+            f"{', '.join(read)} its attention scales the scores: take yarn"
+        )
     own_F, temperature = frequencies(config, rope)
     stretch_F = stretch(own_F, method=method, window=window, s=s)
     plain_F, _ = frequencies(config, {"rope_type": "linear", "factor": 1.0} | unscaled(rope))
