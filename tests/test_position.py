@@ -328,6 +328,18 @@ def test_the_window_of_a_yarn_base_is_its_original_window_times_its_factor():
     assert extend(base, method="yarn", context=512).rope_parameters["factor"] == 8
 
 
+def test_the_window_of_a_linear_base_is_what_it_says_beside_its_original_window(tmp_path):
+    """Vicuna 1.5 16k: 4,096 positions, a factor of 4 and a maximum sequence length of 16,384."""
+    base = llama(rope_type="linear", factor=4.0)
+    base.max_sequence_length = 4 * WINDOW
+    with pytest.raises(ValueError, match=rf"{2 * WINDOW} must be above the {4 * WINDOW}"):
+        extend(base, method="linear", context=2 * WINDOW)
+    extend(base, method="linear", context=8 * WINDOW).save_pretrained(tmp_path)
+    extended = AutoConfig.from_pretrained(tmp_path)
+    assert extended.rope_parameters["factor"] == 8
+    assert extended.max_position_embeddings == extended.max_sequence_length == 8 * WINDOW
+
+
 def test_extending_leaves_the_given_config_alone():
     before = BASES["plain"].to_dict()
     extend(BASES["plain"], method="yarn", context=CONTEXT)

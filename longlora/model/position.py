@@ -50,7 +50,8 @@ class Position(Section):
 def extend(config: PreTrainedConfig, *, method: Method, context: int) -> PreTrainedConfig:
     """A copy of `config` that reaches `context` tokens by `method`. Build the model from it: frequencies are fixed at birth.
 
-    The window W of the base is what its `max_position_embeddings` says, or factor x original window where its yarn says more.
+    The window W of the base is what its `max_position_embeddings` says, or factor x original window where its yarn says more, or
+    `max_sequence_length` beside linear scaling (Vicuna, LongChat).
     On a base that is scaled already, the method works on the frequencies the base has:
 
     - linear on linear, llama3 on llama3: the factors multiply. ntk on a plain or linear base: theta multiplies.
@@ -88,6 +89,8 @@ def extend(config: PreTrainedConfig, *, method: Method, context: int) -> PreTrai
         raise ValueError(f"position.method '{method}' is none that a {text.model_type} model takes: {wrong}")
     text.rope_parameters = scaled
     text.max_position_embeddings = stated
+    if "max_sequence_length" in text.to_dict():
+        text.max_sequence_length = stated
     return extended
 
 
@@ -118,10 +121,12 @@ def rotary(config: PreTrainedConfig) -> Rope:
 
 
 def reach(config: PreTrainedConfig) -> int:
-    """W. Some yarn configs, such as Qwen's, keep the original window in `max_position_embeddings`."""
+    """W. Some yarn configs, such as Qwen's, keep the original window in `max_position_embeddings`; so do Vicuna's linear ones."""
     rope = rotary(config)
     if rope["rope_type"] == "yarn":
         return max(config.max_position_embeddings, round(rope["factor"] * rope["original_max_position_embeddings"]))
+    if rope["rope_type"] == "linear":
+        return max(config.max_position_embeddings, config.to_dict().get("max_sequence_length", 0))
     return config.max_position_embeddings
 
 
