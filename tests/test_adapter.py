@@ -11,7 +11,15 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from specimens import ADAPTER, llama
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, StableLmConfig, StableLmForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    NemotronConfig,
+    Qwen3NextConfig,
+    StableLmConfig,
+    StableLmForCausalLM,
+)
 
 from longlora.model.adapter import Adapter, attach, save, trained_parameters
 
@@ -108,6 +116,36 @@ def test_a_norm_that_is_called_as_a_layer_is_trained_and_the_layer_is_not(tmp_pa
     }
     assert kinds == {*map(str, range(32)), "embed_tokens", "input_layernorm", "post_attention_layernorm", "norm"}
     assert not any(".mlp." in name or "q_proj.weight" in name for name in trained_parameters(model))
+    save(model, tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(before, tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(loaded), logits(model))
+
+
+SIZES = {"vocab_size": 90, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES |= {"num_key_value_heads": 2}
+GATED = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 12}
+GATED |= {
+    "head_dim": 8,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+NAMED_OTHERWISE = {
+    "LayerNorm1P": NemotronConfig(**SIZES),
+    "RMSNormGated": Qwen3NextConfig(**SIZES, **GATED, layer_types=["linear_attention", "full_attention"]),
+}
+
+
+@pytest.mark.parametrize("kind", NAMED_OTHERWISE)
+def test_a_norm_whose_kind_is_named_otherwise_is_trained_too(kind, tmp_path):
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(NAMED_OTHERWISE[kind])
+    before = copy.deepcopy(base)
+    norms = {name for name, _ in base.named_parameters() if "norm" in name}
+    model = nudged(attach(base, ADAPTER))
+    trained = {name.replace("modules_to_save.default.", "") for name in trained_parameters(model)}
+    assert norms and norms == {name.removeprefix("base_model.model.") for name in trained if "norm" in name}
     save(model, tmp_path / "adapter")
     loaded = PeftModel.from_pretrained(before, tmp_path / "adapter").eval()
     torch.testing.assert_close(logits(loaded), logits(model))

@@ -44,20 +44,21 @@ def test_chunked_loss_and_gradients_equal_the_plain_ones(tied, chunk):
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_in_bfloat16_the_value_of_a_long_sequence_is_right_too(autocast, reduction):
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_in_16_bits_the_value_of_a_long_sequence_is_right_too(half, autocast, reduction):
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = (torch.randn(n, 32, generator=generator).bfloat16() for n in (8193, 90))
-    weight /= 4
+    hidden, weight = (torch.randn(n, 32, generator=generator).to(half) for n in (8193, 90))
+    weight /= 4 if half == torch.bfloat16 else 1  # more than float16 holds
     labels_BL = torch.randint(90, (1, 8193), generator=generator)
     labels_BL[0, 5000:5100] = -100
     grads = []
-    for dtype in (torch.float64, torch.float32 if autocast else torch.bfloat16):
+    for dtype in (torch.float64, torch.float32 if autocast else half):
         hidden_BLD, weight_VD = hidden[None].to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()
         if dtype == torch.float64:
             logits_NV = (hidden_BLD @ weight_VD.T)[0, :-1]
             plain = loss = torch.nn.functional.cross_entropy(logits_NV, labels_BL[0, 1:], reduction=reduction)
         else:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            with torch.autocast("cpu", dtype=half, enabled=autocast):
                 loss = chunked_cross_entropy(hidden_BLD, weight_VD, labels_BL, chunk=128, reduction=reduction)
         grads.append(torch.autograd.grad(loss, (hidden_BLD, weight_VD)))
     assert loss.item() == pytest.approx(plain.item(), rel=1e-3)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import (
     AutoConfig,
+    DeepseekV3Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -40,6 +41,10 @@ PHI3_LONG = {
         "long_factor": [2.0] * 12,
     },
 }
+
+
+DEEPSEEK = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 40.0, "original_max_position_embeddings": 4096}
+DEEPSEEK |= {"mscale": 1.0, "mscale_all_dim": 1.0}
 
 
 def llama(**rope: object) -> LlamaConfig:
@@ -323,6 +328,18 @@ def test_the_window_of_a_yarn_base_is_its_original_window_times_its_factor():
     assert extend(base, method="yarn", context=512).rope_parameters["factor"] == 8
 
 
+def test_the_window_of_a_linear_base_is_what_it_says_beside_its_original_window(tmp_path):
+    """Vicuna 1.5 16k: 4,096 positions, a factor of 4 and a maximum sequence length of 16,384."""
+    base = llama(rope_type="linear", factor=4.0)
+    base.max_sequence_length = 4 * WINDOW
+    with pytest.raises(ValueError, match=rf"{2 * WINDOW} must be above the {4 * WINDOW}"):
+        extend(base, method="linear", context=2 * WINDOW)
+    extend(base, method="linear", context=8 * WINDOW).save_pretrained(tmp_path)
+    extended = AutoConfig.from_pretrained(tmp_path)
+    assert extended.rope_parameters["factor"] == 8
+    assert extended.max_position_embeddings == extended.max_sequence_length == 8 * WINDOW
+
+
 def test_extending_leaves_the_given_config_alone():
     before = BASES["plain"].to_dict()
     extend(BASES["plain"], method="yarn", context=CONTEXT)
@@ -348,6 +365,10 @@ def test_a_context_within_the_window_is_refused_with_both_numbers(context):
         (Gemma3TextConfig(), "linear", "per layer type .*full_attention"),
         (Olmo3Config(), "linear", "per layer type .*full_attention"),
         (Phi3Config(**PHI3_LONG), "yarn", "'yarn' cannot be put on a base under 'longrope'"),
+        *[
+            (DeepseekV3Config(rope_parameters=DEEPSEEK), method, "by whose mscale_all_dim its attention .*: take yarn")
+            for method in ("linear", "ntk", "llama3", "longrope")
+        ],
         (GPT2Config(), "linear", "gpt2 model has no rotary positions"),
     ],
 )

@@ -547,6 +547,17 @@ def test_packed_documents_that_transformers_would_not_part_are_refused(family, b
     model(**padded, position_ids=(padded["attention_mask"].cumsum(1) - 1).clamp(min=0))
 
 
+def test_documents_that_only_cumulative_lengths_tell_are_refused():
+    model, (given, _) = build(FAMILIES["llama"]), batch("plain")
+    enable(model, S2)
+    row = {name: x[:1] for name, x in given.items()}
+    told = {"cu_seq_lens_q": torch.tensor([0, 9, LENGTH]), "cu_seq_lens_k": torch.tensor([0, 9, LENGTH])}
+    with pytest.raises(ValueError, match="cu_seq_lens alone"):
+        model(**row, **told)
+    model(**row, **told, position_ids=torch.cat([torch.arange(9), torch.arange(LENGTH - 9)])[None])
+    model(**row, cu_seq_lens_q=torch.tensor([0, LENGTH]), cu_seq_lens_k=torch.tensor([0, LENGTH]))
+
+
 def test_documents_that_see_each_other_elsewhere_than_in_the_attention_are_found():
     for family in FAMILIES:
         must_part_documents(build(FAMILIES[family]).eval())

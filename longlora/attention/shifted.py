@@ -299,6 +299,7 @@ def attention_function(
         is_causal: bool | None = None,
         position_ids: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
+        cu_seq_lens_q: torch.Tensor | None = None,
         **others: Any,  # transformers hands every attention function all it has
     ) -> tuple[torch.Tensor, None]:
         length = query.shape[2] * degree
@@ -314,6 +315,11 @@ def attention_function(
             raise ValueError(f"S2-Attn takes padding and documents, not a ready mask of {tuple(attention_mask.shape)}")
         if documents is None and position_ids is not None:
             must_know_documents(position_ids, document_ids_BL=attention_mask)
+        if documents is None and attention_mask is None and cu_seq_lens_q is not None and len(cu_seq_lens_q) > 2:
+            raise ValueError(
+                "the documents of a row are told by cu_seq_lens alone, which flash-attn reads, and would see each other: give "
+                "position_ids that start anew"
+            )
         if documents is None and degree > 1:
             raise ValueError(f"{type(module).__name__} is not given the `documents` of the whole sequence")
         missing = query.shape[-1] - value.shape[-1]  # DeepSeek's values are narrower than its keys

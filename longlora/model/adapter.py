@@ -81,7 +81,7 @@ def attach(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel | PeftMo
 def whole_modules(model: PreTrainedModel, *, trainable: list[Literal["embeddings", "norms"]]) -> list[str]:
     """Ends of the names of the modules that are trained whole; no other module's name ends so, for peft goes by that alone."""
     kinds = {
-        "norms": lambda m: type(m).__name__.endswith("Norm"),
+        "norms": lambda m: type(m).__name__.endswith(("Norm", "NormGated", "Norm1P")),
         "embeddings": lambda m: m is model.get_input_embeddings(),
     }
     modules = list(model.named_modules(remove_duplicate=False))

@@ -32,6 +32,9 @@ logging.getLogger("transformers.modeling_rope_utils").addFilter(
     lambda record: not ("Unrecognized keys" in (said := record.getMessage()) and all(key in said for key in VLLM_KEYS))
 )
 
+READ_BY_ATTENTION = ("mscale_all_dim", "llama_4_scaling_beta")
+"""What families (DeepSeek, Mistral) read of a yarn base's settings besides: a factor on the scores, which depends on yarn's own."""
+
 # yarn and llama3 leave a frequency alone that turns more often than this in the window, and interpolate one that turns less.
 YARN_SLOW, YARN_FAST = 1.0, 32.0
 LLAMA3_SLOW, LLAMA3_FAST = 1.0, 4.0
@@ -47,7 +50,8 @@ class Position(Section):
 def extend(config: PreTrainedConfig, *, method: Method, context: int) -> PreTrainedConfig:
     """A copy of `config` that reaches `context` tokens by `method`. Build the model from it: frequencies are fixed at birth.
 
-    The window W of the base is what its `max_position_embeddings` says, or factor x original window where its yarn says more.
+    The window W of the base is what its `max_position_embeddings` says, or factor x original window where its yarn says more, or
+    `max_sequence_length` beside linear scaling (Vicuna, LongChat).
     On a base that is scaled already, the method works on the frequencies the base has:
 
     - linear on linear, llama3 on llama3: the factors multiply. ntk on a plain or linear base: theta multiplies.
@@ -85,6 +89,8 @@ def extend(config: PreTrainedConfig, *, method: Method, context: int) -> PreTrai
         raise ValueError(f"position.method '{method}' is none that a {text.model_type} model takes: {wrong}")
     text.rope_parameters = scaled
     text.max_position_embeddings = stated
+    if "max_sequence_length" in text.to_dict():
+        text.max_sequence_length = stated
     return extended
 
 
@@ -115,10 +121,12 @@ def rotary(config: PreTrainedConfig) -> Rope:
 
 
 def reach(config: PreTrainedConfig) -> int:
-    """W. Some yarn configs, such as Qwen's, keep the original window in `max_position_embeddings`."""
+    """W. Some yarn configs, such as Qwen's, keep the original window in `max_position_embeddings`; so do Vicuna's linear ones."""
     rope = rotary(config)
     if rope["rope_type"] == "yarn":
         return max(config.max_position_embeddings, round(rope["factor"] * rope["original_max_position_embeddings"]))
+    if rope["rope_type"] == "linear":
+        return max(config.max_position_embeddings, config.to_dict().get("max_sequence_length", 0))
     return config.max_position_embeddings
 
 
@@ -154,6 +162,11 @@ def lengthened(config: PreTrainedConfig, rope: Rope, *, method: Method, window: 
 
 def by_frequency(config: PreTrainedConfig, rope: Rope, *, method: Method, window: int, s: float) -> Rope:
     """`method` done to the frequencies of a base that is scaled already, as one factor per frequency."""
+    if read := [key for key in READ_BY_ATTENTION if rope.get(key)]:
+        raise ValueError(
+            f"position.method '{method}' cannot be put on a {config.model_type} base under '{rope['rope_type']}' scaling, by whose "
+            f"{', '.join(read)} its attention scales the scores: take yarn"
+        )
     own_F, temperature = frequencies(config, rope)
     stretch_F = stretch(own_F, method=method, window=window, s=s)
     plain_F, _ = frequencies(config, {"rope_type": "linear", "factor": 1.0} | unscaled(rope))
