@@ -420,8 +420,9 @@ def test_sigkill_leaves_no_process_and_the_next_run_ends_with_the_same_hashes(ow
 def test_a_training_that_can_not_fit_is_refused_before_any_stage_in_whatever_way_it_was_started(
     run_flow, own, monkeypatch, heard
 ):
-    def refuse(run_dir):
-        raise ValueError("the run does not fit")
+    def refuse(run_dir, *, anyway):
+        if not anyway:
+            raise ValueError("the run does not fit")
 
     monkeypatch.setattr("flows.pipeline.must_fit", refuse)
     with pytest.raises(ValueError, match="does not fit"):
