@@ -16,19 +16,23 @@ ANY_TFLOPS = 100.0
 """Of the machine itself: only the order of changes by hours depends on it, and no hours are told."""
 
 
-def must_fit(run_dir: RunDir) -> None:
-    """Refuse a run whose training, if it is still to be computed, cannot fit into the memory of this machine.
+def must_fit(run_dir: RunDir, *, anyway: bool = False) -> None:
+    """Refuse a run whose training, if it is still to be computed, cannot fit into the memory of this machine, unless it is to run
+    `anyway`, or could not start there.
 
     Where the sizes of the model or the machine that computes are not known, that is said, and nothing is refused.
 
     Raises:
-        ValueError: how much the training needs and the machine has, and the cheapest change that makes it fit.
+        ValueError: how much the training needs and the machine has, and the cheapest change that makes it fit; or a layout of the
+            environment that the training would refuse.
     """
     if not any(stage.name == "fit" and stage.status == "stale" for stage in run_dir.stages):
         return
     params = sections_of((run_dir.folder / "params.yaml").read_text())
     try:
         hardware = this_machine(activation_offloading=bool(params["fit"]["activation_offloading"]))
+        if anyway:
+            return
         shape = shape_of(run_dir.folder, params["backbone"], fetched=run_dir.folder / "models" / "base" / "config.json")
     except LookupError as unknown:
         print(f"whether the training fits into memory was not checked: {unknown.args[0]}", flush=True)

@@ -178,8 +178,7 @@ def run_snapshot(
                         return Completed(name="StillGood", message=said)
                 with nullcontext() if opened else looked_at(run_dir):
                     run_dir.dvc.warm()  # it imports DVC meanwhile
-                if not anyway:
-                    must_fit(run_dir)  # it reads parameters that are right by now
+                must_fit(run_dir, anyway=anyway)  # it reads parameters that are right by now
                 run_and_record(run_dir)
         if promote:
             # MLflow is imported by now, and not before the first stage runs

@@ -37,6 +37,12 @@ LENGTHLESS = {"longppl": "longppl", "harness": "harness"} | {
 }
 """The same of metrics whose lengths no section says, if they have some."""
 
+LOWEST = {
+    **dict.fromkeys({*MEASURES, *LENGTHLESS, "position_nats", "integrity", "licence", "numbers"} - {"harness"}, 0),
+    **dict.fromkeys(("perplexity", "sliding_perplexity", "longppl"), 1),
+}
+"""What metrics that begin so are never below; those of the harness are its tasks' own."""
+
 READ = {"text": ("txt", "md"), "jsonl": ("jsonl",), "parquet": ("parquet",)}
 """Suffixes of the files that are read from a folder, by kind of source."""
 
@@ -111,6 +117,7 @@ def misfits(sections: dict[str, Any]) -> Iterator[str]:
         questions,
         models_of_the_gate,
         lengths_of_the_gate,
+        rules_can_fail,
     ):
         if sections.keys() >= (needed := inspect.signature(rule).parameters).keys():
             yield from rule(**{name: sections[name] for name in needed})
@@ -254,6 +261,22 @@ def lengths_of_the_gate(
             elif not inside and length not in lengths:
                 said = str(length) if at.isdecimal() else f"position.context = {length}"
                 yield f"{here} lacks {said}, {why}: set {key}={sorted({*lengths, length})}"
+
+
+def rules_can_fail(gate: Any) -> Iterator[str]:
+    """No rule holds whatever the scores are. With an interval, whose ends may lie beyond a metric's own, any may fail."""
+    for rule in gate.every_rule:
+        measure, *_, last = rule.metric.split("/")
+        known = all(path.split("/")[0] in LOWEST for path in rule.paths)
+        if not known or rule.with_interval or last in ("low", "high"):
+            continue
+        lowest = 0 if rule.times else LOWEST[measure]  # what is multiplied by nothing, or by less
+        if not rule.upper and not rule.plus and rule.bound <= lowest:
+            yield f"the gate's rule '{rule.name}' holds of any model: {rule.metric} is never below {lowest}; set at_least higher"
+        elif rule.metric in (rule.times, rule.plus):
+            neutral = 1 if rule.times else 0
+            if rule.bound >= neutral if rule.upper else rule.bound <= neutral:
+                yield f"the gate's rule '{rule.name}' holds of any model: it compares {rule.metric} with itself; name another"
 
 
 def window_of(backbone: Any) -> int | None:

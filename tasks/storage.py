@@ -42,8 +42,8 @@ def record(where: Project, snapshot: Snapshot, folder: Path) -> str:
 
 
 def must_agree(folder: Path, stages: list[str]) -> None:
-    """Check by `folder`'s dvc.lock that each of `stages` read what the one before had written: the record says that these scores
-    are of this model.
+    """Check by `folder`'s dvc.lock that each of `stages` read what the one before had written, or what a `.dvc` file names: the
+    record says that these scores are of this model, and those of this champion.
 
     Raises:
         ValueError: somebody changed it between the two.
@@ -52,11 +52,21 @@ def must_agree(folder: Path, stages: list[str]) -> None:
     written = {out["path"]: out["md5"] for name in stages for out in lock[name].get("outs", [])}
     for name in stages:
         for dep in lock[name].get("deps", []):
-            if (due := written.get(dep["path"])) and dep["md5"] != due:
+            due = written.get(dep["path"]) or named(folder / f"{dep['path']}.dvc")
+            if due and dep["md5"] != due:
                 raise ValueError(
                     f"{dep['path']} was changed while the run was at work: stage '{name}' read {dep['md5']}, and {due} had been "
-                    "written; the same command restores it, and measures again"
+                    "there; the same command restores it, and measures again"
                 )
+
+
+def named(file: Path) -> str | None:
+    """The hash that a `.dvc` file gives what it is called after; None where there is no such file, or DVC 2 made it, which hashed
+    texts otherwise."""
+    if not file.is_file():
+        return None
+    outs = yaml.load(file.read_text(), Loader=yaml.CSafeLoader)["outs"]
+    return next((out["md5"] for out in outs if out["path"] == file.stem and out.get("hash") == "md5"), None)
 
 
 def ref_locks(where: Project, *refs: str) -> list[Path]:

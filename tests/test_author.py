@@ -302,7 +302,11 @@ def test_a_reply_that_was_cut_short_is_left_out_and_asked_for_again_only_where_m
     assert (len(done.cases), done.tokens) == (5, 570) and done.refused["a reply is cut short (--max-tokens)"] == 1
     assert work(endpoint, tmp_path).calls == 0
     more = work(replace(endpoint, max_tokens=endpoint.max_tokens + 1), tmp_path)
-    assert (more.calls, len(more.cases), more.tokens) == (1, 6, 600)
+    assert (more.calls, len(more.cases), more.tokens) == (1, 6, 670)  # the reply that was cut is paid for, too
+    again = work(replace(endpoint, max_tokens=endpoint.max_tokens + 1), tmp_path)
+    assert (again.calls, again.cases, again.tokens) == (0, more.cases, 670)
+    short = work(endpoint, tmp_path, plan=replace(PLAN, budget=570))
+    assert (short.calls, short.tokens) == (0, 670)  # what was paid for is used, whatever the budget says now
 
 
 def test_the_command_keeps_what_is_finished_and_says_how_to_go_on(stub, tmp_path, monkeypatch):

@@ -46,6 +46,7 @@ def test_other_keys_and_empty_lines_do_no_harm(tmp_path):
         (b'{"a": "caf\xe9"}', ":2: byte 11 of the line is not UTF-8"),
         (b"[" * 100_000, ":2: is nested too deep to be read"),
         (b'{"a": ', ":2: is not JSON: "),
+        (b'{"a": 1, "b": [{"c": 2, "a": 3, "c": 4}]}', ":2: has 'c' twice"),
     ],
 )
 def test_a_line_that_can_not_be_read_is_named(tmp_path, second, said):

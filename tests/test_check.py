@@ -194,6 +194,38 @@ def test_models_of_retrain_and_rivals_can_be_asked_and_are_for_perplexity_withou
         check(params("rivals.models=[champion]", "evaluate.passkey=[base,yarn,extended,champion]"), KINDS)
 
 
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("perplexity/extended/target, at_least: 1", "perplexity/extended/target is never below 1"),
+        ("passkey/extended/target, at_least: -0.05", "passkey/extended/target is never below 0"),
+        (
+            "passkey/extended/target, at_least: 0, times: passkey/base/window",
+            "passkey/extended/target is never below 0",
+        ),
+        (
+            "perplexity/extended/long, at_most: 1.05, times: perplexity/extended/long",
+            "it compares perplexity/extended/long",
+        ),
+        (
+            "passkey/extended/target, at_least: -0.05, plus: passkey/extended/target",
+            "it compares passkey/extended/target",
+        ),
+        ("passkey/extended/target, at_least: -0.05, plus: passkey/yarn/target", None),
+        ("passkey/extended/target, at_least: 0, with_interval: true", None),
+        ("passkey/extended/target, at_most: 0", None),
+        ("perplexity/extended/target, at_least: 0.5, times: perplexity/base/target", None),
+        ("perplexity/extended/target, at_most: 0.9, times: perplexity/extended/target", None),
+    ],
+)
+def test_a_rule_of_the_gate_that_holds_of_any_model_is_refused(rule, said):
+    asked = params(f"gate.more_rules=[{{name: mine, metric: {rule}}}]")
+    if said is None:
+        return check(asked, KINDS)
+    with pytest.raises(ValueError, match=f"^params: the gate's rule 'mine' holds of any model: {said}"):
+        check(asked, KINDS)
+
+
 def test_a_window_that_is_not_known_here_is_not_asked_for():
     check(params("backbone.source=hub", "passkey.lengths=[1024,4096]"), KINDS)
 

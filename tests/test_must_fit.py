@@ -68,6 +68,7 @@ def test_the_refusal_says_need_and_have_and_a_change_that_is_then_not_refused(tm
     assert said.endswith("(--anyway runs it all the same)")
     assert "\n" not in said
     memory.must_fit(run_dir(tmp_path, *asked, change))
+    memory.must_fit(run_dir(tmp_path, *asked), anyway=True)
 
 
 def test_on_a_cpu_nothing_is_laid_off_to_the_host(tmp_path):
@@ -113,6 +114,8 @@ def test_a_layout_that_training_would_refuse_is_refused_before(tmp_path, monkeyp
     monkeypatch.setenv(variable, value)
     with pytest.raises(ValueError, match=f"^{variable}={value}: must be {rule}$"):
         memory.must_fit(run_dir(tmp_path))
+    with pytest.raises(ValueError, match=f"^{variable}={value}: must be {rule}$"):
+        memory.must_fit(run_dir(tmp_path), anyway=True)  # it could not start at all
 
 
 @pytest.mark.parametrize(

@@ -247,24 +247,31 @@ def test_an_accident_is_tried_again_as_meta_says(run_flow, own):
     assert dummy.executions(own).count("train base") == 3
 
 
+@pytest.mark.parametrize("name", ["models/tuned", "rivals/old"])
 def test_of_a_model_that_was_changed_when_it_was_measured_there_is_no_record_and_the_same_run_measures_again(
-    run_flow, own
+    run_flow, own, name
 ):
-    swap = """
-    if model.name == "tuned" and not (notes / "swapped").exists():
+    from dvc.repo import Repo
+
+    label = Path(name).name
+    swap = f"""
+    if model.name == "{label}" and not (notes / "swapped").exists():
         (notes / "swapped").touch()
         (model / "weights").unlink()
         (model / "weights").write_text("another, and longer")
     size = """
     dummy.write(own / "dummy/stage.py", dummy.STAGE.lstrip().replace("\n    size = ", swap))
+    dummy.write(own / "rivals" / "old" / "weights", "bbbbbbbb")
+    with Repo(str(own)) as repo:
+        repo.add(str(own / "rivals" / "old"))
     with pytest.raises(
-        ValueError, match=r"^models/tuned was changed while the run was at work: stage 'score@tuned' read"
+        ValueError, match=rf"^{name} was changed while the run was at work: stage 'score\S*@{label}' read"
     ):
-        run_flow()
+        run_flow(overrides=["rivals.models=[old]"])
     assert dummy.git(own, "for-each-ref", "refs/longlora") == ""
-    key = run_flow()
-    scored = json.loads((own / f".longlora/worktrees/{key}/metrics/score/tuned.json").read_text())
-    assert scored["score"]["tuned"] == {"4": 2.0, "2": 4.0}  # of eight letters
+    key = run_flow(overrides=["rivals.models=[old]"])
+    scored = json.loads((own / f".longlora/worktrees/{key}/metrics/score/{label}.json").read_text())
+    assert scored["score"][label] == {"4": 2.0, "2": 4.0}  # of eight letters
     assert dummy.git(own, "for-each-ref", "refs/longlora") != ""
 
 
@@ -413,8 +420,9 @@ def test_sigkill_leaves_no_process_and_the_next_run_ends_with_the_same_hashes(ow
 def test_a_training_that_can_not_fit_is_refused_before_any_stage_in_whatever_way_it_was_started(
     run_flow, own, monkeypatch, heard
 ):
-    def refuse(run_dir):
-        raise ValueError("the run does not fit")
+    def refuse(run_dir, *, anyway):
+        if not anyway:
+            raise ValueError("the run does not fit")
 
     monkeypatch.setattr("flows.pipeline.must_fit", refuse)
     with pytest.raises(ValueError, match="does not fit"):

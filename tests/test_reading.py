@@ -2,6 +2,7 @@
 
 import os
 import posixpath
+import time
 import zipfile
 
 import pytest
@@ -9,6 +10,7 @@ from pypdf import PdfReader, PdfWriter
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
 from longlora.data import reading
+from longlora.data.html_text import html_text
 from longlora.data.reading import read_document, read_documents
 
 HTML = """<!doctype html><html><head><title>No</title><style>p {}</style></head><body>
@@ -356,3 +358,19 @@ def test_what_is_never_closed_takes_no_page_with_it(tmp_path, name):
     assert read_document(tmp_path / "a.html").text == "Before.\n\nHome\n\nThe text.\n\nMore.\n"
     (tmp_path / "a.html").write_text(f"<html><body><{name}/>{page.replace('Home', f'Home</{name}>')}</body></html>")
     assert read_document(tmp_path / "a.html").text == "Before.\n\nThe text.\n\nMore.\n"
+
+
+@pytest.mark.parametrize("mark", ["<!-- note", "<![CDATA[ note"])
+def test_a_comment_that_is_never_closed_is_text_and_costs_no_look_through_the_whole_page(mark):
+    assert html_text(f"<p>a</p>{mark} <p>b</p>") == f"a\n\n{mark}\n\nb\n"
+    assert html_text(f"<!-- c --><p>a{mark}</p>".encode()) == f"a{mark}\n"
+    began = time.process_time()
+    assert html_text(f"{mark} <b>x</b> " * 16_000).count(mark) == 16_000
+    assert time.process_time() - began < 12  # with a look for the end of each it is minutes
+
+
+def test_a_mark_as_word_writes_it_ends_where_its_tag_does():
+    assert (
+        html_text("<p>a<![endif]-->b</p><p>c<![if !IE]>d<![endif]>e<![some[x]]>f</p><p>g]></p>")
+        == "ab\n\ncdef\n\ng]>\n"
+    )

@@ -142,11 +142,30 @@ def test_files_come_from_the_recorded_commit_also_from_a_bare_git_address(record
     assert commit in (got / "MLmodel").read_text()
 
 
+def test_a_source_lists_what_it_gives_and_takes_nothing(recorded, tmp_path):
+    import mlflow  # noqa: F401  first, as tasks/artifacts.py says
+    from mlflow.exceptions import MlflowException
+
+    from tasks.artifacts import DvcArtifactRepository
+
+    repository = DvcArtifactRepository(source(recorded, "x"))
+    top, inner = repository.list_artifacts(), repository.list_artifacts("components/tokenizer/")
+    assert [(file.path, file.is_dir) for file in top][:2] == [("components", True), ("MLmodel", False)]
+    assert {file.path for file in inner} > {"components/tokenizer/tokenizer.json", "components/tokenizer/config.json"}
+    (made_up,) = (file for file in top if file.path == "MLmodel")
+    assert made_up.file_size == Path(repository.download_artifacts("MLmodel", str(tmp_path))).stat().st_size
+    for refused in (repository.log_artifact, repository.log_artifacts):
+        with pytest.raises(MlflowException, match="read only"):
+            refused(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
         ("dvc://x/nowhere?rev={rev}&repo={repo}", "is not in"),
         ("dvc://x/model?repo={repo}", "is not of the form"),
+        ("dvc://x/model?rev={rev}", "is not of the form"),
+        ("dvc://x/model/nothing.json?rev={rev}&repo={repo}", "is not in"),
     ],
 )
 def test_a_wrong_source_is_one_line(recorded, wrong, said, tmp_path):

@@ -131,29 +131,36 @@ def write_questions(
                 work.refused["an excerpt is another's again" if text else "an excerpt holds no whole sentence"] += 1
                 continue
             heard.add(key)
-            if key not in known or 0 < known[key].cut < endpoint.max_tokens:
+            replies = known.setdefault(key, [])
+            for earlier in replies:  # one that was cut, and asked for again, was paid for as well
+                pay(earlier, order, work)
+            if not replies or 0 < replies[-1].cut < endpoint.max_tokens:
                 if work.tokens >= plan.budget:
                     work.stopped = f"the budget of {plan.budget:,} tokens is used, {work.tokens:,} were"
                     break
                 try:
-                    known[key] = call(
-                        client, endpoint, order, form=form(plan.questions) if endpoint.schema else {}, wait=wait
+                    replies.append(
+                        call(client, endpoint, order, form=form(plan.questions) if endpoint.schema else {}, wait=wait)
                     )
                 except Unavailable as error:
                     work.stopped = str(error)
                     break
                 work.calls += 1
-                note(journal, key, known[key])
-            reply = known[key]
-            if not reply.tokens:
-                work.estimated += 1
-            work.tokens += reply.tokens or estimated(order + reply.text)
+                note(journal, key, replies[-1])
+                pay(replies[-1], order, work)
+            reply = replies[-1]
             if reply.cut:
                 work.refused["a reply is cut short (--max-tokens)"] += 1
             else:
                 judge(reply.text, text, names, work)
             tell(f"{number + 1} of {plan.excerpts} excerpts: {len(work.cases)} questions, {work.tokens:,} tokens")
     return work
+
+
+def pay(reply: Reply, order: str, work: Work) -> None:
+    """Count the tokens of `reply` to `order` among those of all."""
+    work.estimated += not reply.tokens
+    work.tokens += reply.tokens or estimated(order + reply.text)
 
 
 def form(questions: int) -> dict[str, Any]:
@@ -298,8 +305,8 @@ def note(journal: Path, key: str, reply: Reply) -> None:
         lines.write(json.dumps(row) + "\n")
 
 
-def read_journal(journal: Path) -> dict[str, Reply]:
-    """Replies by the digest of what was asked. A last line that was cut off in writing is taken away.
+def read_journal(journal: Path) -> dict[str, list[Reply]]:
+    """Replies by the digest of what was asked, the last one last. A last line that was cut off in writing is taken away.
 
     Raises:
         ValueError: a whole line is none of a journal.
@@ -310,11 +317,11 @@ def read_journal(journal: Path) -> dict[str, Reply]:
     whole = raw[: raw.rfind(b"\n") + 1]
     if whole != raw:  # nothing is written anew: these replies were paid for
         os.truncate(journal, len(whole))
-    known = {}
+    known: dict[str, list[Reply]] = {}
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             row = json.loads(line)
-            known[row["key"]] = Reply(row["reply"], row["tokens"], row.get("cut", 0))
+            known.setdefault(row["key"], []).append(Reply(row["reply"], row["tokens"], row.get("cut", 0)))
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{journal} line {number} is no line of a journal: move it away") from None
     return known

@@ -47,15 +47,17 @@ LISTING = 0.8
 
 def html_text(html: str | bytes) -> str:
     """The text that a reader sees, a blank line between blocks; headings, code and tables in Markdown."""
-    soup = BeautifulSoup(html, "html.parser")
-    source = html if isinstance(html, str) else html.decode("latin-1")
+    source = without_open_marks(html if isinstance(html, str) else html.decode("latin-1"))
+    soup = BeautifulSoup(source if isinstance(html, str) else source.encode("latin-1"), "html.parser")
     for tag in soup([name for name in UNREAD if closed(name, source)]):
         tag.decompose()
     for string in soup.find_all(string=True):
         if type(string) is not NavigableString:  # a comment, a doctype
             string.extract()
-        elif not string.find_parent("pre"):
-            string.replace_with(re.sub(r"\s+", " ", string.replace("\u00ad", "")))  # soft hyphens are not seen
+        elif all(tag.name != "pre" for tag in string.parents):  # find_parent takes ten times as long, deep inside
+            plain = re.sub(r"\s+", " ", string.replace("\u00ad", ""))  # soft hyphens are not seen
+            if plain != string:  # one that is replaced is looked for among all that stand before it
+                string.replace_with(plain)
     tables = [t for t in soup("table") if not t.find(["table", "pre", HEADINGS])]
     for tag in soup("br"):
         tag.replace_with("\n")
@@ -64,8 +66,10 @@ def html_text(html: str | bytes) -> str:
     for tag in soup(["td", "th"]):
         tag.insert_before(" ")  # not behind it: its end may be left out, and then the next one is inside of it
     for tag in soup(BLOCKS):
-        tag.insert_before("\n\n")
-        tag.insert_after("\n\n")
+        tag.insert(
+            0, "\n\n"
+        )  # inside: to put it before the tag, that is looked for among all of a long page's paragraphs
+        tag.append("\n\n")
     for tag in soup(HEADINGS):
         heading = " ".join(tag.get_text().split()).rstrip(" ¶")  # Sphinx's link to the heading
         tag.replace_with(f"\n\n{'#' * int(tag.name[1])} {heading}\n\n" if heading else "")
@@ -74,6 +78,16 @@ def html_text(html: str | bytes) -> str:
             title = table.find("caption")
             table.replace_with(f"\n\n{title.get_text() if title else ''}\n\n{ruled(rows)}\n\n")
     return tidied(soup.get_text())
+
+
+def without_open_marks(source: str) -> str:
+    """A comment, or a section of XML, that is never closed becomes text: the parser would look for the end of each through all of
+    the rest. Any other `<![`, as Word writes them, ends with its tag, as in browsers; some are an error to the parser."""
+    source = re.sub(r"<!\[(?!CDATA\[)", "<!?[", source, flags=re.I)
+    for opening, closing in (("<!--", r"--\s*>"), ("<![", r"\]\s*\]\s*>")):
+        last = max((end.start() for end in re.finditer(closing, source)), default=0)
+        source = source[:last] + source[last:].replace(opening, f"&lt;{opening[1:]}")
+    return source
 
 
 def closed(name: str, source: str) -> bool:
