@@ -2,7 +2,6 @@
 
 import os
 import posixpath
-import time
 import zipfile
 
 import pytest
@@ -10,7 +9,7 @@ from pypdf import PdfReader, PdfWriter
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
 from longlora.data import reading
-from longlora.data.html_text import html_text
+from longlora.data.html_text import html_text, without_open_marks
 from longlora.data.reading import read_document, read_documents
 
 HTML = """<!doctype html><html><head><title>No</title><style>p {}</style></head><body>
@@ -364,9 +363,8 @@ def test_what_is_never_closed_takes_no_page_with_it(tmp_path, name):
 def test_a_comment_that_is_never_closed_is_text_and_costs_no_look_through_the_whole_page(mark):
     assert html_text(f"<p>a</p>{mark} <p>b</p>") == f"a\n\n{mark}\n\nb\n"
     assert html_text(f"<!-- c --><p>a{mark}</p>".encode()) == f"a{mark}\n"
-    began = time.process_time()
-    assert html_text(f"{mark} <b>x</b> " * 16_000).count(mark) == 16_000
-    assert time.process_time() - began < 12  # with a look for the end of each it is minutes
+    rest = without_open_marks(f"<!-- c -->{f'{mark} <b>x</b> ' * 16_000}").removeprefix("<!-- c -->")
+    assert "<!" not in rest and html_text(rest).count(mark) == 16_000
 
 
 def test_a_mark_as_word_writes_it_ends_where_its_tag_does():

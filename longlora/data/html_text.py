@@ -66,9 +66,8 @@ def html_text(html: str | bytes) -> str:
     for tag in soup(["td", "th"]):
         tag.insert_before(" ")  # not behind it: its end may be left out, and then the next one is inside of it
     for tag in soup(BLOCKS):
-        tag.insert(
-            0, "\n\n"
-        )  # inside: to put it before the tag, that is looked for among all of a long page's paragraphs
+        # inside: to put it before the tag, that is looked for among all of a long page's paragraphs
+        tag.insert(0, "\n\n")
         tag.append("\n\n")
     for tag in soup(HEADINGS):
         heading = " ".join(tag.get_text().split()).rstrip(" ¶")  # Sphinx's link to the heading
