@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from unittest import mock
@@ -43,6 +45,33 @@ def points(tracker, key: str) -> list[tuple[int, float]]:
 def write_history(folder: Path, text: str) -> list[Out]:
     dummy.write(folder / "metrics" / "history.csv", text)
     return [Out("metrics/history.csv", "plot", {"x": "step", "y": "loss"})]
+
+
+HALF_MADE = """
+import abc, collections.abc
+from flows import mlflow_writer  # what it imports by itself is imported before there are threads
+kinds = (list, tuple, str, bytes, set)
+for of in (collections.abc.Sequence, collections.abc.Set, collections.abc.Collection):
+    [issubclass(kind, of) for kind in kinds]
+
+class Forget(collections.abc.Hashable): ...
+
+whole = abc._abc_init
+
+def ask(made):  # where another thread may have its turn
+    Forget.register(type("", (), {}))
+    taken = [kind for kind in kinds if issubclass(kind, collections.abc.Mapping)]
+    assert not taken, f"while {made} is made, {taken} is a Mapping, and stays it"
+    whole(made)
+
+abc._abc_init = ask
+from tasks import tracking
+"""
+
+
+def test_no_class_of_what_is_imported_beside_threads_makes_them_take_a_list_for_a_mapping():
+    done = subprocess.run([sys.executable, "-c", HALF_MADE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_machine_is_watched_until_the_run_ends_and_a_resumed_run_goes_on_counting(opened, monkeypatch, capfd):
