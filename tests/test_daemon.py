@@ -2,6 +2,7 @@
 
 import queue
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import threading
 import time
 import urllib.request
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
+from uuid import uuid4
 
 import dummy
 import psutil
@@ -322,3 +325,56 @@ def test_a_server_gathers_what_it_records_of_tasks_but_not_for_long(folder):
     command, env = [sys.executable, "-c", RECORDER], dummy.clean_environment()
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("True True\n", "")
+
+
+def test_a_cancel_is_seen_though_the_server_was_away_and_one_client_is_made_for_all_looks(monkeypatch):
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.states import Cancelling, Running
+
+    from flows import cancelling
+
+    run = FlowRun(flow_id=uuid4())
+    made, looks, sent = [], [], []
+
+    class Server(BaseHTTPRequestHandler):
+        protocol_version, state = "HTTP/1.1", Running()
+
+        def do_GET(self) -> None:
+            body = run.model_copy(update={"state": self.state}).model_dump_json().encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            looks.append(self.state.name)
+
+        def log_message(self, *_: object) -> None: ...
+
+    def serve(port: int) -> ThreadingHTTPServer:
+        server = ThreadingHTTPServer(("127.0.0.1", port), Server)
+        threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
+        return server
+
+    get_client = cancelling.get_client
+    monkeypatch.setattr(cancelling, "get_client", lambda **how: made.append(how) or get_client(**how))
+    monkeypatch.setattr(cancelling, "LOOK", 0.05)
+    monkeypatch.setattr(cancelling.supervise, "interrupt", lambda: None)
+    monkeypatch.setattr(cancelling.os, "kill", lambda process, number: sent.append(number))
+    cancelled, over = threading.Event(), threading.Event()
+    first = serve(0)
+    url = f"http://127.0.0.1:{first.server_port}/api"
+    looking = threading.Thread(target=cancelling.watch, args=(run.id, url, cancelled, over), daemon=True)
+    looking.start()
+    wait_until(lambda: len(looks) > 1)
+    Server.protocol_version = "HTTP/1.0"  # what is open is closed after its next answer
+    first.shutdown()
+    first.server_close()
+    time.sleep(0.3)  # looks that nobody answers
+    Server.state = Cancelling()
+    second = serve(first.server_port)
+    looking.join(30)
+    over.set()
+    second.shutdown()
+    second.server_close()
+    assert sent == [signal.SIGTERM] and cancelled.is_set()
+    assert looks[-1] == "Cancelling" and len(made) == 1
