@@ -17,7 +17,7 @@ class Sizes:
 
     lengths: tuple[int, ...] = (2048, 4096, 8192, 16384)
     half_lengths: tuple[int, ...] = (2048, 4096)
-    """In bfloat16, of which full SDPA takes eight times as long on CPUs that have no instructions for it."""
+    """In bfloat16, of which full SDPA takes nine times as long on CPUs that have no instructions for it."""
     memory_lengths: tuple[int, ...] = (2048, 4096, 8192, 16384, 32768)
     loss_lengths: tuple[int, ...] = (2048, 8192)
     documents: int = 64

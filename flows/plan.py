@@ -29,7 +29,10 @@ def plan(where: Project, *, recipe: str | None, overrides: list[str], hardware: 
         raise ValueError(f"params: backbone lacks {missing}") from None
     except LookupError as unknown:
         raise ValueError(unknown.args[0]) from None
-    return estimate(shape, workload_from_params(sections), hardware)
+    workload, offload = workload_from_params(sections), sections["fit"].get("activation_offloading")
+    if not isinstance(offload, bool):
+        raise ValueError(f"params: fit.activation_offloading = {offload!r} is neither true nor false")
+    return estimate(shape, workload, hardware.model_copy(update={"offload_checkpoints": offload}))
 
 
 def shape_of(tree: Path, backbone: dict[str, Any], *, fetched: Path | None = None) -> Shape:

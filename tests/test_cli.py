@@ -81,6 +81,18 @@ def test_the_plan_is_json_for_programs():
     assert found["fits"] is True and found["hours"] > 0 and found["gb_per_gpu"] > 0
 
 
+def test_the_plan_lays_checkpoints_off_to_the_host_where_params_do():
+    long = ["plan", "--recipe=llama2-7b-32k", "--set=position.context=204800", "--set=fit.mlp_tile=8192", "--json"]
+    root = Path(__file__).parent.parent
+    away, here = (
+        json.loads(dummy.longlora(root, *long, f"--set=fit.activation_offloading={said}").stdout)
+        for said in ("true", "false")
+    )
+    assert here["remedy"]["changes"] == ["fit.activation_offloading=true"]
+    assert away["gb_per_gpu"] == pytest.approx(here["remedy"]["gb_per_gpu"])
+    assert away["fits"] and away["gb_on_host"] > here["gb_on_host"]
+
+
 def test_the_plan_tells_our_program_from_the_papers():
     """Table 12: full fine-tuning of 7B at 8,192 tokens, 46.3 GB. DeepSpeed kept the paper's weights in 16 bit."""
     whole = ["adapter.method=full", "attention.pattern=full", "fit.loss_chunk=8192"]
