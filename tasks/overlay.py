@@ -117,6 +117,10 @@ def check(overlay: dict[str, Any], base: dict[str, Any], path: tuple[str, ...]) 
         if isinstance(old, dict) and isinstance(value, dict):
             check(value, old, (*path, str(key)))
         elif shape(old) != shape(value) and None not in (old, value):
+            if isinstance(old, dict):  # written out it would fill the screen
+                raise ValueError(
+                    f"{name} = {value!r}: must be a section: name a key of it, such as {name}.{next(iter(old))}"
+                )
             raise ValueError(f"{name} = {value!r}: must be {shape(old)}, as in {name} = {old!r}")
         elif isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} = {value!r}: must be finite")

@@ -49,8 +49,8 @@ def up(
     once, with the servers that answer. What the user has elsewhere (PREFECT_API_URL, MLFLOW_TRACKING_URI) is not started.
 
     Raises:
-        ValueError: no such host, other machines would be let in unasked, unsound credentials, a port is taken, the servers are up
-            already, or one ended.
+        ValueError: no such host, other machines would be let in unasked, unsound credentials, a port is taken or named twice, the
+            servers are up already, or one ended.
     """
     if is_held(where, UP):  # before its ports are found taken
         raise ValueError(f"`longlora up` runs already for {where.root}: end that one first")
@@ -66,6 +66,8 @@ def up(
         if each in own:
             must_be_free(at, port, option)
             each.must_be_sound()
+    if len(own) == 2 and prefect_port == mlflow_port:
+        raise ValueError(f"--mlflow-port {mlflow_port}: is --prefect-port too, and each server needs a port of its own")
     with hold(where, UP):
         run_servers(where, own, at, prefect_port=prefect_port, mlflow_port=mlflow_port, ready=ready)
 

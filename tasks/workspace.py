@@ -94,14 +94,21 @@ def git(
             their hashes.
 
     Raises:
-        ValueError: git ended with an error; from its `fatal:` on, else its last line.
+        ValueError: there is no git, or it ended with an error; from its `fatal:` on, else its last line.
     """
     config = [f"core.hooksPath={os.devnull}", "core.splitIndex=false"]
     config += ["core.autocrlf=false", "core.eol=lf"] if stored else []
     command = ["git", *(word for setting in config for word in ("-c", setting)), *arguments]
-    done = subprocess.run(
-        command, cwd=cwd, input=stdin, env={**os.environ, **(env or {})}, capture_output=True, text=True
-    )
+    try:
+        done = subprocess.run(
+            command, cwd=cwd, input=stdin, env={**os.environ, **(env or {})}, capture_output=True, text=True
+        )
+    except FileNotFoundError as error:
+        if error.filename != "git":  # `cwd` is gone
+            raise
+        raise ValueError(
+            "there is no program `git` on the PATH: install it, for every run is recorded with it"
+        ) from None
     if done.returncode:
         said = done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}"
         fatal = " ".join(said.partition("fatal: ")[2].replace("fatal: ", "").split())
@@ -128,6 +135,8 @@ def project(folder: Path) -> Project:
     for needed in ("dvc.yaml", "params.yaml", ".dvc"):
         if not (tree / needed).exists():
             raise ValueError(f"{tree} has no {needed}: it must stand at the top of the git repository")
+        if needed.endswith(".yaml") and (tree / needed).is_dir():
+            raise ValueError(f"{tree / needed} is a folder, and must be a file")
     if not has_commit(tree):
         raise ValueError(f"{tree} has no commit yet: a run is recorded on top of one")
     found = Project(tree=tree, root=main_checkout(tree))

@@ -70,6 +70,13 @@ def bring_up(folder: Path, patch: pytest.MonkeyPatch, host: str) -> None:
     bring_servers_up(where, host=host, **ports, ready=lambda *_: None)
 
 
+def test_one_port_for_two_servers_is_refused_before_one_takes_it_from_the_other(clean, tmp_path):
+    same = servers.free_port()
+    clean.setattr(servers, "free_port", lambda: same)
+    with pytest.raises(ValueError, match=f"^--mlflow-port {same}: is --prefect-port too"):
+        bring_up(tmp_path, clean, "127.0.0.1")
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "0", "192.0.2.7"])
 def test_without_credentials_nothing_is_started_where_others_may_come(clean, tmp_path, host):
     with pytest.raises(ValueError, match="other machines may reach it, so credentials are needed") as refusal:

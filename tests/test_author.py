@@ -339,6 +339,26 @@ def test_an_address_that_is_none_is_refused_before_anything_is_written(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
+def test_questions_of_another_origin_are_not_written_over(stub, tmp_path):
+    _, endpoint = stub
+    (tmp_path / "doc.txt").write_text(DOCUMENTS[0].text)
+    (tmp_path / "qa.jsonl").write_text("by rule\n")
+    asked, plan = {"url": endpoint.url, "model": "m"}, {"excerpts": 1, "length": 120, "questions": 3, "budget": 1000}
+    with pytest.raises(
+        ValueError, match=r"^OUT .*qa.jsonl: is there, and not of this command \(no qa.jsonl.journal beside"
+    ):
+        list(
+            write_by_model(
+                str(tmp_path / "doc.txt"),
+                out=tmp_path / "qa.jsonl",
+                asked=asked,
+                plan=plan | {"seed": 1},
+                encoding="utf-8",
+            )
+        )
+    assert (tmp_path / "qa.jsonl").read_text() == "by rule\n"
+
+
 def test_a_journal_that_is_none_is_not_written_over(stub, tmp_path):
     (tmp_path / "j").write_text("my notes\n")
     with pytest.raises(ValueError, match="line 1 is no line of a journal"):

@@ -30,8 +30,10 @@ def test_what_is_malformed_is_named_by_file_and_line(tmp_path, text, said):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match="no case file at nowhere.jsonl"):
+    with pytest.raises(ValueError, match="no case file at nowhere.jsonl: it is not there"):
         read_lines(tmp_path.relative_to(tmp_path) / "nowhere.jsonl")
+    with pytest.raises(ValueError, match="is a folder: name a file in it"):
+        read_lines(tmp_path)
 
 
 def test_other_keys_and_empty_lines_do_no_harm(tmp_path):

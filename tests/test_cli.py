@@ -13,6 +13,7 @@ import dummy
 import pytest
 import typer
 
+from flows.cli.ask import model_folder
 from flows.cli.main import app, plain_errors, signals_later
 from tasks.workspace import project
 
@@ -240,6 +241,72 @@ def test_a_result_that_can_not_be_written_is_said_before_the_work(tmp_path, monk
     ):
         with pytest.raises(ValueError, match=f"^(--out|OUT){said}$"):
             app(words, standalone_mode=False)
+
+
+@pytest.mark.parametrize("command", [["build"], ["write", "--url", "http://127.0.0.1:1", "--model", "m"]])
+def test_questions_are_not_written_over_a_document(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text(text := "The lighthouse of the old harbour is 31 metres high, and white.\n" * 20)
+    with pytest.raises(ValueError, match=r"^OUT a.txt: is named as a document, and questions are JSON lines: a.jsonl$"):
+        app(["longqa", *command, "a.txt", "a.txt"], standalone_mode=False)
+    assert (tmp_path / "a.txt").read_text() == text and list(tmp_path.iterdir()) == [tmp_path / "a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["eval", "m", "--lm-eval", "a, ", "--out", "new"], "--lm-eval 'a, ': a name is empty"),
+        (["eval", "m", "--cases", "c.jsonl", "--limit", "3"], "--limit 3: is of --lm-eval, which names no task"),
+        (["eval", "m", "--cases", "c.jsonl", "--tasks", "own"], "--tasks own: is of --lm-eval, which names no task"),
+        (["plan", "--half-weights"], "--half-weights: it is under ZeRO"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(words, said):
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+        app(words, standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("closed", "words", "status", "said"),
+    [
+        ("<&-", ["ask", "--model", str(Path(__file__).parent.parent / "tiny/model"), "--document", "a.txt"], 0, ""),
+        (">&-", ["longqa", "build", "nowhere", "qa.jsonl"], 1, "error: no file, folder or installed package 'nowhere'"),
+        ("2>&-", ["longqa", "build", "nowhere", "qa.jsonl"], 1, ""),
+    ],
+)
+def test_a_stream_that_the_caller_closed_is_as_the_null_device(tmp_path, closed, words, status, said):
+    (tmp_path / "a.txt").write_text("The lighthouse is white.")
+    program = Path(sys.executable).with_name("longlora")
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", program, *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == status and done.stderr.startswith(said) and done.stderr.count("\n") == bool(said)
+
+
+def test_a_file_does_not_take_the_number_of_a_stream_that_is_closed(tmp_path):
+    """It would be written to as if it were the terminal."""
+    code = "from flows.cli.start import open_closed; open_closed(); print(open('new', 'w').fileno() > 2)"
+    command = ["sh", "-c", 'exec "$@" <&- 2>&-', "sh", sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True)
+    assert done.stdout == b"True\n"
+
+
+def test_without_git_or_a_folder_to_be_in_it_says_so(tmp_path):
+    (bare := tmp_path / "bin").mkdir()
+    done = dummy.longlora(tmp_path, "runs", env={"PATH": str(bare)})
+    assert done.stderr.startswith("error: there is no program `git` on the PATH") and done.stderr.count("\n") == 1
+    program = Path(sys.executable).with_name("longlora")
+    gone = ["sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$@"', "sh", program, "runs"]
+    done = subprocess.run(gone, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: the current folder is gone: change to one that is there\n")
+
+
+def test_a_model_that_is_no_folder_is_named_also_outside_a_project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ValueError, match="^no folder 'modle' in .*, and no runs to look it up in: .* not in a git repository"
+    ):
+        model_folder("modle")
 
 
 def test_what_the_user_can_act_on_is_one_line_and_a_defect_keeps_its_traceback():

@@ -248,10 +248,10 @@ def outside(tmp_path, monkeypatch):
         evaluate.harness, "measure", lambda *a, **k: asked.append(k["settings"].tasks) or deepcopy(HARNESS)
     )
 
-    def command(*cases, tasks=("x",)):
+    def command(*cases, tasks=("x",), out=tmp_path / "out.json"):
         evaluate.evaluate(
             tmp_path / "odd", tasks=list(tasks), folder_of_tasks=None, limit=None, cases=list(cases), chat=False,
-            out=tmp_path / "out.json",
+            out=out,
         )  # fmt: skip
 
     return command, asked
@@ -320,6 +320,18 @@ def test_outside_of_a_run_scores_that_do_not_say_of_which_model_are_kept_and_the
     with pytest.raises(ValueError, match="does not say of which model: name another --out"):
         command(put(tmp_path / "1_lines.jsonl", LINES), tasks=())
     assert json.loads((tmp_path / "out.json").read_text()) == HARNESS
+
+
+@pytest.mark.parametrize(("name", "text"), [("odd/config.json", None), ("1_lines.jsonl", None), ("notes.json", "[1]")])
+def test_outside_of_a_run_what_is_no_scores_is_not_written_over(outside, tmp_path, name, text):
+    command, _ = outside
+    cases = put(tmp_path / "1_lines.jsonl", LINES)
+    if text:
+        (tmp_path / name).write_text(text)
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(ValueError, match=f"--out .*{name}: is there, and holds no scores"):
+        command(cases, tasks=(), out=tmp_path / name)
+    assert (tmp_path / name).read_bytes() == before
 
 
 def test_scores_that_stand_in_the_models_own_folder_are_not_part_of_what_it_is(tmp_path):

@@ -41,7 +41,7 @@ def test_small_numbers_stay_numbers_for_every_reader():
         ("fit.steps=many", "fit.steps = 'many': must be a number"),
         ("fit.fast=3", "must be true or false"),
         ("fit.betas=3", "must be a list"),
-        ("fit=3", "must be a section"),
+        ("fit=3", "^fit = 3: must be a section: name a key of it, such as fit.steps$"),
         ("fit.steps={a: 1}", "must be a number"),
         ("fit.rate=.inf", "must be finite"),
         ("fit.steps", "must be key=value"),

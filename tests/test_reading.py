@@ -10,7 +10,7 @@ from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
 from longlora.data import reading
 from longlora.data.html_text import html_text, without_open_marks
-from longlora.data.reading import read_document, read_documents
+from longlora.data.reading import located, read_document, read_documents
 
 HTML = """<!doctype html><html><head><title>No</title><style>p {}</style></head><body>
 <h1>The  <b>first</b>
@@ -322,6 +322,13 @@ def test_what_can_not_be_read_says_why(tmp_path, monkeypatch, name, raw, said):
     (tmp_path / name).write_bytes(raw)
     with pytest.raises(ValueError, match=said):
         read_document(tmp_path / name)
+
+
+def test_a_name_that_is_empty_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("words")
+    with pytest.raises(ValueError, match="no file, folder or installed package ''"):
+        located("")
 
 
 def test_a_scan_is_named(tmp_path):

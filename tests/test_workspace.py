@@ -130,6 +130,10 @@ def test_what_is_no_project_is_said_in_one_line(tmp_path, folder):
     dummy.git(folder, "rm", "--quiet", "dvc.yaml")
     with pytest.raises(ValueError, match=r"has no dvc.yaml"):
         project(folder)
+    (folder / "dvc.yaml").mkdir()
+    with pytest.raises(ValueError, match=rf"^{folder}/dvc.yaml is a folder, and must be a file$"):
+        project(folder)
+    (folder / "dvc.yaml").rmdir()
     empty = tmp_path / "empty"
     for name in ("dvc.yaml", "params.yaml", ".dvc/config"):
         dummy.write(empty / name, "")

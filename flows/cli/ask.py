@@ -153,7 +153,10 @@ def model_folder(name: str) -> Path:
         raise ValueError(f"no model at {name} (seen from {Path.cwd()})")
     from tasks import runs, servers, tracking
 
-    where = workspace.project(Path.cwd())
+    try:
+        where = workspace.project(Path.cwd())
+    except ValueError as error:  # away from a project the name is a folder's, misspelt
+        raise ValueError(f"no folder '{name}' in {Path.cwd()}, and no runs to look it up in: {error}") from None
     servers.use_environment(where)
     source = runs.address_of(tracking.connect(), where, name)
     with runs.data_of(name):

@@ -30,8 +30,11 @@ def evaluate(
     is done. Answers to cases are kept until then: what was cut off goes on there.
 
     Raises:
-        ValueError: no model there, an unknown task, a malformed case, no chat template, or `out` has another model's scores.
+        ValueError: no model there, an unknown task, a malformed case, no chat template, or `out` has another model's scores, or
+            something else.
     """
+    if out is not None and out.is_file():
+        must_be_scores(out)
     asked = longeval.LongEval(
         tasks=[], lengths=[], samples=1, cases=[str(file) for file in cases], prompt="chat" if chat else "plain", seed=1
     )
@@ -64,6 +67,19 @@ def evaluate(
             scores |= longeval.measure(model, label=label, tokenizer=tokenizer, settings=asked, kept=kept)
             if out is not None:
                 put(scores, out)
+
+
+def must_be_scores(out: Path) -> None:
+    """Raises ValueError: `out` holds something else, such as the model's config or the cases, which would be written over."""
+    text = out.read_bytes()
+    try:
+        found = json.loads(text or b"{}")
+    except ValueError:  # no JSON
+        found = None
+    if not isinstance(found, dict) or not all(name.startswith(("harness", "longeval_")) for name in found):
+        raise ValueError(
+            f"--out {out}: is there, and holds no scores of this command, which would take its place: name a new file"
+        )
 
 
 def kept_scores(out: Path, *, label: str, folder: Path) -> dict[str, Any]:

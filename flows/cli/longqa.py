@@ -13,7 +13,7 @@ from longlora.data.author import Endpoint, Plan, write_questions
 from longlora.data.casebook import Casebook, Measure, tokens, words, write
 from longlora.data.casebook import build as build_cases
 from longlora.data.questions import KINDS, LONGEST, SHORTEST, askable
-from longlora.data.reading import Document, located, read_documents
+from longlora.data.reading import SUFFIXES, Document, located, read_documents
 from longlora.data.sentences import prose
 from longlora.model.load import open_tokenizer
 
@@ -30,6 +30,7 @@ def build(docs: str, *, out: Path, settings: dict[str, Any], tokenizer: Path | N
     Raises:
         ValueError: the documents or settings are wrong, `out` cannot be written, or there is too little text.
     """
+    must_be_no_document(out)
     must_take("OUT", out)
     casebook_of(settings)  # what is wrong is said before the documents are read
     documents = documents_at(docs, encoding)
@@ -101,8 +102,11 @@ def write_by_model(
     endpoint = Endpoint(key=os.environ.get("OPENAI_API_KEY"), **asked)
     if not endpoint.url.startswith(("http://", "https://")):
         raise ValueError(f"--url {endpoint.url}: must be an http address, such as http://127.0.0.1:8000/v1")
+    must_be_no_document(out)
     must_take("OUT", out)
     journal = out.with_name(out.name + ".journal")
+    if out.is_file() and out.stat().st_size and not journal.exists():
+        raise ValueError(f"OUT {out}: is there, and not of this command (no {journal.name} beside it): name a new file")
     documents = documents_at(docs, encoding)
     work = write_questions(documents, endpoint=endpoint, plan=Plan(**plan), journal=journal, tell=tell)
     write(work.cases, out)
@@ -113,6 +117,14 @@ def write_by_model(
         yield f"left out {times}: {reason}"
     if work.stopped:
         raise ValueError(f"stopped: {work.stopped}; {len(work.cases)} questions are kept, and the same command goes on")
+
+
+def must_be_no_document(out: Path) -> None:
+    """Raises ValueError: `out` is named as a document is; it could be the one that is read, or would be the next time."""
+    if out.suffix.lower() in SUFFIXES:
+        raise ValueError(
+            f"OUT {out}: is named as a document, and questions are JSON lines: {out.with_suffix('.jsonl')}"
+        )
 
 
 def documents_at(docs: str, encoding: str) -> list[Document]:

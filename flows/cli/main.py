@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
@@ -238,6 +239,14 @@ def plain_errors() -> Generator[None]:
         raise SystemExit(f"error: {theirs[0]}: {one_line(error)}") from None
 
 
+def must_be_somewhere() -> None:
+    """Raises ValueError: the current folder was deleted, as that of a run may be by `longlora gc`."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ValueError("the current folder is gone: change to one that is there") from None
+
+
 @contextmanager
 def signals_later() -> Generator[None]:
     """While Prefect is imported, Ctrl-C and SIGTERM wait: it would swallow the exception that they raise, and print a traceback."""
@@ -272,6 +281,7 @@ def main() -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
         with plain_errors():
+            must_be_somewhere()
             status = app(standalone_mode=False)  # an int if it ended early: --help, Ctrl-C
     except BaseException:
         if told:  # whatever became of the exception on its way

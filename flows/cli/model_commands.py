@@ -43,6 +43,8 @@ def plan(
     from longlora.planning.plan import lines
     from tasks import workspace
 
+    if half_weights and not zero:
+        raise ValueError("--half-weights: it is under ZeRO that trained weights are kept so: say --zero 1, 2 or 3 too")
     hardware = Hardware.of(
         gpu,
         gpus=gpus,
@@ -76,6 +78,14 @@ def evaluate(
     """Measure a model folder outside of a run: tasks of lm-evaluation-harness, or LongChat's test cases."""
     if not lm_eval and not cases:
         raise ValueError("nothing to measure: name --lm-eval TASKS, or --cases FILE")
+    tasks = [task.strip() for task in lm_eval.split(",")] if lm_eval else []
+    if not all(tasks):
+        raise ValueError(
+            f"--lm-eval {lm_eval!r}: a name is empty; write them with commas between, such as arc_easy,piqa"
+        )
+    for option, given in (("--tasks", tasks_folder), ("--limit", limit)):
+        if given is not None and not tasks:
+            raise ValueError(f"{option} {given}: is of --lm-eval, which names no task; --cases are asked whole")
     if out is not None:
         must_take("--out", out)
     from flows.cli import launcher
@@ -84,7 +94,6 @@ def evaluate(
     from flows.cli.evaluate import evaluate as measured
     from longlora.parallel.sharding import part, say, together
 
-    tasks = lm_eval.split(",") if lm_eval else []
     with together():
         measured(model, tasks=tasks, folder_of_tasks=tasks_folder, limit=limit, cases=cases or [], chat=chat, out=out)
     if out is not None:

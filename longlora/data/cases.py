@@ -25,7 +25,8 @@ def read_lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
         ValueError: there is no such file, it holds none, or a line is no UTF-8 or no JSON object.
     """
     if not file.is_file():
-        raise ValueError(f"no case file at {file} (seen from {Path.cwd()})")
+        kind = "is a folder: name a file in it" if file.is_dir() else f"is not there (seen from {Path.cwd()})"
+        raise ValueError(f"no case file at {file}: it {kind}")
     rows = []
     # As bytes: a string of JSON may hold marks that Python, but not JSON lines, takes for the end of a line.
     for number, line in enumerate(file.read_bytes().removeprefix(BOM_UTF8).split(b"\n"), start=1):

@@ -50,7 +50,7 @@ def located(name: str) -> Path:
     Raises:
         ValueError: there is neither.
     """
-    if Path(name).exists():
+    if name and Path(name).exists():  # an empty name is the current folder's, and nobody means that by it
         return Path(name)
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:

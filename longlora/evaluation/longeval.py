@@ -101,7 +101,9 @@ def read_cases(file: Path) -> list[Question]:
             topics = case(TopicsCase, row, place=place)
             questions.append(Question("topics", topics.prompt, "The first topic was", topics.topics))
         else:
-            raise ValueError(f"{place}: neither 'expected_number' (lines) nor 'topics'; there are {', '.join(row)}")
+            raise ValueError(
+                f"{place}: neither 'expected_number' (lines) nor 'topics'; there are {', '.join(row) or 'none'}"
+            )
         if questions[-1].task != questions[0].task:
             raise ValueError(f"{place}: a case of {questions[-1].task} in a file of {questions[0].task}")
     return questions
