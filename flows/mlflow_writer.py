@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 # Before there are threads: it makes a class of both Sequence and Mapping, and whoever asks in that moment whether a list is a
 # Mapping is told so, then and ever after (CPython's ABCMeta answers for a half-made class with its first base's memory).
-import pyarrow  # noqa: F401
+import pyarrow  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 from flows.run_dir import RunDir
 from tasks.errors import UserError, one_line
