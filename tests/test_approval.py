@@ -33,9 +33,7 @@ def test_a_person_is_asked_where_the_model_or_the_command_wants_it():
             patience(model(approval_hours=wrong))
 
 
-def test_a_run_from_before_anybody_was_to_be_asked_is_asked_about_too(desk, prefect_url, monkeypatch):
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
+def test_a_run_from_before_anybody_was_to_be_asked_is_asked_about_too(desk, monkeypatch):
     from flows import promote as flow
     from tasks.promotion import RefusalError
 
@@ -49,8 +47,7 @@ def test_a_run_from_before_anybody_was_to_be_asked_is_asked_about_too(desk, pref
         flow, "ask", lambda *given: waited.append(given[-1]) or flow.Approval(False, "Grace", "not yet")
     )
     try:
-        refused = pytest.raises(RefusalError, match="not approved by Grace: not yet")
-        with temporary_settings({PREFECT_API_URL: prefect_url}), refused:
+        with pytest.raises(RefusalError, match="not approved by Grace: not yet"):
             flow.promote(key)
     finally:
         dummy.git(where.tree, "checkout", "dvc.yaml")
@@ -61,11 +58,14 @@ def test_a_run_from_before_anybody_was_to_be_asked_is_asked_about_too(desk, pref
 @pytest.fixture
 def desk(empty, shop, prefect_url, monkeypatch):  # noqa: F811
     """The shop, its good model champion; the environment in which its better one can be asked for."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
     promote, client, where = empty
     promote("good")
     monkeypatch.chdir(where.tree)
     monkeypatch.setenv("PREFECT_API_URL", prefect_url)
-    return client, where, shop[1]["better"]
+    with temporary_settings({PREFECT_API_URL: prefect_url}):  # in this process Prefect has read its settings already
+        yield client, where, shop[1]["better"]
 
 
 @pytest.fixture
