@@ -44,6 +44,7 @@ def deploy(
     Raises:
         ValueError: a wrong recipe, key, value or schedule, no such model, or no server.
     """
+    when = schedules(cron, interval, timezone)
     # a slip in a key or value is said now, not at night
     must_all_be_right(where, [snapshot(where, recipe=recipe, overrides=overrides)])
     place = watchable(where, watch) if watch else None
@@ -59,7 +60,7 @@ def deploy(
     brought(where, beside)  # no such model is said now, too; each run brings its own
     address = running_prefect(where)
     entry = deployment(where)
-    entry |= {"name": name, "schedules": schedules(cron, interval, timezone)}
+    entry |= {"name": name, "schedules": when}
     entry["parameters"] |= {"recipe": recipe, "overrides": overrides, "promote": promote}
     if place:
         entry["parameters"] |= {"watch": str(place)}
@@ -68,8 +69,8 @@ def deploy(
     if if_worse is not None:
         entry["parameters"] |= {"if_worse": if_worse}
     ask_prefect(where, address, entry)
-    when = moments(cron, interval, timezone, place, if_worse)
-    return f"pipeline/{name} runs {when}, at the commit checked out in {where.tree}; a worker must be up: `longlora up`"
+    said = moments(cron, interval, timezone, place, if_worse)
+    return f"pipeline/{name} runs {said}, at the commit checked out in {where.tree}; a worker must be up: `longlora up`"
 
 
 def moments(cron: str | None, interval: float | None, timezone: str, place: Path | None, if_worse: float | None) -> str:

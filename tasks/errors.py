@@ -6,5 +6,7 @@ class UserError(Exception):
 
 
 def one_line(error: object) -> str:
-    """What a foreign error says, without line breaks and runs of spaces."""
-    return " ".join(str(error).split())
+    """What a foreign error says, without line breaks and runs of spaces, and what is wrong in a file that DVC does not take."""
+    wrong = getattr(getattr(error, "exc", None), "errors", [])  # YAMLValidationError: the text says only how many
+    said = [str(error), "; ".join(f"{'.'.join(map(str, each.path))}: {each.msg}" for each in wrong)]
+    return " ".join(": ".join(filter(None, said)).split())

@@ -5,6 +5,7 @@ leaving the default; whether a value is in its range is checked by the library (
 """
 
 import difflib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def check(overlay: dict[str, Any], base: dict[str, Any], path: tuple[str, ...]) 
                 raise ValueError(
                     f"{name} = {value!r}: must be a section: name a key of it, such as {name}.{next(iter(old))}"
                 )
-            raise ValueError(f"{name} = {value!r}: must be {shape(old)}, as in {name} = {old!r}")
+            raise ValueError(f"{name} = {written(value)}: must be {shape(old)}, as in {name} = {written(old)}")
         elif isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} = {value!r}: must be finite")
 
@@ -135,6 +136,11 @@ def shape(value: Any) -> str:
     if isinstance(value, bool):
         return "true or false"
     return "a number" if isinstance(value, int | float) else "text"
+
+
+def written(value: Any) -> str:
+    """As YAML has it: true, not True."""
+    return json.dumps(value) if isinstance(value, bool) else repr(value)
 
 
 def nearest(name: str, known: list[str]) -> str:

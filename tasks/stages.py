@@ -96,11 +96,13 @@ class DvcRepo:
         """Every stage, upstream first, after restoring what was computed before.
 
         Raises:
-            ValueError: data that a `.dvc` file names is nowhere, or a matrix has values that are no names.
+            ValueError: there is no stage, data that a `.dvc` file names is nowhere, or a matrix has values that are no names.
         """
         with self._engine(), self._restoring() as restored:
             graph = self._repo.index.graph
             stages = self._stages()
+            if not stages:
+                raise ValueError("dvc.yaml has no stages: there is nothing to run")
             _ = self.artifacts  # known from now on: they are in the index, which is read anew for the next call
             loaded: list[Any] = self._repo.stage.load_all("dvc.yaml")
             again = {each.name: each for each in loaded}

@@ -179,6 +179,12 @@ def test_a_request_that_is_no_http_is_not_repeated(stub, tmp_path, monkeypatch):
     assert done.stopped.endswith("cannot be asked: what would be sent is not HTTP") and waits == []
 
 
+@pytest.mark.parametrize("url", ["http://[::1/v1", "http://", "ftp://localhost/v1"])
+def test_an_address_that_is_none_is_asked_once(stub, tmp_path, url):
+    done = work(replace(stub[1], url=url), tmp_path, waits=(waits := []))
+    assert done.stopped.startswith(f"{url} is no address of an endpoint: ") and waits == []
+
+
 def test_the_budget_holds_where_the_endpoint_counts_nothing(stub, tmp_path):
     handler, endpoint = stub
     handler.script += [b'{"choices": [{"message": {"content": "I cannot."}}]}'] * 12

@@ -161,6 +161,12 @@ def test_a_wrong_schedule_is_one_line(deployed, prefect_url, monkeypatch, argume
     assert "\n" not in str(ended.value)
 
 
+def test_a_wrong_schedule_is_said_before_a_server_is_asked_for(deployed):
+    done = dummy.longlora(deployed, "deploy", "--cron", "99 * * * *")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: --cron '99 * * * *' --timezone UTC: Invalid cron string")
+
+
 @pytest.mark.parametrize("content", [None, "deployments: []"])
 def test_a_project_whose_prefect_yaml_has_no_pipeline_is_one_line(tmp_path, content):
     from flows.deploy import deployment

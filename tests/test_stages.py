@@ -303,6 +303,13 @@ def test_no_stage_is_passed_over_where_another_begins_at_the_same_moment(tmp_pat
     assert len(ran) == len(names)
 
 
+def test_without_a_stage_there_is_nothing_to_run(folder):
+    dummy.write(folder / "dvc.yaml", "")
+    dummy.commit(folder)
+    with pytest.raises(ValueError, match=r"^dvc\.yaml has no stages: there is nothing to run$"):
+        run_dir_of(folder)
+
+
 def test_a_name_in_a_matrix_is_no_shell_command(folder):
     name = "x;touch PWNED;/../mine"
     dummy.write(folder / "rivals" / "mine.dvc", "outs: [{md5: d8e8fca2dc0f896fd7cb4cb0031ba249.dir, path: mine}]\n")

@@ -223,7 +223,9 @@ def call(
         except httpx.LocalProtocolError:
             # without the error, which may show the key
             raise Unavailable(f"{endpoint.url} cannot be asked: what would be sent is not HTTP") from None
-        except (httpx.TransportError, httpx.InvalidURL) as error:
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise Unavailable(f"{endpoint.url} is no address of an endpoint: {error}") from None
+        except httpx.TransportError as error:
             said = f"{type(error).__name__}: {error}"
         else:
             if response.is_success:
