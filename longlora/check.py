@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import field_validator
 
@@ -32,6 +32,8 @@ MEASURES = {
     "longeval_topics": "longeval",
 }
 """First words of the metrics that are by length, and the section that says at which lengths."""
+UNNAMED = ("perplexity", "passkey")
+"""Measures that all models are asked for but those that every run makes; of these, the ones that `evaluate` names."""
 LENGTHLESS = {"longppl": "longppl", "harness": "harness"} | {
     f"longqa{part}": "longqa" for part in ("", "_exact", "_f1", "_evidence", "_evidence_floor", "_depth")
 }
@@ -46,13 +48,14 @@ LOWEST = {
 READ = {"text": ("txt", "md"), "jsonl": ("jsonl",), "parquet": ("parquet",)}
 """Suffixes of the files that are read from a folder, by kind of source."""
 
-OWN = ("base", "linear", "yarn", "extended")
+OWN = ("base", "extended")
 """Labels of the models that every run makes."""
 
 
 class Evaluate(Section):
     """Labels of the models that are asked, by stage. No stage takes it: the matrices of dvc.yaml are these lists, and a model more
-    does not make another measurement of the ones before."""
+    does not make another measurement of the ones before. Those of rescale, retrain and rivals are asked for perplexity and
+    passkeys without being named."""
 
     perplexity: list[str]
     """Perplexity and its bands."""
@@ -81,15 +84,30 @@ class Evaluate(Section):
         return labels
 
 
+class Rescale(Section):
+    """As with `Evaluate`, the matrices of dvc.yaml are this list."""
+
+    methods: list[str]
+    """Of `position.method`: the base under each of these, untrained, is called by it."""
+
+    @field_validator("methods")
+    @classmethod
+    def named_once(cls, methods: list[str]) -> list[str]:
+        if len(set(methods)) < len(methods):
+            raise ValueError("a method stands twice")
+        return methods
+
+
 def sections_of(pipeline: str) -> dict[str, type[Section]]:
     """The classes of all sections that `pipeline`, the text of a dvc.yaml, needs: those of the library's stages that it calls, and
-    `evaluate` for its matrices."""
+    the lists of its matrices."""
     stages = [
         importlib.import_module(f"longlora.stages.{name}").stage
         for name in sorted(set(re.findall(r"-m longlora\.stages\.(\w+)", pipeline)))
     ]
     arguments = [a for stage in stages for a in inspect.signature(stage, eval_str=True).parameters.values()]
-    own: dict[str, type[Section]] = {"evaluate": Evaluate} if "${evaluate." in pipeline else {}
+    lists: dict[str, type[Section]] = {"evaluate": Evaluate, "rescale": Rescale}
+    own = {name: kind for name, kind in lists.items() if f"${{{name}." in pipeline}
     return own | {a.name: a.annotation for a in arguments if a.annotation is not Path}
 
 
@@ -113,6 +131,7 @@ def misfits(sections: dict[str, Any]) -> Iterator[str]:
         context_is_longer,
         training_data,
         second_training,
+        baselines,
         models,
         questions,
         models_of_the_gate,
@@ -169,12 +188,24 @@ def second_training(attention: Any, retrain: Any) -> Iterator[str]:
     yield from retrain.misfits(attention)
 
 
-def models(evaluate: Any, retrain: Any, rivals: Any) -> Iterator[str]:
+def scalings(position: Any) -> list[str]:
+    """All that `position.method` may be, but none at all."""
+    return [method for method in get_args(type(position).model_fields["method"].annotation) if method != "none"]
+
+
+def baselines(position: Any, rescale: Any) -> Iterator[str]:
+    for method in rescale.methods:
+        if method not in (known := scalings(position)):
+            yield f"rescale.methods names '{method}', and there is no such scaling{nearest(method, known)}"
+
+
+def models(evaluate: Any, rescale: Any, retrain: Any, rivals: Any) -> Iterator[str]:
+    others = [*rescale.methods, *retrain.patterns, *rivals.models]
     for measure, labels in evaluate:
-        # Those of retrain and rivals are asked for perplexity and passkeys without being named here.
-        more = [] if measure in ("perplexity", "passkey") else [*retrain.patterns, *rivals.models]
         for label in labels:
-            if label not in (known := [*OWN, *more]):
+            if measure in UNNAMED and label in others:
+                yield f"evaluate.{measure} names '{label}', which is asked without that: leave it out"
+            elif label not in (known := [*OWN, *others]):
                 yield f"evaluate.{measure} names '{label}', and there is no such model{nearest(label, known)}"
 
 
@@ -214,19 +245,24 @@ def unchecked(cases: list[str], checked: str | None) -> Iterator[str]:
             )
 
 
-def models_of_the_gate(evaluate: Any, retrain: Any, rivals: Any, gate: Any) -> Iterator[str]:
-    told = set()
-    for rule in gate.every_rule:
+def models_of_the_gate(
+    position: Any, evaluate: Any, rescale: Any, retrain: Any, rivals: Any, gate: Any
+) -> Iterator[str]:
+    others, told = [*rescale.methods, *retrain.patterns, *rivals.models], set()
+    for rule in gate.under(position.method).every_rule:
         for path in rule.paths:
             measure, label, *_ = [*path.split("/"), ""]
             stage = (MEASURES | LENGTHLESS).get(measure)
-            if stage is None or (stage, label) in told:
+            if stage is None:
                 continue
-            told.add((stage, label))
             asked = getattr(evaluate, stage)
-            more = [*retrain.patterns, *rivals.models] if stage in ("perplexity", "passkey") else []
-            if label not in [*asked, *more]:
-                yield f"evaluate.{stage} = {asked} lacks '{label}', which the gate's rule '{rule.name}' asks for: add it"
+            if label in asked or (stage in UNNAMED and label in others):
+                continue
+            rescaled = stage in UNNAMED and label in scalings(position)
+            here = f"rescale.methods = {rescale.methods}" if rescaled else f"evaluate.{stage} = {asked}"
+            if (here, label) not in told:
+                told.add((here, label))
+                yield f"{here} lacks '{label}', which the gate's rule '{rule.name}' asks for: add it"
 
 
 def lengths_of_the_gate(

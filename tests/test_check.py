@@ -124,9 +124,21 @@ def test_the_sections_of_the_pipeline_are_those_of_params_yaml_and_right():
         (["retrain.patterns=['x;touch PWNED']"], ["retrain.patterns.0 = 'x;touch PWNED'"]),
         (["evaluate.longqa=[base,base]"], ["evaluate.longqa = ['base', 'base']: a model stands twice"]),
         (
-            ["evaluate.perplexity=[base,linear,extended]"],
-            ["lacks 'yarn', which the gate's rule 'it reads long texts better"],
+            ["rescale.methods=[linear]", "evaluate.perplexity=[extended]"],
+            [
+                "rescale.methods = ['linear'] lacks 'yarn', which the gate's rule 'it reads long texts better",
+                "evaluate.perplexity = ['extended'] lacks 'base', which the gate's rule 'it reads short texts",
+            ],
         ),
+        (
+            ["position.method=ntk"],
+            ["rescale.methods = ['linear', 'yarn'] lacks 'ntk', which the gate's rule 'it reads long texts better than be"],
+        ),
+        (
+            ["rescale.methods=[linear,yarn,nkt,none]"],
+            ["names 'nkt', and there is no such scaling; did you mean 'ntk'?", "names 'none', and there is no such"],
+        ),
+        (["rescale.methods=[yarn,yarn]"], ["rescale.methods = ['yarn', 'yarn']: a method stands twice"]),
         (
             ["gate.rules=[{name: x, metric: ruler/extended/target, at_least: 0.5}]"],
             ["evaluate.ruler = [] lacks 'extended', which the gate's rule 'x' asks for: add it"],
@@ -190,8 +202,14 @@ def test_a_harness_that_is_not_installed_is_said_unless_another_environment_may_
 def test_models_of_retrain_and_rivals_can_be_asked_and_are_for_perplexity_without_being_named():
     rule = "gate.rules=[{name: x, metric: passkey/champion/target, at_least: 0.5}]"
     check(params("rivals.models=[champion]", "retrain.patterns=[full]", "evaluate.ruler=[champion,full]", rule), KINDS)
-    with pytest.raises(ValueError, match="names 'champion'"):
-        check(params("rivals.models=[champion]", "evaluate.passkey=[base,yarn,extended,champion]"), KINDS)
+    for label in ("champion", "yarn"):
+        with pytest.raises(ValueError, match=f"names '{label}', which is asked without that: leave it out"):
+            check(params("rivals.models=[champion]", f"evaluate.passkey=[base,extended,{label}]"), KINDS)
+
+
+def test_what_a_run_starts_from_is_a_scaling_or_within_the_window_the_base():
+    check(params("position.method=ntk", "rescale.methods=[linear,yarn,ntk]"), KINDS)
+    check(params("position.method=none"), KINDS)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from longlora.check import OWN, check, sections_of
+from longlora.check import OWN, UNNAMED, check, sections_of
 from longlora.report.gate import Gate
 from longlora.section import Section, read_params, section_of, sections_in
 from tasks.sources import hashed
@@ -36,7 +36,7 @@ def entries(stage: dict, *keys: str) -> list[str]:
 def module_of(name: str) -> str:
     """The stage's file of longlora/stages: of its own name, except where several stages share one."""
     found = re.search(r"-m longlora\.stages\.(\w+) ", STAGES[name]["cmd"])
-    assert found and (name == found[1] or name in (f"{found[1]}_retrained", f"{found[1]}_rivals"))
+    assert found and (name == found[1] or name in [f"{found[1]}_{of}" for of in ("rescaled", "retrained", "rivals")])
     return found[1]
 
 
@@ -83,8 +83,9 @@ def test_dvc_draws_the_perplexity_of_the_models_that_every_run_scores():
     (drawn,) = (plot["Perplexity by context length"] for plot in PIPELINE["plots"])
     assert (ROOT / f".dvc/plots/{drawn['template']}.json").is_file()
     (written,) = entries(STAGES["perplexity"], "outs")
-    asked = read_params(ROOT / "params.yaml")["evaluate"]["perplexity"]
-    assert [*drawn["y"]] == [written.replace("<{item.model}", model) for model in asked]
+    params = read_params(ROOT / "params.yaml")
+    asked = {*params["evaluate"]["perplexity"], *params["rescale"]["methods"]}
+    assert drawn["y"].keys() == {written.replace("<{item.model}", model) for model in asked}
 
 
 SECTIONS = sections_of((ROOT / "dvc.yaml").read_text())
@@ -100,7 +101,7 @@ def test_params_yaml_holds_exactly_the_sections_that_stages_and_matrices_take():
 
 
 def test_the_lists_of_models_are_read_by_matrices_alone_each_by_its_own_stage():
-    assert not any("evaluate" in stage.get("params", []) for stage in STAGES.values())
+    assert not any({"evaluate", "rescale"} & {*entries(stage, "params")} for stage in STAGES.values())
     by_stage = {
         key: sorted(set(re.findall(r"evaluate\.(\w+)", str(stage.get("matrix"))))) for key, stage in STAGES.items()
     }
@@ -111,10 +112,16 @@ def test_the_lists_of_models_are_read_by_matrices_alone_each_by_its_own_stage():
 
 
 def test_the_models_that_every_run_makes_are_those_that_can_be_asked():
-    assert ("base", *STAGES["rescale"]["matrix"]["method"], "extended") == OWN
-    assert {"<{models}/base", "<{models}/extended"} <= {
+    assert {f"<{{models}}/{label}" for label in OWN} <= {
         out for stage in STAGES.values() for out in entries(stage, "outs")
     }
+
+
+@pytest.mark.parametrize("measure", UNNAMED)
+def test_models_beside_those_that_every_run_makes_are_asked_without_being_named(measure):
+    of = {"rescaled": "rescale.methods", "retrained": "retrain.patterns", "rivals": "rivals.models"}
+    found = {key: stage["matrix"] for key, stage in STAGES.items() if key.startswith(f"{measure}_")}
+    assert found == {f"{measure}_{name}": {"model": f"<{{{models}}}"} for name, models in of.items()}
 
 
 @pytest.mark.parametrize("recipe", [r for r in RECIPES if r.stem != "shapes"], ids=lambda r: r.stem)

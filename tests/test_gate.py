@@ -20,7 +20,9 @@ from longlora.section import read_params, section_of
 from longlora.stages.gate import stage
 
 ROOT = Path(__file__).parent.parent
-RULES = section_of(Gate, read_params(ROOT / "params.yaml"), "gate")
+METHOD = "ntk"
+SHIPPED = section_of(Gate, read_params(ROOT / "params.yaml"), "gate")
+RULES = SHIPPED.under(METHOD)
 LENGTHS = ("512", "1024", "4096")
 PLACES = 24
 TOKENS = 256
@@ -31,12 +33,14 @@ NATS = {
     "base": {"512": 1.27, "1024": 1.55, "4096": 3.18},
     "linear": {"512": 3.60, "1024": 3.60, "4096": 3.60},
     "yarn": {"512": 1.37, "1024": 1.40, "4096": 1.64},
+    "ntk": {"512": 1.33, "1024": 1.38, "4096": 1.66},
     "extended": {"512": 1.26, "1024": 1.26, "4096": 1.26},
 }
 FOUND = {
     "base": {"512": 1.0, "1024": 0.3, "4096": 0.0},
     "linear": {"512": 0.1, "1024": 0.1, "4096": 0.0},
     "yarn": {"512": 0.8, "1024": 0.6, "4096": 0.2},
+    "ntk": {"512": 0.9, "1024": 0.0, "4096": 0.1},
     "extended": {"512": 1.0, "1024": 0.975, "4096": 0.95},
 }
 FACTS = {name: {"value": 1, "reason": f"{name} is well"} for name in
@@ -78,6 +82,11 @@ def write(folder: Path, *, nats=NATS, found=FOUND, facts=FACTS, licences=LICENCE
         nodes = {n: {"value": v, "low": v * 0.9, "high": min(1, v + 0.1)} for n, v in by_length.items()}
         (folder / f"passkey/{model}.json").write_text(json.dumps({"passkey": {model: {"prompt": "plain"} | nodes}}))
     return folder
+
+
+def shipped(scores: dict) -> dict:
+    """Those of the models that params.yaml names."""
+    return {label: by_length for label, by_length in scores.items() if label != METHOD}
 
 
 def changed(scores: dict, **extended: float) -> dict:
@@ -233,6 +242,14 @@ BAD = {
         {"nats": changed(NATS, at_4096=1.66)},
         {"it reads long texts better than untrained YaRN": "perplexity/extended/4096 is"},
     ),
+    "the scaling's gain passed off as the training's": (
+        {"nats": NATS | {METHOD: NATS["extended"]}, "found": FOUND | {METHOD: FOUND["extended"]}},
+        {"it reads long texts better than before it was trained": "1 (1 to 1) x perplexity/ntk/4096"},
+    ),
+    "retrieval lost that the scaling had": (
+        {"found": FOUND | {METHOD: {"512": 1.0, "1024": 1.0, "4096": 1.0}, "extended": {"512": 1.0, "1024": 1.0, "4096": 0.9}}},
+        {"it retrieves from long texts no worse than before it was trained": "at least 0.95 (-0.05 + passkey/ntk/4096 = 1)"},
+    ),
     "nothing read in the middle": (
         {"nats": changed(NATS, at_1024=math.nan)},
         {"every score is a number": "1 scores are not numbers, perplexity/extended/1024 first",
@@ -278,6 +295,8 @@ def test_each_kind_of_bad_model_is_refused_for_its_reason(kind, tmp_path):
 @pytest.mark.parametrize(
     "kind",
     [
+        "the scaling's gain passed off as the training's",
+        "retrieval lost that the scaling had",
         "short context lost",
         "short retrieval lost",
         "nothing read in the middle",
@@ -522,11 +541,11 @@ def test_two_files_with_the_same_score_are_an_error(tmp_path):
 
 @pytest.mark.parametrize("name", ["zz.json", "ruler/extended.json", "perplexity/champion.csv"])
 def test_a_file_of_scores_that_no_stage_writes_is_an_error(name, tmp_path):
-    folder = write(tmp_path / "s")
+    folder = write(tmp_path / "s", nats=shipped(NATS), found=shipped(FOUND))
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("{}")
     with pytest.raises(ValueError, match=f"{name} is of no stage that dvc.yaml has"):
-        stage(ROOT / "params.yaml", folder, tmp_path / "verdict.json", RULES)
+        stage(ROOT / "params.yaml", folder, tmp_path / "verdict.json", SHIPPED)
     assert not (tmp_path / "verdict.json").exists()
 
 
@@ -560,11 +579,12 @@ def test_the_files_that_stages_write_are_those_that_dvc_knows_of(tmp_path):
 
 
 def test_stage_writes_a_refusal_as_a_result_with_strict_json_and_the_same_bytes_again(tmp_path):
-    folder = write(tmp_path / "s", **BAD["NaN weights"][0])
-    stage(ROOT / "params.yaml", folder, tmp_path / "out/verdict.json", RULES)
+    bad = BAD["NaN weights"][0]
+    folder = write(tmp_path / "s", facts=bad["facts"], nats=shipped(bad["nats"]), found=shipped(FOUND))
+    stage(ROOT / "params.yaml", folder, tmp_path / "out/verdict.json", SHIPPED)
     first = (tmp_path / "out/verdict.json").read_bytes()
     verdict = json.loads(first, parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
     assert verdict["passed"] is False
     assert [r["name"] for r in verdict["rules"]] == [r.name for r in RULES.rules]
-    stage(ROOT / "params.yaml", folder, tmp_path / "out/verdict.json", RULES)
+    stage(ROOT / "params.yaml", folder, tmp_path / "out/verdict.json", SHIPPED)
     assert (tmp_path / "out/verdict.json").read_bytes() == first

@@ -38,11 +38,11 @@ torch.set_num_threads(1)  # matrices this small are slower on two
 ROOT = Path(__file__).parent.parent
 GOOD = ROOT / "tiny/model"
 PARAMS = read_params(ROOT / "params.yaml")
-RULES = section_of(Gate, PARAMS, "gate")
 CONFIG = AutoConfig.from_pretrained(GOOD)
 TARGET = CONFIG.max_position_embeddings
 WINDOW, HEAD = TARGET // 2, CONFIG.head_dim
 POSITION = Position(method="ntk", context=TARGET)
+RULES = section_of(Gate, PARAMS, "gate").under(POSITION.method)
 PERPLEXITY = Perplexity(
     lengths=[WINDOW, TARGET], last=128, samples=12, per_document=None, seed=1, sliding=None, bands=None
 )
@@ -70,9 +70,9 @@ class Bench:
         held_out = [f for f in text_files_of_sotu() if f.stem in names]
         self.texts = list(tokenise([f.read_text("utf-8") for f in held_out], tokenizer=self.tokenizer))
         write_base(self.base)
-        for method in ("linear", "yarn"):
+        for method in ("linear", "yarn", POSITION.method):
             rescale(self.base, method=method, context=TARGET, out=root / "models" / method)
-        for label in ("base", "linear", "yarn"):
+        for label in ("base", "linear", "yarn", POSITION.method):
             self.score(root / "models" / label, label=label, into=root / "scores")
 
     def folder(self, name: str) -> Path:
@@ -164,6 +164,8 @@ BEATS_YARN = "it reads long texts better than untrained YaRN"
 FINDS_SHORT = "it retrieves from short texts as well as before"
 FINDS_LONG = "it retrieves from long texts"
 FINDS_AS_YARN = "it retrieves from long texts no worse than untrained YaRN"
+READS_MORE = "it reads long texts better than before it was trained"
+FINDS_AS_BEFORE = "it retrieves from long texts no worse than before it was trained"
 
 
 def test_a_good_model_passes_every_rule(bench):
@@ -214,7 +216,7 @@ def test_the_tokenizer_of_another_model(bench):
     seal(model)
     refused = bench.judged(model)
     assert "other vocabulary, other ids of a probe text" in refused["the tokenizer is the base's"]
-    assert refused.keys() <= {"the tokenizer is the base's", FINDS_SHORT, FINDS_LONG, FINDS_AS_YARN}
+    assert refused.keys() <= {"the tokenizer is the base's", FINDS_SHORT, FINDS_LONG, FINDS_AS_YARN, FINDS_AS_BEFORE}
 
 
 def test_a_weight_file_that_was_cut_off(bench):
@@ -272,7 +274,7 @@ def test_good_perplexity_without_retrieval(bench):
     model = bench.folder("headless")
     edit(model, behead)
     refused = bench.judged(model)
-    assert refused.keys() == {FINDS_SHORT, FINDS_LONG, FINDS_AS_YARN}
+    assert refused.keys() == {FINDS_SHORT, FINDS_LONG, FINDS_AS_YARN, FINDS_AS_BEFORE}
     assert f"passkey/extended/{TARGET} is" in refused[FINDS_LONG] and "required: at least 0.8" in refused[FINDS_LONG]
 
 
@@ -282,6 +284,16 @@ def test_worse_than_untrained_yarn(bench):
     refused = bench.judged(model)
     assert BEATS_YARN in refused
     assert refused.keys().isdisjoint({READS_SHORT, READS_LONG, FINDS_SHORT, FINDS_LONG})
+
+
+def test_a_scaling_that_is_passed_off_as_a_training(bench):
+    """All that it has is the base's under NTK: where that is better than linear and YaRN, no other rule could tell."""
+    model = bench.root / "models/idle"
+    rescale(bench.base, method=POSITION.method, context=TARGET, out=model)
+    edit(model, shaken(1e-4))
+    refused = bench.judged(model)
+    assert refused.keys() <= {READS_MORE, BEATS_YARN, "it reads long texts better than the base"}
+    assert f"x perplexity/ntk/{TARGET}" in refused[READS_MORE]
 
 
 def test_short_texts_are_read_worse_than_before(bench):

@@ -15,6 +15,8 @@ from longlora.report.scores import EACH, Score, Scores, UnscoredError
 from longlora.section import Section, nearest
 
 NO_SPREAD = "it takes more than one document, or one trial, to show how far chance could have moved it"
+UNTRAINED = "untrained"
+"""In a rule's paths, the model that the training started from: the base under the run's own scaling."""
 ROUNDING = 1e-3
 """Of a score, far more than its file rounds by."""
 TIE = 2e-6
@@ -27,7 +29,8 @@ class Rule(Section):
     """What is claimed, in words."""
     metric: str
     """Path in the scores, `perplexity/extended/target`. `target` is the context that was trained for, `window` the longest
-    measured length inside the base's own, `lowest` that of them with the lowest value. `short` and `long` ask the rule of every
+    measured length inside the base's own, `lowest` that of them with the lowest value. In a model's place, `untrained` is the base
+    under the run's own scaling, from which the training started. `short` and `long` ask the rule of every
     length at which any model was scored: of those inside the base's window, and of those beyond it and the target.
     `numbers/extended` is 1 where each score of the model is a number."""
     at_most: float | None = None
@@ -71,6 +74,16 @@ class Rule(Section):
         """The metrics that it asks for."""
         return [path for path in (self.metric, self.times, self.plus) if path]
 
+    def with_name(self, name: str, instead: str) -> Self:
+        """The rule with `name` in its paths replaced."""
+        paths = {field: getattr(self, field) for field in ("metric", "times", "plus")}
+        return self.model_copy(
+            update={
+                field: path and "/".join(instead if part == name else part for part in path.split("/"))
+                for field, path in paths.items()
+            }
+        )
+
 
 class NotAsked(Section):
     name: str
@@ -106,6 +119,14 @@ class Gate(Section):
         left = {each.name for each in self.not_asked}
         return [*(rule for rule in self.rules if rule.name not in left), *self.more_rules]
 
+    def under(self, method: str) -> Self:
+        """The rules of a run whose `position.method` this is, UNTRAINED by its label."""
+        label = "base" if method == "none" else method
+        lists = {"rules": self.rules, "more_rules": self.more_rules}
+        return self.model_copy(
+            update={key: [rule.with_name(UNTRAINED, label) for rule in rules] for key, rules in lists.items()}
+        )
+
 
 def judge(gate: Gate, *, scores: Scores) -> dict[str, Any]:
     """The verdict: `passed`, for each rule whether it holds and why, and the rules that were not asked, and why not."""
@@ -135,13 +156,8 @@ def at_each_length(rule: Rule, *, scores: Scores) -> list[Rule]:
     which = next((word for word in EACH if word in names), None)
     if which is None:
         return [rule]
-
-    def at(length: int, path: str | None) -> str | None:
-        return path and "/".join(str(length) if name == which else name for name in path.split("/"))
-
     return [
-        rule.model_copy(update={field: at(length, getattr(rule, field)) for field in ("metric", "times", "plus")})
-        for length in scores.lengths(which, before=names[: names.index(which)])
+        rule.with_name(which, str(length)) for length in scores.lengths(which, before=names[: names.index(which)])
     ]
 
 

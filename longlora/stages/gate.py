@@ -12,9 +12,9 @@ from longlora.section import read_params, run, write_json
 
 def stage(params: Path, scores: Path, verdict: Path, gate: Gate) -> None:
     # DVC takes no dvc.yaml as a dependency, so it is not among the paths.
-    pipeline = yaml.safe_load(params.with_name("dvc.yaml").read_text())
-    refuse_others(scores, files=written(pipeline, params=read_params(params)))
-    result = judge(gate, scores=read(scores))
+    pipeline, sections = yaml.safe_load(params.with_name("dvc.yaml").read_text()), read_params(params)
+    refuse_others(scores, files=written(pipeline, params=sections))
+    result = judge(gate.under(sections["position"]["method"]), scores=read(scores))
     write_json(result, verdict)
     for rule in result["rules"]:
         print(f"{'passed   ' if rule['passed'] else 'REFUSED  '}  {rule['name']}: {rule['reason']}")
