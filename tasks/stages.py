@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import networkx
 import yaml
 from dvc.dvcfile import Lockfile, load_file
-from dvc.exceptions import CheckoutError, DvcException
+from dvc.exceptions import CheckoutError, DvcException, OutputDuplicationError
 from dvc.repo import Repo, lock_repo
 
 from tasks.config import remote_of
@@ -96,10 +96,15 @@ class DvcRepo:
         """Every stage, upstream first, after restoring what was computed before.
 
         Raises:
-            ValueError: there is no stage, data that a `.dvc` file names is nowhere, or a matrix has values that are no names.
+            ValueError: there is no stage, or two write one file; data that a `.dvc` file names is nowhere; a matrix has values that
+                are no names.
         """
         with self._engine(), self._restoring() as restored:
-            graph = self._repo.index.graph
+            try:
+                graph = self._repo.index.graph
+            except OutputDuplicationError as error:  # DVC advises to remove a stage, and means a list of params.yaml
+                names = " and ".join(stage.addressing for stage in error.stages)
+                raise ValueError(f"{error.output} is written by two stages, {names}: leave one of them out") from None
             stages = self._stages()
             if not stages:
                 raise ValueError("dvc.yaml has no stages: there is nothing to run")

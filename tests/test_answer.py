@@ -53,6 +53,16 @@ def test_an_answer_that_grows_beyond_the_window_is_that_of_whole_readings(longro
     assert answers(longrope, prompts=ids, max_new_tokens=[ROOM] * 3) == [read_anew(longrope, p, ROOM) for p in ids]
 
 
+def test_long_work_says_how_far_it_is(longrope, monkeypatch, capsys):
+    longrope.generation_config.eos_token_id = None
+    different = [prompts(length)[0] for length in (20, 30, 40)]
+    answers(longrope, prompts=different, max_new_tokens=[2] * 3)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr("longlora.evaluation.answer.TELL", 0.0)
+    answers(longrope, prompts=different, max_new_tokens=[2] * 3)
+    assert capsys.readouterr().out == "1 of 3 answers\n2 of 3 answers\n3 of 3 answers\n"
+
+
 def test_what_has_ended_before_the_windows_end_is_not_gone_on_with(longrope):
     ids = prompts(WINDOW - 9)
     longrope.generation_config.eos_token_id = None

@@ -132,7 +132,9 @@ def test_the_sections_of_the_pipeline_are_those_of_params_yaml_and_right():
         ),
         (
             ["position.method=ntk"],
-            ["rescale.methods = ['linear', 'yarn'] lacks 'ntk', which the gate's rule 'it reads long texts better than be"],
+            [
+                "rescale.methods = ['linear', 'yarn'] lacks 'ntk', which the gate's rule 'it reads long texts better than be"
+            ],
         ),
         (
             ["rescale.methods=[linear,yarn,nkt,none]"],

@@ -310,6 +310,14 @@ def test_without_a_stage_there_is_nothing_to_run(folder):
         run_dir_of(folder)
 
 
+def test_a_file_that_two_stages_would_write_is_one_line(folder):
+    (folder / "rivals").mkdir(exist_ok=True)
+    with pytest.raises(
+        ValueError, match=r"score/base\.json is written by two stages, score@base and score_rivals@base: leave"
+    ):
+        run_dir_of(folder, "rivals.models=[base]")
+
+
 def test_a_name_in_a_matrix_is_no_shell_command(folder):
     name = "x;touch PWNED;/../mine"
     dummy.write(folder / "rivals" / "mine.dvc", "outs: [{md5: d8e8fca2dc0f896fd7cb4cb0031ba249.dir, path: mine}]\n")

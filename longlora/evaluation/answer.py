@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
@@ -21,10 +22,13 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTra
 from longlora.model.cache import beginning, read, shareable, steady
 from longlora.model.load import batch_tokens, must_reach
 from longlora.model.seal import WEIGHTS, sha256
-from longlora.parallel.sharding import merged, ours, rank
+from longlora.parallel.sharding import merged, ours, rank, say
 
 ANSWERING = (WEIGHTS, "config.json", "generation_config.json")
 """What of a model's folder decides its answers: rotary scaling is in the config alone, end marks in the last."""
+
+TELL = 60.0
+"""Seconds between two words on how far it is."""
 
 
 @contextmanager
@@ -71,11 +75,16 @@ def answers(
         *(in_turn(model, family, prompts=prompts, max_new_tokens=max_new_tokens) for family in families),
         *(at_once(model, batch, prompts=prompts, room=max_new_tokens[batch[0]]) for batch in batches),
     ]
+    share = sum(len(numbers) for number, numbers in enumerate([*families, *batches]) if ours(number))
     given: dict[int, list[int]] = {}
+    told = time.monotonic()
     for new in (new for number, part in enumerate(work) if ours(number) for new in part):
         given |= new
         if file is not None:
             keep(file, new)
+        if time.monotonic() > told + TELL:
+            told = time.monotonic()
+            say(f"{len(given):,} of {share:,} answers")
     written |= merged(given)
     return [written[number] for number in range(len(prompts))]
 

@@ -156,9 +156,7 @@ def at_each_length(rule: Rule, *, scores: Scores) -> list[Rule]:
     which = next((word for word in EACH if word in names), None)
     if which is None:
         return [rule]
-    return [
-        rule.with_name(which, str(length)) for length in scores.lengths(which, before=names[: names.index(which)])
-    ]
+    return [rule.with_name(which, str(length)) for length in scores.lengths(which, before=names[: names.index(which)])]
 
 
 def apply(rule: Rule, *, scores: Scores) -> tuple[bool, str]:
