@@ -15,7 +15,6 @@ from longlora.data.casebook import build as build_cases
 from longlora.data.questions import KINDS, LONGEST, SHORTEST, askable
 from longlora.data.reading import SUFFIXES, Document, located, read_documents
 from longlora.data.sentences import prose
-from longlora.model.load import open_tokenizer
 
 USUAL: dict[str, Any] = {
     "lengths": [500, 1000, 2000, 4000, 8000],
@@ -34,7 +33,7 @@ def build(docs: str, *, out: Path, settings: dict[str, Any], tokenizer: Path | N
     must_take("OUT", out)
     casebook_of(settings)  # what is wrong is said before the documents are read
     documents = documents_at(docs, encoding)
-    measure = tokens(open_tokenizer(tokenizer)) if tokenizer else words
+    measure = tokens_by(tokenizer) if tokenizer else words
     casebook = casebook_of({"lengths": usual_lengths(documents, measure)} | settings)
     built = build_cases(documents, casebook, measure=measure)
     cases = list({(case.document, case.question): case for case in built.cases}.values())
@@ -56,6 +55,12 @@ def build(docs: str, *, out: Path, settings: dict[str, Any], tokenizer: Path | N
     if built.missing:
         said.append(f"{len(built.missing)} could not be asked, the first: {built.missing[0]}")
     return said
+
+
+def tokens_by(tokenizer: Path) -> Measure:
+    from longlora.model.load import open_tokenizer  # it imports PyTorch, which nothing else here needs
+
+    return tokens(open_tokenizer(tokenizer))
 
 
 def usual_lengths(documents: Sequence[Document], measure: Measure) -> list[int]:
