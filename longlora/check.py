@@ -33,7 +33,7 @@ MEASURES = {
 }
 """First words of the metrics that are by length, and the section that says at which lengths."""
 UNNAMED = ("perplexity", "passkey")
-"""Measures that all models are asked for but those that every run makes; of these, the ones that `evaluate` names."""
+"""Measures that the models of rescale, retrain and rivals are asked for without being named."""
 LENGTHLESS = {"longppl": "longppl", "harness": "harness"} | {
     f"longqa{part}": "longqa" for part in ("", "_exact", "_f1", "_evidence", "_evidence_floor", "_depth")
 }
@@ -193,10 +193,14 @@ def scalings(position: Any) -> list[str]:
     return [method for method in get_args(type(position).model_fields["method"].annotation) if method != "none"]
 
 
-def baselines(position: Any, rescale: Any) -> Iterator[str]:
+def baselines(position: Any, rescale: Any, rivals: Any) -> Iterator[str]:
+    known = scalings(position)
     for method in rescale.methods:
-        if method not in (known := scalings(position)):
+        if method not in known:
             yield f"rescale.methods names '{method}', and there is no such scaling{nearest(method, known)}"
+    for name in rivals.models:
+        if name in known:  # the gate would take it for the baseline
+            yield f"rivals.models names '{name}', which is the base under that scaling: give the folder another name"
 
 
 def models(evaluate: Any, rescale: Any, retrain: Any, rivals: Any) -> Iterator[str]:

@@ -140,6 +140,10 @@ def test_the_sections_of_the_pipeline_are_those_of_params_yaml_and_right():
             ["rescale.methods=[linear,yarn,nkt,none]"],
             ["names 'nkt', and there is no such scaling; did you mean 'ntk'?", "names 'none', and there is no such"],
         ),
+        (
+            ["position.method=ntk", "rivals.models=[ntk]"],
+            ["rivals.models names 'ntk', which is the base under that scaling: give the folder another name"],
+        ),
         (["rescale.methods=[yarn,yarn]"], ["rescale.methods = ['yarn', 'yarn']: a method stands twice"]),
         (
             ["gate.rules=[{name: x, metric: ruler/extended/target, at_least: 0.5}]"],

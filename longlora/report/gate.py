@@ -30,8 +30,8 @@ class Rule(Section):
     metric: str
     """Path in the scores, `perplexity/extended/target`. `target` is the context that was trained for, `window` the longest
     measured length inside the base's own, `lowest` that of them with the lowest value. In a model's place, `untrained` is the base
-    under the run's own scaling, from which the training started. `short` and `long` ask the rule of every
-    length at which any model was scored: of those inside the base's window, and of those beyond it and the target.
+    under the run's own scaling, from which the training started. `short` and `long` ask the rule of every length at which any
+    model was scored: of those inside the base's window, and of those beyond it and the target.
     `numbers/extended` is 1 where each score of the model is a number."""
     at_most: float | None = None
     """The highest value that passes."""
