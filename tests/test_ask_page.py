@@ -53,11 +53,11 @@ def url(tmp_path_factory) -> Iterator[str]:
     said = server.stdout.readline()
     assert said == f"ask at http://127.0.0.1:{port} (Ctrl-C ends it)\n", Path(log.name).read_text()
     while not answers(f"http://127.0.0.1:{port}/"):
-        pass
+        assert server.poll() is None, Path(log.name).read_text()
+    watch.cancel()  # each step that waits for the page has a limit of its own
     yield f"http://127.0.0.1:{port}"
     server.send_signal(signal.SIGINT)
-    assert server.wait(20) == 130
-    watch.cancel()
+    assert server.wait(60) == 130
     said = Path(log.name).read_text()  # a tab that closes amid a request has starlette complain, not us
     assert "/flows/" not in said and "/longlora/" not in said, said
     assert list(folder.iterdir()) == []
