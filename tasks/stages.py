@@ -103,7 +103,7 @@ class DvcRepo:
             try:
                 graph = self._repo.index.graph
             except OutputDuplicationError as error:  # DVC advises to remove a stage, and means a list of params.yaml
-                names = " and ".join(stage.addressing for stage in error.stages)
+                names = " and ".join(sorted(stage.addressing for stage in error.stages))  # a set
                 raise ValueError(f"{error.output} is written by two stages, {names}: leave one of them out") from None
             stages = self._stages()
             if not stages:
