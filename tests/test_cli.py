@@ -171,6 +171,15 @@ run()
 """
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own handler, which a process that was started in the background of a shell has not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_waits_until_what_would_swallow_it_is_imported():
     seen = []
     with pytest.raises(KeyboardInterrupt):
