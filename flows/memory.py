@@ -6,7 +6,7 @@ from flows.plan import shape_of
 from flows.run_dir import RunDir
 from longlora.planning.cost import Shape, Workload
 from longlora.planning.hardware import ALONE_GB, Hardware
-from longlora.planning.plan import Estimate, estimate, workload_from_params
+from longlora.planning.plan import Estimate, estimate, estimate_params
 from tasks.machine import gpu_memory_gb, host_memory_gb, launched
 from tasks.overlay import sections_of
 
@@ -30,14 +30,14 @@ def must_fit(run_dir: RunDir, *, anyway: bool = False) -> None:
         return
     params = sections_of((run_dir.folder / "params.yaml").read_text())
     try:
-        hardware = this_machine(activation_offloading=bool(params["fit"]["activation_offloading"]))
+        hardware = this_machine()
         if anyway:
             return
         shape = shape_of(run_dir.folder, params["backbone"], fetched=run_dir.folder / "models" / "base" / "config.json")
     except LookupError as unknown:
         print(f"whether the training fits into memory was not checked: {unknown.args[0]}", flush=True)
         return
-    found = estimate(shape, workload_from_params(params), hardware)
+    found = estimate_params(shape, params, hardware)
     if not found.fits:
         raise ValueError(refusal(found, shape))
     if found.close:
@@ -69,7 +69,7 @@ def fitting_context(shape: Shape, workload: Workload, hardware: Hardware) -> int
     return None
 
 
-def this_machine(*, activation_offloading: bool) -> Hardware:
+def this_machine() -> Hardware:
     """The GPUs or CPU of this machine, laid out as the environment says (LONGLORA_LAUNCHER, LONGLORA_ZERO, ...).
 
     Raises:
@@ -89,7 +89,6 @@ def this_machine(*, activation_offloading: bool) -> Hardware:
             zero=zero,
             sequence_parallel=degree,
             offload_optimizer=offload,
-            offload_checkpoints=activation_offloading,
             runtime_gb=None if processes > 1 else ALONE_GB,
         )
     return Hardware.of(

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from longlora.planning.cost import Shape
 from longlora.planning.hardware import Hardware
-from longlora.planning.plan import Estimate, estimate, shape_named, workload_from_params
+from longlora.planning.plan import Estimate, estimate_params, shape_named
 from tasks.overlay import SHAPES, merged, read_text, recipe_file, sections_of
 from tasks.workspace import Project
 
@@ -29,10 +29,7 @@ def plan(where: Project, *, recipe: str | None, overrides: list[str], hardware: 
         raise ValueError(f"params: backbone lacks {missing}") from None
     except LookupError as unknown:
         raise ValueError(unknown.args[0]) from None
-    workload, offload = workload_from_params(sections), sections["fit"].get("activation_offloading")
-    if not isinstance(offload, bool):
-        raise ValueError(f"params: fit.activation_offloading = {offload!r} is neither true nor false")
-    return estimate(shape, workload, hardware.model_copy(update={"offload_checkpoints": offload}))
+    return estimate_params(shape, sections, hardware)
 
 
 def shape_of(tree: Path, backbone: dict[str, Any], *, fetched: Path | None = None) -> Shape:

@@ -213,12 +213,12 @@ def test_a_launcher_that_computes_elsewhere_is_said_and_not_refused(tmp_path, ca
 def test_a_launcher_that_is_no_words_is_named(monkeypatch):
     monkeypatch.setenv("LONGLORA_LAUNCHER", "torchrun 'x")
     with pytest.raises(ValueError, match="^LONGLORA_LAUNCHER=torchrun 'x: No closing quotation$"):
-        memory.this_machine(activation_offloading=False)
+        memory.this_machine()
 
 
 def test_processes_on_a_cpu_share_its_memory(tmp_path, monkeypatch):
     monkeypatch.setenv("LONGLORA_LAUNCHER", "torchrun --nproc-per-node 4")
-    assert memory.this_machine(activation_offloading=False).memory_gb == 1.0
+    assert memory.this_machine().memory_gb == 1.0
 
 
 CARDS = ["0, GPU-aaa1, 81559", "1, GPU-bbb2, 24576", "2, GPU-ccc3, 81559", "3, GPU-ddd4, [N/A]"]

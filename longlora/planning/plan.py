@@ -118,6 +118,19 @@ def workload_from_params(params: Mapping[str, Any]) -> Workload:
         raise ValueError("params: " + "; ".join(said)) from None
 
 
+def estimate_params(shape: Shape, params: Mapping[str, Any], hardware: Hardware) -> Estimate:
+    """Plan a recipe, given as the sections of params.yaml; on a CPU, activations are in the host's memory whatever it says.
+
+    Raises:
+        ValueError: as `workload_from_params` and `estimate` do.
+    """
+    workload, offload = workload_from_params(params), params["fit"].get("activation_offloading")
+    if not isinstance(offload, bool):
+        raise ValueError(f"params: fit.activation_offloading = {offload!r} is neither true nor false")
+    offloaded = {"offload_checkpoints": offload and not hardware.on_cpu}
+    return estimate(shape, workload, hardware.model_copy(update=offloaded))
+
+
 def estimate(shape: Shape, workload: Workload, hardware: Hardware) -> Estimate:
     """Plan a run.
 
