@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
+JOBS ?= 2
 AUDIT_URL ?= https://api.osv.dev/v1/query
 
 .PHONY: demo smoke test chaos long lint audit bench experiments install clean
@@ -15,9 +16,9 @@ demo: install
 smoke: install
 	LONGLORA_JOBS=2 LONGLORA_GPU_SLOTS=2 $(BIN)/longlora run --set fit.steps=2 --set blocks.recall.count=8 --set perplexity.samples=2 --set passkey.samples=1
 
-# Two at a time, a file of tests by one process; a thread each, for more would fight over the cores.
+# JOBS at a time, a file of tests by one process; a thread each, for more would fight over the cores.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 # Thirty kills at seeded points of a run, each followed by the same command and compared with a run nobody harmed.
 chaos: install
