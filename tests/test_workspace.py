@@ -437,6 +437,16 @@ def test_a_worktree_on_a_drive_that_is_away_is_kept_and_one_that_was_cut_off_is_
     assert dummy.git(tmp_path / "drive", "rev-parse", "HEAD") == state.head
 
 
+@pytest.mark.parametrize("name", ["dvc_plots/index.html", "experiments/dvc_plots/index.html", "mlruns/0/meta.yaml"])
+def test_what_dvcs_and_mlflows_own_commands_leave_in_the_tree_makes_no_other_run(folder, name):
+    shutil.copy(Path(__file__).parent.parent / ".gitignore", folder)
+    dummy.commit(folder)
+    key = snapshot(project(folder)).key
+    dummy.write(folder / name, "left")
+    left = snapshot(project(folder))
+    assert (left.key, left.dirty) == (key, False)
+
+
 def test_a_state_folder_that_is_a_link_is_no_new_content_and_what_is_read_there_is_known(folder, tmp_path):
     from tasks.leftovers import being_read, named_on_disk
     from tasks.stages import DvcRepo
