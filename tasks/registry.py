@@ -157,20 +157,34 @@ def numbered(client: MlflowClient, name: str, version: str) -> ModelVersion:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise ValueError(
-            f"{name} version {version} was deleted: `longlora history` has the others, and MLflow's page (`longlora up`) "
-            "sets the alias champion on any"
+            f"{name} version {version} was deleted: `longlora history` has the others, `longlora rollback --to` takes an "
+            "earlier champion, and MLflow's page (`longlora up`) sets the alias champion on any"
         ) from None
 
 
 def moves(client: MlflowClient, name: str) -> list[Move]:
-    """The record, oldest first."""
+    """The record, oldest first.
+
+    Raises:
+        ValueError: a tag has the name of a record, and is none.
+    """
     try:
         tags = client.get_registered_model(name).tags
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return []
         raise
-    return [Move(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(MOVE)]
+    return [recorded(name, key, tags[key]) for key in sorted(tags) if key.startswith(MOVE)]
+
+
+def recorded(name: str, key: str, value: str) -> Move:
+    """The move that tag `key` of model `name` records."""
+    try:
+        return Move(**json.loads(value))
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"{name} has the tag {key}, whose value is no record of a move: on MLflow's page (`longlora up`) correct or delete it"
+        ) from None
 
 
 def move(

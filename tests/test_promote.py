@@ -435,7 +435,8 @@ def test_a_rollback_to_a_deleted_version_is_one_line_and_moves_nothing(empty):
     promote("better")
     client.delete_model_version("dummy", "1")
     with pytest.raises(
-        ValueError, match="^dummy version 1 was deleted: `longlora history` has the others, and MLflow's page"
+        ValueError,
+        match="^dummy version 1 was deleted: `longlora history` has the others, `longlora rollback --to` takes",
     ):
         promotion.rollback(client, where, "")
     assert alias(client, "champion") == "2" and len(registry.moves(client, "dummy")) == 2

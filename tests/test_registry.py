@@ -273,6 +273,20 @@ def test_an_alias_moved_by_somebody_else_is_found_and_said(client, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("value", ["by hand", '{"how": "promote"}', "[]"])
+def test_a_tag_that_is_no_record_is_named_and_nothing_moves(client, tmp_path, value):
+    from tasks import registry
+
+    name = tmp_path.name
+    one, two = versions(client, name, 2)
+    registry.move(client, name, one, how="promote", who="a", why="b", run="r")
+    client.set_registered_model_tag(name, f"{registry.MOVE}000009", value)
+    with pytest.raises(ValueError, match=f"^{name} has the tag longlora.move.000009, .*no record of a move"):
+        registry.move(client, name, two, how="promote", who="a", why="b", run="r")
+    held = registry.holder(client, name, tags.CHAMPION)
+    assert held and str(held.version) == one
+
+
 def test_moves_of_two_clones_at_once_are_both_kept_and_the_one_that_did_not_hold_is_said(client, tmp_path, monkeypatch):
     from mlflow import MlflowClient
 

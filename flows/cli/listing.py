@@ -70,7 +70,7 @@ def show_runs(client: MlflowClient, where: Project, model: Artifact, *, every: b
             *value,
             titles.get(run.info.run_id, ""),
         )
-    console().print(table if found else "no runs yet: `longlora run`")
+    console().print(table if found else f"no runs in MLflow's experiment '{model.name}' yet: `longlora run`")
     if older:
         print(f"the newest {NEWEST}; --all shows the others too")
 
