@@ -121,12 +121,17 @@ def ask_prefect(where: Project, address: str, entry: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "prefect.yaml"
         file.write_text(yaml.safe_dump({"name": "longlora", "deployments": [entry]}))
-        for arguments in (
-            ["work-pool", "create", pool, "--type", "process", "--overwrite"],
-            ["deploy", "--prefect-file", str(file), "--name", entry["name"]],
-        ):
+
+        def prefect(*arguments: str) -> "subprocess.CompletedProcess[str]":
             command = [sys.executable, "-m", "prefect", *arguments]
-            done = subprocess.run(command, cwd=where.tree, env=env, capture_output=True, text=True)
+            return subprocess.run(command, cwd=where.tree, env=env, capture_output=True, text=True)
+
+        wanted = [["deploy", "--prefect-file", str(file), "--name", entry["name"]]]
+        # one that is there is left alone: made again, it would lose its pause, its limit and its template
+        if prefect("work-pool", "inspect", pool).returncode:
+            wanted.insert(0, ["work-pool", "create", pool, "--type", "process"])
+        for arguments in wanted:
+            done = prefect(*arguments)
             if done.returncode:
                 said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
                 raise ValueError(

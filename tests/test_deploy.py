@@ -161,6 +161,26 @@ def test_a_wrong_schedule_is_one_line(deployed, prefect_url, monkeypatch, argume
     assert "\n" not in str(ended.value)
 
 
+def test_a_second_deployment_leaves_the_pause_and_the_limit_of_the_work_pool(deployed, prefect_url):
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolUpdate
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    def deploy() -> None:
+        done = dummy.longlora(deployed, "deploy", "--name", "twice", env={"PREFECT_API_URL": prefect_url})
+        assert done.returncode == 0, done.stderr
+
+    deploy()
+    with temporary_settings({PREFECT_API_URL: prefect_url}), get_client(sync_client=True) as client:
+        client.update_work_pool("local", WorkPoolUpdate(is_paused=True, concurrency_limit=3))
+        try:
+            deploy()
+            pool = client.read_work_pool("local")
+        finally:  # other tests share the server
+            client.update_work_pool("local", WorkPoolUpdate(is_paused=False, concurrency_limit=None))
+    assert (pool.is_paused, pool.concurrency_limit) == (True, 3)
+
+
 def test_a_wrong_schedule_is_said_before_a_server_is_asked_for(deployed):
     done = dummy.longlora(deployed, "deploy", "--cron", "99 * * * *")
     assert done.returncode == 1
