@@ -1,6 +1,8 @@
 """Documents become blocks, and every token is where it should be."""
 
 import json
+import random
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from longlora.data.recall import Recall
 from longlora.data.texts import read
 from longlora.data.tokenise import tokenise
 from longlora.data.tokens import documents
-from longlora.data.twins import refuse_twins, runs
+from longlora.data.twins import refuse_copies, refuse_twins, runs
 from longlora.model.position import Position
 from longlora.stages.blocks import stage
 
@@ -171,6 +173,31 @@ def test_a_text_that_is_held_out_twice_is_refused_for_an_interval_would_count_it
         refuse_twins([trained], twice, marks=[])
     refuse_twins([trained], twice | {"again": np.concatenate([text[:90], trained[:90] + 300])}, marks=[])
     refuse_twins([trained], {"short": text[:9], "as short": text[:9], "none": text[:0]}, marks=[])
+
+
+@pytest.mark.parametrize("kind", ["own", "bin"])
+def test_a_held_out_document_is_refused_that_is_trained_on_in_another_edition(kind, texts, tmp_path):
+    dice, words = random.Random(1), tokenizer()
+    book = " ".join("".join(dice.choices("abcdefgh", k=dice.randint(2, 9))) for _ in range(400))
+    (Path(texts.name) / "a.txt").write_text(book.upper().replace(" ", " - "))
+    (Path(texts.name) / "b.txt").write_text(textwrap.fill(book, 40))
+    given = texts.model_copy(update={"recall": NO_RECALL})
+    if kind == "bin":
+        (Path(texts.name) / "b.txt").rename(tmp_path / "b.txt")
+        (tokens,) = tokenise([(tmp_path / "b.txt").read_text()], tokenizer=words)
+        (tmp_path / "test.bin").write_bytes(tokens.astype("<u2").tobytes())
+        given = evaluating(given, source="bin", name=str(tmp_path / "test.bin"))
+    places = [tmp_path / "tokens", tmp_path / "heldout.safetensors", tmp_path / "counts.json"]
+    base = folder(tmp_path / "base")
+    with pytest.raises(ValueError, match=r"^1 of 1 held-out documents are also trained on, word for word, .*\(100% of it\)"):
+        stage(base, *places, given, Position(method="yarn", context=64))
+    assert not any(place.exists() for place in places)
+    (Path(texts.name) / "a.txt").write_text(book[: len(book) // 3])  # as much as may be quoted
+    stage(base, *places, given, Position(method="yarn", context=64))
+
+
+def test_documents_without_a_letter_are_no_copies_of_each_other():
+    refuse_copies(["* * *", "..."], {"one": "***", "two": "~~~"})
 
 
 def test_runs_are_the_same_wherever_they_stand_and_else_differ():

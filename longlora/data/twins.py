@@ -1,23 +1,44 @@
 """Held-out documents that are trained on as well, or held out twice, found word for word and refused."""
 
+import re
+import unicodedata
+from collections.abc import Iterable
+
 import numpy as np
 
 RUN = 50
 """Tokens of a run that no two documents share by chance (Lee et al. 2022, "Deduplicating Training Data", take as many)."""
+LETTERS = 100
+"""Of a run of letters: some twenty words."""
 BASE = 0x9E3779B97F4A7C15
 """Of the hashes of runs: odd, so that it has an inverse; 2 ** 64 over the golden ratio."""
 TWIN = 0.5
 """Of a held-out document's runs, the share that may not stand in training documents, or in another held-out one."""
 
 
-def refuse_twins(trained: list[np.ndarray], held_out: dict[str, np.ndarray], *, marks: list[int | None]) -> None:
-    """Raise ValueError where half of a held-out document stands in training documents, or in another held-out one, word for word;
-    `marks` are no words."""
-    apart = {name: runs(tokens, marks=marks) for name, tokens in held_out.items()}
+def refuse_copies(trained: Iterable[str], held_out: dict[str, str]) -> None:
+    """`refuse_twins` by letters and digits alone: other line breaks, hyphens, quotes or capitals make no other text."""
+    kept = {name: own for name, text in held_out.items() if len(own := letters(text))}
+    if kept:
+        refuse_twins((own for text in trained if len(own := letters(text))), kept, marks=[], run=LETTERS)
+
+
+def letters(text: str) -> np.ndarray:
+    """Code points of the letters and digits, small ones, in NFKC."""
+    bare = re.sub(r"[\W_]", "", unicodedata.normalize("NFKC", text).casefold())
+    return np.frombuffer(bare.encode("utf-32-le"), dtype="<u4")
+
+
+def refuse_twins(
+    trained: Iterable[np.ndarray], held_out: dict[str, np.ndarray], *, marks: list[int | None], run: int = RUN
+) -> None:
+    """Raise ValueError where half of a held-out document stands in training documents, or in another held-out one, word for word,
+    by runs of so many tokens; `marks` are no words."""
+    apart = {name: runs(tokens, marks=marks, run=run) for name, tokens in held_out.items()}
     known, holders = np.unique(np.concatenate([np.unique(own) for own in apart.values()]), return_counts=True)
     seen = np.zeros(len(known), dtype=bool)
     for tokens in trained:
-        found = runs(tokens, marks=marks)
+        found = runs(tokens, marks=marks, run=run)
         at = np.searchsorted(known, found).clip(max=len(known) - 1)
         seen[at[known[at] == found]] = True
     if twins := mostly(seen, known=known, of=apart):
@@ -45,10 +66,10 @@ def first(twins: dict[str, float]) -> str:
     return f"{name} first ({twins[name]:.0%} of it)"
 
 
-def runs(tokens: np.ndarray, *, marks: list[int | None]) -> np.ndarray:
-    """A hash (64 bits) of every run of `RUN` tokens, `marks` left out; of all of them where there are fewer."""
+def runs(tokens: np.ndarray, *, marks: list[int | None], run: int = RUN) -> np.ndarray:
+    """A hash (64 bits) of every run of so many tokens, `marks` left out; of all of them where there are fewer."""
     bare = np.asarray(tokens)[~np.isin(tokens, [mark for mark in marks if mark is not None])].astype(np.uint64)
-    length = min(RUN, len(bare))
+    length = min(run, len(bare))
     # A polynomial in an odd number, modulo 2 ** 64: sums of the terms so far, taken from each other, and divided by the power.
     sums = np.cumsum((bare + np.uint64(1)) * powers(BASE, len(bare)))
     sums = np.concatenate([np.zeros(1, np.uint64), sums])

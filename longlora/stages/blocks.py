@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from longlora.data.blocks import Blocks, prepare
 from longlora.data.heldout import elsewhere, split
 from longlora.data.recall import exercises
 from longlora.data.texts import read
 from longlora.data.tokens import documents
+from longlora.data.twins import refuse_copies
 from longlora.model.position import Position, reach
 from longlora.section import run, write_json
 
@@ -17,7 +18,11 @@ from longlora.section import run, write_json
 def stage(base: Path, tokens: Path, heldout: Path, counts: Path, blocks: Blocks, position: Position) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     rows = read(blocks)
-    train, _ = split(list(rows["name"]), held_out=blocks.held_out, seed=blocks.seed)
+    train, kept = split(list(rows["name"]), held_out=blocks.held_out, seed=blocks.seed)
+    other = blocks.held_out.texts
+    apart = elsewhere(other, tokenizer=tokenizer) if other else None
+    evaluated = {rows[i]["name"]: rows[i]["text"] for i in kept} if apart is None else decoded(apart, tokenizer)
+    refuse_copies((rows[i]["text"] for i in train), evaluated)
     drill = exercises(
         [rows[i]["text"] for i in train] if blocks.recall.count else [],
         tokenizer=tokenizer,
@@ -28,13 +33,12 @@ def stage(base: Path, tokens: Path, heldout: Path, counts: Path, blocks: Blocks,
         count=blocks.recall.count,
         seed=blocks.seed,
     )
-    other = blocks.held_out.texts
     report = prepare(
         blocks,
         tokenizer=tokenizer,
         exercises=drill,
         texts=rows,
-        elsewhere=elsewhere(other, tokenizer=tokenizer) if other else None,
+        elsewhere=apart,
         out=tokens,
         heldout=heldout,
     )
@@ -53,6 +57,10 @@ def stage(base: Path, tokens: Path, heldout: Path, counts: Path, blocks: Blocks,
             "measured at that length; hold out longer documents"
         )
     write_json({"blocks": report}, counts)
+
+
+def decoded(tokens: dict[str, np.ndarray], tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    return {name: str(tokenizer.decode(ids, skip_special_tokens=True)) for name, ids in tokens.items()}
 
 
 if __name__ == "__main__":
