@@ -296,8 +296,9 @@ def lengths_of_the_gate(
             here = f"{key} = {lengths}"
             why = f"which the gate's rule '{rule.name}' asks for"
             inside = at in ("window", "lowest", "short")
-            if inside and min(lengths) > length:
-                yield f"{here} has none up to the base's window, {length}, {why}: add {length}"
+            least = -(-min(length, context) // 2)
+            if inside and not any(least <= n <= length for n in lengths):
+                yield f"{here} has none from {least} up to the base's window, {length}, {why}: add {min(length, context)}"
             elif not inside and length not in lengths:
                 said = str(length) if at.isdecimal() else f"position.context = {length}"
                 yield f"{here} lacks {said}, {why}: set {key}={sorted({*lengths, length})}"

@@ -189,7 +189,9 @@ def test_a_held_out_document_is_refused_that_is_trained_on_in_another_edition(ki
         given = evaluating(given, source="bin", name=str(tmp_path / "test.bin"))
     places = [tmp_path / "tokens", tmp_path / "heldout.safetensors", tmp_path / "counts.json"]
     base = folder(tmp_path / "base")
-    with pytest.raises(ValueError, match=r"^1 of 1 held-out documents are also trained on, word for word, .*\(100% of it\)"):
+    with pytest.raises(
+        ValueError, match=r"^1 of 1 held-out documents are also trained on, word for word, .*\(100% of it\)"
+    ):
         stage(base, *places, given, Position(method="yarn", context=64))
     assert not any(place.exists() for place in places)
     (Path(texts.name) / "a.txt").write_text(book[: len(book) // 3])  # as much as may be quoted

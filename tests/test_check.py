@@ -60,7 +60,11 @@ def test_the_sections_of_the_pipeline_are_those_of_params_yaml_and_right():
         ),
         (
             ["passkey.lengths=[1024,4096]"],
-            ["passkey.lengths = [1024, 4096] has none up to the base's window, 512,", "add 512"],
+            ["passkey.lengths = [1024, 4096] has none from 256 up to the base's window, 512,", "add 512"],
+        ),
+        (
+            ["perplexity.lengths=[255,4096]", "perplexity.last=9", "perplexity.bands=null"],
+            ["perplexity.lengths = [255, 4096] has none from 256 up to the base's window, 512,", "add 512"],
         ),
         (
             ["gate.rules=[{name: x, metric: sliding_perplexity/extended/3072, at_most: 1}]"],

@@ -453,7 +453,19 @@ def test_window_is_the_longest_scored_length_inside_the_bases(tmp_path):
     )
     facts = FACTS | {"window": {"value": 511, "reason": "of the base"}}
     passed, reason = verdict_of(write(tmp_path / "b", facts=facts), metric="passkey/base/window", at_least=0)
-    assert not passed and "no length up to the base's window, 511, was scored" in reason
+    assert not passed and "no length from 256 up to the base's window, 511, was scored" in reason
+
+
+@pytest.mark.parametrize("measure", ["perplexity", "passkey"])
+def test_what_is_read_and_found_in_a_few_tokens_says_nothing_of_the_bases_window(measure, tmp_path):
+    """Measured at 512 alone, half of what the base reads at 4,096 passed for as well as before, and for as well as the base."""
+    facts = FACTS | {"window": {"value": 2049, "reason": "of the base"}}
+    folder = write(tmp_path / "half", facts=facts)
+    for path in ("base/window", "base/lowest", "extended/short"):
+        reason = verdict_of(folder, metric=f"{measure}/{path}", at_least=0)[1]
+        assert reason.endswith("no length from 1025 up to the base's window, 2049, was scored")
+    facts |= {"target": {"value": 2048, "reason": "tuned inside of it"}}
+    assert verdict_of(write(tmp_path / "tuned", facts=facts), metric=f"{measure}/base/window", at_least=0)[0]
 
 
 def test_short_and_long_ask_every_length_inside_and_beyond_the_bases_window(tmp_path):
@@ -471,7 +483,7 @@ def test_short_and_long_ask_every_length_inside_and_beyond_the_bases_window(tmp_
     assert verdict_of(folder, metric="passkey/yarn/long", at_least=0)[1].startswith("passkey/yarn/4096 is 0.2")
     facts = FACTS | {"window": {"value": 511, "reason": "of the base"}}
     passed, reason = verdict_of(write(tmp_path / "none", facts=facts), metric="passkey/base/short", at_least=0)
-    assert not passed and reason == "passkey/base: no length up to the base's window, 511, was scored"
+    assert not passed and reason == "passkey/base: no length from 256 up to the base's window, 511, was scored"
 
 
 def test_long_is_at_least_the_target_though_it_lies_inside_the_bases_window(tmp_path):

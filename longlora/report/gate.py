@@ -31,7 +31,8 @@ class Rule(Section):
     """Path in the scores, `perplexity/extended/target`. `target` is the context that was trained for, `window` the longest
     measured length inside the base's own, `lowest` that of them with the lowest value. In a model's place, `untrained` is the base
     under the run's own scaling, from which the training started. `short` and `long` ask the rule of every length at which any
-    model was scored: of those inside the base's window, and of those beyond it and the target.
+    model was scored: of those inside the base's window, and of those beyond it and the target. What is measured inside must
+    reach half of the window, or of the target where that is shorter.
     `numbers/extended` is 1 where each score of the model is a number."""
     at_most: float | None = None
     """The highest value that passes."""

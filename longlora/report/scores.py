@@ -6,6 +6,7 @@ What is missing or not a number is an error here, never skipped.
 import csv
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -88,12 +89,9 @@ class Scores:
             return name
         if name == "target":
             return str(int(self.find("integrity/target").value))
-        window = int(self.find("integrity/window").value)
-        inside = [k for k in node if k.isdigit() and int(k) <= window]
-        if not inside:
-            raise UnscoredError(f"{path}: no length up to the base's window, {window}, was scored")
+        inside = [str(n) for n in self.inside((int(k) for k in node if k.isdigit()), path=path)]
         if name == "window":
-            return max(inside, key=int)
+            return inside[-1]
         values = {k: number(figures_of(node[k]).get("value")) for k in inside}
         # what is no number comes first, so that it is found, and refused
         return min(values, key=lambda k: (math.isfinite(values[k]), values[k]))
@@ -114,11 +112,23 @@ class Scores:
                 if depth == 1 or key == name
             ]
         scored = {int(name) for node in nodes if isinstance(node, dict) for name in node if name.isdigit()}
-        window = int(self.find("integrity/window").value)
-        if which == LONG:
-            return sorted({n for n in scored if n > window} | {int(self.find("integrity/target").value)})
-        if not (inside := sorted(n for n in scored if n <= window)):
-            raise UnscoredError(f"{'/'.join(before)}: no length up to the base's window, {window}, was scored")
+        if which == SHORT:
+            return self.inside(scored, path="/".join(before))
+        window, target = (int(self.find(f"integrity/{name}").value) for name in ("window", "target"))
+        return sorted({n for n in scored if n > window} | {target})
+
+    def inside(self, scored: Iterable[int], *, path: str) -> list[int]:
+        """Of the scored lengths those inside the base's window, in order. Any model reads a few tokens as well as before, and
+        more of them better: so they must reach half of the window, or of the target where that is shorter.
+
+        Raises:
+            UnscoredError: none does.
+        """
+        window, target = (int(self.find(f"integrity/{name}").value) for name in ("window", "target"))
+        inside = sorted(n for n in scored if n <= window)
+        if not inside or 2 * inside[-1] < min(window, target):
+            least = -(-min(window, target) // 2)
+            raise UnscoredError(f"{path}: no length from {least} up to the base's window, {window}, was scored")
         return inside
 
 
