@@ -45,6 +45,9 @@ LOWEST = {
 }
 """What metrics that begin so are never below; those of the harness are its tasks' own."""
 
+FEWEST = 5
+"""Things to be found at one length, for a share of them to be judged: four of five are the gate's 80 %."""
+
 READ = {"text": ("txt", "md"), "jsonl": ("jsonl",), "parquet": ("parquet",)}
 """Suffixes of the files that are read from a folder, by kind of source."""
 
@@ -136,6 +139,7 @@ def misfits(sections: dict[str, Any]) -> Iterator[str]:
         questions,
         models_of_the_gate,
         lengths_of_the_gate,
+        depths_of_the_gate,
         rules_can_fail,
     ):
         if sections.keys() >= (needed := inspect.signature(rule).parameters).keys():
@@ -302,6 +306,22 @@ def lengths_of_the_gate(
             elif not inside and length not in lengths:
                 said = str(length) if at.isdecimal() else f"position.context = {length}"
                 yield f"{here} lacks {said}, {why}: set {key}={sorted({*lengths, length})}"
+
+
+def depths_of_the_gate(passkey: Any, needle: Any, gate: Any) -> Iterator[str]:
+    """What a rule asks to be found is not all hidden just before the question, nor found by a stroke of luck."""
+    for key, grid in {"passkey": passkey, "needle": needle}.items():
+        rules = [rule.name for rule in gate.every_rule if any(path.split("/")[0] == key for path in rule.paths)]
+        if not rules:
+            continue
+        asked = f"where the gate's rule '{rules[0]}' is asked"
+        if 2 * sum(depth <= 0.5 for depth in grid.depths) < len(grid.depths):
+            yield f"{key}.depths = {grid.depths}: at least half must be at most 0.5, {asked}; add 0.0"
+        if (trials := len(grid.depths) * grid.samples) < FEWEST:
+            yield (
+                f"{key}.samples = {grid.samples} at {len(grid.depths)} of {key}.depths: {trials} at each length, and at least "
+                f"{FEWEST} say something, {asked}; set {key}.samples={-(-FEWEST // len(grid.depths))}"
+            )
 
 
 def rules_can_fail(gate: Any) -> Iterator[str]:

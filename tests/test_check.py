@@ -67,6 +67,27 @@ def test_the_sections_of_the_pipeline_are_those_of_params_yaml_and_right():
             ["perplexity.lengths = [255, 4096] has none from 256 up to the base's window, 512,", "add 512"],
         ),
         (
+            ["passkey.depths=[0.5,0.9,1.0]"],
+            [
+                "passkey.depths = [0.5, 0.9, 1.0]: at least half must be at most 0.5, where the gate's rule 'it retrieves from"
+            ],
+        ),
+        (
+            ["passkey.depths=[0.0,0.5,1.0]", "passkey.samples=1"],
+            ["passkey.samples = 1 at 3 of passkey.depths: 3 at each length, and at least 5", "set passkey.samples=2"],
+        ),
+        (
+            [
+                "needle.depths=[1.0]",
+                "evaluate.needle=[extended]",
+                "gate.more_rules=[{name: x, metric: needle/extended/target, at_least: 0.5}]",
+            ],
+            [
+                "needle.depths = [1.0]: at least half must be at most 0.5, where the gate's rule 'x' is asked; add 0.0;",
+                "needle.samples = 4 at 1 of needle.depths: 4 at each length, and at least 5",
+            ],
+        ),
+        (
             ["gate.rules=[{name: x, metric: sliding_perplexity/extended/3072, at_most: 1}]"],
             ["perplexity.lengths = [512, 1024, 2048, 4096] lacks 3072, which the gate's rule 'x' asks for"],
         ),
