@@ -140,6 +140,7 @@ def misfits(sections: dict[str, Any]) -> Iterator[str]:
         models_of_the_gate,
         lengths_of_the_gate,
         depths_of_the_gate,
+        gains_of_the_gate,
         rules_can_fail,
     ):
         if sections.keys() >= (needed := inspect.signature(rule).parameters).keys():
@@ -321,6 +322,19 @@ def depths_of_the_gate(passkey: Any, needle: Any, gate: Any) -> Iterator[str]:
             yield (
                 f"{key}.samples = {grid.samples} at {len(grid.depths)} of {key}.depths: {trials} at each length, and at least "
                 f"{FEWEST} say something, {asked}; set {key}.samples={-(-FEWEST // len(grid.depths))}"
+            )
+
+
+def gains_of_the_gate(backbone: Any, position: Any, gate: Any) -> Iterator[str]:
+    """What lies beyond the base's window is compared with what lies inside only where there is something beyond."""
+    window = window_of(backbone)
+    if position.method != "none" or (window and position.context > window):
+        return
+    for rule in gate.every_rule:
+        if rule.ratio_at in ("window", "lowest"):
+            yield (
+                f"position.method = none leaves nothing beyond the base's window, which the gate's rule '{rule.name}' asks about: "
+                f"name it in gate.not_asked, and say why"
             )
 
 

@@ -275,6 +275,20 @@ def test_a_rule_of_the_gate_that_holds_of_any_model_is_refused(rule, said):
         check(asked, KINDS)
 
 
+def test_gains_beyond_the_window_are_not_asked_for_where_nothing_lies_beyond():
+    same = [
+        "rescale.methods=[linear,yarn]",
+        "position.method=none",
+        "position.context=512",
+        "perplexity.lengths=[384,512]",
+    ]
+    same += ["passkey.lengths=[256,512]", "blocks.recall.reach=512"]
+    said = "position.method = none leaves nothing beyond the base's window, which the gate's rule 'training has gained more in"
+    with pytest.raises(ValueError, match=said):
+        check(params(*same), KINDS)
+    check(params(*same, "gate.more_rules=[]"), KINDS)
+
+
 def test_a_window_that_is_not_known_here_is_not_asked_for():
     check(params("backbone.source=hub", "passkey.lengths=[1024,4096]"), KINDS)
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 from pydantic import ValidationError
+from scipy import stats
 
 from longlora.report.gate import Gate, Rule, judge
 from longlora.report.scores import read
@@ -246,6 +247,12 @@ BAD = {
         {"nats": NATS | {METHOD: NATS["extended"]}, "found": FOUND | {METHOD: FOUND["extended"]}},
         {"it reads long texts better than before it was trained": "1 (1 to 1) x perplexity/ntk/4096"},
     ),
+    "gained by the kind of text, in short texts as well": (
+        {"nats": NATS | {METHOD: {"512": 1.33, "1024": 1.33, "4096": 1.32}}},
+        {"training has gained more in long texts than in short ones":
+         "perplexity/extended/4096 is 0.9418 of perplexity/ntk/4096, where perplexity/extended/512 is 0.9324 of "
+         "perplexity/ntk/512: 1.01 (1.01 to 1.01) x, required: at most 1 x"},
+    ),
     "retrieval lost that the scaling had": (
         {"found": FOUND | {METHOD: {"512": 1.0, "1024": 1.0, "4096": 1.0}, "extended": {"512": 1.0, "1024": 1.0, "4096": 0.9}}},
         {"it retrieves from long texts no worse than before it was trained": "at least 0.95 (-0.05 + passkey/ntk/4096 = 1)"},
@@ -296,6 +303,7 @@ def test_each_kind_of_bad_model_is_refused_for_its_reason(kind, tmp_path):
     "kind",
     [
         "the scaling's gain passed off as the training's",
+        "gained by the kind of text, in short texts as well",
         "retrieval lost that the scaling had",
         "short context lost",
         "short retrieval lost",
@@ -439,6 +447,62 @@ def test_an_uncertain_ratio_is_refused_though_its_value_holds(tmp_path):
     assert not verdict_of(folder, **rule, with_interval=True)[0]
 
 
+GAIN = {"metric": "perplexity/extended/4096", "at_most": 1.0, "times": "perplexity/yarn/4096", "ratio_at": "512"}
+
+
+def with_noise(folder: Path, label: str, noise: np.ndarray) -> None:
+    """Nats per token of `label` at 4,096 tokens, place by place, on top of what they are."""
+    file = folder / f"perplexity/{label}.csv"
+    head, *rows = file.read_text().splitlines()
+    fields = [row.split(",") for row in rows]
+    nats = {int(f[2]): float(f[4]) / TOKENS for f in fields if f[0] == "4096"}
+    for f in fields:
+        if f[0] == "4096":
+            f[4] = str(TOKENS * (nats[int(f[2])] + noise[int(f[2])]))
+    file.write_text("\n".join([head, *(",".join(f) for f in fields)]) + "\n")
+    mean = np.mean([nats[place] + noise[place] for place in range(PLACES)])
+    tree = json.loads((folder / f"perplexity/{label}.json").read_text())
+    tree["perplexity"][label]["4096"] = {"value": math.exp(mean)}
+    (folder / f"perplexity/{label}.json").write_text(json.dumps(tree))
+
+
+def test_gains_are_compared_place_by_place_and_document_by_document(tmp_path):
+    """What both models find hard in the long texts cancels out; what one alone does is counted, two places of a document as one."""
+    folder, generator = write(tmp_path / "s"), np.random.default_rng(2)
+    shared, own = generator.normal(0, 0.5, PLACES), generator.normal(0, 0.3, PLACES // 2).repeat(2)
+    with_noise(folder, "yarn", shared)
+    with_noise(folder, "extended", shared + own)
+    gain = (1.26 - 1.64) - (1.26 - 1.37) + own
+    by_document = gain.reshape(-1, 2).mean(1)
+    low, high = stats.t.interval(0.95, PLACES // 2 - 1, by_document.mean(), stats.sem(by_document))
+    passed, reason = verdict_of(folder, **GAIN, with_interval=True)
+    assert passed
+    assert f": {np.exp(gain.mean()):.4g} ({np.exp(low):.4g} to {np.exp(high):.4g}) x, required: at most 1 x" in reason
+    just = (float(np.exp(gain.mean())) + float(np.exp(high))) / 2  # between the value and the end of its interval
+    assert verdict_of(folder, **GAIN | {"at_most": just})[0]
+    assert not verdict_of(folder, **GAIN | {"at_most": just}, with_interval=True)[0]
+    assert verdict_of(folder, **GAIN | {"at_most": None, "at_least": 0.5}, with_interval=True)[0]
+    assert not verdict_of(folder, **GAIN | {"at_most": None, "at_least": 0.9}, with_interval=True)[0]
+
+
+def test_gains_that_cannot_be_compared_are_refused(tmp_path):
+    folder = write(tmp_path / "s", found=FOUND | {"yarn": {"512": 0.0, "4096": 0.2}})
+    passed, reason = verdict_of(
+        folder, **GAIN | {"metric": "perplexity/extended/window", "times": "perplexity/yarn/window"}
+    )
+    assert not passed and "perplexity/extended/512 cannot be compared with itself: 512 is the same length" in reason
+    keys = {"metric": "passkey/extended/target", "times": "passkey/yarn/target", "at_least": 1, "ratio_at": "window"}
+    assert verdict_of(folder, **keys) == (False, "passkey/yarn/512 is 0, to which nothing has a ratio")
+    file = folder / "perplexity/yarn.csv"
+    file.write_text("\n".join(row for row in file.read_text().splitlines() if not row.startswith("512,3,")) + "\n")
+    assert verdict_of(folder, **GAIN)[0]
+    passed, reason = verdict_of(folder, **GAIN, with_interval=True)
+    assert not passed and "has no interval: they were not all scored at the same places" in reason
+    file.write_text("\n".join(row for row in file.read_text().splitlines() if not row.startswith("512,")) + "\n")
+    passed, reason = verdict_of(folder, **GAIN | {"ratio_at": "2048"})
+    assert not passed and "perplexity/extended/2048 was not scored" in reason
+
+
 def test_window_is_the_longest_scored_length_inside_the_bases(tmp_path):
     facts = FACTS | {"window": {"value": 1500, "reason": "of the base"}}
     assert (
@@ -528,6 +592,13 @@ def test_what_is_missing_is_refused_and_the_nearest_is_named(metric, reason, tmp
         ([{"name": "n", "metric": "m", "at_most": 1, "times": ""}], r"rules\.0\.times"),
         ([{"name": " ", "metric": "m", "at_most": 1}], r"rules\.0\.name"),
         ([{"name": "n", "metric": "m", "at_mots": 1}], "at_mots"),
+        ([{"name": "n", "metric": "m/e/target", "at_most": 1, "ratio_at": "window"}], "ratio_at, which takes times"),
+        ([{"name": "n", "metric": "m/e", "at_most": 1, "times": "m/b", "ratio_at": "window"}], "metrics by length"),
+        (
+            [{"name": "n", "metric": "m/e/7", "at_most": 1, "times": "m/b/7", "ratio_at": "7"}],
+            "one other length is meant",
+        ),
+        ([{"name": "n", "metric": "m/e/7", "at_most": 1, "times": "m/b/7", "ratio_at": "short"}], "one other length"),
         ([{"name": "n", "metric": "m", "at_most": math.nan}], "finite"),
     ],
 )
@@ -597,6 +668,6 @@ def test_stage_writes_a_refusal_as_a_result_with_strict_json_and_the_same_bytes_
     first = (tmp_path / "out/verdict.json").read_bytes()
     verdict = json.loads(first, parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
     assert verdict["passed"] is False
-    assert [r["name"] for r in verdict["rules"]] == [r.name for r in RULES.rules]
+    assert [r["name"] for r in verdict["rules"]] == [r.name for r in RULES.every_rule]
     stage(ROOT / "params.yaml", folder, tmp_path / "out/verdict.json", SHIPPED)
     assert (tmp_path / "out/verdict.json").read_bytes() == first

@@ -1,8 +1,9 @@
 """Each kind of bad model, built for real on the committed model, measured for real, and refused by the rules that ship.
 
 Where a good extension comes from, in seconds: the committed model is taken as the *result*. Its base is made by undoing an
-extension: the rotary base is lowered by what NTK scaling from half the window to all of it would raise it, and the weights are
-shaken, so that there was something to learn. Baselines and measures are the pipeline's own, with few samples.
+extension: the rotary base is lowered by what NTK scaling from half the window to all of it would raise it, the weights are shaken,
+so that there was something to learn, and attention is made softer, which harms the more the more there is to attend to. Baselines
+and measures are the pipeline's own, with few samples.
 """
 
 import json
@@ -130,6 +131,7 @@ def write_base(folder: Path) -> None:
     config.rope_parameters = {"rope_type": "default", "rope_theta": config.rope_parameters["rope_theta"] / raise_by}
     config.save_pretrained(folder)
     edit(folder, shaken(0.2))
+    edit(folder, softened(0.8))
 
 
 def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
@@ -153,6 +155,17 @@ def shaken(share: float) -> Callable[[dict[str, torch.Tensor]], None]:
     return change
 
 
+def softened(by: float) -> Callable[[dict[str, torch.Tensor]], None]:
+    """Attention that spreads more evenly: all queries times `by`."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if name.endswith("q_proj.weight"):
+                tensor *= by
+
+    return change
+
+
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory) -> Bench:
     return Bench(tmp_path_factory.mktemp("proof"))
@@ -165,6 +178,7 @@ FINDS_SHORT = "it retrieves from short texts as well as before"
 FINDS_LONG = "it retrieves from long texts"
 FINDS_AS_YARN = "it retrieves from long texts no worse than untrained YaRN"
 READS_MORE = "it reads long texts better than before it was trained"
+GAINS_MORE = "training has gained more in long texts than in short ones"
 FINDS_AS_BEFORE = "it retrieves from long texts no worse than before it was trained"
 
 
@@ -292,8 +306,17 @@ def test_a_scaling_that_is_passed_off_as_a_training(bench):
     rescale(bench.base, method=POSITION.method, context=TARGET, out=model)
     edit(model, shaken(1e-4))
     refused = bench.judged(model)
-    assert refused.keys() <= {READS_MORE, BEATS_YARN, "it reads long texts better than the base"}
+    assert refused.keys() <= {READS_MORE, GAINS_MORE, BEATS_YARN, "it reads long texts better than the base"}
     assert f"x perplexity/ntk/{TARGET}" in refused[READS_MORE]
+
+
+def test_a_gain_that_is_as_large_in_short_texts(bench):
+    """As from a training on short texts, where attention need not be sharp: softer still, and yet all texts are read better."""
+    model = bench.folder("fluent")
+    edit(model, softened(0.75))
+    refused = bench.judged(model)
+    assert "x, required: at most 1 x" in refused.pop(GAINS_MORE)
+    assert refused == {}
 
 
 def test_short_texts_are_read_worse_than_before(bench):

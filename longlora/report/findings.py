@@ -246,7 +246,7 @@ def model(label: str, everything: Scores) -> Model:
         by_yarn={
             length: Figure(*(end if math.isfinite(end) else None for end in ratio))
             for length in lengths(scores["perplexity"])
-            if (ratio := everything.ratio(f"perplexity/{label}/{length}", f"perplexity/yarn/{length}"))
+            if (ratio := everything.ratio([f"perplexity/{label}/{length}"], [f"perplexity/yarn/{length}"]))
         },
     )
 

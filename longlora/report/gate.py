@@ -42,10 +42,13 @@ class Rule(Section):
     """A reference metric by which the bound is multiplied; `short` or `long` in it is the metric's length."""
     plus: str | None = Field(None, min_length=1)
     """A reference metric that is added to the bound."""
+    ratio_at: str | None = Field(None, min_length=1)
+    """A length, `window` for one: the bound is also multiplied by the ratio of metric and `times` there. So at_most: 1 claims
+    that the one gains on the other from that length to the metric's own."""
     with_interval: bool = False
     """Whether the claim must hold at the unfavourable end of the 95 % interval: of the ratio, place by place, where both were
     scored at the same places; else of both metrics, each at its own unfavourable end. Without an interval (a single document
-    shows no spread) it does not hold."""
+    shows no spread) it does not hold; nor does one with `ratio_at` unless all four were scored at the same places."""
 
     @model_validator(mode="after")
     def one_bound_and_at_most_one_reference(self) -> Self:
@@ -57,6 +60,24 @@ class Rule(Section):
         for word in EACH:
             if word in reference and word not in self.metric.split("/"):
                 raise ValueError(f"rule '{self.name}' has {word} in its reference alone; it is the metric's length")
+        return self
+
+    @model_validator(mode="after")
+    def ratio_is_of_two_metrics_at_another_length(self) -> Self:
+        if self.ratio_at is None:
+            return self
+        if self.times is None:
+            raise ValueError(
+                f"rule '{self.name}' has ratio_at, which takes times: the ratio is that of metric and times"
+            )
+        if any(path.count("/") < 2 for path in (self.metric, self.times)):
+            raise ValueError(
+                f"rule '{self.name}' has ratio_at, which takes metrics by length, perplexity/extended/target"
+            )
+        if self.ratio_at in (*EACH, self.metric.split("/")[2]):
+            raise ValueError(
+                f"rule '{self.name}' has ratio_at {self.ratio_at}: one other length is meant, window for one"
+            )
         return self
 
     @property
@@ -73,7 +94,13 @@ class Rule(Section):
     @property
     def paths(self) -> list[str]:
         """The metrics that it asks for."""
-        return [path for path in (self.metric, self.times, self.plus) if path]
+        asked = [path for path in (self.metric, self.times, self.plus) if path]
+        return asked + [self.elsewhere(path) for path in asked if self.ratio_at]
+
+    def elsewhere(self, path: str) -> str:
+        """`path` at the length `ratio_at`."""
+        measure, label, _, *rest = path.split("/")
+        return "/".join([measure, label, str(self.ratio_at), *rest])
 
     def with_name(self, name: str, instead: str) -> Self:
         """The rule with `name` in its paths replaced."""
@@ -167,6 +194,8 @@ def apply(rule: Rule, *, scores: Scores) -> tuple[bool, str]:
         UnscoredError: a metric is missing or not a number.
     """
     metric = scores.find(rule.metric)
+    if rule.ratio_at and rule.times:
+        return by_ratios(rule, metric=metric, reference=scores.find(rule.times), scores=scores)
     path = rule.times or rule.plus
     reference = scores.find(path) if path else None
     if reference and rule.times and rule.with_interval and (ends := paired(scores, metric, reference)):
@@ -193,18 +222,52 @@ def paired(scores: Scores, metric: Score, reference: Score) -> tuple[float, floa
     Raises:
         UnscoredError: the places are all of one document, or of another measurement than the scores.
     """
-    ratio = scores.ratio(metric.label, reference.label)
+    named = f"{metric.label} / {reference.label}"
+    return interval_of(scores.ratio([metric.label], [reference.label]), metric.value / reference.value, named=named)
+
+
+def interval_of(ratio: tuple[float, float, float] | None, value: float, *, named: str) -> tuple[float, float] | None:
+    """The ends of `ratio`, a ratio by its places, which by the scores is `value`. None where it has no places.
+
+    Raises:
+        UnscoredError: as `paired` does.
+    """
     if ratio is None:
         return None
-    value, low, high = ratio
-    if not math.isclose(value, metric.value / reference.value, rel_tol=ROUNDING):
-        raise UnscoredError(
-            f"{metric.label} / {reference.label} is {metric.value / reference.value:.4g}, and by its places {value:.4g}: "
-            "they are of two measurements"
-        )
+    by_places, low, high = ratio
+    if not math.isclose(by_places, value, rel_tol=ROUNDING):
+        raise UnscoredError(f"{named} is {value:.4g}, and by its places {by_places:.4g}: they are of two measurements")
     if math.isnan(low + high):
-        raise UnscoredError(f"{metric.label} / {reference.label} has no interval: {NO_SPREAD}")
+        raise UnscoredError(f"{named} has no interval: {NO_SPREAD}")
     return low, high
+
+
+def by_ratios(rule: Rule, *, metric: Score, reference: Score, scores: Scores) -> tuple[bool, str]:
+    """A rule with `ratio_at`, applied to the ratio of metric and reference divided by their ratio at that length.
+
+    Raises:
+        UnscoredError: a metric is missing or not a number, or there is no interval where the rule asks for one.
+    """
+    metric_there, reference_there = (scores.find(rule.elsewhere(path)) for path in rule.paths[:2])
+    if metric.label == metric_there.label:
+        raise UnscoredError(f"{metric.label} cannot be compared with itself: {rule.ratio_at} is the same length")
+    if zero := next((each for each in (reference, metric_there, reference_there) if not each.value), None):
+        raise UnscoredError(f"{zero.label} is 0, to which nothing has a ratio")
+    here, there = metric.value / reference.value, metric_there.value / reference_there.value
+    value, shown = here / there, f"{here / there:.4g}"
+    if rule.with_interval:
+        named = f"{metric.label} / {reference.label}, by the same at {rule.ratio_at},"
+        ratio = scores.ratio([metric.label, reference_there.label], [reference.label, metric_there.label])
+        ends = interval_of(ratio, value, named=named)
+        if ends is None:
+            raise UnscoredError(f"{named} has no interval: they were not all scored at the same places")
+        value = ends[rule.upper]
+        shown += f" ({ends[0]:.4g} to {ends[1]:.4g})"
+    passed = value <= rule.bound if rule.upper else value >= rule.bound
+    return passed, (
+        f"{metric.label} is {here:.4g} of {reference.label}, where {metric_there.label} is {there:.4g} of "
+        f"{reference_there.label}: {shown} x, required: at {'most' if rule.upper else 'least'} {rule.bound:g} x"
+    )
 
 
 def by_ratio(rule: Rule, *, metric: Score, reference: Score, ends: tuple[float, float]) -> tuple[bool, str]:

@@ -6,7 +6,7 @@ What is missing or not a number is an error here, never skipped.
 import csv
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -70,14 +70,16 @@ class Scores:
             raise UnscoredError(f"{label} is not a number")
         return Score(label, value, low, high, str(figures.get("reason", "")))
 
-    def ratio(self, label: str, reference: str) -> tuple[float, float, float] | None:
-        """Of two perplexities over the same places, by their resolved paths: the first by the second, and the ends of the 95 %
-        interval (NaN where all places are of one document). None where they have no places in common."""
-        ours, theirs = self.parts.get(label), self.parts.get(reference)
-        if ours is None or theirs is None or ours.keys() != theirs.keys():
+    def ratio(self, above: Sequence[str], below: Sequence[str]) -> tuple[float, float, float] | None:
+        """Of perplexities over the same places, by their resolved paths: the product of those `above` by that of those `below`, and
+        the ends of the 95 % interval (NaN where all places are of one document). None where they have no places in common."""
+        scored = [self.parts.get(label) for label in (*above, *below)]
+        ours = scored[0]
+        if ours is None or any(places is None or places.keys() != ours.keys() for places in scored):
             return None
-        tokens = np.array([ours[place][0] for place in ours])
-        difference = np.array([ours[place][1] - theirs[place][1] for place in ours])
+        signs = [1] * len(above) + [-1] * len(below)
+        tokens = np.array([tokens for tokens, _ in ours.values()])
+        difference = np.array([sum(s * p[at][1] for s, p in zip(signs, scored, strict=True) if p) for at in ours])
         low, high = grouped(difference, counts_N=tokens, groups_N=[document for document, _ in ours])
         with np.errstate(over="ignore"):  # infinite where a model is that bad
             middle, low, high = np.exp([difference.sum() / tokens.sum(), low, high]).tolist()
