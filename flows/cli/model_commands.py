@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import MaxNewTokens, Model, Overrides, Prompt, PromptName, Recipe, TooLong, must_take
+from flows.cli.options import (
+    MaxNewTokens,
+    Model,
+    Overrides,
+    Prompt,
+    PromptName,
+    Recipe,
+    TooLong,
+    must_hold_model,
+    must_take,
+)
 
 app = typer.Typer()
 longqa = typer.Typer(help="Questions on long documents.", no_args_is_help=True)
@@ -88,6 +98,7 @@ def evaluate(
             raise ValueError(f"{option} {given}: is of --lm-eval, which names no task; --cases are asked whole")
     if out is not None:
         must_take("--out", out)
+    must_hold_model(model)
     from flows.cli import launcher
 
     launcher.start()

@@ -36,6 +36,12 @@ Anyway = Annotated[
 ]
 
 
+def must_hold_model(folder: Path) -> None:
+    """Say that there is no model before it is imported what opens one. Raises ValueError."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"no model at {folder} (no config.json there, seen from {Path.cwd()})")
+
+
 def must_take(name: str, file: Path) -> None:
     """Check that `file` can be written, its folders made if need be: before the work whose result goes there.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from flows.cli.ask import model_folder
-from flows.cli.options import PromptName
+from flows.cli.options import PromptName, must_hold_model
 
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 TOKENIZER = "tokenizer_config.json"
@@ -69,11 +69,10 @@ def served_below(folder: Path) -> Path:
 def lay_out(folder: Path, served: Path, *, prompt: PromptName | None) -> None:
     """Links to the model's files in `served`, and the chat template that `prompt` asks for: an own one may also stand in the
     tokenizer's configuration, which then is a copy without it."""
+    must_hold_model(folder)
     from longlora.model.load import open_tokenizer
     from longlora.model.template import authors_template
 
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"no model at {folder} (no config.json there)")
     tokenizer = open_tokenizer(folder)
     if prompt in (None, "chat") and not tokenizer.chat_template:
         raise ValueError(
