@@ -45,6 +45,9 @@ LOWEST = {
 }
 """What metrics that begin so are never below; those of the harness are its tasks' own."""
 
+SPREAD = ("perplexity", "sliding_perplexity", "longppl", "position_nats")
+"""Metrics whose intervals may reach below that: those of shares end there."""
+
 FEWEST = 5
 """Things to be found at one length, for a share of them to be judged: four of five are the gate's 80 %."""
 
@@ -140,6 +143,7 @@ def misfits(sections: dict[str, Any]) -> Iterator[str]:
         models_of_the_gate,
         lengths_of_the_gate,
         depths_of_the_gate,
+        parts_of_the_gate,
         gains_of_the_gate,
         rules_can_fail,
     ):
@@ -218,7 +222,7 @@ def models(evaluate: Any, rescale: Any, retrain: Any, rivals: Any) -> Iterator[s
                 yield f"evaluate.{measure} names '{label}', and there is no such model{nearest(label, known)}"
 
 
-def questions(evaluate: Any, pairs: Any, longeval: Any, longqa: Any, harness: Any) -> Iterator[str]:
+def questions(evaluate: Any, blocks: Any, pairs: Any, longeval: Any, longqa: Any, harness: Any) -> Iterator[str]:
     if evaluate.longeval and not ((longeval.tasks and longeval.lengths) or longeval.cases):
         yield "longeval has neither tasks with lengths nor cases: name some, or leave evaluate.longeval empty"
     if evaluate.longeval:
@@ -228,6 +232,13 @@ def questions(evaluate: Any, pairs: Any, longeval: Any, longqa: Any, harness: An
             "longqa.cases names no file, and there are no held-out cases (longqa.held_out and a pairs.casebook): name one, or "
             "leave evaluate.longqa empty"
         )
+    if evaluate.longqa and longqa.held_out and pairs.casebook and blocks.held_out.texts:
+        yield (
+            "longqa.held_out asks about documents held out of the training's own texts, and blocks.held_out.texts is another "
+            "source: set longqa.held_out=false, and name files in longqa.cases"
+        )
+    if evaluate.longppl and not evaluate.keytokens:
+        yield "evaluate.longppl names models, and evaluate.keytokens none that picks the tokens: name one, such as base"
     if evaluate.longqa and (pairs.sources or pairs.casebook):
         yield from unchecked(longqa.cases, pairs.contamination.cases)
     if evaluate.harness and not harness.tasks:
@@ -289,18 +300,18 @@ def lengths_of_the_gate(
     told = set()
     for rule in gate.every_rule:
         for path in rule.paths:
-            measure, *_, at = path.split("/")
+            measure, _, at, *_ = [*path.split("/"), "", ""]
             lengths = measured.get(MEASURES.get(measure, ""), [])
             key = f"{MEASURES.get(measure)}.lengths"
             length = {"target": context, "long": context, "window": window, "lowest": window, "short": window}.get(at)
             if at.isdecimal():
                 length = int(at)
-            if not lengths or length is None or (key, length) in told:
+            inside = at in ("window", "lowest", "short")
+            if not lengths or length is None or (key, length, inside) in told:
                 continue
-            told.add((key, length))
+            told.add((key, length, inside))
             here = f"{key} = {lengths}"
             why = f"which the gate's rule '{rule.name}' asks for"
-            inside = at in ("window", "lowest", "short")
             least = -(-min(length, context) // 2)
             if inside and not any(least <= n <= length for n in lengths):
                 yield f"{here} has none from {least} up to the base's window, {length}, {why}: add {min(length, context)}"
@@ -325,28 +336,46 @@ def depths_of_the_gate(passkey: Any, needle: Any, gate: Any) -> Iterator[str]:
             )
 
 
-def gains_of_the_gate(backbone: Any, position: Any, gate: Any) -> Iterator[str]:
-    """What lies beyond the base's window is compared with what lies inside only where there is something beyond."""
-    window = window_of(backbone)
-    if position.method != "none" or (window and position.context > window):
-        return
+def parts_of_the_gate(perplexity: Any, passkey: Any, needle: Any, gate: Any) -> Iterator[str]:
+    """What is measured only where it is switched on, or at certain depths, is measured where a rule asks for it."""
+    switches = {"sliding_perplexity": "sliding", "position_nats": "bands"}
+    grids = {"passkey": passkey, "needle": needle}
     for rule in gate.every_rule:
-        if rule.ratio_at in ("window", "lowest"):
-            yield (
-                f"position.method = none leaves nothing beyond the base's window, which the gate's rule '{rule.name}' asks about: "
-                f"name it in gate.not_asked, and say why"
-            )
+        for path in rule.paths:
+            measure, *_ = names = path.split("/")
+            if (switch := switches.get(measure)) and getattr(perplexity, switch) is None:
+                yield f"perplexity.{switch} = null, and the gate's rule '{rule.name}' asks for {measure}: set it"
+            if measure in grids and names[3:4] == ["depth"]:
+                depths = [f"{depth:.2f}" for depth in grids[measure].depths]
+                if "".join(names[4:5]) not in depths:
+                    yield f"the gate's rule '{rule.name}' asks for {path}, and the depths of {measure} are {', '.join(depths)}"
+
+
+def gains_of_the_gate(backbone: Any, position: Any, gate: Any) -> Iterator[str]:
+    """What training gains in long texts and in short ones is compared where there are both, and where some were read before."""
+    window = window_of(backbone)
+    for rule in gate.under(position.method).every_rule:
+        if rule.ratio_at != "window":
+            continue
+        if position.method == "none" and window and position.context <= window:
+            why = "position.method = none leaves nothing beyond the base's window"
+        elif position.method == "linear" and rule.times.split("/")[1] == "linear":
+            why = "under untrained linear scaling no length is read well, and training gains as much in short texts"
+        else:
+            continue
+        yield f"{why}, so the gate's rule '{rule.name}' says nothing: name it in gate.not_asked, with why"
 
 
 def rules_can_fail(gate: Any) -> Iterator[str]:
-    """No rule holds whatever the scores are. With an interval, whose ends may lie beyond a metric's own, any may fail."""
+    """No rule holds whatever the scores are."""
     for rule in gate.every_rule:
         measure, *_, last = rule.metric.split("/")
         known = all(path.split("/")[0] in LOWEST for path in rule.paths)
-        if not known or rule.with_interval or last in ("low", "high"):
+        if not known or last in ("low", "high"):
             continue
         lowest = 0 if rule.times else LOWEST[measure]  # what is multiplied by nothing, or by less
-        if not rule.upper and not rule.plus and rule.bound <= lowest:
+        spread = rule.with_interval and measure in SPREAD
+        if not rule.upper and not rule.plus and rule.bound <= lowest and not spread:
             yield f"the gate's rule '{rule.name}' holds of any model: {rule.metric} is never below {lowest}; set at_least higher"
         elif rule.metric in (rule.times, rule.plus):
             neutral = 1 if rule.times else 0

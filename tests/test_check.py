@@ -261,7 +261,12 @@ def test_what_a_run_starts_from_is_a_scaling_or_within_the_window_the_base():
             "it compares passkey/extended/target",
         ),
         ("passkey/extended/target, at_least: -0.05, plus: passkey/yarn/target", None),
-        ("passkey/extended/target, at_least: 0, with_interval: true", None),
+        (
+            "perplexity/extended/target, at_most: 1.05, times: perplexity/extended/target, with_interval: true",
+            "it compares perplexity/extended/target",
+        ),
+        ("passkey/extended/target, at_least: 0, with_interval: true", "passkey/extended/target is never below 0"),
+        ("perplexity/extended/target, at_least: 1, with_interval: true", None),
         ("passkey/extended/target, at_most: 0", None),
         ("perplexity/extended/target, at_least: 0.5, times: perplexity/base/target", None),
         ("perplexity/extended/target, at_most: 0.9, times: perplexity/extended/target", None),
@@ -275,18 +280,75 @@ def test_a_rule_of_the_gate_that_holds_of_any_model_is_refused(rule, said):
         check(asked, KINDS)
 
 
-def test_gains_beyond_the_window_are_not_asked_for_where_nothing_lies_beyond():
-    same = [
-        "rescale.methods=[linear,yarn]",
-        "position.method=none",
-        "position.context=512",
-        "perplexity.lengths=[384,512]",
-    ]
-    same += ["passkey.lengths=[256,512]", "blocks.recall.reach=512"]
-    said = "position.method = none leaves nothing beyond the base's window, which the gate's rule 'training has gained more in"
+GAINS = "training has gained more in long texts than in short ones"
+INSIDE = [
+    "rescale.methods=[linear,yarn]",
+    "position.method=none",
+    "position.context=512",
+    "perplexity.lengths=[384,512]",
+    "passkey.lengths=[256,512]",
+    "blocks.recall.reach=512",
+]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (INSIDE, "position.method = none leaves nothing beyond the base's window"),
+        (["position.method=linear"], "under untrained linear scaling no length is read well"),
+    ],
+)
+def test_gains_are_not_asked_for_where_they_say_nothing(overrides, said):
+    with pytest.raises(
+        ValueError, match=rf"params: {said}.*so the gate's rule '{GAINS}' says nothing: name it in gate.not_asked"
+    ):
+        check(params(*overrides), KINDS)
+    check(params(*overrides, f"gate.not_asked=[{{name: {GAINS}, why: it says nothing}}]"), KINDS)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rule", "said"),
+    [
+        (
+            ["perplexity.sliding=null"],
+            "sliding_perplexity/extended/target, at_most: 9",
+            "perplexity.sliding = null, and",
+        ),
+        (
+            ["perplexity.bands=null"],
+            "position_nats/extended/4096, at_most: 9",
+            "perplexity.bands = null, and the gate's rule 'm'",
+        ),
+        (
+            [],
+            "passkey/extended/target/depth/0.0, at_least: 0.5",
+            "asks for passkey/extended/target/depth/0.0, and the depths of",
+        ),
+        ([], "passkey/extended/2000/depth/0.00, at_least: 0.5", r"passkey.lengths = .* lacks 2000"),
+        (
+            ["passkey.lengths=[384,4096]"],
+            "passkey/extended/512, at_least: 0.5",
+            r"passkey.lengths = \[384, 4096\] lacks 512",
+        ),
+        (
+            ["evaluate.longppl=[extended]", "evaluate.keytokens=[]"],
+            None,
+            "evaluate.longppl names models, and evaluate.keytokens",
+        ),
+    ],
+)
+def test_what_a_rule_asks_for_is_measured(overrides, rule, said):
+    more = [f"gate.more_rules=[{{name: m, metric: {rule}}}]"] if rule else []
     with pytest.raises(ValueError, match=said):
-        check(params(*same), KINDS)
-    check(params(*same, "gate.more_rules=[]"), KINDS)
+        check(params(*overrides, *more), KINDS)
+
+
+def test_held_out_questions_are_about_the_trainings_own_texts():
+    elsewhere = "blocks.held_out={names: [], share: 0.0, texts: {source: text, name: tests, split: null, field: text}}"
+    asked = ["evaluate.longqa=[extended]", "longqa.held_out=true", "pairs.casebook={lengths: [250], depths: [0.5]}"]
+    asked[-1] = asked[-1].replace("}", ", kinds: [cloze], samples: 1, collections: 0.0, seed: 1}")
+    with pytest.raises(ValueError, match=r"longqa\.held_out asks about documents held out of the training's own texts"):
+        check(params(elsewhere, *asked), KINDS)
 
 
 def test_a_window_that_is_not_known_here_is_not_asked_for():

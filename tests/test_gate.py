@@ -161,7 +161,7 @@ def test_a_rule_that_a_recipe_leaves_out_is_not_asked_and_the_verdict_says_so(tm
     [
         (
             ["it reads long text better than untrained YaRN"],
-            "params: gate: not_asked has 'it reads long text better than untrained YaRN', which is no rule of gate.rules; "
+            "params: gate: not_asked has 'it reads long text better than untrained YaRN', which is no rule of the gate; "
             "did you mean 'it reads long texts better than untrained YaRN'?",
         ),
         ([rule.name for rule in RULES.rules], "params: gate: not_asked leaves no rule of gate.rules"),
@@ -338,6 +338,7 @@ def verdict_of(folder: Path, **rule) -> tuple[bool, str]:
         ({"at_most": 0.95, "with_interval": True}, False),
         ({"at_least": 0.95, "times": "passkey/base/512"}, True),
         ({"at_least": 0.95, "times": "passkey/base/512", "with_interval": True}, False),
+        ({"at_least": 0.95, "times": "passkey/base/target", "with_interval": True}, True),  # of which none are found
         ({"at_least": 0.74, "plus": "passkey/yarn/target"}, True),
         ({"at_least": 0.76, "plus": "passkey/yarn/target"}, False),
     ],
@@ -485,6 +486,27 @@ def test_gains_are_compared_place_by_place_and_document_by_document(tmp_path):
     assert not verdict_of(folder, **GAIN | {"at_most": None, "at_least": 0.9}, with_interval=True)[0]
 
 
+def test_gains_that_are_just_equal_hold_whichever_way_shares_were_rounded(tmp_path):
+    shares = {"extended": (20 / 60, 30 / 60), "yarn": (40 / 60, 60 / 60)}
+    found = {label: {"4096": round(long, 6), "512": round(short, 6)} for label, (long, short) in shares.items()}
+    rule = {"metric": "passkey/extended/4096", "times": "passkey/yarn/4096", "ratio_at": "512"}
+    for bound in ("at_least", "at_most"):
+        assert verdict_of(write(tmp_path / bound, found=FOUND | found), **rule, **{bound: 1})[0]
+
+
+def test_a_metric_is_not_compared_with_itself(tmp_path):
+    """A model that was trained inside the base's window has its target there, too."""
+    folder = write(tmp_path / "s", facts=FACTS | {"target": {"value": 512, "reason": "trained for"}})
+    rule = {
+        "metric": "perplexity/extended/long",
+        "at_most": 1.05,
+        "times": "perplexity/extended/window",
+        "with_interval": True,
+    }
+    passed, reason = verdict_of(folder, **rule | {"metric": "perplexity/extended/target"})
+    assert (passed, reason) == (False, "perplexity/extended/512 cannot be compared with itself")
+
+
 def test_gains_that_cannot_be_compared_are_refused(tmp_path):
     folder = write(tmp_path / "s", found=FOUND | {"yarn": {"512": 0.0, "4096": 0.2}})
     passed, reason = verdict_of(
@@ -497,7 +519,7 @@ def test_gains_that_cannot_be_compared_are_refused(tmp_path):
     file.write_text("\n".join(row for row in file.read_text().splitlines() if not row.startswith("512,3,")) + "\n")
     assert verdict_of(folder, **GAIN)[0]
     passed, reason = verdict_of(folder, **GAIN, with_interval=True)
-    assert not passed and "has no interval: they were not all scored at the same places" in reason
+    assert not passed and "has no interval: not all four were scored at the same places" in reason
     file.write_text("\n".join(row for row in file.read_text().splitlines() if not row.startswith("512,")) + "\n")
     passed, reason = verdict_of(folder, **GAIN | {"ratio_at": "2048"})
     assert not passed and "perplexity/extended/2048 was not scored" in reason
@@ -593,7 +615,29 @@ def test_what_is_missing_is_refused_and_the_nearest_is_named(metric, reason, tmp
         ([{"name": " ", "metric": "m", "at_most": 1}], r"rules\.0\.name"),
         ([{"name": "n", "metric": "m", "at_mots": 1}], "at_mots"),
         ([{"name": "n", "metric": "m/e/target", "at_most": 1, "ratio_at": "window"}], "ratio_at, which takes times"),
-        ([{"name": "n", "metric": "m/e", "at_most": 1, "times": "m/b", "ratio_at": "window"}], "metrics by length"),
+        (
+            [{"name": "n", "metric": "m/e", "at_most": 1, "times": "m/b", "ratio_at": "window"}],
+            "one and the same length",
+        ),
+        (
+            [{"name": "n", "metric": "m/e/7", "at_most": 1, "times": "m/b/8", "ratio_at": "9"}],
+            "one and the same length",
+        ),
+        ([{"name": "n", "metric": "m/e/long", "at_most": 1, "times": "m/b/long", "ratio_at": "7"}], "one and the same"),
+        ([{"name": "n", "metric": "m/e/7", "at_most": 1, "times": "m/b/7", "ratio_at": "lowest"}], "one other length"),
+        (
+            [
+                {
+                    "name": "n",
+                    "metric": "passkey/e/7",
+                    "at_most": 1,
+                    "times": "passkey/b/7",
+                    "ratio_at": "9",
+                    "with_interval": True,
+                }
+            ],
+            "takes perplexities",
+        ),
         (
             [{"name": "n", "metric": "m/e/7", "at_most": 1, "times": "m/b/7", "ratio_at": "7"}],
             "one other length is meant",

@@ -70,13 +70,18 @@ class Rule(Section):
             raise ValueError(
                 f"rule '{self.name}' has ratio_at, which takes times: the ratio is that of metric and times"
             )
-        if any(path.count("/") < 2 for path in (self.metric, self.times)):
+        lengths = {(*path.split("/"), "", "")[2] for path in (self.metric, self.times)}
+        if len(lengths) > 1 or lengths & {"", *EACH}:
             raise ValueError(
-                f"rule '{self.name}' has ratio_at, which takes metrics by length, perplexity/extended/target"
+                f"rule '{self.name}' has ratio_at, which takes metric and times at one and the same length"
             )
-        if self.ratio_at in (*EACH, self.metric.split("/")[2]):
+        if self.ratio_at in {*EACH, "lowest", *lengths}:
             raise ValueError(
                 f"rule '{self.name}' has ratio_at {self.ratio_at}: one other length is meant, window for one"
+            )
+        if self.with_interval and not all(path.startswith("perplexity/") for path in (self.metric, self.times)):
+            raise ValueError(
+                f"rule '{self.name}' has ratio_at with an interval, which takes perplexities: they have places"
             )
         return self
 
@@ -115,7 +120,7 @@ class Rule(Section):
 
 class NotAsked(Section):
     name: str
-    """Of a rule in `gate.rules`."""
+    """Of a rule in `gate.rules` or `gate.more_rules`."""
     why: str = Field(pattern=r"\S")
     """Why it says nothing of this run, in words, for whoever reads the verdict."""
 
@@ -126,18 +131,19 @@ class Gate(Section):
     more_rules: list[Rule]
     """These must hold as well: for a recipe, or for `--set`, which would replace the whole of `rules`."""
     not_asked: list[NotAsked]
-    """Those of `rules` that a recipe leaves out. Verdict, card and promotion tell them and why."""
+    """Those that a recipe leaves out. Verdict, card and promotion tell them and why."""
 
     @model_validator(mode="after")
     def some_rule_is_asked(self) -> Self:
-        known, left = [rule.name for rule in self.rules], [each.name for each in self.not_asked]
-        for name, times in Counter([*known, *(rule.name for rule in self.more_rules)]).items():
+        known = [rule.name for rule in (*self.rules, *self.more_rules)]
+        left = [each.name for each in self.not_asked]
+        for name, times in Counter(known).items():
             if times > 1:  # not_asked would leave out both, and a verdict could not tell them apart
                 raise ValueError(f"{times} rules are called '{name}'")
         for name in left:
             if name not in known:
-                raise ValueError(f"not_asked has '{name}', which is no rule of gate.rules{nearest(name, known)}")
-        if len({*known} - {*left}) < 1:
+                raise ValueError(f"not_asked has '{name}', which is no rule of the gate{nearest(name, known)}")
+        if not {rule.name for rule in self.rules} - {*left}:
             raise ValueError("not_asked leaves no rule of gate.rules")
         return self
 
@@ -145,7 +151,7 @@ class Gate(Section):
     def every_rule(self) -> list[Rule]:
         """Those that are asked."""
         left = {each.name for each in self.not_asked}
-        return [*(rule for rule in self.rules if rule.name not in left), *self.more_rules]
+        return [rule for rule in (*self.rules, *self.more_rules) if rule.name not in left]
 
     def under(self, method: str) -> Self:
         """The rules of a run whose `position.method` this is, UNTRAINED by its label."""
@@ -191,15 +197,35 @@ def apply(rule: Rule, *, scores: Scores) -> tuple[bool, str]:
     """Whether the rule holds, and a sentence with the numbers.
 
     Raises:
-        UnscoredError: a metric is missing or not a number.
+        UnscoredError: a metric is missing, not a number, or the same as its reference.
     """
     metric = scores.find(rule.metric)
-    if rule.ratio_at and rule.times:
-        return by_ratios(rule, metric=metric, reference=scores.find(rule.times), scores=scores)
     path = rule.times or rule.plus
     reference = scores.find(path) if path else None
-    if reference and rule.times and rule.with_interval and (ends := paired(scores, metric, reference)):
-        return by_ratio(rule, metric=metric, reference=reference, ends=ends)
+    if reference and reference.label == metric.label:
+        raise UnscoredError(f"{metric.label} cannot be compared with itself")
+    required = f"required: at {'most' if rule.upper else 'least'} {rule.bound:g} x"
+    if reference and rule.ratio_at:
+        metric_there, reference_there = (scores.find(rule.elsewhere(path)) for path in rule.paths[:2])
+        if metric_there.label == metric.label:
+            raise UnscoredError(f"{metric.label} cannot be compared with itself: {rule.ratio_at} is the same length")
+        held = by_ratio(rule, [metric, reference_there], [reference, metric_there], scores=scores)
+        if held is None:
+            raise UnscoredError(f"{metric.label} has no interval: not all four were scored at the same places")
+        here, there = metric.value / reference.value, metric_there.value / reference_there.value
+        return held[0], (
+            f"{metric.label} is {here:.4g} of {reference.label}, where {metric_there.label} is {there:.4g} of "
+            f"{reference_there.label}: {held[1]} x, {required}"
+        )
+    if (
+        reference
+        and rule.times
+        and rule.with_interval
+        and (held := by_ratio(rule, [metric], [reference], scores=scores))
+    ):
+        return held[0], (
+            f"{metric.label} is {metric.value:.4g}, {held[1]} x {reference.label} = {reference.value:.4g}, {required}"
+        )
     for figure in filter(None, (metric, reference)):
         if rule.with_interval and not math.isfinite(figure.low + figure.high):
             raise UnscoredError(f"{figure.label} has no interval: {NO_SPREAD}")
@@ -216,64 +242,25 @@ def apply(rule: Rule, *, scores: Scores) -> tuple[bool, str]:
     return passed, f"{metric.reason} ({reason})" if metric.reason else reason
 
 
-def paired(scores: Scores, metric: Score, reference: Score) -> tuple[float, float] | None:
-    """The 95 % interval of the ratio of two perplexities over the same places; None where they have no places in common.
+def by_ratio(rule: Rule, above: list[Score], below: list[Score], *, scores: Scores) -> tuple[bool, str] | None:
+    """Whether the rule's bound holds of the product of `above` by that of `below`, and the ratio in words; at the unfavourable end
+    of its 95 % interval, if the rule asks for one. None where it does, and they were not scored at the same places.
 
     Raises:
-        UnscoredError: the places are all of one document, or of another measurement than the scores.
+        UnscoredError: one is 0, the places are all of one document, or they are of another measurement than the scores.
     """
-    named = f"{metric.label} / {reference.label}"
-    return interval_of(scores.ratio([metric.label], [reference.label]), metric.value / reference.value, named=named)
-
-
-def interval_of(ratio: tuple[float, float, float] | None, value: float, *, named: str) -> tuple[float, float] | None:
-    """The ends of `ratio`, a ratio by its places, which by the scores is `value`. None where it has no places.
-
-    Raises:
-        UnscoredError: as `paired` does.
-    """
-    if ratio is None:
+    ratio = scores.ratio([each.label for each in above], [each.label for each in below]) if rule.with_interval else None
+    if rule.with_interval and ratio is None:
         return None
+    if zero := next((each for each in (*above[1:], *below) if not each.value), None):
+        raise UnscoredError(f"{zero.label} is 0, to which nothing has a ratio")
+    value = math.prod(each.value for each in above) / math.prod(each.value for each in below)
+    if ratio is None:
+        return (value <= rule.bound + TIE if rule.upper else value >= rule.bound - TIE), f"{value:.4g}"
+    named = " / ".join(each.label for each in (above[0], *below))
     by_places, low, high = ratio
     if not math.isclose(by_places, value, rel_tol=ROUNDING):
         raise UnscoredError(f"{named} is {value:.4g}, and by its places {by_places:.4g}: they are of two measurements")
     if math.isnan(low + high):
         raise UnscoredError(f"{named} has no interval: {NO_SPREAD}")
-    return low, high
-
-
-def by_ratios(rule: Rule, *, metric: Score, reference: Score, scores: Scores) -> tuple[bool, str]:
-    """A rule with `ratio_at`, applied to the ratio of metric and reference divided by their ratio at that length.
-
-    Raises:
-        UnscoredError: a metric is missing or not a number, or there is no interval where the rule asks for one.
-    """
-    metric_there, reference_there = (scores.find(rule.elsewhere(path)) for path in rule.paths[:2])
-    if metric.label == metric_there.label:
-        raise UnscoredError(f"{metric.label} cannot be compared with itself: {rule.ratio_at} is the same length")
-    if zero := next((each for each in (reference, metric_there, reference_there) if not each.value), None):
-        raise UnscoredError(f"{zero.label} is 0, to which nothing has a ratio")
-    here, there = metric.value / reference.value, metric_there.value / reference_there.value
-    value, shown = here / there, f"{here / there:.4g}"
-    if rule.with_interval:
-        named = f"{metric.label} / {reference.label}, by the same at {rule.ratio_at},"
-        ratio = scores.ratio([metric.label, reference_there.label], [reference.label, metric_there.label])
-        ends = interval_of(ratio, value, named=named)
-        if ends is None:
-            raise UnscoredError(f"{named} has no interval: they were not all scored at the same places")
-        value = ends[rule.upper]
-        shown += f" ({ends[0]:.4g} to {ends[1]:.4g})"
-    passed = value <= rule.bound if rule.upper else value >= rule.bound
-    return passed, (
-        f"{metric.label} is {here:.4g} of {reference.label}, where {metric_there.label} is {there:.4g} of "
-        f"{reference_there.label}: {shown} x, required: at {'most' if rule.upper else 'least'} {rule.bound:g} x"
-    )
-
-
-def by_ratio(rule: Rule, *, metric: Score, reference: Score, ends: tuple[float, float]) -> tuple[bool, str]:
-    """The rule, applied to the ratio of metric and reference at the unfavourable end of its interval."""
-    upper, bound, (low, high) = rule.upper, rule.bound, ends
-    return (high <= bound if upper else low >= bound), (
-        f"{metric.label} is {metric.value:.4g}, {metric.value / reference.value:.4g} ({low:.4g} to {high:.4g}) x "
-        f"{reference.label} = {reference.value:.4g}, required: at {'most' if upper else 'least'} {bound:g} x"
-    )
+    return (high <= rule.bound if rule.upper else low >= rule.bound), f"{value:.4g} ({low:.4g} to {high:.4g})"

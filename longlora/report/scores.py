@@ -72,7 +72,7 @@ class Scores:
 
     def ratio(self, above: Sequence[str], below: Sequence[str]) -> tuple[float, float, float] | None:
         """Of perplexities over the same places, by their resolved paths: the product of those `above` by that of those `below`, and
-        the ends of the 95 % interval (NaN where all places are of one document). None where they have no places in common."""
+        the ends of the 95 % interval (NaN where all places are of one document). None where their places are not the same."""
         scored = [self.parts.get(label) for label in (*above, *below)]
         ours = scored[0]
         if ours is None or any(places is None or places.keys() != ours.keys() for places in scored):
