@@ -302,6 +302,20 @@ def test_phi3_takes_a_method_frequency_by_frequency(method, expected, tmp_path):
         extend(base, method="dynamic", context=CONTEXT)
 
 
+def test_phi3_goes_by_the_window_that_it_reaches_not_by_the_original_one_that_its_config_says(tmp_path):
+    """A config.json that is silent on it says 4,096."""
+    base = Phi3Config(
+        **{**PHI3_LONG, "rope_parameters": {"rope_theta": THETA, "rope_type": "default"}},
+        **{"vocab_size": 11, "intermediate_size": 20, "num_hidden_layers": 1, "max_position_embeddings": WINDOW},
+    )
+    base.original_max_position_embeddings = 4096
+    extend(base, method="longrope", context=CONTEXT).save_pretrained(tmp_path)
+    model = Phi3ForCausalLM(AutoConfig.from_pretrained(tmp_path))
+    for length, due in ((WINDOW, plain()), (WINDOW + 1, by_turns(plain(), window=WINDOW, s=S, slow=1, fast=4))):
+        model(torch.zeros(1, length, dtype=torch.long))
+        assert model.model.rotary_emb.inv_freq.double().tolist() == pytest.approx(due, rel=2e-6)
+
+
 def test_a_config_that_leaves_the_width_of_a_head_open_is_extended_too():
     base = MixtralConfig(hidden_size=48, num_attention_heads=2, max_position_embeddings=WINDOW)
     assert base.head_dim is None
@@ -349,6 +363,28 @@ def test_extending_leaves_the_given_config_alone():
 def test_no_method_keeps_the_rotation_and_says_the_context():
     assert extend(BASES["plain"], method="none", context=CONTEXT).max_position_embeddings == CONTEXT
     assert extend(BASES["plain"], method="none", context=50).max_position_embeddings == WINDOW
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 24},
+        {"rope_type": "longrope", "short_factor": [1.0] * 12, "long_factor": [2.0] * 12}
+        | {"original_max_position_embeddings": 24},
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_no_method_keeps_a_scaling_that_goes_by_the_length_in_the_config(rope, tmp_path):
+    extend(llama(**rope), method="none", context=CONTEXT).save_pretrained(tmp_path)
+    kept, found = AutoConfig.from_pretrained(tmp_path), []
+    for config in (kept, llama(**rope)):
+        model = LlamaForCausalLM(config)
+        for length in (20, WINDOW, 300):
+            model(torch.zeros(1, length, dtype=torch.long))
+            found.append((model.model.rotary_emb.inv_freq.tolist(), model.model.rotary_emb.attention_scaling))
+    assert found[:3] == found[3:]
+    assert kept.max_position_embeddings == (WINDOW if rope["rope_type"] == "dynamic" else CONTEXT)
 
 
 @pytest.mark.parametrize("context", [WINDOW, WINDOW - 1])

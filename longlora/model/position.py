@@ -35,6 +35,8 @@ logging.getLogger("transformers.modeling_rope_utils").addFilter(
 READ_BY_ATTENTION = ("mscale_all_dim", "llama_4_scaling_beta")
 """What families (DeepSeek, Mistral) read of a yarn base's settings besides: a factor on the scores, which depends on yarn's own."""
 
+ORIGINAL = "original_max_position_embeddings"
+
 # yarn and llama3 leave a frequency alone that turns more often than this in the window, and interpolate one that turns less.
 YARN_SLOW, YARN_FAST = 1.0, 32.0
 LLAMA3_SLOW, LLAMA3_FAST = 1.0, 4.0
@@ -61,8 +63,8 @@ def extend(config: PreTrainedConfig, *, method: Method, context: int) -> PreTrai
 
     longrope leaves a text of up to W tokens as the base reads it, and turns all of a longer one at llama3's frequencies.
 
-    ntk is a larger base, theta x s^(d/(d-2)). dynamic does the same as a sequence grows past W, and is the one method that leaves
-    `max_position_embeddings` at W: that is where transformers looks W up.
+    ntk is a larger base, theta x s^(d/(d-2)). dynamic does the same as a sequence grows past W, and is the one scaling, a base's
+    own too, that leaves `max_position_embeddings` at W: that is where transformers looks W up.
 
     Raises:
         ValueError: the context is not longer than the window (which `none` allows); no rotary positions, or some per layer
@@ -75,7 +77,8 @@ def extend(config: PreTrainedConfig, *, method: Method, context: int) -> PreTrai
     rope = rotary(text)
     window = reach(text)
     if method == "none":
-        text.max_position_embeddings = max(window, context)
+        if rope["rope_type"] != "dynamic" and (stated := max(window, context)) != text.max_position_embeddings:
+            text.rope_parameters, text.max_position_embeddings = rope, stated
         return extended
     if context <= window:
         raise ValueError(
@@ -89,8 +92,11 @@ def extend(config: PreTrainedConfig, *, method: Method, context: int) -> PreTrai
         raise ValueError(f"position.method '{method}' is none that a {text.model_type} model takes: {wrong}")
     text.rope_parameters = scaled
     text.max_position_embeddings = stated
-    if "max_sequence_length" in text.to_dict():
+    said = text.to_dict()
+    if "max_sequence_length" in said:
         text.max_sequence_length = stated
+    if ORIGINAL in said and ORIGINAL in scaled:  # Phi-3's, which transformers reads before the one among the settings
+        text.original_max_position_embeddings = scaled[ORIGINAL]
     return extended
 
 
@@ -107,7 +113,8 @@ def complaint(config: PreTrainedConfig, rope: Rope, *, length: int) -> str | Non
 
 
 def rotary(config: PreTrainedConfig) -> Rope:
-    """The rotary settings, one for all layers."""
+    """The rotary settings, one for all layers, with the factor that transformers else derives from the length in `config`, and
+    anew from another length."""
     rope = config.to_dict().get("rope_parameters")
     if not rope:
         raise ValueError(f"a {config.model_type} model has no rotary positions, so its context cannot be extended")
@@ -117,6 +124,8 @@ def rotary(config: PreTrainedConfig) -> Rope:
             f"this {config.model_type} model has rotary settings per layer type ({', '.join(nested)}); "
             "only models with one setting for all layers can be extended"
         )
+    if rope["rope_type"] in ("yarn", "longrope") and rope.get("factor") is None:
+        rope["factor"] = config.max_position_embeddings / rope[ORIGINAL]
     return rope
 
 
@@ -124,7 +133,7 @@ def reach(config: PreTrainedConfig) -> int:
     """W. Some yarn configs, such as Qwen's, keep the original window in `max_position_embeddings`; so do Vicuna's linear ones."""
     rope = rotary(config)
     if rope["rope_type"] == "yarn":
-        return max(config.max_position_embeddings, round(rope["factor"] * rope["original_max_position_embeddings"]))
+        return max(config.max_position_embeddings, round(rope["factor"] * rope[ORIGINAL]))
     if rope["rope_type"] == "linear":
         return max(config.max_position_embeddings, config.to_dict().get("max_sequence_length", 0))
     return config.max_position_embeddings
@@ -143,20 +152,12 @@ def lengthened(config: PreTrainedConfig, rope: Rope, *, method: Method, window: 
     if method == "dynamic":
         return rope | {"rope_type": "dynamic", "factor": s}
     if method == "llama3" and kind in ("default", "llama3"):
-        fresh = {
-            "low_freq_factor": LLAMA3_SLOW,
-            "high_freq_factor": LLAMA3_FAST,
-            "original_max_position_embeddings": window,
-        }
+        fresh = {"low_freq_factor": LLAMA3_SLOW, "high_freq_factor": LLAMA3_FAST, ORIGINAL: window}
         return fresh | rope | {"rope_type": "llama3", "factor": rope.get("factor", 1.0) * s}
     if method == "yarn" and kind in ("default", "yarn"):
-        original = rope.get("original_max_position_embeddings", window)
+        original = rope.get(ORIGINAL, window)
         kept = {key: value for key, value in rope.items() if key != "attention_factor"}  # it follows from the factor
-        return kept | {
-            "rope_type": "yarn",
-            "factor": context / original,
-            "original_max_position_embeddings": original,
-        }
+        return kept | {"rope_type": "yarn", "factor": context / original, ORIGINAL: original}
     return by_frequency(config, rope, method=method, window=window, s=s)
 
 
@@ -179,7 +180,7 @@ def by_frequency(config: PreTrainedConfig, rope: Rope, *, method: Method, window
         "factor": s,
         "attention_factor": temperature,
         **dict.fromkeys(VLLM_KEYS, temperature),
-        "original_max_position_embeddings": window,
+        ORIGINAL: window,
     }
 
 
