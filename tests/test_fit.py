@@ -98,6 +98,23 @@ def test_a_run_that_was_cut_off_resumes_bit_for_bit(place, monkeypatch):
     assert not list((place / "checkpoints").rglob("checkpoint-*"))
 
 
+def test_a_run_that_was_killed_while_it_deleted_its_checkpoints_is_repeated(place, monkeypatch):
+    wanted, rmtree = weights(run(place, "whole")), shutil.rmtree
+
+    def killed(folder: Path, **given: object) -> None:
+        if folder.name.startswith("partial-"):  # before a checkpoint is written
+            return rmtree(folder, **given)
+        next(file for file in sorted(folder.rglob("*")) if file.is_file()).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as inside, pytest.raises(KeyboardInterrupt):
+        inside.setattr(shutil, "rmtree", killed)
+        run(place, "again", save_steps=FIT.steps)
+    assert (place / "again").is_dir() and list((place / "checkpoints").rglob("*.safetensors"))
+    assert weights(run(place, "anew", save_steps=FIT.steps)) == wanted
+    assert not list((place / "checkpoints").rglob("*.safetensors"))
+
+
 def test_a_run_that_was_cut_off_between_two_rows_has_the_same_history(place, monkeypatch):
     changes = {"save_steps": 4, "logging_steps": 5}
     run(place, "whole", steps=10, **changes)

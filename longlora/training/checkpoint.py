@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
@@ -91,3 +92,10 @@ def checkpoint_step(folder: Path) -> int:
 
 def latest(checkpoints: Path) -> Path | None:
     return max(checkpoints.glob("checkpoint-*"), key=checkpoint_step, default=None)
+
+
+def discard(checkpoints: Path) -> None:
+    """Delete them all. Whoever is killed amid it leaves none that `latest` would take for whole."""
+    for whole in sorted(checkpoints.glob("checkpoint-*"), key=checkpoint_step):
+        whole.rename(whole.with_name(f"partial-{checkpoint_step(whole)}"))
+    shutil.rmtree(checkpoints, ignore_errors=True)

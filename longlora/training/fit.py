@@ -6,7 +6,6 @@ determines the result: the same run resumes bit for bit, another run never finds
 """
 
 import math
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,7 +36,7 @@ from longlora.parallel.ranks import Ranks, from_environment, must_agree
 from longlora.parallel.sequence_parallel import SequenceShards, join, parallel_attention
 from longlora.parallel.zero import Zero, meet_on_cpu, zero_from_environment
 from longlora.section import Section, Seed, refuse, write_json
-from longlora.training.checkpoint import checkpoint_folder, checkpoint_lock, checkpoint_step, digest, latest
+from longlora.training.checkpoint import checkpoint_folder, checkpoint_lock, checkpoint_step, digest, discard, latest
 from longlora.training.energy import Meter
 from longlora.training.history import History, write_cost
 from longlora.training.loss import chunk_loss
@@ -166,7 +165,7 @@ def train(
             write_adapter(model, adapter_folder, base=base, sections=sections)
             seen = (settings.steps - done) * settings.global_batch_size * position.context
             write_cost(cost, model=model, tokens=seen, meter=meter)
-            shutil.rmtree(checkpoints, ignore_errors=True)
+            discard(checkpoints)
         barrier_and_destroy()
 
 
