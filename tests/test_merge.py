@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from specimens import ADAPTER, POSITION, folder, llama
 from test_adapter import logits, nudged
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
 from longlora.model.adapter import attach, save
 from longlora.model.merge import PROBE_TOKENS, merge
@@ -132,9 +132,11 @@ def test_an_adapter_with_nan_is_not_merged(trained, tmp_path):
 
 
 def test_the_dtype_of_the_base_is_kept_and_what_its_rounding_costs_is_told(tmp_path):
-    base = folder(tmp_path / "base")
-    llama().bfloat16().save_pretrained(base)
-    adapted = nudged(attach(llama().bfloat16().float(), ADAPTER))
+    """Of heads of 64 numbers: the frequencies of narrow ones are powers that 16 bits hold."""
+    base, config = folder(tmp_path / "base"), llama().config
+    config.head_dim = 64
+    LlamaForCausalLM(config).bfloat16().save_pretrained(base)
+    adapted = nudged(attach(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), ADAPTER))
     save(adapted, tmp_path / "adapter")
     folded, written = merge(base, tmp_path / "adapter", out=tmp_path / "merged")
     assert json.loads((tmp_path / "merged/config.json").read_text())["dtype"] == "bfloat16"

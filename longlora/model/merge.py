@@ -77,9 +77,17 @@ def merge(base: Path, adapter_folder: Path, *, out: Path) -> Differences:
             )
     written = folded
     if dtype != torch.float32:
-        written = difference(logits(model.to(dtype=dtype).float(), PROBE_TOKENS), before_BLV)
+        round_weights(model, dtype=dtype)
+        written = difference(logits(model, PROBE_TOKENS), before_BLV)
     write(model.to(dtype=dtype), base=base, out=out)
     return Differences(folded, written)
+
+
+def round_weights(model: PreTrainedModel, *, dtype: torch.dtype) -> None:
+    """To the numbers of `dtype`, what is written: not the rotary frequencies, which every reader computes in float32."""
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.to(dtype))
 
 
 def difference(found_BLV: torch.Tensor, wanted_BLV: torch.Tensor) -> float:
