@@ -344,6 +344,16 @@ def test_of_pairs_the_answers_alone_are_learnt(place):
     assert history(place / "taught.csv")[0]["loss"] == pytest.approx(nats / inside, rel=1e-5)
 
 
+def test_under_dynamic_scaling_a_block_is_trained_on_as_by_a_model_that_read_no_other_before(place):
+    """Else a training that resumes would go on with other frequencies than one that was never cut off."""
+    dynamic = POSITION.model_copy(update={"method": "dynamic"})
+    model = module.build(place / "base", position=dynamic, adapter=ADAPTER, dtype="float32").eval()
+    tokens_BL, pairs_BL = torch.arange(128)[None], torch.cat([torch.arange(90), torch.arange(38)])[None]
+    before_BLV = model(input_ids=tokens_BL, position_ids=pairs_BL).logits
+    assert not model(input_ids=tokens_BL).logits.equal(before_BLV)
+    assert model(input_ids=tokens_BL, position_ids=pairs_BL).logits.equal(before_BLV)
+
+
 def test_pairs_are_learnt_on_a_model_that_was_extended_before(place):
     merge(place / "base", run(place, "longer", steps=1), out=place / "extended")
     (place / "base").rename(place / "short")

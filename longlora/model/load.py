@@ -7,7 +7,7 @@ rounding's; bfloat16 on a GPU.
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from longlora.model.cache import shareable, steady
+from longlora.model.position import read_afresh
 from longlora.model.prefill import unmask
 from longlora.parallel.device import own_gpu
 from longlora.parallel.sharding import world
@@ -73,24 +74,6 @@ def open_model(folder: Path) -> PreTrainedModel:
             "it would mean anything; is_causal in its config.json must not be false"
         )
     return model
-
-
-def read_afresh(model: PreTrainedModel) -> None:
-    """Have every text read as by a model that was just opened. Under dynamic scaling transformers keeps the frequencies of the
-    longest text so far for all others beyond the window, so that a score would depend on what was read before."""
-    rope = model.config.get_text_config().to_dict().get("rope_parameters") or {}
-    if rope.get("rope_type") == "dynamic":
-        for name, module in model.named_modules():
-            if name.endswith("rotary_emb"):
-                module.register_forward_pre_hook(forget, with_kwargs=True)
-
-
-def forget(rotary: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-    """Back to the window's frequencies where a text begins; what goes on over a cache keeps them."""
-    positions_BL = named["position_ids"] if "position_ids" in named else given[1]
-    if not positions_BL.min():
-        rotary.inv_freq = rotary.original_inv_freq
-        rotary.max_seq_len_cached = rotary.original_max_seq_len
 
 
 @torch.inference_mode()

@@ -17,7 +17,8 @@ from typing import Any, Literal
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from pydantic import Field
-from transformers import PreTrainedConfig
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longlora.section import Section
@@ -200,6 +201,25 @@ def varies(config: PreTrainedConfig) -> bool:
     """Whether a text's length decides how its tokens are turned; without rotary positions none are."""
     rope = config.to_dict().get("rope_parameters") or {}
     return rope.get("rope_type") == "dynamic" or rope.get("short_factor") != rope.get("long_factor")
+
+
+def read_afresh(model: PreTrainedModel) -> None:
+    """Have every text read as by a model that was just opened. Under dynamic scaling transformers keeps the frequencies of the
+    longest text so far for all others beyond the window: a score would depend on what was read before, and a training that
+    resumes would go on as another one."""
+    rope = model.config.get_text_config().to_dict().get("rope_parameters") or {}
+    if rope.get("rope_type") == "dynamic":
+        for name, module in model.named_modules():
+            if name.endswith("rotary_emb"):
+                module.register_forward_pre_hook(forget, with_kwargs=True)
+
+
+def forget(rotary: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """Back to the window's frequencies where a text begins; what goes on over a cache keeps them."""
+    positions_BL = named["position_ids"] if "position_ids" in named else given[1]
+    if not positions_BL.min():
+        rotary.inv_freq = rotary.original_inv_freq
+        rotary.max_seq_len_cached = rotary.original_max_seq_len
 
 
 def unscaled(rope: Rope) -> Rope:

@@ -28,7 +28,7 @@ from longlora.attention.groups import group_size
 from longlora.attention.shifted import Attention, disabled, enable, must_part_documents
 from longlora.data.packing import training_blocks
 from longlora.model.adapter import Adapter, attach, save, trained_parameters
-from longlora.model.position import Position, extend, varies
+from longlora.model.position import Position, extend, read_afresh, varies
 from longlora.model.quantized import device_map, keep_for_training, nf4
 from longlora.model.quiet_peft import PeftModel
 from longlora.parallel.layout import accumulation, sharing_misfits
@@ -256,6 +256,7 @@ def build(base: Path, *, position: Position, adapter: Adapter, dtype: str) -> Pr
         base, config=config, local_files_only=True, dtype=getattr(torch, dtype), **quantized
     )
     keep_for_training(model)
+    read_afresh(model)
     model.config.use_cache = False
     if dtype == "bfloat16" and adapter.method == "lora":
         # The trained embedding is float32; without this the whole residual stream would be, at twice the memory.
