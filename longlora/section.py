@@ -100,8 +100,11 @@ def write_json(value: Any, file: Path) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What a foreign `error` says, in one line; its kind if it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What a foreign `error` says, in one line: its kind if it says nothing, or a key alone; of a heading, what it heads too."""
+    said, kind = [line.strip() for line in str(error).splitlines() if line.strip()], type(error).__name__
+    if not said or isinstance(error, KeyError):
+        return ": ".join([kind, *said[:1]])
+    return " ".join(said[: 2 if said[0].endswith(":") else 1])
 
 
 def call(stage: Callable[..., None], paths: list[str], params: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
+from safetensors.torch import load_file, save_file
 from specimens import folder
 from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer, Qwen2VLConfig
 
@@ -67,6 +68,48 @@ def test_a_folder_without_a_tokenizer_is_said_so(tmp_path):
     ):
         fetch(source(place), out=tmp_path / "base")
     assert not (tmp_path / "base").exists()
+
+
+def test_a_folder_without_a_config_is_said_so(tmp_path):
+    place = folder(tmp_path / "mine")
+    (place / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"mine holds no config\.json, which says what model the weights are of$"):
+        fetch(source(place), out=tmp_path / "base")
+    assert not (tmp_path / "base").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("config.json", '{"model_type": "strange"}', "config.json does not open: .*has model type `strange`"),
+        ("config.json", "[1]", "config.json does not open: "),
+        ("tokenizer.json", '{"model": {}}', "tokenizer does not open: KeyError: "),
+        ("model.safetensors", "", "model does not open: "),
+    ],
+)
+def test_what_does_not_open_is_said_in_one_line(tmp_path, file, text, said):
+    place = folder(tmp_path / "mine")
+    (place / file).write_text(text)
+    with pytest.raises(ValueError, match=rf"^backbone\.name: its {said}.*$") as told:
+        fetch(source(place), out=tmp_path / "base")
+    assert raised_here(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("tied", "name", "lacking"),
+    [(False, "lm_head.weight", True), (True, "model.norm.weight", True), (True, "lm_head.weight", False)],
+)
+def test_a_base_that_lacks_a_weight_is_refused_where_it_is_not_the_embeddings(tmp_path, tied, name, lacking):
+    """transformers puts one by chance in its place. A tied head is in no file."""
+    place = folder(tmp_path / "mine", tied=tied)
+    weights = load_file(place / "model.safetensors")
+    assert (weights.pop(name, None) is not None) == lacking
+    save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+    if not lacking:
+        fetch(source(place), out=tmp_path / "base")
+        return
+    with pytest.raises(ValueError, match=rf"it lacks weights .* or has them in other sizes: 1, {name} first"):
+        fetch(source(place), out=tmp_path / "base")
 
 
 def test_weights_with_an_adapter_beside_them_are_refused(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from specimens import folder
 from test_passkey import byte_level, settings, tiny
 from transformers import (
@@ -42,16 +43,18 @@ def cut(place: Path) -> None:
     file.write_bytes(file.read_bytes()[:3000])
 
 
-def strange(place: Path) -> None:
+def stated(place: Path, **said: object) -> None:
     config = json.loads((place / "config.json").read_text())
-    (place / "config.json").write_text(json.dumps(config | {"model_type": "strange"}))
+    (place / "config.json").write_text(json.dumps(config | said))
+
+
+def strange(place: Path) -> None:
+    stated(place, model_type="strange")
 
 
 def quantised(place: Path) -> None:
     """In a way whose package is not installed."""
-    asked = {"quant_method": "aqlm", "in_group_size": 8}
-    config = json.loads((place / "config.json").read_text())
-    (place / "config.json").write_text(json.dumps(config | {"quantization_config": asked}))
+    stated(place, quantization_config={"quant_method": "aqlm", "in_group_size": 8})
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,10 @@ def quantised(place: Path) -> None:
         (strange, "has model type `strange`"),
         (lambda place: (place / "config.json").write_text("{"), "not a valid JSON file"),
         (lambda place: (place / "model.safetensors").unlink(), "no file named model.safetensors"),
+        (lambda place: stated(place, hidden_act="odd"), "KeyError: 'odd'"),
+        (lambda place: stated(place, num_attention_heads=0), "modulo by zero"),
+        (lambda place: stated(place, hidden_size=40), "validate_architecture': ValueError: The hidden size"),
+        (lambda place: (place / "generation_config.json").write_text("[]"), "'list' object is not a mapping"),
     ],
 )
 def test_a_model_that_does_not_open_is_named_with_the_reason_in_one_line(whole, tmp_path, harm, said):
@@ -72,9 +79,33 @@ def test_a_model_that_does_not_open_is_named_with_the_reason_in_one_line(whole, 
     assert "\n" not in str(error.value)
 
 
-def test_a_tokenizer_that_does_not_open_is_named(whole, tmp_path):
+@pytest.mark.parametrize(
+    ("tied", "name", "instead"),
+    [
+        (True, "model.norm.weight", None),
+        (True, "model.layers.1.self_attn.k_proj.weight", torch.ones(12, 35)),
+        (False, "lm_head.weight", None),
+    ],
+)
+def test_a_model_that_lacks_a_weight_or_has_one_of_another_size_is_refused_and_a_tied_head_is_none(
+    tied, name, instead, tmp_path
+):
+    """transformers puts one by chance in its place, and the scores would be that one's."""
+    file = folder(tmp_path / "odd", tied=tied) / "model.safetensors"
+    weights = load_file(file)
+    assert ("lm_head.weight" in weights) != tied
+    open_model(tmp_path / "odd")
+    save_file({n: w for n, w in (weights | {name: instead}).items() if w is not None}, file, metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=rf"the model at .*odd lacks weights .* or has .* other sizes: 1, {name} first$"
+    ):
+        open_model(tmp_path / "odd")
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"version": "1.0", "added_tokens": [], "model": {"type": "BPE"}}'])
+def test_a_tokenizer_that_does_not_open_is_named(whole, tmp_path, text):
     shutil.copytree(whole, tmp_path / "odd")
-    (tmp_path / "odd/tokenizer.json").write_text("{")
+    (tmp_path / "odd/tokenizer.json").write_text(text)
     with pytest.raises(ValueError, match=r"the tokenizer at .*odd does not open: "):
         open_tokenizer(tmp_path / "odd")
 

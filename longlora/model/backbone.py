@@ -10,8 +10,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
@@ -19,8 +20,9 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from longlora.model.seal import WEIGHTS, sha256
-from longlora.section import Section, write_json
+from longlora.section import Section, first_line, write_json
 
+T = TypeVar("T")
 PLAIN_FILES = ("*.json", "tokenizer.model", "*.txt", "*.jinja")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 """Files of which a folder with a tokenizer has at least one."""
@@ -42,18 +44,20 @@ def fetch(backbone: Backbone, *, out: Path) -> None:
 
     Raises:
         ValueError: the source is not there, has no safetensors, its digest is not the pinned one, or the pin is for one of several
-            files; it is no decoder of text, or its tokenizer is slow or has tokens that the model does not know.
+            files; it does not open, lacks a weight, is no decoder of text, or its tokenizer is slow or has tokens that the model
+            does not know.
     """
     bring = {"folder": from_folder, "hub": from_hub, "gguf": from_gguf}[backbone.source]
     bring(backbone, out=out)
-    config = AutoConfig.from_pretrained(out, local_files_only=True)
+    config = opened(lambda: AutoConfig.from_pretrained(out, local_files_only=True), what="config.json")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(
             f"backbone.name: a {config.model_type} model is none that transformers opens as a decoder of text "
             "(AutoModelForCausalLM): take its text model alone"
         )
     config = config.get_text_config()
-    tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
+    must_be_whole(out)
+    tokenizer = opened(lambda: AutoTokenizer.from_pretrained(out, local_files_only=True), what="tokenizer")
     if not getattr(tokenizer, "backend_tokenizer", None):
         raise ValueError(
             f"backbone.name: its tokenizer, a {type(tokenizer).__name__}, has no form that the tokenizers library runs "
@@ -71,6 +75,30 @@ def fetch(backbone: Backbone, *, out: Path) -> None:
         tokenizer.save_pretrained(out)
     provenance = {**backbone.model_dump(), "sha256": {f.name: sha256(f) for f in sorted(out.glob(WEIGHTS))}}
     write_json(provenance, out / "provenance.json")
+
+
+def opened(reader: Callable[[], T], *, what: str) -> T:
+    """What transformers' `reader` makes of the folder."""
+    try:
+        return reader()
+    except Exception as error:  # it looks at little of what it reads, and the tokenizers library raises no other
+        raise ValueError(f"backbone.name: its {what} does not open: {first_line(error)}") from error
+
+
+def must_be_whole(folder: Path) -> None:
+    """Raises ValueError: a weight is not there, in whose place transformers would put one by chance. None is loaded for it."""
+
+    def reader() -> dict[str, Any]:
+        return AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, because loading info is asked for
+            folder, local_files_only=True, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
+        )[1]
+
+    report = opened(reader, what="model")
+    if lacking := sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}):
+        raise ValueError(
+            f"backbone.name: it lacks weights that its config.json asks for, or has them in other sizes: {len(lacking)}, "
+            f"{lacking[0]} first"
+        )
 
 
 def from_folder(backbone: Backbone, *, out: Path) -> None:
@@ -104,12 +132,14 @@ def copy_model(folder: Path, *, out: Path) -> None:
     """Copy the model files of `folder`, and nothing else that lies there.
 
     Raises:
-        ValueError: it holds no safetensors, an adapter, or no tokenizer; then nothing is copied.
+        ValueError: it holds no config.json, no safetensors, an adapter, or no tokenizer; then nothing is copied.
     """
     if not any(folder.glob(WEIGHTS)):
         raise ValueError(
             f"{folder} holds no {WEIGHTS}; weights in other formats (.bin, .pth) are pickles and are not read"
         )
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no config.json, which says what model the weights are of")
     if (folder / "adapter_config.json").exists():
         raise ValueError(
             f"{folder} holds an adapter (adapter_config.json), which transformers would put on the weights unasked: merge the two, "

@@ -2,7 +2,8 @@
 
 What LongLoRA's users ran into (weights that are NaN, an adapter that never trained, RoPE scaling missing from the merged
 config, a tokenizer of another model, a file cut off in copying) is asked of the folder itself, as any user would open it.
-A broken folder is a fact with value 0, not a crash: the gate has to say what is wrong.
+A broken folder is a fact with value 0, not a crash: the gate has to say what is wrong. What it raises may be anything:
+transformers looks at little of what it reads, and the tokenizers library raises plain Exceptions.
 """
 
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -30,8 +31,6 @@ from longlora.section import first_line
 
 PROBE = "The pass key is 90417.\n\tNaïve café, §12: «Ω» 東京 🙂  two  spaces; don't ALL-CAPS e=mc^2 </s>"
 PROBE_TOKENS = 64
-BROKEN = (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError)
-"""What a damaged folder raises when it is opened, from the file system, JSON, safetensors and transformers."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def opened(folder: Path) -> tuple[Fact, PreTrainedModel | None]:
         model, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, because loading info is asked for
             folder, local_files_only=True, dtype="auto", output_loading_info=True
         )
-    except BROKEN as error:
+    except Exception as error:
         return Fact(0, f"does not open: {first_line(error)}"), None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if report[kind]:
@@ -151,7 +150,7 @@ def context(folder: Path, *, expected: PreTrainedConfig) -> Fact:
     """Whether the config says the length that was trained for (under dynamic scaling: the base's, which that method needs)."""
     try:
         stated = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config().max_position_embeddings
-    except BROKEN as error:
+    except Exception as error:
         return Fact(0, f"the config does not open: {first_line(error)}")
     due = expected.get_text_config().max_position_embeddings
     if stated != due:
@@ -164,7 +163,7 @@ def rope(folder: Path, *, expected: PreTrainedConfig, method: str) -> Fact:
     due = rotary_settings(expected)
     try:
         found = rotary_settings(AutoConfig.from_pretrained(folder, local_files_only=True))
-    except BROKEN as error:
+    except Exception as error:
         return Fact(0, f"the config does not open: {first_line(error)}")
     if found != due:
         return Fact(0, f"the config has {json.dumps(found)}, trained under was {json.dumps(due)}")
@@ -195,7 +194,7 @@ def reading(base: Path, *, extended: Path, context: int) -> Fact:
     due = due_ends(base)
     try:
         stated, longest = ends(extended), answers(extended).max_length or context
-    except BROKEN as error:
+    except Exception as error:
         return Fact(0, f"generation_config.json does not open: {first_line(error)}")
     if stated != due:
         return Fact(0, f"an answer ends at the tokens {stated}, and should end at {due}")
@@ -217,7 +216,7 @@ def tokenizer(base: Path, *, extended: Path) -> Fact:
             "ids of a probe text": found(PROBE)["input_ids"] == own(PROBE)["input_ids"],
             "rules": rules(found) == rules(own),
         }
-    except BROKEN as error:
+    except Exception as error:
         return Fact(0, f"the tokenizer does not open: {first_line(error)}")
     other = [what for what, equal in same.items() if not equal]
     if other:

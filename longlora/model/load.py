@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -44,22 +43,29 @@ def open_model(folder: Path) -> PreTrainedModel:
     memory what they have no room for; among several processes, on this one's own GPU.
 
     Raises:
-        ValueError: there is no model at `folder`, it does not open, or its tokens see those after them.
+        ValueError: there is no model at `folder`, it does not open, lacks a weight, or its tokens see those after them.
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"no model at {folder} (no config.json there, seen from {Path.cwd()})")
     cuda = torch.cuda.is_available()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, because loading info is asked for
             folder,
             local_files_only=True,
             dtype=torch.bfloat16 if cuda else torch.float32,
             attn_implementation="sdpa",
             device_map=gpus() if cuda else "cpu",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report
         )
-    except (OSError, ValueError, SafetensorError, ImportError) as error:
-        # ImportError: the weights are quantised by a package that is not here
+    except Exception as error:  # transformers looks at little of what it reads before it computes with it
         raise ValueError(f"the model at {folder} does not open: {first_line(error)}") from error
+    if lacking := sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}):
+        # transformers would fill them in by chance
+        raise ValueError(
+            f"the model at {folder} lacks weights that its config.json asks for, or has them in other sizes: {len(lacking)}, "
+            f"{lacking[0]} first"
+        )
     if not cuda and shareable(model):
         unmask(model)
     read_afresh(model)
@@ -102,7 +108,7 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise ValueError(f"no tokenizer at {folder} (no tokenizer_config.json there, seen from {Path.cwd()})")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises no other
         raise ValueError(f"the tokenizer at {folder} does not open: {first_line(error)}") from error
 
 
