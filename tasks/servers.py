@@ -53,7 +53,9 @@ def use_environment(where: Project) -> None:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
     }.items():
-        os.environ.setdefault(name, value)
+        os.environ[name] = os.environ.get(name) or value  # set to '' it is as good as unset, here and below
+    if not os.environ.get("PREFECT_API_URL"):
+        os.environ.pop("PREFECT_API_URL", None)
     # whole, for DVC's engine changes the current folder while MLflow opens it again
     address = os.environ["MLFLOW_TRACKING_URI"]
     if (database := address.removeprefix("sqlite:///")) != address:

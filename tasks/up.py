@@ -17,6 +17,7 @@ from tasks.servers import UP, is_local_tracking, local_tracking, must_be_reachab
 from tasks.workspace import Project
 
 POOL = "local"  # the work pool of prefect.yaml
+PREFECT_PORT, MLFLOW_PORT = 4200, 5000  # their own
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,12 @@ class Up:
 
 
 def up(
-    where: Project, *, host: str, prefect_port: int, mlflow_port: int, ready: Callable[[Host, list[Up]], None]
+    where: Project,
+    *,
+    host: str,
+    prefect_port: int | None,
+    mlflow_port: int | None,
+    ready: Callable[[Host, list[Up]], None],
 ) -> None:
     """Run Prefect's server, a worker of its work pool, and MLflow's server, until one of them ends or we are interrupted.
 
@@ -49,8 +55,8 @@ def up(
     once, with the servers that answer. What the user has elsewhere (PREFECT_API_URL, MLFLOW_TRACKING_URI) is not started.
 
     Raises:
-        ValueError: no such host, other machines would be let in unasked, unsound credentials, a port is taken or named twice, the
-            servers are up already, or one ended.
+        ValueError: no such host, other machines would be let in unasked, unsound credentials, a port is taken, named twice, or of a
+            server that is not started, the servers are up already, or one ended.
     """
     if is_held(where, UP):  # before its ports are found taken
         raise ValueError(f"`longlora up` runs already for {where.root}: end that one first")
@@ -62,6 +68,16 @@ def up(
     ]
     if at.wide:
         must_be_asked(host, own)
+    for each, port, option, variable in (
+        (PREFECT, prefect_port, "--prefect-port", "PREFECT_API_URL"),
+        (MLFLOW, mlflow_port, "--mlflow-port", "MLFLOW_TRACKING_URI"),
+    ):
+        if each not in own and port is not None:
+            raise ValueError(
+                f"{option} {port}: {variable} is set, so {each.server} is not started here: leave one of them out"
+            )
+    prefect_port = PREFECT_PORT if prefect_port is None else prefect_port
+    mlflow_port = MLFLOW_PORT if mlflow_port is None else mlflow_port
     for each, port, option in ((PREFECT, prefect_port, "--prefect-port"), (MLFLOW, mlflow_port, "--mlflow-port")):
         if each in own:
             must_be_free(at, port, option)

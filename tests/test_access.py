@@ -77,6 +77,34 @@ def test_one_port_for_two_servers_is_refused_before_one_takes_it_from_the_other(
         bring_up(tmp_path, clean, "127.0.0.1")
 
 
+@pytest.mark.parametrize(
+    ("variable", "option"), [("PREFECT_API_URL", "--prefect-port"), ("MLFLOW_TRACKING_URI", "--mlflow-port")]
+)
+def test_the_port_of_a_server_that_is_elsewhere_is_refused(clean, tmp_path, variable, option):
+    where, port = Project(tmp_path, tmp_path), servers.free_port()
+    clean.setenv("MLFLOW_TRACKING_URI", servers.local_tracking(where))
+    clean.setenv(variable, "http://127.0.0.1:9")
+    ports = {"prefect_port": None, "mlflow_port": None, f"{option[2:-5]}_port": port}
+    server = "Prefect" if variable.startswith("PREFECT") else "MLflow"
+    said = f"^{option} {port}: {variable} is set, so {server} is not started here: leave one of them out$"
+    with pytest.raises(ValueError, match=said):
+        bring_servers_up(where, host="127.0.0.1", **ports, ready=lambda *_: None)
+
+
+def test_an_address_that_is_set_to_nothing_is_none(clean, tmp_path):
+    where, before = Project(tmp_path, tmp_path), dict(os.environ)
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "PREFECT_HOME"):
+        clean.setenv(name, "")
+    try:
+        servers.use_environment(where)
+        assert servers.is_local_tracking(where)
+        assert os.environ["PREFECT_HOME"] == str(where.state / "prefect")
+        assert servers.found_prefect(where) is None
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "0", "192.0.2.7"])
 def test_without_credentials_nothing_is_started_where_others_may_come(clean, tmp_path, host):
     with pytest.raises(ValueError, match="other machines may reach it, so credentials are needed") as refusal:
