@@ -122,6 +122,10 @@ def test_the_plan_tells_our_program_from_the_papers():
         (["plan"], "error: params: backbone lacks 'source'"),
         (["plan", "--gpu", "a100"], "error: unknown GPU 'a100'"),
         (["up", "--prefect-port", "99999"], "error: --prefect-port 99999: must be 1 to 65535"),
+        (
+            ["deploy", "--timezone", "Europe/Berlin"],
+            "error: --timezone Europe/Berlin: is of --cron, which is not given",
+        ),
         (["gc", "--keep", "-1"], "error: --keep -1: must be 0 or more"),
         (["promote", "zz"], "error: no run 'zz': `longlora runs` lists them"),
         (["compare", "zz", "yy"], "error: no run 'zz': `longlora runs` lists them"),

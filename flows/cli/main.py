@@ -119,7 +119,7 @@ def deploy(
         str | None, typer.Option(help="When to run: minute hour day month weekday, such as '0 3 * * 1'.")
     ] = None,
     interval: Annotated[float | None, typer.Option(help="Seconds between two runs.")] = None,
-    timezone: Annotated[str, typer.Option(help="The time zone of --cron.")] = "UTC",
+    timezone: Annotated[str | None, typer.Option(help="The time zone of --cron.", show_default="UTC")] = None,
     watch: Annotated[
         str | None, typer.Option(help="Run only if this file or folder changed, which a stage reads.")
     ] = None,
@@ -132,6 +132,8 @@ def deploy(
     promote: Promote = False,
 ) -> None:
     """Put the pipeline on a schedule."""
+    if timezone is not None and not cron:
+        raise ValueError(f"--timezone {timezone}: is of --cron, which is not given")
     where = here()
     from flows.deploy import deploy as deploy_pipeline
 
@@ -141,7 +143,7 @@ def deploy(
             name=name,
             cron=cron,
             interval=interval,
-            timezone=timezone,
+            timezone=timezone or "UTC",
             recipe=recipe,
             overrides=overrides or [],
             promote=promote,
@@ -157,8 +159,8 @@ def up(
     host: Annotated[
         str, typer.Option(help="Where they listen; beyond this machine only with credentials: docs/schedule.md.")
     ] = "127.0.0.1",
-    prefect_port: Annotated[int, typer.Option(help="The port of Prefect's page.")] = 4200,
-    mlflow_port: Annotated[int, typer.Option(help="The port of MLflow's page.")] = 5000,
+    prefect_port: Annotated[int | None, typer.Option(help="The port of Prefect's page.", show_default="4200")] = None,
+    mlflow_port: Annotated[int | None, typer.Option(help="The port of MLflow's page.", show_default="5000")] = None,
 ) -> None:
     """Run Prefect's server, a worker, and MLflow's server, until interrupted."""
     where = here()

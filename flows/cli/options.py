@@ -29,7 +29,13 @@ Model = Annotated[str, typer.Option("--model", "-m", help="A model's folder, cha
 PromptName = Literal["chat", "authors", "plain"]  # these three are the library's, which takes seconds to import
 TooLong = Literal["refuse", "truncate", "windows"]
 Dtype = Literal["f32", "f16", "bf16"]
-Prompt = Annotated[PromptName | None, typer.Option(help="By default the tokenizer's chat template, if it has one.")]
+Prompt = Annotated[
+    PromptName | None,
+    typer.Option(
+        help="chat: the tokenizer's template, the default if it has one; authors: LongLoRA's INST prompt, the default "
+        "if not; plain: for a model that was trained on texts alone, as the demo's."
+    ),
+]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens that an answer may take.")]
 Anyway = Annotated[
     bool, typer.Option("--anyway", help="Run also where the training would not fit into this machine's memory.")
