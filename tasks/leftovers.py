@@ -48,10 +48,7 @@ def leftovers(where: Project, *, keep: int, versions: set[str], checkpoints: boo
     if keep < 0:
         raise ValueError(f"--keep {keep}: must be 0 or more")
     if away := versions - storage.at_hand(where, versions):
-        raise ValueError(
-            f"a registered version points to {min(away)[:12]}, which is not in this clone: fetch it with "
-            "`git fetch REMOTE 'refs/longlora/*:refs/longlora/*'`"
-        )
+        storage.must_be_here(where, min(away), of="a registered version")
     folders = {path.name: path for path in (where.state / "worktrees").glob("*") if path.is_dir()}
     read = {path.name for path in being_read(where)}
     kept = kept_keys(where, folders, keep, versions) | read
@@ -201,11 +198,12 @@ def with_contents(cache: Path, hashes: set[str]) -> set[str]:
 
 def remove(where: Project, found: list[Leftover]) -> None:
     """Delete what `leftovers` found, but no folder that a run works in, or that a process reads from, by now; and of the cache
-    nothing if any run is at work by now, for what it needs was not asked."""
+    and of checkpoints nothing if any run is at work by now, for what it needs was not asked."""
     known = checkouts(where)
     for each in found:
-        if each.kind == "cache" and at_work(where):
-            print(f"left, for a run began meanwhile: {each.why}")
+        if each.kind in ("cache", "checkpoints") and at_work(where):
+            what = "" if each.kind == "cache" else f"{each.kind} "
+            print(f"left, for a run began meanwhile: {what}{each.why}")
             continue
         for path in each.paths:
             if each.kind == "cache":

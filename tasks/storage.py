@@ -139,6 +139,15 @@ def at_hand(where: Project, commits: set[str]) -> set[str]:
     return {name for name, kind, *_ in map(str.split, said) if kind == "commit"}
 
 
+def must_be_here(where: Project, commit: str, *, of: str) -> None:
+    """Raises ValueError: this clone lacks `commit`, the record of what `of` names: git fetches but branches and tags by itself."""
+    if not at_hand(where, {commit}):
+        raise ValueError(
+            f"{of} points to {commit[:12]}, which is not in this clone: fetch it with "
+            "`git fetch REMOTE 'refs/longlora/*:refs/longlora/*'`"
+        )
+
+
 def ours(where: Project, pointed: dict[str, set[str]]) -> set[str]:
     """Of commits and the addresses that each is said to be at, those of this project."""
     known = addresses(where)

@@ -339,6 +339,23 @@ def test_gc_neither_waits_for_a_run_that_began_since_it_looked_nor_deletes_its_f
     assert not work.exists()
 
 
+def test_gc_deletes_no_checkpoints_if_a_run_began_since_it_looked(folder, capsys):
+    from tasks.leftovers import Leftover, remove
+    from tasks.locks import hold
+
+    where, checkpoints = project(folder), folder / ".longlora" / "checkpoints" / "abc"
+    dummy.write(checkpoints / "step", "weights")
+    (folder / ".longlora" / "worktrees" / "0123").mkdir(parents=True)
+    found = [Leftover("checkpoints", (checkpoints,), 7, "of a training that did not end, and would begin anew")]
+    with hold(where, "0123"):
+        remove(where, found)
+    said = "left, for a run began meanwhile: checkpoints of a training that did not end, and would begin anew\n"
+    assert capsys.readouterr().out == said
+    assert checkpoints.exists()
+    remove(where, found)
+    assert not checkpoints.exists()
+
+
 def test_gc_deletes_nothing_of_the_cache_if_a_run_began_since_it_looked(folder, capsys):
     from tasks.leftovers import Leftover, remove
     from tasks.locks import hold
