@@ -37,7 +37,7 @@ def still_good(run_dir: RunDir, *, by: float) -> str:
     except BaseException:
         supervise.stop_all()  # a stage still runs if this thread was interrupted
         raise
-    before = values_of(client, str(champion.run_id), better)
+    before = values_of(client, runs.maker(client, champion).info.run_id, better)
     return comparison(points(file, own), before, better=own, by=by)
 
 

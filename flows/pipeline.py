@@ -32,6 +32,7 @@ from flows.progress import Progress
 from flows.run_dir import RunDir, brought, open_run_dir
 from tasks import hooks, locks, servers, storage, supervise, workspace
 from tasks.config import must_find_remote_folder
+from tasks.declared import TaskOptions, declared
 from tasks.errors import one_line
 from tasks.stage_process import InterruptedStageError, ParameterError
 from tasks.stages import Stage
@@ -231,6 +232,8 @@ def begin(where: workspace.Project, snapshot: workspace.Snapshot, opened: Opened
     tell_of_the_dead(where)
     name_run(f"{snapshot.recipe or 'params'}-{snapshot.key}", tags=[workspace.home(where)])
     run_dir = opened.run_dir if opened else open_run_dir(where, snapshot)
+    for stage in run_dir.stages:
+        declared(TaskOptions, stage.meta, at=f"stages: {stage.name}: meta")
     run_dir.dvc.must_reach_remote()
     supervise.take_over(run_dir.folder)
     return run_dir

@@ -12,8 +12,8 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tasks import runs
-from tasks.declared import Artifact
+from tasks import registry, runs, storage
+from tasks.declared import Artifact, declared
 from tasks.outputs import read
 from tasks.tags import CANDIDATE, CHAMPION, KEY, RECORD
 from tasks.workspace import Addition, Project
@@ -44,14 +44,22 @@ def addition(client: MlflowClient, where: Project, wanted: str) -> Addition:
         raise ValueError(
             f"--beside {wanted}: dvc.yaml does not say where, by artifacts: {model.name}: meta: beside: {{list: ..., folder: ...}}"
         )
-    run = runs.chosen(client, where, wanted)
-    runs.must_be_ours(run)
-    label = wanted if wanted in (CHAMPION, CANDIDATE) else label_by_key(run)
-    entry = {**model_of(where, run), "path": label}
+    label, source = named(client, where, model, wanted)
+    entry = {**model_of(where, source), "path": label}
     return Addition(
-        overrides=(f"{place.list}=[{label}]",),
+        appended={place.list: label},
         files={place.file(label): yaml.safe_dump({"outs": [entry]}, sort_keys=False)},
     )
+
+
+def named(client: MlflowClient, where: Project, model: Artifact, wanted: str) -> tuple[str, str]:
+    """The label of what `wanted` names, and the address of its model: a version's own, whatever its run has become."""
+    alias = wanted in (CHAMPION, CANDIDATE)
+    version = registry.holder(client, model.name, wanted) if alias else None
+    if version and registry.rev_of(str(version.source)):
+        return wanted, str(version.source)
+    run = runs.chosen(client, where, wanted)
+    return wanted if alias else label_by_key(run), runs.source_and_model(where, run)[0]
 
 
 def label_by_key(run: Run) -> str:
@@ -59,19 +67,23 @@ def label_by_key(run: Run) -> str:
     return f"run-{run.data.tags[KEY]}"
 
 
-def model_of(where: Project, run: Run) -> dict[str, Any]:
-    """What the dvc.lock of `run` says of its model: hash, size, number of files."""
-    _, model = runs.source_and_model(where, run)
-    return runs.outputs_of(where, run)[model.path]
+def model_of(where: Project, source: str) -> dict[str, Any]:
+    """What the dvc.lock of the commit in address `source` says of the model there: hash, size, number of files."""
+    record = registry.rev_of(source)
+    storage.must_be_here(where, record, of=source)
+    found = runs.outputs_at(where, record).get(registry.path_of(source))
+    if not found:
+        raise ValueError(f"{source} names no output of that commit's dvc.lock")
+    return found
 
 
-def label_of(where: Project, run: Run, other: Run) -> str | None:
-    """Under which label `run` measured the model of run `other`, the very weights; None if it did not."""
+def label_of(where: Project, run: Run, other: Run, source: str) -> str | None:
+    """Under which label `run` measured the model at address `source`, of run `other`: the very weights; None if it did not."""
     _, model = runs.source_and_model(where, run)
     place = beside_of(model)
     if place is None:
         return None
-    wanted = model_of(where, other)["md5"]
+    wanted = model_of(where, source)["md5"]
     for label in (CHAMPION, CANDIDATE, label_by_key(other)):
         try:
             text = read(where.root, run.data.tags[RECORD], place.file(label))
@@ -83,4 +95,6 @@ def label_of(where: Project, run: Run, other: Run) -> str | None:
 
 
 def beside_of(model: Artifact) -> Beside | None:
-    return Beside(**model.meta["beside"]) if "beside" in model.meta else None
+    if "beside" not in model.meta:
+        return None
+    return declared(Beside, model.meta["beside"], at=f"artifacts: {model.name}: meta: beside")

@@ -8,9 +8,10 @@ from typing import Literal
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
 
-from tasks import beside, runs
-from tasks.declared import Artifact
+from tasks import beside, registry, runs
+from tasks.declared import Artifact, declared
 from tasks.workspace import Project
 
 ROUNDING = 1e-9
@@ -51,7 +52,8 @@ class Better:
 def comparisons_of(model: Artifact) -> list[Better]:
     """`meta.better` of dvc.yaml: a list, or a single one."""
     entries = model.meta.get("better", [])
-    return [Better(**entry) for entry in (entries if isinstance(entries, list) else [entries])]
+    at = f"artifacts: {model.name}: meta: better"
+    return [declared(Better, entry, at=at) for entry in (entries if isinstance(entries, list) else [entries])]
 
 
 def better_of(model: Artifact) -> Better | None:
@@ -59,11 +61,17 @@ def better_of(model: Artifact) -> Better | None:
     return next(iter(comparisons_of(model)), None)
 
 
-def measured_beside(client: MlflowClient, where: Project, run: Run, theirs: str, better: Better) -> Better | None:
-    """What `run` itself measured of the champion of run `theirs`, where its own run measured it otherwise; None if it did not."""
-    if not differing(client, where, run.info.run_id, theirs, better):
+def measured_beside(
+    client: MlflowClient, where: Project, run: Run, champion: ModelVersion, better: Better
+) -> Better | None:
+    """What `run` itself measured of `champion`, where MLflow's scores of that are others: its run measured it otherwise, or was
+    resumed on other data since; None if it did not."""
+    other, source = client.get_run(str(champion.run_id)), str(champion.source)
+    if not runs.moved(champion, other) and not differing(client, where, run.info.run_id, other.info.run_id, better):
         return None
-    label = beside.label_of(where, run, client.get_run(theirs))
+    if not registry.rev_of(source):  # registered by hand
+        source, _ = runs.source_and_model(where, other)
+    label = beside.label_of(where, run, other, source)
     if label is None:
         return None
     model = runs.source_and_model(where, run)[1]

@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -59,6 +60,16 @@ def merged(params: str, *, recipe: str | None = None, overrides: list[str] | Non
         check(plain(layer), base, ())
     result = plain(OmegaConf.merge(OmegaConf.create(base), *layers))
     return params if result == base else OmegaConf.to_yaml(OmegaConf.create(result))
+
+
+def appended(params: str, key: str, word: str) -> str:
+    """The override by which list `key` (key.key) of the text `params` has `word` after what it has."""
+    known: Any = sections_of(params)
+    for part in key.split("."):
+        known = known.get(part) if isinstance(known, dict) else None
+    words = known if isinstance(known, list) else []  # what else stands there `merged` says
+    whole = [*words, *({word} - set(map(str, words)))]
+    return f"{key}={yaml.safe_dump(whole, default_flow_style=True, width=math.inf).strip()}"
 
 
 def sections_of(params: str) -> dict[str, Any]:

@@ -10,19 +10,21 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
-import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from tasks import hooks, registry, runs
+from tasks import hooks, registry, runs, storage
 from tasks.approval import Approval
 from tasks.comparison import Better, comparisons_of, measured_beside, shortfall
 from tasks.errors import UserError
 from tasks.locks import hold
 from tasks.outputs import read
-from tasks.tags import CANDIDATE, CHAMPION, KEY, OVERRIDES, RECIPE, RECORD, STAGING, VERDICT
-from tasks.workspace import Project, person
+from tasks.overlay import sections_of
+from tasks.tags import CANDIDATE, CHAMPION, DIRTY, HEAD, KEY, OVERRIDES, RECIPE, RECORD, STAGING, VERDICT
+from tasks.workspace import Project, git, person
+
+JUDGES = ("gate", "licence")  # the sections of params.yaml that say what is asked of a model
 
 
 class RefusalError(UserError):
@@ -93,7 +95,7 @@ def propose(client: MlflowClient, where: Project, run: Run) -> str:
     both = f"`longlora compare {found.key} champion` shows both, " if found.champion else ""
     return (
         f"Shall {found.name} version {found.version}, of run {found.key}, be champion, {instead}? For it: {found.favour}.\n"
-        f"{both}`longlora chat --model staging` tries it."
+        f"{both}`longlora ask --model staging --document FILE` tries it."
     )
 
 
@@ -121,26 +123,53 @@ def candidate(client: MlflowClient, where: Project, run: Run) -> Candidate:
 
 
 def judged_by(where: Project, run: Run) -> str:
-    """That the verdict passed, whether its rules were set for this run or by its recipe alone, and how many were not asked, which
-    an approver and the history must know."""
+    """That the verdict passed, whether by rules that are not those of params.yaml, and how many were not asked, which an approver
+    and the history must know."""
     tags = run.data.tags
-    own = re.findall(r"(?:^| )((?:gate|licence)(?:[.[][^= ]*)?)=", tags.get(OVERRIDES, ""))
     left = len(verdict_of(where, run).get("not_asked", []))
+    set_here = (
+        re.search("gate|licence", tags.get(OVERRIDES, "")) or tags.get(DIRTY) == "true"
+    )  # who set them: for the words alone
+    whose = (
+        "were set for this run"
+        if set_here or not tags.get(RECIPE)
+        else f"recipe {tags[RECIPE]} has instead of the gate's"
+    )
+    own = ", ".join(own_rules(where, run))
     return (
         "the verdict passed"
-        + (f" by rules that were set for this run ({', '.join(own)})" if own else "")
-        + (f" by rules that recipe {tags[RECIPE]} has instead of the gate's" if replaces_rules(where, run) else "")
+        + (f" by rules that {whose} ({own})" if own else "")
         + (f", {left} of the gate's rules not asked (its page says which, and why)" if left else "")
     )
 
 
-def replaces_rules(where: Project, run: Run) -> bool:
-    """Whether `run`'s recipe has a list of rules of its own, in place of those of params.yaml."""
-    recipe = run.data.tags.get(RECIPE)
-    if not recipe:
-        return False
-    said = yaml.safe_load(read(where.root, run.data.tags[RECORD], f"recipes/{recipe}.yaml"))
-    return "rules" in (said.get("gate") or {})
+def own_rules(where: Project, run: Run) -> list[str]:
+    """The keys by which `run` was judged otherwise than by the params.yaml of the commit that was checked out: by a recipe, by
+    words of the command, or by a change that was not committed. Lists of rules count only if they lack one; what is not asked, the
+    verdict says.
+
+    Raises:
+        ValueError: this clone lacks one of the commits.
+    """
+    head = run.data.tags[HEAD]
+    storage.must_be_here(where, head, of=f"run {run.data.tags[KEY]}")
+    before, now = (git("show", f"{commit}:params.yaml", cwd=where.root) for commit in (head, run.data.tags[RECORD]))
+    if before == now:
+        return []
+    theirs, ours = ({section: sections_of(text).get(section) or {} for section in JUDGES} for text in (before, now))
+    return [
+        f"{section}.{key}"
+        for section, judges in theirs.items()
+        for key in {**judges, **ours[section]}
+        if key != "not_asked" and differs(judges.get(key), ours[section].get(key), rules=section == "gate")
+    ]
+
+
+def differs(before: Any, now: Any, *, rules: bool) -> bool:
+    """Whether they are not the same; of lists of `rules`, whether one is gone."""
+    if rules and isinstance(before, list) and isinstance(now, list):
+        return any(rule not in now for rule in before)
+    return before != now
 
 
 def unstage(client: MlflowClient, found: Candidate) -> None:
@@ -243,11 +272,14 @@ def objections(
         found = ["the verdict is not 'passed: true'"]
     if not champion or not comparisons:
         return found
-    if not registry.run_of(client, champion):
+    made = registry.run_of(client, champion)
+    if not made:
         return [*found, f"better: {registry.runless(champion)}"]
-    ours, theirs, version = run.info.run_id, str(champion.run_id), str(champion.version)
+    ours, theirs, version = run.info.run_id, made.info.run_id, str(champion.version)
     for better in comparisons:
-        there = measured_beside(client, where, run, theirs, better)
+        there = measured_beside(client, where, run, champion, better)
+        if not there and (moved := runs.moved(champion, made)):
+            return [*found, f"better: {moved}"]
         found += shortfall(client, where, ours, theirs, version, better, there=there)
     return found
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from secrets import token_hex
 from typing import Literal
-from urllib.parse import parse_qs, parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -54,6 +54,11 @@ def parts_of(source: str) -> tuple[str, str, str]:
     return parts.scheme, parts.path, rev_of(source)
 
 
+def path_of(source: str) -> str:
+    """The path of the model in the repository, of a source of ours."""
+    return unquote(urlsplit(source).path).lstrip("/")
+
+
 def rev_of(source: str) -> str:
     """The commit that a source names; '' for one that is not ours."""
     return parse_qs(urlsplit(source).query).get("rev", [""])[0]
@@ -91,8 +96,12 @@ def described(run: Run) -> str:
 
 def of_source(client: MlflowClient, name: str, source: str) -> list[ModelVersion]:
     """The versions of model `name` with this source, wherever its repository was, the oldest first."""
-    found = [each for each in client.search_model_versions(f"name = '{name}'") if is_same(str(each.source), source)]
-    return sorted(found, key=lambda each: int(each.version))
+    return [each for each in versions_of(client, name) if is_same(str(each.source), source)]
+
+
+def versions_of(client: MlflowClient, name: str) -> list[ModelVersion]:
+    """The versions of model `name`, the oldest first."""
+    return sorted(client.search_model_versions(f"name = '{name}'"), key=lambda each: int(each.version))
 
 
 def commits(client: MlflowClient) -> dict[str, set[str]]:
@@ -111,8 +120,8 @@ def commits(client: MlflowClient) -> dict[str, set[str]]:
 
 def keys(client: MlflowClient, name: str) -> dict[str, str]:
     """The keys of the runs that made versions of model `name`, by MLflow's ids."""
-    versions = client.search_model_versions(f"name = '{name}'")
-    return {version.run_id: version.tags[KEY] for version in versions if version.run_id and KEY in version.tags}
+    found = versions_of(client, name)
+    return {version.run_id: version.tags[KEY] for version in found if version.run_id and KEY in version.tags}
 
 
 def holder(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
@@ -248,5 +257,4 @@ def predecessor(past: list[Move]) -> str | None:
 def earlier(client: MlflowClient, name: str, now: str | None) -> list[ModelVersion]:
     """The versions that were champion at some time, but for version `now` and those that were deleted; the oldest first."""
     were = {made.to for made in moves(client, name) if made.how != "declined"} - {now}
-    there = client.search_model_versions(f"name = '{name}'")
-    return sorted((each for each in there if str(each.version) in were), key=lambda each: int(each.version))
+    return [each for each in versions_of(client, name) if str(each.version) in were]

@@ -10,15 +10,15 @@ from dvc.exceptions import DvcException
 from dvc_data.index import DataIndexError
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from tasks import registry, storage, tracking
-from tasks.artifacts import DvcArtifactRepository
 from tasks.declared import Artifact
 from tasks.errors import one_line
 from tasks.outputs import artifacts_at
 from tasks.tags import ALIASES, GIT, KEY, RECORD, REF
-from tasks.workspace import Project
+from tasks.workspace import Project, git
 
 
 @contextmanager
@@ -48,9 +48,7 @@ def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
         version = registry.holder(client, name, wanted)
         if not version:
             raise ValueError(f"{name} has no {wanted} yet: `longlora promote`, or name a run")
-        if not (made := registry.run_of(client, version)):
-            raise ValueError(registry.runless(version))
-        return made
+        return maker(client, version)
     runs = matching(client, where, wanted)
     if runs and len({run.data.tags.get(KEY, run.info.run_id) for run in runs}) == 1:  # clones may have one each
         return next((run for run in runs if run.info.status == "FINISHED"), runs[0])
@@ -59,6 +57,32 @@ def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
             f"no run '{wanted}': `longlora runs` lists them" if wanted else "no finished run yet: `longlora run`"
         )
     raise ValueError(f"'{wanted}' could be {', '.join(r.data.tags.get(KEY, r.info.run_id) for r in runs[:5])}")
+
+
+def maker(client: MlflowClient, version: ModelVersion) -> Run:
+    """The run that made `version`, as it was then.
+
+    Raises:
+        ValueError: MLflow has it no longer, or with another record and its scores.
+    """
+    if not (made := registry.run_of(client, version)):
+        raise ValueError(registry.runless(version))
+    if other := moved(version, made):
+        raise ValueError(other)
+    return made
+
+
+def moved(version: ModelVersion, made: Run) -> str:
+    """What to say of `version` if `made`, which made it, was resumed on other data since; else ''. MLflow has one set of scores for
+    a run, the newest."""
+    registered, now = registry.rev_of(str(version.source)), made.data.tags.get(RECORD, "")
+    if registered in ("", now):
+        return ""
+    return (
+        f"{version.name} version {version.version} is of record {registered[:12]}, and its run {made.data.tags.get(KEY)} was "
+        f"resumed on other data since, so it has record {now[:12]} and that one's scores: `longlora run --beside` measures "
+        "the version itself, and the run's key names the run as it is now"
+    )
 
 
 def matching(client: MlflowClient, where: Project, wanted: str | None) -> list[Run]:
@@ -122,6 +146,7 @@ def source_and_model(where: Project, run: Run) -> tuple[str, Artifact]:
     if run.info.status != "FINISHED" or not record:
         key, status = tags[KEY], run.info.status.lower()
         raise ValueError(f"run {key} is {status}, and only of a finished one is there a model")
+    storage.must_be_here(where, record, of=f"run {tags[KEY]}")
     model = model_at(where, record)
     repo, ref = tags.get(GIT) or str(where.root), tags[REF]
     return registry.source_of(model.name, path=model.path, rev=record, repo=repo, ref=ref), model
@@ -140,8 +165,12 @@ def outputs_of(where: Project, run: Run) -> dict[str, dict[str, Any]]:
         ValueError: the run is not finished, or its record is not reachable.
     """
     source, _ = source_and_model(where, run)
-    with data_of(f"run {run.data.tags[KEY]}"):
-        lock = yaml.safe_load(DvcArtifactRepository(from_here(where, source)).files.read_text("dvc.lock"))
+    return outputs_at(where, registry.rev_of(source))
+
+
+def outputs_at(where: Project, record: str) -> dict[str, dict[str, Any]]:
+    """The same of commit `record`, which this clone has."""
+    lock = yaml.safe_load(git("show", f"{record}:dvc.lock", cwd=where.root))
     outs = [out for stage in lock["stages"].values() for out in stage.get("outs", [])]
     return {out["path"]: {key: value for key, value in out.items() if key != "path"} for out in outs}
 

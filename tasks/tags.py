@@ -10,6 +10,8 @@ SNAPSHOT = "longlora.snapshot"
 """The commit that the run computed from."""
 SWEEPS = "longlora.sweeps"
 """The sweeps that a run is part of, by name, a space between."""
+HEAD = "mlflow.source.git.commit"
+"""The commit that was checked out when it began; MLflow's page shows it."""
 
 RECORD = "longlora.record"
 """The commit of a finished run: its snapshot and the dvc.lock that it made."""

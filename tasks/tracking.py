@@ -33,7 +33,7 @@ from tasks.machine import gpu_names
 from tasks.servers import is_local_tracking, is_served, must_be_reachable
 from tasks.stages import Out
 from tasks.storage import without_credentials
-from tasks.tags import DATA, DIRTY, HOME, KEY, OVERRIDES, RECIPE, SNAPSHOT, SWEEPS
+from tasks.tags import DATA, DIRTY, HEAD, HOME, KEY, OVERRIDES, RECIPE, SNAPSHOT, SWEEPS
 from tasks.workspace import Project, Snapshot, home, person
 
 BATCH = 1000  # metrics in one request: MLflow's own limit
@@ -260,7 +260,7 @@ def origin(where: Project, snapshot: Snapshot) -> dict[str, str]:
         DIRTY: str(snapshot.dirty).lower(),
         SNAPSHOT: snapshot.commit,
         "mlflow.source.name": where.root.name,
-        "mlflow.source.git.commit": snapshot.head,
+        HEAD: snapshot.head,
         "mlflow.source.git.branch": snapshot.branch,
         "mlflow.user": person(where),
     }

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks.overlay import merged, read_text, recipe_file
+from tasks.overlay import appended, merged, read_text, recipe_file
 from tasks.sources import SOURCES, hashed
 
 RUNS = "refs/longlora/runs/"
@@ -79,7 +79,8 @@ class Files:
 class Addition:
     """What is asked of a snapshot beyond the user's own files and words."""
 
-    overrides: tuple[str, ...] = ()
+    appended: dict[str, str] = field(default_factory=dict)
+    """By a list's key in params.yaml, such as rivals.models: what stands in it besides what the user has there."""
     files: dict[str, str] = field(default_factory=dict)
 
 
@@ -101,7 +102,13 @@ def git(
     command = ["git", *(word for setting in config for word in ("-c", setting)), *arguments]
     try:
         done = subprocess.run(
-            command, cwd=cwd, input=stdin, env={**os.environ, **(env or {})}, capture_output=True, text=True
+            command,
+            cwd=cwd,
+            input=stdin,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",  # a file's name may be any bytes
         )
     except FileNotFoundError as error:
         if error.filename != "git":  # `cwd` is gone
@@ -186,15 +193,17 @@ def snapshot(
     sources.yaml; the folder itself is not touched.
 
     Args:
-        additions: overrides that come before the user's, and texts of further files, by path.
+        additions: what lists of params.yaml have besides, and texts of further files, by path.
         files: the tree as it was before, with the same recipe, instead.
 
     Raises:
         ValueError: an unknown recipe or key, a file too large for git, or data is not what snapshots of `files` had.
     """
     tree = where.tree
-    overrides = [*(word for each in additions for word in each.overrides), *(overrides or [])]
     now = files or files_now(where, recipe=recipe)
+    asked = merged(now.params, recipe=now.recipe, overrides=overrides)
+    added = [appended(asked, key, word) for each in additions for key, word in each.appended.items()]
+    overrides = [*(overrides or []), *added]
     params = merged(now.params, recipe=now.recipe, overrides=overrides)
     sources = hashed(now.sources, params, tree, now.data)
     head = git("rev-parse", f"{now.head}^{{tree}}", cwd=tree)

@@ -114,6 +114,10 @@ def test_a_model_that_is_approved_on_the_command_line_becomes_champion(desk, pre
     assert out.startswith(
         f"Shall dummy version 2, of run {key}, be champion, instead of version 1? For it: the verdict passed,"
     )
+    assert (
+        f"\n`longlora compare {key} champion` shows both, `longlora ask --model staging --document FILE` tries it."
+        in out
+    )
     assert [alias(client, name) for name in ("champion", "candidate", "staging")] == ["2", "2", None]
     last = registry.moves(client, "dummy")[-1]
     assert (last.how, last.origin, last.to, last.who) == ("promote", "1", "2", "Ada")

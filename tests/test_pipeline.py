@@ -247,6 +247,15 @@ def test_an_accident_is_tried_again_as_meta_says(run_flow, own):
     assert dummy.executions(own).count("train base") == 3
 
 
+def test_a_slip_in_meta_is_said_before_anything_runs(run_flow, own):
+    path = own / "dvc.yaml"
+    path.write_text(path.read_text().replace("{retries: 2, retry_delay_seconds", "{retires: 2, retry_delay_seconds"))
+    dummy.commit(own)
+    with pytest.raises(ValueError, match="^dvc.yaml: stages: train: meta: unknown key 'retires'; there are: retries, "):
+        run_flow()
+    assert dummy.executions(own) == []
+
+
 @pytest.mark.parametrize("name", ["models/tuned", "rivals/old"])
 def test_of_a_model_that_was_changed_when_it_was_measured_there_is_no_record_and_the_same_run_measures_again(
     run_flow, own, name

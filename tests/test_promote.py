@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import dummy
 import httpx
@@ -19,7 +21,7 @@ from tasks import daemon, servers
 from tasks.listening import LOOPBACK
 from tasks.stages import Out
 from tasks.storage import kept_ref, record
-from tasks.tags import KEY, OVERRIDES, RECIPE, RECORD, REF, VERDICT
+from tasks.tags import HEAD, KEY, RECORD, REF, VERDICT
 from tasks.up import mlflow_command
 from tasks.workspace import Project, project, snapshot, worktree
 
@@ -122,50 +124,167 @@ def test_the_first_that_passes_becomes_champion_by_reference(empty, shop):
     assert client.get_registered_model("dummy").description == "A model of a few letters."
 
 
+JUDGED = """
+fit: {steps: 3}
+gate:
+  rules: [{name: it is, metric: integrity/whole}]
+  more_rules: [{name: it gains, metric: perplexity/extended/target, at_most: 1e-1}]
+  not_asked: []
+licence: {checked: [mine]}
+"""
+MORE = "{name: it gains, metric: perplexity/extended/target, at_most: 1e-1}, {name: it finds, metric: needle/extended}"
+
+
+@pytest.fixture
+def judged(folder, monkeypatch):
+    """What a promotion says of the rules that a run of these words was judged by."""
+    from tasks import promotion, tracking
+
+    dummy.write(folder / "params.yaml", JUDGED)
+    dummy.commit(folder)
+    where, verdict = project(folder), {"passed": True, "rules": []}
+    monkeypatch.setattr(promotion, "verdict_of", lambda where, run: verdict)
+
+    def say(*overrides: str, recipe: str | None = None) -> str:
+        state = snapshot(where, recipe=recipe, overrides=list(overrides))
+        tags = {**tracking.origin(where, state), RECORD: state.commit}
+        return promotion.judged_by(where, SimpleNamespace(data=SimpleNamespace(tags=tags)))
+
+    return say
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("gate.rules=[{name: it is, metric: integrity/whole}]", "gate.rules"),
-        ("gate={rules: []}", "gate"),
-        ("gate[rules]=[]", "gate[rules]"),
-        ("licence.checked=[anything]", "licence.checked"),
+        ("gate.rules=[{name: mine, metric: integrity/whole}]", "gate.rules"),
+        ("gate={rules: []}", "gate.rules"),
+        ("gate[rules]=[]", "gate.rules"),
+        ("[gate].rules=[]", "gate.rules"),
+        ("gate.more_rules=[]", "gate.more_rules"),
+        ("licence.checked=[mine, anything]", "licence.checked"),
     ],
 )
-def test_rules_that_were_set_for_the_run_are_told_with_its_promotion(empty, shop, override, told):
+def test_rules_that_were_set_for_the_run_are_told_however_they_were_written(judged, override, told):
+    assert judged("fit.steps=9", override) == f"the verdict passed by rules that were set for this run ({told})"
+
+
+@pytest.mark.parametrize(
+    "override", ["fit.steps=9", f"gate.more_rules=[{MORE}]", "gate.not_asked=[{name: it is, why: no}]"]
+)
+def test_rules_that_stand_as_they_are_need_no_word(judged, override):
+    assert judged(override) == "the verdict passed"
+
+
+def test_a_rule_that_was_changed_and_not_committed_is_told(judged, folder):
+    dummy.write(folder / "params.yaml", JUDGED.replace("1e-1", "1e+1"))
+    assert judged() == "the verdict passed by rules that were set for this run (gate.more_rules)"
+    dummy.commit(folder)
+    assert judged() == "the verdict passed"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        ("gate: {rules: [{name: mine, metric: integrity/whole}]}", "gate.rules"),
+        ("gate: {more_rules: [{name: mine, metric: needle/extended}]}", "gate.more_rules"),
+        ("licence: {checked: [anything]}", "licence.checked"),
+        (f"gate: {{more_rules: [{MORE}]}}", ""),
+        ("fit: {steps: 9}", ""),
+    ],
+)
+@pytest.mark.parametrize("kept", ["committed", "ignored", "a link"])
+def test_rules_of_a_recipe_are_told_wherever_the_recipe_is(judged, folder, tmp_path, recipe, told, kept):
+    own = folder / "recipes" / "own.yaml"
+    dummy.write(tmp_path / "own.yaml" if kept == "a link" else own, recipe)
+    if kept == "a link":
+        own.symlink_to(tmp_path / "own.yaml")
+    if kept == "ignored":
+        (folder / ".git" / "info" / "exclude").write_text("/recipes/own.yaml\n")
+    else:
+        dummy.commit(folder)
+    said = f" by rules that recipe own has instead of the gate's ({told})" if told else ""
+    assert judged(recipe="own") == f"the verdict passed{said}"
+
+
+def test_what_a_verdict_was_passed_by_is_kept_in_the_history(empty, shop):
     from tasks import registry, runs
 
     promote, client, where = empty
-    run = runs.chosen(client, where, shop[1]["good"]).info.run_id
-    client.set_tag(run, OVERRIDES, f"fit.steps=9 {override}")
+    run = runs.chosen(client, where, shop[1]["good"])
+    params = (where.tree / "params.yaml").read_text()
     try:
-        said = f"the verdict passed by rules that were set for this run ({told})"
+        dummy.write(where.tree / "params.yaml", params.replace("least: 1.0", "least: 3.0"))
+        dummy.commit(where.tree)
+        client.set_tag(run.info.run_id, HEAD, dummy.git(where.tree, "rev-parse", "HEAD"))
+        said = "the verdict passed by rules that were set for this run (gate.least)"
         assert promote("good") == f"dummy version 1 is champion: {said}"
         assert registry.moves(client, "dummy")[-1].why == said
     finally:
-        client.set_tag(run, OVERRIDES, "")
+        dummy.write(where.tree / "params.yaml", params)
+        dummy.commit(where.tree)
+        client.set_tag(run.info.run_id, HEAD, run.data.tags[HEAD])
 
 
-def test_rules_that_a_recipe_has_instead_of_the_gates_are_told_with_the_promotion(empty, shop, monkeypatch):
+def test_a_run_whose_record_is_not_in_this_clone_is_named_with_what_fetches_it(empty, shop):
     from tasks import promotion, runs
 
-    promote, client, where = empty
-    run = runs.chosen(client, where, shop[1]["good"]).info.run_id
-    texts = {"recipes/own.yaml": "gate: {rules: [{name: it is}]}", "recipes/more.yaml": "gate: {more_rules: []}"}
-    kept = promotion.read
-    monkeypatch.setattr(promotion, "read", lambda root, rev, path: texts.get(path) or kept(root, rev, path))
+    _, client, where = empty
+    run = runs.chosen(client, where, shop[1]["good"])
+    client.set_tag(run.info.run_id, RECORD, "0" * 40)
     try:
-        client.set_tag(run, RECIPE, "more")
-        assert promote("good") == "dummy version 1 is champion: the verdict passed"
-        client.delete_registered_model("dummy")
-        client.set_tag(run, RECIPE, "own")
-        said = "the verdict passed by rules that recipe own has instead of the gate's"
-        assert promote("good") == f"dummy version 1 is champion: {said}"
-        client.delete_registered_model("dummy")
-        monkeypatch.undo()
-        client.set_tag(run, RECIPE, "big")  # as it is recorded
-        assert promote("good") == "dummy version 1 is champion: the verdict passed"
+        with pytest.raises(
+            ValueError, match=rf"^run {shop[1]['good']} points to 0{{12}}, which is not in this clone: .*git fetch"
+        ):
+            promotion.nothing_to_do(client, where, runs.chosen(client, where, shop[1]["good"]))
     finally:
-        client.set_tag(run, RECIPE, "")
+        client.set_tag(run.info.run_id, RECORD, run.data.tags[RECORD])
+
+
+def test_a_champion_whose_run_was_resumed_on_other_data_is_measured_by_its_own_record_alone(empty, shop):
+    from mlflow.entities import Metric
+
+    from flows.cli.reproduce import find
+    from tasks import beside, registry, runs, tracking
+    from tasks.comparison import Better
+    from tasks.promotion import RefusalError, objections, promote
+
+    _, client, where = empty
+
+    def finished(state, score: float, model: str) -> tuple[str, Any]:
+        work = worktree(where, state)
+        out = f"    outs:\n    - path: models/tuned\n      md5: {model}\n"
+        dummy.write(work / "dvc.lock", f"schema: '2.0'\nstages:\n  train:\n    cmd: x\n{out}")
+        tracker = tracking.Tracker(client, where, state, experiment="dummy", folder=work)
+        tracker.stage("train", [Out("models/tuned", "out", md5=model, size=1)])
+        tracker.stage("fetch", [Out("models/base", "out", md5="a1.dir", size=1)])
+        client.log_batch(tracker.run_id, metrics=[Metric("score/tuned", score, 0, 4)])
+        commit = record(where, state, work)
+        tracker.tag({RECORD: commit, REF: kept_ref(commit), VERDICT: "verdict.json"})
+        tracker.finish("FINISHED")
+        return commit, client.get_run(tracker.run_id)
+
+    dummy.write(where.root / "verdict.json", json.dumps({"passed": True, "rules": []}))
+    state = snapshot(where, overrides=["train.rank=77"])
+    first, run = finished(state, 3.0, "01.dir")
+    promote(client, where, run)
+    finished(state, 9.0, "02.dir")  # the same run again, elsewhere
+    for ask in (lambda: runs.chosen(client, where, "champion"), lambda: find(where, "champion")):
+        with pytest.raises(
+            ValueError, match=f"^dummy version 1 is of record {first[:12]}, and its run {state.key} was resumed"
+        ):
+            ask()
+    with pytest.raises(RefusalError, match=f"\n  better: dummy version 1 is of record {first[:12]}"):
+        promote(client, where, runs.chosen(client, where, shop[1]["better"]))
+
+    added = beside.addition(client, where, "champion")
+    assert "md5: 01.dir" in added.files["rivals/champion.dvc"]
+    _, challenger = finished(snapshot(where, overrides=["train.rank=78"], additions=[added]), 4.0, "03.dir")
+    client.log_metric(challenger.info.run_id, "score/champion", 5.0, step=4)
+    champion = registry.holder(client, "dummy", "champion")
+    (reason,) = objections(client, where, challenger, champion, [Better("score/tuned", "higher", data="models/base")])
+    assert reason == "better: score/tuned at 4 is 4, and must be higher than 5 of champion version 1"
+    for each in (run, challenger):
+        client.delete_run(each.info.run_id)
 
 
 def test_rules_that_were_not_asked_are_told_with_the_promotion(empty, monkeypatch):
@@ -282,7 +401,8 @@ def test_what_is_equal_is_not_better(empty, shop):
 
     _, client, where = empty
     run = runs.chosen(client, where, shop[1]["good"])
-    version = registry.register(client, "dummy", source="dvc://dummy/p?rev=r&repo=q", run=run, desc="", labels=[])
+    source, _ = runs.source_and_model(where, run)
+    version = registry.register(client, "dummy", source=source, run=run, desc="", labels=[])
     (reason,) = promotion.objections(client, where, run, version, [Better("score/tuned", "higher")])
     assert reason == "better: score/tuned at 4 is 2, and must be higher than 2 of champion version 1"
     (reason,) = promotion.objections(client, where, run, version, [Better("score/none", "lower")])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import dummy
 import pytest
+import yaml
 
 from tasks import workspace
 from tasks.locks import delete, file_of, hold, is_held
@@ -29,6 +30,42 @@ def test_the_same_content_is_the_same_run_whoever_asks(folder, template):
     assert (ours.key, ours.commit) == (theirs.key, theirs.commit)
     assert snapshot(project(folder), overrides=["train.rank=8"]).key == snapshot(project(folder)).key  # as it was
     assert snapshot(project(folder), recipe="big").key != snapshot(project(folder)).key
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "models"),
+    [
+        (None, [], "[champion]"),
+        (None, ["rivals.models=[mine]"], "[mine, champion]"),
+        (None, ["rivals.models="], "[champion]"),
+        (None, ["rivals.models=[champion, mine]"], "[champion, mine]"),
+        ("two", [], "[one, champion]"),
+    ],
+)
+def test_what_stands_beside_stands_after_what_the_user_has_there(folder, recipe, overrides, models):
+    dummy.write(folder / "recipes" / "two.yaml", "rivals: {models: [one]}\n")
+    added = [workspace.Addition(appended={"rivals.models": "champion"}, files={"rivals/champion.dvc": "outs: []\n"})]
+    state = snapshot(project(folder), recipe=recipe, overrides=overrides, additions=added)
+    params = yaml.safe_load(dummy.git(folder, "show", f"{state.commit}:params.yaml"))
+    assert params["rivals"]["models"] == yaml.safe_load(models)
+    assert dummy.git(folder, "show", f"{state.commit}:rivals/champion.dvc") == "outs: []"
+    assert set(state.overrides) == {*overrides, f"rivals.models={models}"}
+
+
+def test_a_list_that_is_none_is_named(folder):
+    for key, said in (("rivals.modles", "^unknown key 'rivals.modles'"), ("train.rank", "must be a number")):
+        with pytest.raises(ValueError, match=said):
+            snapshot(project(folder), additions=[workspace.Addition(appended={key: "champion"})])
+
+
+def test_a_file_whose_name_is_no_text_is_part_of_a_snapshot(folder):
+    odd = os.path.join(os.fsencode(folder), b"caf\xe9")
+    with open(odd, "wb") as file:
+        file.write(b"old coffee")
+    state = snapshot(project(folder))
+    found = worktree(project(folder), state)
+    with open(os.path.join(os.fsencode(found), b"caf\xe9"), "rb") as file:
+        assert file.read() == b"old coffee"
 
 
 def test_a_snapshot_has_every_change_and_touches_nothing(folder):

@@ -16,13 +16,13 @@ from rich.text import Text
 from flows.cli.terminal import console
 from tasks import runs, tracking
 from tasks.outputs import curves_at
-from tasks.tags import DIRTY, KEY, OVERRIDES, RECIPE
+from tasks.tags import DIRTY, HEAD, KEY, OVERRIDES, RECIPE
 from tasks.workspace import Project
 
 FACTS = {
     "recipe": RECIPE,
     "set": OVERRIDES,
-    "commit": "mlflow.source.git.commit",
+    "commit": HEAD,
     "dirty": DIRTY,
     "by": "mlflow.user",
     "CPUs": "hardware.cpus",
