@@ -230,10 +230,18 @@ def questions(evaluate: Any, blocks: Any, pairs: Any, longeval: Any, longqa: Any
 
 def unchecked(cases: list[str], checked: str | None) -> Iterator[str]:
     """Files that are asked, and that pairs are not held against: they might be trained on."""
+    from longlora.data.instructions import SUFFIXES  # behind `stand_in`: it takes pyarrow
+
     held = None if checked is None else Path(checked).resolve()
     for name in cases:
         file = Path(name).resolve()
-        if held not in (file, *file.parents):
+        read = Path(name) if held == file else file  # a folder's files are found where they lie
+        if read.suffix.lower() not in SUFFIXES:  # in a folder it would be passed over
+            yield (
+                f"longqa.cases {name} is asked, and pairs are held against {', '.join(SUFFIXES)} files only, so they could "
+                "hold what is asked: rename it to .jsonl"
+            )
+        elif held not in (file, *file.parents):
             where = name if len(cases) == 1 else "a folder that holds all of longqa.cases"
             yield (
                 f"pairs.contamination.cases = {'null' if checked is None else checked} leaves out longqa.cases {name}, so pairs "

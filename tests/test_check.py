@@ -133,6 +133,10 @@ def test_the_sections_of_the_pipeline_are_those_of_params_yaml_and_right():
             [*PAIRS, "longqa.cases=[qa/a.jsonl,qb/b.jsonl]", "pairs.contamination.cases=qa"],
             ["pairs.contamination.cases = qa leaves out longqa.cases qb/b.jsonl", "a folder that holds all of"],
         ),
+        (
+            [*PAIRS, "longqa.cases=[qa/a.ndjson]", "pairs.contamination.cases=qa"],
+            ["longqa.cases qa/a.ndjson is asked, and pairs are held against .json, .jsonl, .parquet files only"],
+        ),
         (["evaluate.harness=[base]"], ["harness.tasks names no task"]),
         (
             ["evaluate.ruler=[extend]"],
