@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 import unicodedata
 from collections import Counter
 from itertools import permutations
@@ -67,6 +68,15 @@ def test_sentences_end_where_a_reader_would_end_them():
     ]
     assert [(p.heading, text[p.start : p.end][:5]) for p in parts(text)] == [("A heading. Not one", "\nMr. ")]
     assert parts("no heading") == []
+
+
+@pytest.mark.parametrize(
+    "text", [f"a{' ' * 100_000}b", "<!-- open\n" * 15_000, f"# {' ' * 60_000}\nb", f"{' ' * 100_000}\nb"]
+)
+def test_what_holds_no_end_takes_no_longer(text):
+    began = time.process_time()
+    assert prose(text)
+    assert time.process_time() - began < 5  # where each place was looked on from to the end, 10 to 60 seconds
 
 
 def test_an_item_of_a_list_is_a_sentence_without_its_mark():

@@ -9,18 +9,19 @@ import re
 from typing import NamedTuple
 
 BORDER = re.compile(
-    r"(?:[.!?]['\"\u2019\u201d)\]]*)?(\s*\n[ \t]*(?:[-*+][ \t]+|(?=\d{1,2}[.)][ \t])))(?=\S)"  # a Markdown list's item begins
+    r"(?:[.!?]['\"\u2019\u201d)\]]*)?((?<!\s)\s*\n[ \t]*(?:[-*+][ \t]+|(?=\d{1,2}[.)][ \t])))(?=\S)"  # an item of a Markdown list
     r"|[.!?]['\"\u2019\u201d)\]]*(?P<space>\s+)(?=\S)"  # a space behind a full stop and closing quotes
     r"|[\u3002\uff01\uff1f]()"  # Chinese and Japanese ones, without a space
-    r"|(\s*\n\s*\n\s*)"  # a blank line
+    r"|((?<!\s)\s*\n\s*\n\s*)"  # a blank line
 )
+"""White space is looked through from where it begins alone: from each of its characters, a long run would take minutes."""
 ABBREVIATION = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|Gen|Col|Capt|Lieut|Lt|Hon|Rev|St|No|Nos|Art|Sec|Messrs|Prof|Jr|Sr|Gov|Sen|Rep|vs|etc|cf|viz|[A-Z])"
     r"|\b[A-Za-z]\.[A-Za-z])\.$"
 )
-HEADING = re.compile(r"^#{1,6} +(.*\S)[ #]*$", re.MULTILINE)
+HEADING = re.compile(r"^#{1,6} ++(.*\S)[ #]*$", re.MULTILINE)
 UNDERLINED = re.compile(
-    r"(?:\A|(?<=\n\n))(?P<heading>[^\s#|=~-].*?)[ \t]*\n(?P<line>([=~-])\3{2,})[ \t]*$", re.MULTILINE
+    r"(?:\A|(?<=\n\n))(?P<heading>[^\s#|=~-](?:.*[^ \t\n])?)[ \t]*\n(?P<line>([=~-])\3{2,})[ \t]*$", re.MULTILINE
 )
 """A heading of Markdown or reStructuredText that has a line below it, if that is as long: dashes may also part paragraphs."""
 FENCED = re.compile(r"^ {0,3}(`{3,}|~{3,})[^`\n]*\n(?P<lines>.*?)^ {0,3}\1[`~]*", re.MULTILINE | re.DOTALL)
@@ -59,7 +60,7 @@ def sentences(text: str) -> list[Span]:
 
 def prose(text: str) -> list[Span]:
     """The sentences that stand in no code and no table: what may be asked about as a sentence, and where a text can be cut."""
-    apart = sorted([*(Span(*heading.span()) for heading in headings(text)), *(Span(*a.span()) for a in asides(text))])
+    apart = sorted(stripped(text, *found.span()) for found in (*headings(text), *asides(text)))
     borders = [0, *(edge for span in apart for edge in span), len(text)]
     spans = []
     for first, last in zip(borders[::2], borders[1::2], strict=True):
@@ -75,8 +76,9 @@ def prose(text: str) -> list[Span]:
 def asides(text: str) -> list[re.Match[str]]:
     """Code between fences, and, outside of it, front matter, comments and tables."""
     found: list[re.Match[str]] = []
-    for kind in (FENCED, FRONT, COMMENT, TABLE):
-        found += [aside for aside in kind.finditer(text) if not touches(aside, found)]
+    closed = text.rfind("-->") + 3  # behind it, each comment would be looked for to the end of the text
+    for kind, end in ((FENCED, len(text)), (FRONT, len(text)), (COMMENT, closed), (TABLE, len(text))):
+        found += [aside for aside in kind.finditer(text, 0, end) if not touches(aside, found)]
     return found
 
 
