@@ -115,7 +115,16 @@ def test_a_page_may_leave_out_ends(tmp_path):
         "<math><semantics><mi>y</mi><annotation>\\bar y</annotation></semantics></math>"
         "<table><tr><td>one<td>two<tr><td>three<td>four</table></html>"
     )
-    assert read_document(tmp_path / "page.html").text.split() == ["Seen", "x2y", "one", "two", "three", "four"]
+    table = "| one | two |\n| --- | --- |\n| three | four |\n"
+    assert read_document(tmp_path / "page.html").text == f"Seen\n\nx2y\n\n{table}"
+
+
+def test_a_page_that_leaves_out_its_ends_takes_no_longer():
+    rows = "<tr><td>a<td>b" * 2000
+    assert html_text(f"<table>{rows}</table>").count("| a | b |") == 2000
+    assert html_text("<p>words" * 4000).count("words\n") == 4000
+    mixed = "<tr><td><div>a<td><div>b" * 60
+    assert html_text(f"<table>{mixed}</table>").split() == ["a", "b"] * 60
 
 
 def test_a_picture_in_the_spine_of_an_epub_is_no_text(tmp_path):
@@ -198,6 +207,38 @@ def test_a_pdf_that_only_its_owner_may_change_is_read(tmp_path, algorithm):
 def test_a_page_that_is_not_utf8_may_say_its_own_encoding(tmp_path, said, raw, text):
     (tmp_path / "a.html").write_bytes(f'<meta charset="{said}"><p>'.encode() + raw)
     assert read_document(tmp_path / "a.html").text == f"{text}\n"
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-8"])
+def test_what_a_page_says_of_its_encoding_goes_before_what_is_usual(tmp_path, encoding):
+    for said in ("utf-8", "utf-16"):  # which in a page that is ASCII is UTF-8
+        (tmp_path / "a.html").write_bytes(f'<meta charset="{said}"><p>The Brontë sisters.'.encode())
+        assert read_document(tmp_path / "a.html", encoding=encoding).text == "The Brontë sisters.\n"
+    (tmp_path / "a.html").write_bytes("\ufeff<p>The Brontë sisters.".encode("utf-16-le"))
+    assert read_document(tmp_path / "a.html", encoding=encoding).text == "The Brontë sisters.\n"
+    (tmp_path / "a.html").write_bytes('<meta charset="koi9"><p>Brontë'.encode("cp1252"))
+    if encoding != "utf-8":
+        assert read_document(tmp_path / "a.html", encoding=encoding).text == "Brontë\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "<p>The Brontë sisters.</p>".encode(),  # UTF-8, as an EPUB is if it says nothing
+        "\ufeff<p>The Brontë sisters.</p>".encode("utf-16-be"),
+        '<?xml version="1.0" encoding="iso-8859-1"?><html><p>The Brontë sisters.</p></html>'.encode("latin-1"),
+    ],
+)
+def test_a_chapter_is_utf8_unless_it_says_otherwise(tmp_path, raw, encoding):
+    assert read_document(epub(tmp_path / "a.epub", raw), encoding=encoding).text == "The Brontë sisters.\n"
+
+
+def test_a_chapter_in_no_encoding_that_it_may_have_is_named(tmp_path):
+    book = epub(tmp_path / "a.epub", b"<p>caf\xe9")
+    with pytest.raises(ValueError, match=r"a.epub/text/c0.xhtml is not utf-8: byte 6 is 0xe9; name its encoding"):
+        read_document(book)
+    assert read_document(book, encoding="latin-1").text == "café\n"
 
 
 def test_an_encoding_that_a_page_has_not_is_one_line(tmp_path):
@@ -286,6 +327,21 @@ def test_a_pdf_and_an_epub_with_other_things_than_stand_there_are_one_line_each(
         read_document(book)
 
 
+@pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_epub_that_is_damaged_is_one_line(tmp_path, kind):
+    with zipfile.ZipFile(epub(tmp_path / "a.epub")) as book:
+        parts = {part.filename: book.read(part) for part in book.infolist()}
+    with zipfile.ZipFile(tmp_path / "a.epub", "w", kind) as book:
+        for name, content in parts.items():
+            book.writestr(name, content)
+    raw = bytearray((tmp_path / "a.epub").read_bytes())
+    at = 30 + len("META-INF/container.xml")  # behind the first part's header
+    raw[at + 9 : at + 40] = b"\xff" * 31
+    (tmp_path / "a.epub").write_bytes(raw)
+    with pytest.raises(ValueError, match="a.epub is not an EPUB: "):
+        read_document(tmp_path / "a.epub")
+
+
 def test_an_encrypted_pdf_is_read_only_without_a_password_to_ask_for(tmp_path):
     assert PdfReader(pdf(tmp_path / "locked.pdf", "Secret.", password="x")).is_encrypted
     with pytest.raises(ValueError, match="locked.pdf is encrypted"):
@@ -369,7 +425,7 @@ def test_what_is_never_closed_takes_no_page_with_it(tmp_path, name):
 @pytest.mark.parametrize("mark", ["<!-- note", "<![CDATA[ note"])
 def test_a_comment_that_is_never_closed_is_text_and_costs_no_look_through_the_whole_page(mark):
     assert html_text(f"<p>a</p>{mark} <p>b</p>") == f"a\n\n{mark}\n\nb\n"
-    assert html_text(f"<!-- c --><p>a{mark}</p>".encode()) == f"a{mark}\n"
+    assert html_text(f"<!-- c --><p>a{mark}</p>") == f"a{mark}\n"
     rest = without_open_marks(f"<!-- c -->{f'{mark} <b>x</b> ' * 16_000}").removeprefix("<!-- c -->")
     assert "<!" not in rest and html_text(rest).count(mark) == 16_000
 

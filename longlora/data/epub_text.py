@@ -1,22 +1,33 @@
 """An EPUB as plain text: its chapters, which are web pages, in their order."""
 
 import io
+import lzma
 import posixpath
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
-from longlora.data.html_text import html_text
+UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    OSError,  # by bz2
+    EOFError,
+    NotImplementedError,
+    KeyError,
+    ElementTree.ParseError,
+)
 
 
-def epub_text(raw: bytes, file: Path, *, largest: int) -> str:
-    """The chapters of an EPUB in the order of its spine (EPUB 3.3, section 5), if it unpacks to at most `largest` bytes.
+def epub_text(raw: bytes, file: Path, *, largest: int, page: Callable[[bytes, Path], str]) -> str:
+    """The chapters of an EPUB in the order of its spine (EPUB 3.3, section 5), if it unpacks to at most `largest` bytes; `page`
+    reads each, which comes from a place in `file`.
 
     Raises:
-        ValueError: it is larger, encrypted, or no EPUB.
+        ValueError: it is larger, encrypted, or no EPUB; or as `page`.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as book:
@@ -27,9 +38,9 @@ def epub_text(raw: bytes, file: Path, *, largest: int) -> str:
             chapters = list(spine(book))
             if locked(book).intersection(chapters):
                 raise ValueError(f"{file} is encrypted: its chapters open with a licence (DRM) only")
-            texts = (html_text(book.read(chapter)).strip() for chapter in chapters)
+            texts = (page(book.read(chapter), file / chapter).strip() for chapter in chapters)
             return "\n\n".join(text for text in texts if text) + "\n"
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, KeyError, ElementTree.ParseError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{file} is not an EPUB: {str(error) or 'it ends too soon'}") from None
 
 

@@ -1,4 +1,7 @@
-"""A web page as plain text, by Beautiful Soup: headings, code and tables are written as Markdown has them."""
+"""A web page as plain text, by Beautiful Soup and lxml, which knows whose ends a page may leave out.
+
+Headings, code and tables are written as Markdown has them.
+"""
 
 import re
 
@@ -45,10 +48,10 @@ LISTING = 0.8
 """The share of a page that is no code any more, though it stands in `pre`: a mail, an RFC."""
 
 
-def html_text(html: str | bytes) -> str:
+def html_text(html: str) -> str:
     """The text that a reader sees, a blank line between blocks; headings, code and tables in Markdown."""
-    source = without_open_marks(html if isinstance(html, str) else html.decode("latin-1"))
-    soup = BeautifulSoup(source if isinstance(html, str) else source.encode("latin-1"), "html.parser")
+    source = without_open_marks(html)
+    soup = BeautifulSoup(source, "lxml")
     for tag in soup([name for name in UNREAD if closed(name, source)]):
         tag.decompose()
     for string in soup.find_all(string=True):
@@ -113,7 +116,10 @@ def fenced(code: str) -> str:
 
 
 def cells(table: Tag) -> list[list[str]]:
-    """The rows of a table of data; none where it only arranges text: it has one row or column, or a cell with several blocks."""
+    """The rows of a table of data; none where it only arranges text: it has one row or column, or a cell with several blocks; nor
+    where its tags are so mixed up that cells and rows stand inside of each other."""
+    if any(part.find(["td", "th", "tr"]) for part in table(["td", "th"])) or any(row.find("tr") for row in table("tr")):
+        return []
     texts = [[cell.get_text().strip() for cell in row(["td", "th"])] for row in table("tr")]
     rows = [row for row in texts if any(row)]
     arranged = any(len(text) > CELL or re.search(r"\n\s*\n", text) for row in rows for text in row)

@@ -23,8 +23,8 @@ LARGEST = 2**28
 PLAIN = (".txt", ".md", ".markdown", ".rst", ".text")
 HTML = (".html", ".htm", ".xhtml")
 SUFFIXES = (*PLAIN, *HTML, ".epub", ".pdf")
-WEB = {"iso-8859-1": "cp1252", "latin1": "cp1252", "us-ascii": "cp1252"}
-"""What browsers take these for (the WHATWG's Encoding standard)."""
+WEB = {"iso-8859-1": "cp1252", "latin1": "cp1252", "us-ascii": "cp1252", "utf-16": "utf-8"}
+"""What browsers take these for (the WHATWG's Encoding and HTML standards)."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def read_documents(place: Path, *, encoding: str = "utf-8") -> list[Document]:
 
 
 def read_document(file: Path, *, encoding: str = "utf-8") -> Document:
-    """The text of a file; `encoding` is of plain text and HTML (HTML that is not in it may say its own).
+    """The text of a file; `encoding` is of plain text, and of pages (HTML, an EPUB's chapters) that do not say their own.
 
     Raises:
         ValueError: it is not there, or too large; or as `parsed`.
@@ -104,10 +104,14 @@ def parsed(raw: bytes, file: Path, *, encoding: str = "utf-8") -> Document:
     if suffix == ".pdf":
         text, pages = pdf_text(raw, file)
     elif suffix == ".epub":
-        text = epub_text(raw, file, largest=LARGEST)
+        text = epub_text(
+            raw, file, largest=LARGEST, page=lambda part, at: page_text(part, at, first="utf-8", last=encoding)
+        )
     elif suffix in HTML:
-        own = EncodingDetector.find_declared_encoding(raw, is_html=True)
-        text = html_text(decoded(raw, file, encoding, own=WEB.get(own or "", own)))
+        checks = encoding.lower().startswith(
+            "utf"
+        )  # of most others any bytes are text, so that what a page says goes first
+        text = page_text(raw, file, first=encoding if checks else None, last=None if checks else encoding)
     elif suffix in PLAIN or not suffix:
         text = decoded(raw, file, encoding).replace("\r\n", "\n").replace("\r", "\n")
     else:
@@ -119,13 +123,24 @@ def parsed(raw: bytes, file: Path, *, encoding: str = "utf-8") -> Document:
     return Document(readable(file.stem), text, pages)
 
 
+def page_text(raw: bytes, file: Path, *, first: str | None, last: str | None) -> str:
+    """The text of a page, in the encoding that its mark says, or `first`, or what the page says itself, or `last`.
+
+    Raises:
+        ValueError: as `decoded`.
+    """
+    mark = EncodingDetector.strip_byte_order_mark(raw)[1]
+    said = EncodingDetector.find_declared_encoding(raw, is_html=True)
+    return html_text(decoded(raw, file, *filter(None, (mark, first, WEB.get(said or "", said), last))))
+
+
 def readable(name: str) -> str:
     """A file's name with U+FFFD for bytes that are no UTF-8, which no file of records takes."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 
-def decoded(raw: bytes, file: Path, encoding: str, *, own: str | None = None) -> str:
-    """Text in `encoding`, or, where it is not, in the one that it says to be its `own`.
+def decoded(raw: bytes, file: Path, encoding: str, *others: str) -> str:
+    """Text in `encoding`, or, where it is not, in the first of the `others` that it is in.
 
     Raises:
         ValueError: it is in neither, there is no such encoding, or it holds a NUL.
@@ -133,10 +148,12 @@ def decoded(raw: bytes, file: Path, encoding: str, *, own: str | None = None) ->
     try:
         text = raw.decode(encoding).removeprefix("\ufeff")  # a mark at the beginning, as Windows writes it, is no text
     except LookupError:
+        if others:
+            return decoded(raw, file, *others)
         raise ValueError(f"no encoding '{encoding}'; such as utf-8, latin-1, cp1252") from None
     except UnicodeDecodeError as error:
-        if own:
-            return decoded(raw, file, own)
+        if others:
+            return decoded(raw, file, *others)
         raise ValueError(
             f"{file} is not {encoding}: byte {error.start} is {error.object[error.start]:#04x}; "
             "name its encoding, such as latin-1, or convert it: "
