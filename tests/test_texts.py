@@ -1,5 +1,6 @@
 """Documents are read from every kind of source, and what cannot be read is named in one line."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,8 @@ def test_markdown_is_text_where_there_is_no_other(texts, tmp_path):
     ("change", "words"),
     [
         ({"source": "package", "name": "sotuu"}, "package 'sotuu' is not installed"),
+        ({"source": "package", "name": "sotuu.texts"}, "package 'sotuu.texts' is not installed"),
+        ({"source": "package", "name": "../texts"}, "package '../texts' is not installed"),
         ({"name": "nowhere"}, "no .txt file at nowhere"),
         ({"source": "jsonl", "field": "txt", "name": "{rows}"}, "no column 'txt' in .* there are text"),
     ],
@@ -81,6 +84,9 @@ def test_what_is_not_there_is_named(tmp_path, change, words):
         ),
         ("a.jsonl", b'{"text": 3}\n', r"^blocks.field: row 0 of .* has a int for 'text', not a text$"),
         ("a.jsonl", b'{"text": "x"\n', r"^blocks.name: .* cannot be read as jsonl: .*in row 0$"),
+        ("a.jsonl", b"", r"^blocks.name: .*a\.jsonl: no line in it$"),
+        ("a.jsonl", b"\n \n", r"^blocks.name: .*a\.jsonl: no line in it$"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "caf\xe9"}\n', r"a\.jsonl:2: byte 14 of the line is not UTF-8$"),
         ("a.parquet", b"PK", r"^blocks.name: .* cannot be read as parquet: "),
     ],
 )
@@ -101,6 +107,44 @@ def test_a_dataset_that_is_not_on_the_hub_is_named(monkeypatch):
         read(TEXTS.model_copy(update={"source": "hub", "name": "me/typo"}))
     with pytest.raises(ValueError, match=r"^dataset 'me/typo'"):
         read_hub("me/typo", split=None)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("Unknown split \"validaton\". Should be one of ['train'].\nSee"), "Unknown split"),
+        (ConnectionError("Couldn't reach 'me/mine' on the Hub (ConnectTimeout)\nmore"), "Couldn't reach"),
+    ],
+)
+def test_a_split_that_there_is_not_and_a_hub_that_is_away_are_one_line(monkeypatch, error, said):
+    def failing(name, split):
+        raise error
+
+    monkeypatch.setattr("datasets.load_dataset", failing)
+    with pytest.raises(type(error), match=f"^dataset 'me/mine': {said}.*$") as raised:
+        read(TEXTS.model_copy(update={"source": "hub", "name": "me/mine"}))
+    assert raised_here(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("source", ["jsonl", "parquet"])
+def test_a_file_is_read_whose_name_is_a_pattern_of_another(tmp_path, source):
+    for name in ("a[1]", "a1", "a*", "ab"):
+        rows = Dataset.from_dict({"text": [name]})
+        file = tmp_path / f"{name}.{source}"
+        rows.to_json(file) if source == "jsonl" else rows.to_parquet(file)
+    for name in ("a[1]", "a*"):
+        one = read(TEXTS.model_copy(update={"source": source, "name": str(tmp_path / f"{name}.{source}")}))
+        assert list(one["text"]) == [name]
+    every = read(TEXTS.model_copy(update={"source": source, "name": str(tmp_path)}))
+    assert list(every["text"]) == ["a*", "a1", "a[1]", "ab"]
+
+
+def test_hidden_files_are_no_documents_and_a_name_that_is_not_utf8_is_written_out(texts):
+    folder = Path(texts.name)
+    (folder / ".ipynb_checkpoints").mkdir()
+    for name in (".ipynb_checkpoints/a.txt", "._b.txt", os.fsdecode(b"caf\xe9.txt"), os.fsdecode(b"caf\xe8.txt")):
+        (folder / name).write_text("Fourth.")
+    assert list(read(texts)["name"]) == ["a", "b", "c", "caf\\xe8", "caf\\xe9"]
 
 
 def test_a_folder_is_its_files_whatever_the_case_of_their_names_and_no_folders(texts):

@@ -1,5 +1,6 @@
 """Documents as rows of a name and a text: from an installed package, a folder of text files, a table, or the hub."""
 
+import glob
 import importlib.util
 import os
 import shlex
@@ -66,30 +67,58 @@ def from_hub(name: str, *, split: str | None) -> "Dataset":
     """A dataset of the hub; `split` None takes 'train'.
 
     Raises:
-        ValueError: there is none of this name, or it is not open to whoever asks.
+        ValueError: there is none of this name, no such split, or it is not open to whoever asks.
+        ConnectionError: the hub cannot be reached.
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
     try:
         return load_dataset(name, split=split or "train")
-    except DatasetNotFoundError as error:
+    except (DatasetNotFoundError, ValueError) as error:
         raise ValueError(f"dataset '{name}': {str(error).splitlines()[0]}") from None
+    except ConnectionError as error:
+        raise ConnectionError(f"dataset '{name}': {str(error).splitlines()[0]}") from None
 
 
 def from_table(texts: Texts) -> "Dataset":
-    """The rows of JSONL or Parquet files."""
+    """The rows of JSONL or Parquet files.
+
+    Raises:
+        ValueError: there is none, or one cannot be read.
+    """
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
     from pyarrow import ArrowInvalid
 
     files = sorted(str(f) for f in matching(Path(texts.name), suffix=texts.source))
+    if texts.source == "jsonl":
+        must_hold_lines(files)
     kind = "json" if texts.source == "jsonl" else "parquet"
     try:
-        return load_dataset(kind, data_files=files, split="train")
+        # What it takes are patterns: a[1].jsonl would be a1.jsonl.
+        return load_dataset(kind, data_files=[glob.escape(f) for f in files], split="train")
     except (DatasetGenerationError, ArrowInvalid) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(f"blocks.name: {texts.name} cannot be read as {texts.source}: {reason}") from None
+
+
+def must_hold_lines(files: list[str]) -> None:
+    """Raise ValueError where a line is not UTF-8, or no file holds any: `datasets` would say neither so that it is understood."""
+    held = False
+    for file in files:
+        with open(file, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                held = held or bool(line.strip())
+                try:
+                    line.decode()
+                except UnicodeDecodeError as error:
+                    raise ValueError(
+                        f"blocks.name: {file}:{number}: byte {error.start + 1} of the line is not UTF-8"
+                    ) from None
+    if not held:
+        others = f" and {len(files) - 1} others" if len(files) > 1 else ""
+        raise ValueError(f"blocks.name: {files[0]}{others}: no line in it")
 
 
 def text_of(file: Path) -> str:
@@ -106,7 +135,10 @@ def text_of(file: Path) -> str:
 def text_files(texts: Texts) -> list[Path]:
     if texts.source == "text":
         return matching(Path(texts.name), suffix="txt", other="md")
-    spec = importlib.util.find_spec(texts.name)
+    try:
+        spec = importlib.util.find_spec(texts.name)
+    except (ImportError, ValueError):  # there is no package of what stands before its dot, or it is no name at all
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"blocks.name: package '{texts.name}' is not installed; pip install {texts.name}")
     return matching(Path(next(iter(spec.submodule_search_locations))), suffix="txt", other="md")
@@ -114,18 +146,21 @@ def text_files(texts: Texts) -> list[Path]:
 
 def names_of(files: list[Path]) -> list[str]:
     """Each file's stem; where several share it, the path below the folder that holds all files, with its suffix if need be. No two
-    are equal."""
+    are equal. A byte that is no UTF-8, which no table takes, is written out."""
     above = os.path.commonpath([f.parent for f in files])
     stems, paths = Counter(f.stem for f in files), Counter(f.with_suffix("") for f in files)
     below = [
         f.relative_to(above) if paths[f.with_suffix("")] > 1 else f.relative_to(above).with_suffix("") for f in files
     ]
-    return [f.stem if stems[f.stem] == 1 else name.as_posix() for f, name in zip(files, below, strict=True)]
+    names = [f.stem if stems[f.stem] == 1 else name.as_posix() for f, name in zip(files, below, strict=True)]
+    return [os.fsencode(name).decode("utf-8", "backslashreplace") for name in names]
 
 
 def matching(place: Path, *, suffix: str, other: str | None = None) -> list[Path]:
-    """`place` itself, or all files below it with the suffix, in whatever case (without any: with the `other`), sorted by path."""
-    below = sorted(f for f in place.rglob("*") if f.is_file()) if place.is_dir() else []
+    """`place` itself, or all files below it with the suffix, in whatever case (without any: with the `other`), sorted by path, but
+    none that is hidden."""
+    found = sorted(f for f in place.rglob("*") if f.is_file()) if place.is_dir() else []
+    below = [f for f in found if not any(part.startswith(".") for part in f.relative_to(place).parts)]
     files = [place] if place.is_file() else [f for f in below if f.suffix.lower() == f".{suffix}"]
     if not files and other:
         files = [f for f in below if f.suffix.lower() == f".{other}"]
