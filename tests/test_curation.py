@@ -109,6 +109,21 @@ def test_all_turns_of_a_case_are_looked_for_but_no_word_that_every_text_has(case
     assert [d.place for d in kept] == ["words of it"] and len(left) == 2
 
 
+def test_a_document_in_a_system_turn_is_one_and_what_only_says_how_to_answer_is_none(cases, tmp_path):
+    def chat(system, asked, said="Yes.", place="p"):
+        return Dialogue((Turn("system", system), Turn("user", asked), Turn("assistant", said)), ("d",), place)
+
+    brief = "You are a helpful assistant and you always answer in one short sentence."
+    for system in (" ".join(WORDS[:100]), brief):
+        said = zip(("system", "user", "assistant"), (system, "Which word is the last?", "w99"), strict=True)
+        (tmp_path / "cases.jsonl").write_text(json.dumps({"messages": [{"role": r, "content": c} for r, c in said]}))
+        rows = [chat(" ".join(WORDS[10:90]), "Who?", place="its document"), chat(brief, "Who came?", place="another")]
+        assert [b.place for b in uncontaminated(rows, cases)[1]] == (["its document"] if system != brief else [])
+    held_out = [chat(f"{brief} {' '.join(WORDS[:100])}", "Who?", place="h")]
+    rows = [chat(" ".join(WORDS[:100]), "When?", place="the same"), *(chat(brief, f"{n}?", place="2") for n in "abc")]
+    assert [b.place for b in beside(rows, held_out, NONE)[1]] == ["the same"]
+
+
 def test_cases_that_are_not_whole_are_refused(cases, tmp_path):
     (tmp_path / "cases.jsonl").write_text('{"question": "x"}\n')
     with pytest.raises(ValueError, match="1 records, 0 good, 1 bad"):

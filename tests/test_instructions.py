@@ -118,6 +118,17 @@ def test_questions_on_one_document_name_it_whatever_field_it_is_in_and_however_i
     assert found.dialogues[-1].documents != found.dialogues[0].documents
 
 
+def test_questions_on_one_document_in_a_system_turn_name_it_and_what_only_says_how_to_answer_names_nothing(tmp_path):
+    text = "It has a sentence which is longer than all of the questions that may be asked about it. " * 5
+    rows = [
+        {"messages": [{"role": "system", "content": system}, {"role": "user", "content": asked}, CHAT["messages"][2]]}
+        for system in (text, "You answer, in at most a few words and without any mistake, all questions.")
+        for asked in ("Who came to the town?", "When?")
+    ]
+    first, second, third, fourth = (d.documents for d in read_records(written(tmp_path, *rows)).dialogues)
+    assert first == second and len({first, third, fourth}) == 3
+
+
 def test_a_folder_is_its_files_whatever_the_case_of_their_names(tmp_path):
     written(tmp_path, GOOD, name="A.JSONL")
     (tmp_path / "b.json").mkdir()

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from longlora.data.instructions import Bad, Dialogue, read_records
+from longlora.data.instructions import Bad, Dialogue, given, read_records
 from longlora.data.words import terms
 from longlora.section import Section
 
@@ -123,11 +123,11 @@ def about_held_out(
 def beside(
     dialogues: Sequence[Dialogue], held_out: Iterable[Dialogue], settings: Contamination
 ) -> tuple[list[Dialogue], list[Bad]]:
-    """Those that hold no `PASSAGE` of what a user says in a `held_out` dialogue, and which were left out: their document is held
+    """Those that hold no `PASSAGE` of what is `given` in a `held_out` dialogue, and which were left out: their document is held
     out as well, under another name. What more than half of all hold is a form of asking, and no document."""
     owner: dict[int, str] = {}
     for dialogue in held_out:
-        for run in {run for t in dialogue.turns if t.role == "user" for run in runs(t.content, settings.words)}:
+        for run in {run for text in given(dialogue.turns) for run in runs(text, settings.words)}:
             owner.setdefault(hash(run), dialogue.place)
     texts = ("\n".join(t.content for t in d.turns) for d in dialogues if owner)
     shared = [owner.keys() & {hash(run) for run in runs(text, settings.words)} for text in texts]
@@ -148,7 +148,7 @@ def texts_of(case: Dialogue, *, least: int) -> list[str]:
     What is asked is the user's last line, as far as it is not the whole of his words. Turns of fewer than `least` words ("Go on.")
     are no case by themselves: most texts would hold them.
     """
-    said = [t.content for t in case.turns if t.role == "user"]
+    said = given(case.turns)
     lines = [line for line in said[-1].splitlines() if line.strip()]
     asked = f"{lines[-1] if len(lines) > 1 else said[-1]}\n{case.turns[-1].content}"
     alone = said if len(lines) > 1 else said[:-1]

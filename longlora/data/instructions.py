@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +23,8 @@ from longlora.data.wording import asked
 from longlora.data.words import terms
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
+INSTRUCTION = 50
+"""Words of a system turn, at most, that only says how to answer; a longer one is taken for a document."""
 SENTENCE_END = re.compile(r"[.!?]['\"\u2019\u201d)\]]*\s|[\u3002\uff01\uff1f]|\n\s*\n")
 """Roughly: only the longest sentence of a text is looked for."""
 
@@ -128,7 +130,14 @@ class Chat(Record):
         return tuple(Turn(m.role, m.content) for m in self.messages)
 
     def documents(self) -> tuple[str, ...]:
-        return (digest_of_document(next(m.content for m in self.messages if m.role == "user")),)
+        return (digest_of_document("\n\n".join(given(self.turns()))),)
+
+
+def given(turns: Iterable[Turn]) -> list[str]:
+    """What the assistant is given to answer from: all that the others say, but for a system turn of few words."""
+    return [
+        t.content for t in turns if t.role == "user" or (t.role == "system" and len(terms(t.content)) > INSTRUCTION)
+    ]
 
 
 class Question(Record):
