@@ -127,7 +127,18 @@ def test_a_record_that_a_template_refuses_is_named(tmp_path):
         ValueError, match=r"a.jsonl line 1: .* refuses turns of system, user \(System role not supported"
     ):
         prepare(chosen, settings=settings, tokenizer=chatting(strict), context=64, out=tmp_path / "out")
+    lax = settings.model_copy(update={"faults": "leave_out"})
+    with pytest.raises(
+        ValueError, match=r"pairs: not one of 1 can be trained on. The first: .*a.jsonl line 1, messages: "
+    ):
+        prepare(chosen, settings=lax, tokenizer=chatting(strict), context=64, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    with (tmp_path / "a.jsonl").open("a") as lines:
+        lines.write("\n" + json.dumps({"messages": [asdict(turn) for turn in TURNS[1:]]}))
+    chosen = choose(gather(lax), lax)
+    counts = prepare(chosen, settings=lax, tokenizer=chatting(strict), context=256, out=tmp_path / "out")
+    assert (counts["read"], counts["train"], counts["left_out"]) == (2, 1, {"malformed": 1})
+    assert "a.jsonl line 1,messages," in (tmp_path / "out/left_out.csv").read_text()
 
 
 def test_every_record_is_trained_on_held_out_or_named(source, tmp_path):

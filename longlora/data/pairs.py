@@ -211,15 +211,19 @@ def prepare(
     """Write the training pairs, the held-out dialogues, and what was left out, below `out`; return the counts.
 
     Raises:
-        ValueError: a pair is longer than `context`, and faults are refused; or all are.
+        ValueError: a pair is longer than `context`, or its turns are refused by the template, and so are faults; or all are.
     """
     fit, left = [], list(chosen.left)
     lengths, answers, beyond = [], [], []
+    refused: list[Bad] = []
     for dialogue in chosen.train:
         try:
             pair = tokenised(dialogue.turns, tokenizer=tokenizer, prompt=settings.prompt)
         except ValueError as error:
-            raise ValueError(f"{dialogue.place}: {error}") from None
+            if settings.faults == "refuse":
+                raise ValueError(f"{dialogue.place}: {error}") from None
+            refused.append(Bad(dialogue.place, "messages", str(error)))
+            continue
         if len(pair.tokens) > context:
             reason = f"has {len(pair.tokens)} tokens, position.context = {context}"
             left.append(Bad(dialogue.place, "length", reason))
@@ -233,6 +237,9 @@ def prepare(
         raise ValueError(
             f"{said} {max(beyond) - context} tokens. {shorter(settings, rest=len(fit))}. {first(left[-len(beyond) :])}"
         )
+    if refused and not fit:
+        raise ValueError(f"pairs: not one of {len(chosen.train)} can be trained on. {first(refused)}")
+    left += refused
     out.mkdir(parents=True)
     write(fit, out / "train.safetensors", vocabulary=len(tokenizer))
     write_dialogues(chosen.held_out, out / "heldout.jsonl")
