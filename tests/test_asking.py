@@ -16,7 +16,7 @@ from test_pairs import CHATML
 from test_passkey import byte_level, sentencepiece_like
 
 from flows.cli import options
-from flows.cli.ask import ask
+from flows.cli.ask import ask, typed
 from flows.cli.chat import chat
 from flows.cli.main import app
 from longlora.asking.asking import Answer, CallbackStreamer, Prompt, Session, TooLong, windows
@@ -304,6 +304,11 @@ def test_a_question_that_is_not_utf_8_is_said_to_be_and_does_not_end_the_others(
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{broken}\n"))
     with pytest.raises(ValueError, match="a question must be UTF-8"):
         chat(str(TINY), window=None, prompt=None, max_new_tokens=8)
+
+
+def test_a_byte_that_is_not_utf_8_ends_no_session_where_python_is_strict(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Qui \xe9tait?\nWhy?\n"), encoding="utf-8"))
+    assert [line.encode(errors="surrogateescape") for line in typed()] == [b"Qui \xe9tait?", b"Why?"]
 
 
 def test_an_answer_without_a_word_is_said_to_be_none(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """`longlora ask`: answer questions about a document."""
 
 import importlib.util
+import io
 import sys
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -121,7 +122,10 @@ def page(model: str, *, port: int, prompt: PromptName | None, max_new_tokens: in
 
 
 def typed() -> Iterator[str]:
-    """Lines of the terminal, or of a pipe, until its end; empty ones are passed over."""
+    """Lines of the terminal, or of a pipe, until its end; empty ones are passed over. A byte that is no UTF-8 is refused with its
+    line (`must_be_text`), and ends no session."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         print("> " if sys.stdin.isatty() else "", end="", flush=True)
         line = sys.stdin.readline()
