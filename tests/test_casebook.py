@@ -340,7 +340,7 @@ def test_short_documents_are_joined_whole_where_their_parts_are_too_little():
     few = [Document(name, " ".join(line.format(f"{name}{n}") for n in range(23))) for name in "abc"]  # 299 words each
     settings = Casebook(lengths=[500], depths=[0.5], kinds=["following"], samples=20, collections=0.5, seed=1)
     found = build(few, settings, measure=words)
-    assert len(found.cases) == 20
+    assert len(found.cases) + found.repeated == 20 and not found.missing
     assert all(400 <= c.length <= 500 and len(c.sources) > 1 for c in found.cases)
 
 
@@ -450,13 +450,65 @@ def test_a_question_that_a_short_text_is_asked_again_is_written_once_and_that_is
     assert f"{80 - len(asked)} more were the same ones on the same text, and are left out" in said
 
 
+def test_each_question_on_a_text_is_counted_once():
+    text = "It was Ada Lovelace who came to the town. In 1843 they met Charles Babbage there."
+    few = SETTINGS.model_copy(update={"lengths": [14], "kinds": ["cloze"], "samples": 16})
+    once = build([Document("a", text)], few, measure=words)
+    assert len({(c.document, c.question) for c in once.cases}) == len(once.cases)
+    assert len(once.cases) + once.repeated + len(once.missing) == 3 * 16 and once.repeated
+
+
+def test_what_is_there_and_not_of_the_command_is_not_written_over(tmp_path):
+    (tmp_path / "a.txt").write_text("It was Ada Lovelace who came to the town. In 1843 they met Charles Babbage there.")
+    usual = {"kinds": ["cloze"], "samples": 2, "collections": 0.0, "seed": 1}
+    out = tmp_path / "qa.jsonl"
+
+    def again():
+        return longqa.build(str(tmp_path), out=out, settings=usual, tokenizer=None, encoding="utf-8")
+
+    out.touch()
+    assert again() == again()
+    cases = [json.loads(line) for line in out.read_text().splitlines()]
+    for other in (
+        "Notes\n",
+        '{"question": "mine"}\n',
+        json.dumps(cases[0] | {"kind": "written"}),
+        json.dumps(cases[0]) + "\n" + json.dumps(cases[0] | {"note": "mine"}),
+    ):
+        out.write_text(other)
+        with pytest.raises(ValueError, match=r"^OUT .*qa.jsonl: is there, and not of this command \(.*\): name a new"):
+            again()
+        assert out.read_text() == other
+
+
+def test_usual_lengths_that_pages_of_tables_can_not_fill_are_left_out(tmp_path):
+    row = "| ketch | nine or ten of them, as the case may be |\n"
+    for name in "ab":
+        table = f"| boat | fee |\n| --- | --- |\n{row * 60}"
+        line = f"It was Ada Lovelace who came to the town of {name} in 1843, and met Charles Babbage there."
+        (tmp_path / f"{name}.md").write_text(f"{table}\n{line}\n\n{table}")
+    usual = {"kinds": ["cloze"], "samples": 2, "collections": 1.0, "seed": 1}
+    said = longqa.build(str(tmp_path), out=tmp_path / "qa", settings=usual, tokenizer=None, encoding="utf-8")
+    assert int(said[0].split()[0]) > 0
+    assert said[2] == "of up to 500, 1000 words: there is too little text for more"
+    with pytest.raises(ValueError, match="have no excerpt of 2000: lower the lengths"):
+        longqa.build(
+            str(tmp_path),
+            out=tmp_path / "qa",
+            settings=usual | {"lengths": [2000]},
+            tokenizer=None,
+            encoding="utf-8",
+        )
+
+
 def test_a_document_without_a_sentence_to_ask_about_is_named(tmp_path):
     (tmp_path / "a.txt").write_text("It was Ada Lovelace who came to the town. In 1843 they met Charles Babbage there.")
     (tmp_path / "b.txt").write_text("a transcript without any stop " * 900)
+    (tmp_path / "c.txt").touch()
     usual = {"kinds": ["cloze"], "samples": 2, "collections": 0.0, "seed": 1}
     said = longqa.build(str(tmp_path), out=tmp_path / "qa.jsonl", settings=usual, tokenizer=None, encoding="utf-8")
     assert " questions on 1 document: " in said[0]
-    told = "1 of 2 documents hold no sentence of 40 to 400 characters to ask about, and are left out, the first: b"
+    told = "2 of 3 documents hold no sentence of 40 to 400 characters to ask about, and are left out, the first: b"
     assert told in said
 
 

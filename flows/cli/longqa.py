@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from pydantic import ValidationError
 
 from flows.cli.options import must_take
 from longlora.data.author import Endpoint, Plan, write_questions
-from longlora.data.casebook import Casebook, Measure, tokens, words, write
+from longlora.data.casebook import Built, Casebook, DocumentCase, Measure, TooShortError, tokens, words, write
 from longlora.data.casebook import build as build_cases
+from longlora.data.cases import read_lines
 from longlora.data.questions import KINDS, LONGEST, SHORTEST, askable
 from longlora.data.reading import SUFFIXES, Document, located, read_documents
 from longlora.data.sentences import prose
@@ -27,16 +29,17 @@ def build(docs: str, *, out: Path, settings: dict[str, Any], tokenizer: Path | N
     """Write the cases to `out`; what was written, in lines.
 
     Raises:
-        ValueError: the documents or settings are wrong, `out` cannot be written, or there is too little text.
+        ValueError: the documents or settings are wrong, `out` cannot be written or holds something else, or there is too little
+            text.
     """
     must_be_no_document(out)
     must_take("OUT", out)
+    must_be_own(out)
     casebook_of(settings)  # what is wrong is said before the documents are read
     documents = documents_at(docs, encoding)
     measure = tokens_by(tokenizer) if tokenizer else words
-    casebook = casebook_of({"lengths": usual_lengths(documents, measure)} | settings)
-    built = build_cases(documents, casebook, measure=measure)
-    cases = list({(case.document, case.question): case for case in built.cases}.values())
+    casebook, built = asked_about(documents, settings, measure)
+    cases = built.cases
     write(cases, out)
     kinds = Counter(case.kind for case in cases)
     fit = len(documents) - len(built.unfit)
@@ -47,8 +50,8 @@ def build(docs: str, *, out: Path, settings: dict[str, Any], tokenizer: Path | N
     if "lengths" not in settings and casebook.lengths != USUAL["lengths"]:
         unit = "tokens" if tokenizer else "words"
         said.append(f"of up to {', '.join(map(str, casebook.lengths))} {unit}: there is too little text for more")
-    if repeated := len(built.cases) - len(cases):
-        said.append(f"{repeated} more were the same ones on the same text, and are left out")
+    if built.repeated:
+        said.append(f"{built.repeated} more were the same ones on the same text, and are left out")
     if built.unfit:
         told = f"no sentence of {SHORTEST} to {LONGEST} characters to ask about, and are left out"
         said.append(f"{len(built.unfit)} of {len(documents)} documents hold {told}, the first: {built.unfit[0]}")
@@ -61,6 +64,24 @@ def tokens_by(tokenizer: Path) -> Measure:
     from longlora.model.load import open_tokenizer  # it imports PyTorch, which nothing else here needs
 
     return tokens(open_tokenizer(tokenizer))
+
+
+def asked_about(documents: Sequence[Document], settings: dict[str, Any], measure: Measure) -> tuple[Casebook, Built]:
+    """The questions, and the settings they were built by. Lengths that are not among `settings` are the usual ones, but those for
+    which there is too little text between headings and tables.
+
+    Raises:
+        ValueError: as `build` of the casebook.
+    """
+    lengths = usual_lengths(documents, measure)
+    while True:
+        casebook = casebook_of({"lengths": lengths} | settings)
+        try:
+            return casebook, build_cases(documents, casebook, measure=measure)
+        except TooShortError as error:
+            lengths = [length for length in lengths if length < error.length] or [error.length // 2]
+            if "lengths" in settings or not lengths[0]:
+                raise
 
 
 def usual_lengths(documents: Sequence[Document], measure: Measure) -> list[int]:
@@ -130,6 +151,19 @@ def must_be_no_document(out: Path) -> None:
         raise ValueError(
             f"OUT {out}: is named as a document, and questions are JSON lines: {out.with_suffix('.jsonl')}"
         )
+
+
+def must_be_own(out: Path) -> None:
+    """Raises ValueError: `out` is there, and is more than questions by rule, which the same command writes again."""
+    if not out.is_file() or not out.stat().st_size:
+        return
+    keys = {field.name for field in fields(DocumentCase)}
+    try:
+        others = [place for place, row in read_lines(out) if row.keys() != keys or row["kind"] not in KINDS]
+    except ValueError as error:
+        others = [str(error)]
+    if others:
+        raise ValueError(f"OUT {out}: is there, and not of this command ({others[0]}): name a new file")
 
 
 def documents_at(docs: str, encoding: str) -> list[Document]:

@@ -61,13 +61,24 @@ class DocumentCase:
     sources: list[str]
 
 
+class TooShortError(ValueError):
+    """The documents have no excerpt of a length."""
+
+    def __init__(self, said: str, length: int) -> None:
+        super().__init__(said)
+        self.length = length
+
+
 @dataclass(frozen=True)
 class Built:
     cases: list[DocumentCase]
+    """Each question once on the same text."""
     missing: list[str]
     """Questions that no excerpt allowed, in words."""
     unfit: list[str]
     """Documents without a sentence to ask about, by name; no excerpt is of them."""
+    repeated: int = 0
+    """Questions that came again on the same text."""
 
 
 def words(text: str) -> np.ndarray:
@@ -109,7 +120,8 @@ def build(documents: Sequence[Document], settings: Casebook, *, measure: Measure
     """All cases, by length, depth, sample and kind.
 
     Raises:
-        ValueError: the documents have too little text for a length, or not one question can be asked.
+        ValueError: not one question can be asked.
+        TooShortError: the documents have too little text for a length.
     """
     every = [Source(d, measure) for d in documents]
     sources = [s for s in every if s.fit]
@@ -117,19 +129,21 @@ def build(documents: Sequence[Document], settings: Casebook, *, measure: Measure
         raise ValueError(
             f"{len(documents)} documents hold no sentence of {SHORTEST} to {LONGEST} characters to ask about"
         )
-    built = Built([], [], [s.name for s in every if not s.fit])
+    found: list[DocumentCase] = []
+    missing: list[str] = []
     for length in settings.lengths:
         for depth in settings.depths:
             for sample in range(settings.samples):
                 name = f"{settings.seed} {length} {depth} {sample}"
                 for kind, case in cell(sources, name, length=length, depth=depth, settings=settings, measure=measure):
                     if case is None:
-                        built.missing.append(f"{kind} at length {length}, depth {depth}, sample {sample + 1}")
+                        missing.append(f"{kind} at length {length}, depth {depth}, sample {sample + 1}")
                     else:
-                        built.cases.append(case)
-    if not built.cases:
-        raise ValueError(f"no question can be asked: {len(built.missing)} were tried, the first {built.missing[0]}")
-    return built
+                        found.append(case)
+    if not found:
+        raise ValueError(f"no question can be asked: {len(missing)} were tried, the first {missing[0]}")
+    cases = list({(case.document, case.question): case for case in found}.values())
+    return Built(cases, missing, [s.name for s in every if not s.fit], len(found) - len(cases))
 
 
 def cell(
@@ -165,7 +179,7 @@ def excerpt(
     """A text of at most `length` units, '' if that is less than a sentence, and the names of its documents.
 
     Raises:
-        ValueError: the documents together are shorter than that.
+        TooShortError: the documents together are shorter than that.
     """
     long_enough = [s for s in sources if len(s.ends) >= length]
     if long_enough and (len(sources) == 1 or dice.random() >= collections):
@@ -179,9 +193,8 @@ def excerpt(
         text, names, held = joined(drawn, length=length, share=length, measure=measure, dice=dice)
     if held < FULL * length:
         total = sum(len(s.ends) for s in sources)
-        raise ValueError(
-            f"{len(sources)} documents of {total} units together have no excerpt of {length}: lower the lengths"
-        )
+        said = f"{len(sources)} documents of {total} units together have no excerpt of {length}: lower the lengths"
+        raise TooShortError(said, length)
     return text, names
 
 

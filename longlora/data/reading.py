@@ -59,8 +59,8 @@ def located(name: str) -> Path:
 
 
 def read_documents(place: Path, *, encoding: str = "utf-8") -> list[Document]:
-    """The document `place`, or all with a known suffix below it, in order of their paths, but none that is hidden. Where several
-    have the same name, it is their path.
+    """The document `place`, or all with a known suffix below it, in order of their paths, but none that is hidden; in a folder, one
+    may hold no text. Where several have the same name, it is their path.
 
     Raises:
         ValueError: as `read_document`, or nothing is there.
@@ -72,14 +72,15 @@ def read_documents(place: Path, *, encoding: str = "utf-8") -> list[Document]:
     if not files:
         raise ValueError(f"no document at {place} (seen from {Path.cwd()}); read are {', '.join(SUFFIXES)}")
     times = Counter(readable(file.stem) for file in files)
-    documents = ((file, read_document(file, encoding=encoding)) for file in files)
+    documents = ((file, read_document(file, encoding=encoding, blank=True)) for file in files)
     return [
         d if times[d.name] == 1 else replace(d, name=readable(f.relative_to(place).as_posix())) for f, d in documents
     ]
 
 
-def read_document(file: Path, *, encoding: str = "utf-8") -> Document:
-    """The text of a file; `encoding` is of plain text, and of pages (HTML, an EPUB's chapters) that do not say their own.
+def read_document(file: Path, *, encoding: str = "utf-8", blank: bool = False) -> Document:
+    """The text of a file; `encoding` is of plain text, and of pages (HTML, an EPUB's chapters) that do not say their own. One that
+    is `blank` may be meant.
 
     Raises:
         ValueError: it is not there, or too large; or as `parsed`.
@@ -90,14 +91,14 @@ def read_document(file: Path, *, encoding: str = "utf-8") -> Document:
         raise ValueError(f"no document {file} (seen from {Path.cwd()})")
     if file.stat().st_size > LARGEST:
         raise ValueError(f"{file} has {file.stat().st_size:,} bytes, and a document at most {LARGEST:,}: cut it")
-    return parsed(file.read_bytes(), file, encoding=encoding)
+    return parsed(file.read_bytes(), file, encoding=encoding, blank=blank)
 
 
-def parsed(raw: bytes, file: Path, *, encoding: str = "utf-8") -> Document:
+def parsed(raw: bytes, file: Path, *, encoding: str = "utf-8", blank: bool = False) -> Document:
     """The text of bytes that come from `file`, which need not be there: its suffix says how to read them.
 
     Raises:
-        ValueError: they are encrypted, of another kind or encoding than they say, or hold no text.
+        ValueError: they are encrypted, of another kind or encoding than they say, or hold no text, unless they may be `blank`.
     """
     suffix = file.suffix.lower()
     pages: tuple[int, ...] = ()
@@ -116,7 +117,7 @@ def parsed(raw: bytes, file: Path, *, encoding: str = "utf-8") -> Document:
         text = decoded(raw, file, encoding).replace("\r\n", "\n").replace("\r", "\n")
     else:
         raise ValueError(f"{file}: documents are read from {', '.join(SUFFIXES)}, not from '{suffix}'")
-    if not text.strip():
+    if not (blank or text.strip()):
         raise ValueError(
             f"{file} holds no text{': a scan, perhaps, which has to be read by OCR first' if pages else ''}"
         )
