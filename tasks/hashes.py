@@ -1,7 +1,9 @@
-"""The hash that DVC gives a file or folder."""
+"""The hash that DVC gives a file or folder, or gave it."""
 
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 
 def hash_of(path: Path, known: Any = None) -> str:
@@ -21,3 +23,12 @@ def hash_of(path: Path, known: Any = None) -> str:
     database = known if known is not None else HashFileDB(disk, str(path))
     _, _, found = build(database, str(path), disk, "md5", dry_run=True)
     return str(found.hash_info.value)
+
+
+def named(file: Path) -> str | None:
+    """The hash that a `.dvc` file gives what it is called after; None where there is no such file, or DVC 2 made it, which hashed
+    texts otherwise."""
+    if not file.is_file():
+        return None
+    outs = yaml.load(file.read_text(), Loader=yaml.CSafeLoader)["outs"]
+    return next((out["md5"] for out in outs if out["path"] == file.stem and out.get("hash") == "md5"), None)

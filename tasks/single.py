@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dvc.dependency.param import ParamsDependency
 from dvc.exceptions import DvcException
 from dvc.lock import make_lock
 from dvc.repo import Repo
@@ -17,6 +18,8 @@ from dvc.stage.cache import StageCache, _can_hash  # pyright: ignore[reportPriva
 from dvc.stage.exceptions import StageCmdFailedError
 from dvc.stage.serialize import to_lockfile
 from dvc.utils.serialize import dumps_yaml
+
+from tasks.sources import SOURCES, must_be_as_named
 
 CAUSE = "error: "
 AFRESH = "--afresh"  # run the stage even if its outputs are known, and leave the cache as it is
@@ -61,11 +64,25 @@ def must_be_whole(done: dict[str, list[str]]) -> None:
 
 
 def reproduced(stage: Any, **options: Any) -> Any:
-    """What DVC does with the stage that is to be brought up to date, by our way to write dvc.lock."""
+    """What DVC does with the stage that is to be brought up to date, by our way to write dvc.lock; nothing is recorded of a stage
+    whose data was changed under it."""
+    save = stage.save
+
+    def save_if_as_named(**how: Any) -> None:
+        must_be_as_named(sections_of(stage), Path.cwd())
+        save(**how)
+
+    stage.save = save_if_as_named
     done = stage.reproduce(**options)
     if done:
         write_lock([stage])
     return done
+
+
+def sections_of(stage: Any) -> list[str]:
+    """The sections of sources.yaml that `stage` has among its parameters."""
+    found = [dep for dep in stage.deps if isinstance(dep, ParamsDependency) and Path(dep.fs_path).name == SOURCES]
+    return [name for dep in found for name in dep.params]
 
 
 def write_lock(stages: list[Any]) -> None:
@@ -112,7 +129,7 @@ def reproduce_one() -> int:
             status = re.search(r"exited with (\d+)$", str(reason))
             return min(int(status[1]), 255) if status else 1
         print(f"{CAUSE}{reason}", flush=True)
-        return 1
+        return 2 if isinstance(reason, ValueError) else 1  # of data that was changed another try has no other
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tasks.hashes import hash_of
+from tasks.hashes import hash_of, named
 
 SOURCES = "sources.yaml"
 
@@ -53,13 +53,34 @@ def words(value: Any) -> Iterator[str]:
 def hash_at(word: str, tree: Path) -> str:
     """The hash of what lies at the path `word`, seen from the checkout `tree`; '' if nothing does.
 
-    It is as DVC gives it, and remembers it by the files' times; what DVC tracks says it itself."""
+    It is as DVC gives it, and remembers it by the files' times. What DVC tracks says it itself; not what an absolute path names,
+    for a run reads that where it lies, edited or not."""
     place = tree / os.path.expanduser(word)
+    if not os.path.isabs(os.path.expanduser(word)) and (said := named(place.with_name(f"{place.name}.dvc"))):
+        return said
     if not os.path.exists(place) or tree.resolve().is_relative_to(place.resolve()):  # "" and "." are no data
         return ""
-    if (pointer := place.with_name(f"{place.name}.dvc")).is_file():
-        return str(yaml.safe_load(pointer.read_text())["outs"][0]["md5"])
     from dvc.repo import Repo  # DVC takes half a second to import
 
     with Repo(str(tree)) as repo:
         return hash_of(place, repo.cache.local)
+
+
+def must_be_as_named(sections: list[str], folder: Path) -> None:
+    """Check that what `sections` name outside of the run's folder is still what its sources.yaml says: git and DVC keep the rest.
+
+    Raises:
+        ValueError: somebody changed it since the snapshot was made.
+    """
+    hashes_of = yaml.safe_load((folder / SOURCES).read_text()) if sections else {}
+    for word, digest in (each for name in sections for each in hashes_of[name].items()):
+        if is_elsewhere(word, folder) and hash_at(word, folder) != digest:
+            raise ValueError(
+                f"{word} was changed while the run was at work: nothing of this stage is kept; the same command again is a run on "
+                "what is there now"
+            )
+
+
+def is_elsewhere(word: str, folder: Path) -> bool:
+    """Whether the path `word` leads out of `folder`."""
+    return not (folder / os.path.expanduser(word)).resolve().is_relative_to(folder.resolve())

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 
+from tasks.hashes import named
 from tasks.workspace import RUNS, Project, Snapshot, commit_tree, git, record_ref, scratch_index, stage_file
 
 RECORDS = "refs/longlora/records/"
@@ -58,15 +59,6 @@ def must_agree(folder: Path, stages: list[str]) -> None:
                     f"{dep['path']} was changed while the run was at work: stage '{name}' read {dep['md5']}, and {due} had been "
                     "there; the same command restores it, and measures again"
                 )
-
-
-def named(file: Path) -> str | None:
-    """The hash that a `.dvc` file gives what it is called after; None where there is no such file, or DVC 2 made it, which hashed
-    texts otherwise."""
-    if not file.is_file():
-        return None
-    outs = yaml.load(file.read_text(), Loader=yaml.CSafeLoader)["outs"]
-    return next((out["md5"] for out in outs if out["path"] == file.stem and out.get("hash") == "md5"), None)
 
 
 def ref_locks(where: Project, *refs: str) -> list[Path]:

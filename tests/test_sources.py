@@ -8,8 +8,12 @@ import dummy
 import pytest
 import yaml
 
+from tasks import workspace
+from tasks.config import link
 from tasks.hashes import hash_of
 from tasks.sources import hashed
+from tasks.stage_process import ParameterError
+from tasks.stages import DvcRepo
 from tasks.workspace import project, snapshot
 
 
@@ -57,19 +61,43 @@ def test_a_snapshot_has_the_hashes_and_is_the_checkout_itself_where_these_are_co
     assert snapshot(project(reading)).commit != dummy.git(reading, "rev-parse", "HEAD")
 
 
+def test_of_documents_that_were_edited_under_the_stage_that_reads_them_nothing_is_recorded(reading, tmp_path):
+    documents = tmp_path / "documents" / "one.txt"
+    edit = f"""
+    pathlib.Path({str(documents)!r}).write_text("another")
+    tuned.mkdir()"""
+    dummy.write(reading / "dummy/stage.py", dummy.STAGE.lstrip().replace("\n    tuned.mkdir()", edit))
+    folder = workspace.worktree(project(reading), snapshot(project(reading)))
+    link(folder, to=reading, cache_home=reading)
+    dvc = DvcRepo(folder, environment={})
+    dvc.bring_up_to_date("fetch")
+    with pytest.raises(
+        ParameterError, match=rf"^stage 'train': {documents.parent} was changed while the run was at work"
+    ):
+        dvc.bring_up_to_date("train")
+    assert dvc.settle("train") == "stale"
+    assert "train" not in yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    documents.write_text("one")
+    (folder / "dummy/stage.py").write_text(dummy.STAGE.lstrip())
+    dvc.bring_up_to_date("train")
+    assert "train" in yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+
+
 def test_parameters_without_a_section_name_no_path(folder):
     assert hashed("a: {}\n", "", folder) == "a: {}\n"
 
 
 def test_what_counts_as_a_path(folder, tmp_path):
     dummy.write(folder / "texts" / "a.txt", "a")
-    dummy.write(folder / "tracked.dvc", f"outs:\n- md5: {'a' * 32}\n")
-    (folder / "tracked").touch()
-    params = yaml.safe_dump(
-        {
-            "a": {"x": [{"name": "texts"}, "tracked", "", ".", str(tmp_path), "~nobody/x", "no such", 1, None]},
-            "b": "texts",
-        }
+    dummy.write(folder / "tracked.dvc", f"outs:\n- md5: {'a' * 32}\n  path: tracked\n  hash: md5\n")
+    dummy.write(folder / "pulled.dvc", f"outs:\n- md5: {'b' * 32}\n  path: pulled\n  hash: md5\n")
+    dummy.write(folder / "pulled", "edited")
+    dummy.write(folder / "elsewhere.dvc", "outs:\n- etag: x\n  path: elsewhere\n")
+    tracked, none = (
+        ["tracked", str(folder / "pulled")],
+        ["elsewhere", "", ".", str(tmp_path), "~nobody/x", "no such", 1, None],
     )
+    params = yaml.safe_dump({"a": {"x": [{"name": "texts"}, *tracked, *none]}, "b": "texts"})
     found = yaml.safe_load(hashed("a: {}\n", params, folder))
-    assert found == {"a": {"texts": hash_of(folder / "texts"), "tracked": "a" * 32}}
+    pulled = folder / "pulled"
+    assert found == {"a": {"texts": hash_of(folder / "texts"), "tracked": "a" * 32, str(pulled): hash_of(pulled)}}
