@@ -322,6 +322,29 @@ def test_outside_of_a_run_scores_that_do_not_say_of_which_model_are_kept_and_the
     assert json.loads((tmp_path / "out.json").read_text()) == HARNESS
 
 
+def test_outside_of_a_run_scores_that_the_command_would_take_out_of_its_file_are_kept_and_the_file_refused(
+    outside, tmp_path
+):
+    command, asked = outside
+    one, two = put(tmp_path / "1_lines.jsonl", LINES), put(tmp_path / "2_lines.jsonl", LINES)
+    out = tmp_path / "out.json"
+    command(one)
+    before = out.read_bytes()
+    for cases, tasks, lost in [((two,), (), "1_lines"), ((one,), ("x",), "x"), ((), ("y",), "x")]:
+        with pytest.raises(
+            ValueError, match=rf"out.json: has scores of 'odd' \({lost}\), which .* take out: name a new file"
+        ):
+            command(*cases, tasks=tasks)
+    assert out.read_bytes() == before and asked == [["x"]]
+    command(one, two, tasks=())
+    assert json.loads(out.read_text())["longeval_lines"]["odd"].keys() == {"prompt", "1_lines", "2_lines"}
+    out.write_text(json.dumps({"longeval_lines": {"another": {"1_lines": {"value": 1.0}}}}))
+    with pytest.raises(
+        ValueError, match=r"has scores of 'another' \(1_lines\)|has scores of 'another' \(longeval_lines\)"
+    ):
+        command(one, tasks=())
+
+
 @pytest.mark.parametrize(("name", "text"), [("odd/config.json", None), ("1_lines.jsonl", None), ("notes.json", "[1]")])
 def test_outside_of_a_run_what_is_no_scores_is_not_written_over(outside, tmp_path, name, text):
     command, _ = outside

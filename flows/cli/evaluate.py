@@ -30,19 +30,20 @@ def evaluate(
     is done. Answers to cases are kept until then: what was cut off goes on there.
 
     Raises:
-        ValueError: no model there, an unknown task, a malformed case, no chat template, or `out` has another model's scores, or
+        ValueError: no model there, an unknown task, a malformed case, no chat template, or `out` has scores that would be lost, or
             something else.
     """
-    if out is not None and out.is_file():
-        must_be_scores(out)
+    found = scores_in(out) if out is not None and out.is_file() else {}
     asked = longeval.LongEval(
         tasks=[], lengths=[], samples=1, cases=[str(file) for file in cases], prompt="chat" if chat else "plain", seed=1
     )
     longeval.read_published(asked)  # what is malformed is said before hours of tasks
     pin(folder)
     label = folder.resolve().name
+    if out is not None and found:
+        must_not_be_lost(found, out, label=label, cases=cases if not tasks else [])
     # what was cut off amid the cases has the harness's scores already
-    scores = {} if tasks or out is None or not out.is_file() else kept_scores(out, label=label, folder=folder)
+    scores = kept_scores(found, out, label=label, folder=folder) if out is not None and "harness" in found else {}
     model, tokenizer = open_model(folder), open_tokenizer(folder)
     if tasks:
         scores |= harness.measure(
@@ -69,8 +70,12 @@ def evaluate(
                 put(scores, out)
 
 
-def must_be_scores(out: Path) -> None:
-    """Raises ValueError: `out` holds something else, such as the model's config or the cases, which would be written over."""
+def scores_in(out: Path) -> dict[str, Any]:
+    """The scores in `out`.
+
+    Raises:
+        ValueError: it holds something else, such as the model's config or the cases, which would be written over.
+    """
     text = out.read_bytes()
     try:
         found = json.loads(text or b"{}")
@@ -80,26 +85,42 @@ def must_be_scores(out: Path) -> None:
         raise ValueError(
             f"--out {out}: is there, and holds no scores of this command, which would take its place: name a new file"
         )
+    return found
 
 
-def kept_scores(out: Path, *, label: str, folder: Path) -> dict[str, Any]:
-    """The harness's scores of this model in `out`.
+def must_not_be_lost(found: dict[str, Any], out: Path, *, label: str, cases: list[Path]) -> None:
+    """Check that the scores `found` in `out` are the harness's of the model `label`, and of some of `cases`, which are asked again.
 
     Raises:
-        ValueError: they are of another one, or do not say of which; they would be written over.
+        ValueError: there are others.
     """
-    found = json.loads(out.read_text()).get("harness", {}).get(label)
-    if not found:
-        return {}
-    if MODEL not in found:
+    again = {file.stem for file in cases}
+    for measure, by_label in found.items():
+        for whose, node in by_label.items():
+            names = {name for name, each in node.items() if isinstance(each, dict)}
+            if whose != label or (names - again if measure != "harness" else not cases):
+                said = ", ".join(sorted(names - again)) or measure
+                raise ValueError(
+                    f"--out {out}: has scores of '{whose}' ({said}), which this command would take out: name a new file"
+                )
+
+
+def kept_scores(found: dict[str, Any], out: Path, *, label: str, folder: Path) -> dict[str, Any]:
+    """The harness's part of the scores `found` in `out`.
+
+    Raises:
+        ValueError: they are of another model, or do not say of which; they would be written over.
+    """
+    node = found["harness"][label]
+    if MODEL not in node:
         raise ValueError(
             f"{out} has scores of lm-evaluation-harness and does not say of which model: name another --out"
         )
-    if found[MODEL] != fingerprint(folder, out):
+    if node[MODEL] != fingerprint(folder, out):
         raise ValueError(
             f"{out} has the harness's scores of another model, of the name or at the place of {folder}: name another --out"
         )
-    return {"harness": {label: found}}
+    return {"harness": {label: node}}
 
 
 def fingerprint(folder: Path, out: Path) -> str:
