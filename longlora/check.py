@@ -12,9 +12,7 @@ import sys
 from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
-
-from pydantic import field_validator
+from typing import Annotated, Any
 
 from longlora.check_gate import (
     UNNAMED,
@@ -29,7 +27,7 @@ from longlora.check_gate import (
 )
 from longlora.data import shares
 from longlora.parallel import layout
-from longlora.section import Section, nearest, read_params, section_of
+from longlora.section import Once, Section, nearest, read_params, section_of
 from longlora.standin import stand_in
 
 READ = {"text": ("txt", "md"), "jsonl": ("jsonl",), "parquet": ("parquet",)}
@@ -44,45 +42,31 @@ class Evaluate(Section):
     does not make another measurement of the ones before. Those of rescale, retrain and rivals are asked for perplexity and
     passkeys without being named."""
 
-    perplexity: list[str]
+    perplexity: Annotated[list[str], Once]
     """Perplexity and its bands."""
-    passkey: list[str]
+    passkey: Annotated[list[str], Once]
     """Passkeys."""
-    keytokens: list[str]
+    keytokens: Annotated[list[str], Once]
     """The models that pick LongPPL's tokens."""
-    longppl: list[str]
+    longppl: Annotated[list[str], Once]
     """LongPPL, over the tokens that the models of `keytokens` pick."""
-    needle: list[str]
+    needle: Annotated[list[str], Once]
     """Needles in held-out text."""
-    ruler: list[str]
+    ruler: Annotated[list[str], Once]
     """RULER's tasks."""
-    longeval: list[str]
+    longeval: Annotated[list[str], Once]
     """LongEval's lines and topics."""
-    longqa: list[str]
+    longqa: Annotated[list[str], Once]
     """Questions on long documents."""
-    harness: list[str]
+    harness: Annotated[list[str], Once]
     """Tasks of lm-evaluation-harness."""
-
-    @field_validator("*")
-    @classmethod
-    def named_once(cls, labels: list[str]) -> list[str]:
-        if len(set(labels)) < len(labels):
-            raise ValueError("a model stands twice")
-        return labels
 
 
 class Rescale(Section):
     """As with `Evaluate`, the matrices of dvc.yaml are this list."""
 
-    methods: list[str]
+    methods: Annotated[list[str], Once]
     """Of `position.method`: the base under each of these, untrained, is called by it."""
-
-    @field_validator("methods")
-    @classmethod
-    def named_once(cls, methods: list[str]) -> list[str]:
-        if len(set(methods)) < len(methods):
-            raise ValueError("a method stands twice")
-        return methods
 
 
 def sections_of(pipeline: str) -> dict[str, type[Section]]:

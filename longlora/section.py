@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 from omegaconf import OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 
 class Frozen(BaseModel):
@@ -28,6 +28,19 @@ class Section(Frozen):
     """A section of params.yaml. Every key is required, none may be unknown: params.yaml says all, and says it once."""
 
 
+def each_once(values: list[Any]) -> list[Any]:
+    """`values`, a section's list.
+
+    Raises:
+        ValueError: one stands in it twice, and would count twice.
+    """
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{value} stands twice")
+    return values
+
+
+Once = AfterValidator(each_once)
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="All that is drawn by chance here is drawn from it.")]
 S = TypeVar("S", bound=Section)
 

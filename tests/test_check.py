@@ -151,7 +151,7 @@ def test_the_sections_of_the_pipeline_are_those_of_params_yaml_and_right():
         (["rivals.models=['..']"], ["'..' is no name"]),
         (["evaluate.ruler=['x;touch PWNED']"], ["evaluate.ruler names 'x;touch PWNED', and there is no such model"]),
         (["retrain.patterns=['x;touch PWNED']"], ["retrain.patterns.0 = 'x;touch PWNED'"]),
-        (["evaluate.longqa=[base,base]"], ["evaluate.longqa = ['base', 'base']: a model stands twice"]),
+        (["evaluate.longqa=[base,base]"], ["evaluate.longqa = ['base', 'base']: base stands twice"]),
         (
             ["rescale.methods=[linear]", "evaluate.perplexity=[extended]"],
             [
@@ -173,7 +173,7 @@ def test_the_sections_of_the_pipeline_are_those_of_params_yaml_and_right():
             ["position.method=ntk", "rivals.models=[ntk]"],
             ["rivals.models names 'ntk', which is the base under that scaling: give the folder another name"],
         ),
-        (["rescale.methods=[yarn,yarn]"], ["rescale.methods = ['yarn', 'yarn']: a method stands twice"]),
+        (["rescale.methods=[yarn,yarn]"], ["rescale.methods = ['yarn', 'yarn']: yarn stands twice"]),
         (
             ["gate.rules=[{name: x, metric: ruler/extended/target, at_least: 0.5}]"],
             ["evaluate.ruler = [] lacks 'extended', which the gate's rule 'x' asks for: add it"],

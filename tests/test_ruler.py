@@ -4,10 +4,12 @@ import json
 import random
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -16,10 +18,12 @@ from longlora.evaluation import answer, ruler
 from longlora.evaluation.answer import answers
 from longlora.evaluation.ruler import FEWEST, Ruler, Writer, effective, match_all, measure
 from longlora.evaluation.ruler_tasks import common, frequent, needles, tracking
+from longlora.model.load import open_tokenizer
 from longlora.stages.ruler import stage
 
 torch.set_num_threads(1)  # matrices this small are slower on two
 
+ROOT = Path(__file__).parent.parent
 NEEDLES = ("single", "multikey", "multivalue", "multiquery")
 ALL = (*NEEDLES, "tracking", "common", "frequent")
 LETTERS = random.Random(4)
@@ -190,6 +194,23 @@ def test_a_length_without_room_is_refused_with_the_shortest_there_is(task):
         writer.write(task, length=150, generator=random.Random(5))
     shortest = int(str(error.value).split()[-1])
     assert writer.write(task, length=shortest, generator=random.Random(5))
+
+
+@pytest.mark.parametrize("changes", [{"tasks": ["single", "single"]}, {"lengths": [2500, 2500]}, {"lengths": [-5]}])
+def test_a_task_or_length_counts_once_and_a_length_is_above_zero(changes):
+    """Twice the same trials would look like twice as many."""
+    with pytest.raises(ValueError, match="stands twice|greater than 0"):
+        settings(**changes)
+
+
+def test_every_task_fits_into_the_lengths_of_params_yaml_by_the_demos_tokenizer():
+    given = Ruler(**yaml.safe_load((ROOT / "params.yaml").read_text())["ruler"])
+    words = " ".join(["congress", "department", "president", "measures", "treasury", "treaties", *WORDS])
+    writer = Writer(open_tokenizer(ROOT / "tiny/model"), texts=[words], prompt=given.prompt)
+    for length in given.lengths:
+        for task in given.tasks:
+            ids, riddle = writer.write(task, length=length, generator=random.Random(1))
+            assert len(ids) + riddle.room <= length
 
 
 def test_a_list_of_common_words_that_the_texts_have_too_few_words_for_is_refused():

@@ -14,9 +14,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.data.cases import Case, case, read_lines
@@ -24,7 +24,7 @@ from longlora.data.prompt import Prompt, frame
 from longlora.evaluation.answer import answers, text_of
 from longlora.evaluation.interval import of_trials
 from longlora.parallel.sharding import say
-from longlora.section import Section, Seed, refuse
+from longlora.section import Once, Section, Seed, refuse
 
 Task = Literal["lines", "topics"]
 ROOM = {"lines": 24, "topics": 40}
@@ -43,9 +43,9 @@ TALK = (
 
 
 class LongEval(Section):
-    tasks: list[Task]
+    tasks: Annotated[list[Task], Once]
     """Tasks of our own cases."""
-    lengths: list[int]
+    lengths: Annotated[list[PositiveInt], Once]
     """Prompts of our own cases in tokens, at most, the room for the answer included."""
     samples: int = Field(gt=0)
     """Our own cases for each length and task."""
@@ -142,7 +142,7 @@ def own_topics(generator: random.Random, *, count: int) -> Question:
     topics = generator.sample(subjects, min(count, len(subjects)))
     parts = []
     for number in range(count):
-        topic = topics[number % len(topics)] if number else topics[0]
+        topic = topics[number % len(topics)]  # beyond the 160 there are, the first come again
         talk = "".join(generator.sample(TALK, len(TALK)))
         parts.append(f"USER: Let us talk about the topic of {topic}.\nASSISTANT: Gladly.\n{talk}")
     return Question(

@@ -9,9 +9,9 @@ models of one pipeline; for RULER's own table use its own texts.
 import random
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.data.prompt import WORD, Prompt, continuation, continuations, frame, haystack, hidden
@@ -19,7 +19,7 @@ from longlora.evaluation.answer import answers, text_of
 from longlora.evaluation.interval import of_trials
 from longlora.evaluation.ruler_tasks import Riddle, Task, common, frequent, needles, tracking
 from longlora.parallel.sharding import say
-from longlora.section import Section, Seed
+from longlora.section import Once, Section, Seed
 
 FEWEST = {"common": 110, "frequent": 49}
 """Words of the shortest list: ten words ten times and some others; three words that stand out, behind the dots."""
@@ -28,9 +28,9 @@ VOCABULARY = 24
 
 
 class Ruler(Section):
-    lengths: list[int] = Field(min_length=1)
+    lengths: Annotated[list[PositiveInt], Once] = Field(min_length=1)
     """Prompts in tokens, the room for the answer included."""
-    tasks: list[Task] = Field(min_length=1)
+    tasks: Annotated[list[Task], Once] = Field(min_length=1)
     """Needles, tracking and word counts; longlora/evaluation/ruler_tasks.py describes each."""
     samples: int = Field(gt=0)
     """Prompts for each length and task."""
@@ -43,7 +43,8 @@ class Ruler(Section):
 
 
 class Writer:
-    """Riddles as prompts of an exact length in tokens, the room for the answer included."""
+    """Riddles as prompts of a length in tokens, the room for the answer included: of just that length, or up to 1 % shorter where
+    a list is asked about, for it has whole words."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, texts: list[str], prompt: Prompt) -> None:
         """Raises ValueError where the texts are too short for a haystack, or a chat template is missing."""
