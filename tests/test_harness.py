@@ -103,6 +103,22 @@ def test_a_task_that_needs_a_package_more_is_one_line(tasks):
         measure(tiny(), label="m", tokenizer=TOKENIZER, settings=settings(tasks))
 
 
+def test_data_that_is_not_there_and_a_file_that_is_no_yaml_are_one_line(tasks, tmp_path):
+    (tmp_path / "sayings.jsonl").unlink()
+    with pytest.raises(ValueError, match="^harness.tasks sayings: .*sayings.jsonl"):
+        measure(tiny(), label="m", tokenizer=TOKENIZER, settings=settings(tasks))
+    (tasks / "sayings.yaml").write_text("task: [sayings\n")
+    with pytest.raises(ValueError, match=r"sayings.yaml is no YAML: while parsing a flow sequence .* line 1"):
+        measure(tiny(), label="m", tokenizer=TOKENIZER, settings=settings(tasks))
+
+
+@pytest.mark.parametrize("task", ["ruler", "ruler_vt", "niah_single_1", "babilong_qa1"])
+def test_tasks_that_take_their_lengths_from_the_harness_alone_are_refused_with_its_command(task):
+    """RULER's would fail, and BABILong's ask without any filler."""
+    with pytest.raises(ValueError, match=f"'{task}' takes its lengths .* lm_eval run .* --tasks {task} --metadata"):
+        settings(None, tasks=["longbench_qasper", task])
+
+
 def test_the_command_measures_a_folder_outside_of_a_run(tasks, tmp_path):
     lines = {"prompt": "line a: REGISTER_CONTENT is <5>. Which?", "expected_number": 5, "random_idx": ["a", 0]}
     (tmp_path / "1_lines.jsonl").write_text(json.dumps(lines) + "\n")

@@ -37,6 +37,7 @@ def evaluate(
     asked = longeval.LongEval(
         tasks=[], lengths=[], samples=1, cases=[str(file) for file in cases], prompt="chat" if chat else "plain", seed=1
     )
+    harness.answerable(tasks)
     longeval.read_published(asked)  # what is malformed is said before hours of tasks
     pin(folder)
     label = folder.resolve().name
@@ -51,7 +52,7 @@ def evaluate(
             label=label,
             tokenizer=tokenizer,
             settings=harness.Harness(
-                tasks=tasks,
+                tasks=list(dict.fromkeys(tasks)),
                 folder=str(folder_of_tasks) if folder_of_tasks else None,
                 num_fewshot=None,
                 limit=limit,

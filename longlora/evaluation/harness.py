@@ -1,4 +1,4 @@
-"""The door to lm-evaluation-harness (Gao et al.): LongBench, LongBench v2, SCROLLS, BABILong, its RULER, and tasks of your own.
+"""The door to lm-evaluation-harness (Gao et al.): LongBench, LongBench v2, SCROLLS, and tasks of your own.
 
 The harness is an extra (`pip install 'longlora-pipeline[eval]'`). It is handed a model that is opened as all others are, in full
 attention; its tasks bring their data from the hub, or from files that a task's own YAML names. No code of a data set is run.
@@ -7,24 +7,44 @@ Among several processes each answers its share (longlora/evaluation/harness_shar
 
 import importlib.util
 import math
+from collections import deque
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+import yaml
+from pydantic import AfterValidator, Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.evaluation.interval import binomial, figure
 from longlora.parallel.sharding import gathered, rank, say
-from longlora.section import Section, Seed, first_line, nearest
+from longlora.section import Once, Section, Seed, first_line, nearest
 
 QUANTILE = 1.959964
 """Of the normal distribution: the harness gives standard errors, and 95 % lie within that many of them."""
+MADE_BY_LENGTH = ("ruler", "niah_", "babilong")
+"""Tasks, and beginnings of their names, that write or choose their texts by lengths that their own settings say. Without them
+RULER's fail, and BABILong asks without any filler. They open tokenizers with `trust_remote_code`, which here stays off."""
 BOOTSTRAPS = 100_000
 """Of a metric whose standard error has no formula: the harness's own number."""
 
 
+def answerable(tasks: list[str]) -> list[str]:
+    """`tasks`.
+
+    Raises:
+        ValueError: one of them takes its lengths from the harness's own command alone.
+    """
+    for task in tasks:
+        if task.startswith(MADE_BY_LENGTH):
+            raise ValueError(
+                f"'{task}' takes its lengths from the harness's own command alone: lm_eval run --model hf --model_args "
+                f"pretrained=FOLDER --tasks {task} --metadata '{{\"max_seq_lengths\": ...}}'"
+            )
+    return tasks
+
+
 class Harness(Section):
-    tasks: list[str]
+    tasks: Annotated[list[str], Once, AfterValidator(answerable)]
     """Tasks or groups by the harness's own names."""
     folder: str | None
     """A folder with task files of your own, which are known beside the harness's."""
@@ -44,8 +64,8 @@ def measure(
     several processes only the first is told them.
 
     Raises:
-        ValueError: the harness is not installed, a task is unknown (the nearest is named) or needs one more package, or there is
-            no chat template.
+        ValueError: the harness is not installed, a task is unknown (the nearest is named), needs one more package or data that is
+            not reached, or there is no chat template.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError("lm-evaluation-harness is not installed: pip install 'longlora-pipeline[eval]'")
@@ -59,8 +79,8 @@ def measure(
 
     from longlora.evaluation.harness_sharding import Dealt
 
-    if settings.folder is not None and not Path(settings.folder).is_dir():
-        raise ValueError(f"harness.folder: no folder {settings.folder} (seen from {Path.cwd()})")
+    if settings.folder is not None:
+        must_be_tasks(Path(settings.folder))
     # The harness takes half a minute to look through its own thousands of tasks; for one's own it need not.
     known = TaskManager(include_path=settings.folder, include_defaults=False) if settings.folder else None
     if known is None or not set(settings.tasks) <= set(known.all_tasks):
@@ -84,7 +104,10 @@ def measure(
             torch_random_seed=settings.seed,
             fewshot_random_seed=settings.seed,
         )
-    except ImportError as error:  # a package that some tasks need beside the harness
+    except (
+        ImportError,
+        OSError,
+    ) as error:  # a package that some tasks need beside the harness; data that is not reached
         raise ValueError(f"harness.tasks {', '.join(settings.tasks)}: {first_line(error)}") from error
     cut = sum(map(int, gathered(str(asked.cut).encode())))
     if rank() > 0:
@@ -100,6 +123,17 @@ def measure(
         say(f"{cut} prompts were longer than the model's {asked.max_length} positions, and lost their beginning")
     part = {"limit": settings.limit} if settings.limit else {}
     return {"harness": {label: {"prompt": settings.prompt, **part, "cut": cut, **scores}}}
+
+
+def must_be_tasks(folder: Path) -> None:
+    """Raises ValueError: there is no such folder, or a file in it is no YAML: the harness would know none of its tasks."""
+    if not folder.is_dir():
+        raise ValueError(f"harness.folder: no folder {folder} (seen from {Path.cwd()})")
+    for file in sorted(folder.rglob("*.yaml")):
+        try:
+            deque(yaml.parse(file.read_text()), maxlen=0)  # its syntax alone: tags name functions
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
 
 
 def hint(task: str, known: list[str]) -> str:
