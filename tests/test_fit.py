@@ -36,6 +36,7 @@ from longlora.training import checkpoint
 from longlora.training import fit as module
 from longlora.training.checkpoint import checkpoint_step, digest
 from longlora.training.history import COLUMNS
+from longlora.training.trainer import LongTrainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -209,10 +210,31 @@ def test_other_code_is_another_run(tmp_path, monkeypatch):
         assert (digest([], sections=()) != before) == other
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(place):
-    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d: lower fit.learning_rate"):
+def test_a_loss_that_is_not_finite_ends_the_run(place, monkeypatch):
+    with pytest.raises(ValueError, match=r"is (nan|inf) at step \d.* lower fit.learning_rate"):
         run(place, "tuned", learning_rate=1e12, steps=6)
+    loss = LongTrainer.compute_loss
+    monkeypatch.setattr(LongTrainer, "compute_loss", lambda *given, **named: loss(*given, **named) * torch.inf)
+    with pytest.raises(ValueError, match="the loss is inf at step 1: lower fit.learning_rate, or look at the data"):
+        run(place, "tuned")
     assert not (place / "tuned").exists()
+
+
+def test_a_gradient_that_is_not_finite_is_in_no_checkpoint_and_the_run_goes_on_from_the_one_before(place, monkeypatch):
+    wanted, step = weights(run(place, "whole", save_steps=2)), LongTrainer.training_step
+
+    def struck(self, model, *given):
+        loss = step(self, model, *given)
+        if self.state.global_step == 3:
+            next(p.grad for p in model.parameters() if p.grad is not None).view(-1)[0] = torch.nan
+        return loss
+
+    with monkeypatch.context() as inside:
+        inside.setattr(LongTrainer, "training_step", struck)
+        with pytest.raises(ValueError, match="the norm of the gradients is nan at step 4, whose loss is finite"):
+            run(place, "struck", save_steps=2)
+    assert [f.name for f in (place / "checkpoints").rglob("checkpoint-*")] == ["checkpoint-2"]
+    assert weights(run(place, "struck", save_steps=2)) == wanted
 
 
 @pytest.mark.parametrize(

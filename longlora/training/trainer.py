@@ -1,6 +1,7 @@
 """The Trainer of long contexts: each process on its own blocks, exact checkpoints, no patience for a loss that is not finite."""
 
 import json
+import math
 import shutil
 import signal
 from collections.abc import Callable, Sized
@@ -70,6 +71,17 @@ class LongTrainer(Trainer):
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower fit.learning_rate, or look at the data"
             )
         return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | float | None = None) -> Any:
+        """The norm, before a checkpoint is saved (and, but for DeepSpeed, the step taken): one with weights that are not finite
+        would be the only one, and no attempt could go on from it."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not math.isfinite(norm):
+            raise ValueError(
+                f"the norm of the gradients is {float(norm)} at step {self.state.global_step + 1}, whose loss is finite: the same "
+                "command goes on from the last checkpoint; should it end here again, lower fit.learning_rate"
+            )
+        return norm
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         root = Path(self.args.output_dir)
