@@ -15,9 +15,10 @@ from longlora.training.energy import Meter, gpus, packages
 from longlora.training.history import write_cost
 
 
-def zone(powercap: Path, name: str, *, microjoules: int, span: int = 10_000_000) -> Path:
+def zone(powercap: Path, name: str, *, microjoules: int, span: int = 10_000_000, kind: str = "package-0") -> Path:
     folder = powercap / name
     folder.mkdir(parents=True)
+    (folder / "name").write_text(f"{kind}\n")
     (folder / "max_energy_range_uj").write_text(f"{span}\n")
     (folder / "energy_uj").write_text(f"{microjoules}\n")
     return folder / "energy_uj"
@@ -26,8 +27,9 @@ def zone(powercap: Path, name: str, *, microjoules: int, span: int = 10_000_000)
 def test_packages_are_added_and_their_parts_are_not(tmp_path):
     one, two = (zone(tmp_path, f"intel-rapl:{n}", microjoules=5_000_000) for n in (0, 1))
     part = zone(tmp_path, "intel-rapl:0:0", microjoules=0)
+    machine = zone(tmp_path, "intel-rapl:2", microjoules=0, kind="psys")
     meter = Meter(powercap=tmp_path)
-    for file, value in ((one, 7_600_000), (two, 6_000_000), (part, 9_000_000)):
+    for file, value in ((one, 7_600_000), (two, 6_000_000), (part, 9_000_000), (machine, 9_500_000)):
         file.write_text(str(value))
     seconds, used = meter.stop()
     assert used == {"cpu": pytest.approx(3.6 / 3600)} and 0 <= seconds < 60

@@ -76,8 +76,9 @@ class Meter:
 def packages(powercap: Path) -> Iterator[Counter]:
     """A counter per CPU package that Linux shows, and lets this user read (often only root)."""
     for zone in sorted(powercap.glob("intel-rapl:*")):
-        if zone.name.count(":") == 1:  # intel-rapl:0:0 is a part of intel-rapl:0
-            with suppress(OSError):
+        with suppress(OSError):
+            # intel-rapl:0:0 is a part of intel-rapl:0, and psys the whole machine, packages and all
+            if zone.name.count(":") == 1 and (zone / "name").read_text().startswith("package"):
                 span = microjoules(zone / "max_energy_range_uj")
                 yield Counter("cpu", lambda file=zone / "energy_uj": microjoules(file), span)
 
