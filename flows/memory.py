@@ -41,7 +41,8 @@ def must_fit(run_dir: RunDir, *, anyway: bool = False) -> None:
     if not found.fits:
         raise ValueError(refusal(found, shape))
     if found.close:
-        print(f"the training may not fit: {found.gb_per_gpu:.1f} of {hardware.memory_gb:.1f} GB, estimated within 15 %")
+        needed = max(found.gb_per_gpu, found.gb_at_start)
+        print(f"the training may not fit: {needed:.1f} of {hardware.memory_gb:.1f} GB, estimated within 15 %")
 
 
 def refusal(found: Estimate, shape: Shape) -> str:
@@ -77,7 +78,7 @@ def this_machine() -> Hardware:
         ValueError: a layout of the environment that the training would refuse, too.
     """
     zero, degree = int(chosen("LONGLORA_ZERO", "2", "3") or 0), degree_of_sequences()
-    offload = chosen("LONGLORA_ZERO_OFFLOAD", "0", "1") == "1" and zero > 0
+    offload = chosen("LONGLORA_ZERO_OFFLOAD", "0", "1") == "1"
     gpus = gpu_memory_gb()
     processes = launched(os.environ.get("LONGLORA_LAUNCHER", ""), gpus=len(gpus))
     if gpus:

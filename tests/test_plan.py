@@ -27,7 +27,7 @@ from longlora.planning import cost, hardware, plan
 from longlora.planning.activations import activations, layer_bytes
 from longlora.planning.cost import LIKE_LLAMA, Shape, Workload, forward_flops, trained_parameters
 from longlora.planning.hardware import GPUS, Hardware, memory
-from longlora.planning.plan import estimate, lines, shape_named, span, workload_from_params
+from longlora.planning.plan import estimate, ladder, lines, shape_named, span, workload_from_params
 from longlora.section import read_params
 from longlora.training.loss import chunk_loss
 from longlora.training.tile import tile_mlp
@@ -84,6 +84,8 @@ def workload(**fields) -> Workload:
         "micro_batch_size": 1,
         "pattern": "s2",
         "group_ratio": 0.25,
+        "shift": "boundaries",
+        "scaling": "linear",
         "full_attention_last": 0.0,
         "backend": "auto",
         "method": "lora",
@@ -668,6 +670,33 @@ def test_a_context_that_the_gpus_can_not_share_is_refused():
 def test_a_group_that_the_gpus_of_a_sequence_would_break_is_refused_as_the_training_refuses_it():
     with pytest.raises(ValueError, match="1024 each, which must be a multiple of the group, 2048: .* can be 1, 2, 4$"):
         estimate(LLAMA, workload(context=8192), node(sequence_parallel=8))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"scaling": "longrope"}, "position.method: longrope turns tokens by the length of their text"),
+        ({"scaling": "dynamic"}, "position.method: dynamic turns"),
+        ({"shift": "roll"}, "a roll mixes the end of the sequence with its start"),
+    ],
+)
+def test_what_no_processes_can_share_is_refused_as_the_training_refuses_it_and_not_proposed(fields, said):
+    with pytest.raises(ValueError, match=said):
+        estimate(LLAMA, workload(**fields), node(sequence_parallel=2))
+    small = node(memory_gb=20.0)
+    degrees = {"sequence-parallel degree 2", "sequence-parallel degree 4"}
+    assert degrees <= {rung.words for rung in ladder(LLAMA, workload(), small)}
+    assert not degrees & {rung.words for rung in ladder(LLAMA, workload(**fields), small)}
+
+
+def test_how_close_it_is_goes_by_all_that_must_fit():
+    large = shape_named("meta-llama/Llama-2-70b-hf", configs=CONFIGS)
+    work, laid = workload(context=32768, loss_chunk=1024), {"zero": 3, "sequence_parallel": 2, "half_weights": False}
+    whole = estimate(large, work, node(**laid)).gb_at_start
+    for share, close in ((1.05, True), (2.0, False)):
+        found = estimate(large, work, node(**laid, memory_gb=share * whole))
+        assert found.gb_per_gpu < whole
+        assert found.close == close == any("the estimate's own error" in note for note in found.notes)
 
 
 def test_s2_needs_two_heads():

@@ -215,6 +215,15 @@ def test_positions_that_turn_by_the_length_of_a_text_are_refused_for_no_process_
     assert not (place / "two.csv").exists()
 
 
+def test_a_roll_is_refused_before_the_first_step_for_it_mixes_the_end_with_the_start(place):
+    changes = {"attention": ATTENTION.model_copy(update={"shift": "roll"}), "micro_batch_size": 1}
+    said = (
+        "a roll mixes the end of the sequence with its start: over several processes take attention.shift: boundaries"
+    )
+    together.run(2, refused_here, place, "two", said, changes, LONGLORA_SEQUENCE_PARALLEL="2")
+    assert not (place / "two.csv").exists()
+
+
 def test_shards_put_together_are_the_block():
     for index in range(2):
         whole, shards = (

@@ -172,6 +172,13 @@ def test_a_stage_that_does_not_exist_is_refused(monkeypatch, stage, offload):
         zero_from_environment()
 
 
+def test_an_optimiser_is_laid_off_under_zero_alone(monkeypatch):
+    monkeypatch.delenv("LONGLORA_ZERO", raising=False)
+    monkeypatch.setenv("LONGLORA_ZERO_OFFLOAD", "1")
+    with pytest.raises(ValueError, match="^LONGLORA_ZERO_OFFLOAD = 1 lays .* set LONGLORA_ZERO to 2 or 3$"):
+        zero_from_environment()
+
+
 @needs_deepspeed
 def test_without_a_launcher_its_stages_are_refused_in_one_line_that_names_one(monkeypatch):
     for name in ("RANK", "LOCAL_RANK"):

@@ -51,10 +51,26 @@ def head_misfits(kv_heads: int, *, degree: int) -> Iterator[str]:
 
 
 def sharing_misfits(
-    length: int, *, pattern: str, group_size: int, full_attention_last: float, kv_heads: int, degree: int
+    length: int,
+    *,
+    pattern: str,
+    group_size: int,
+    shift: str,
+    varying: str | None,
+    full_attention_last: float,
+    kv_heads: int,
+    degree: int,
 ) -> Iterator[str]:
-    """Says so where `degree` processes cannot hold a sequence together through the whole training, its last steps included."""
+    """Says so where `degree` processes cannot hold a sequence together through the whole training, its last steps included.
+    `varying`: the `position.method` where a text's length decides how its tokens are turned, else None."""
+    if degree > 1 and varying:
+        yield (
+            f"position.method: {varying} turns tokens by the length of their text, of which each of {degree} processes would "
+            "see a part: llama3 or yarn, or LONGLORA_SEQUENCE_PARALLEL=1"
+        )
     if degree > 1 and pattern == "s2":
         yield from sequence_misfits(length, group_size=group_size, degree=degree)
+        if shift == "roll":
+            yield "a roll mixes the end of the sequence with its start: over several processes take attention.shift: boundaries"
     if pattern == "full" or full_attention_last:
         yield from head_misfits(kv_heads, degree=degree)

@@ -50,6 +50,10 @@ def zero_from_environment() -> Zero | None:
             f"LONGLORA_ZERO = '{said}' must be 2, 3 or unset, LONGLORA_ZERO_OFFLOAD = '{offload}' 0, 1 or unset"
         )
     if not said:
+        if offload == "1":
+            raise ValueError(
+                "LONGLORA_ZERO_OFFLOAD = 1 lays the optimiser off under ZeRO alone: set LONGLORA_ZERO to 2 or 3"
+            )
         return None
     if importlib.util.find_spec("deepspeed") is None:
         raise ValueError(f"LONGLORA_ZERO = {said} needs DeepSpeed: pip install 'longlora-pipeline[deepspeed]'")

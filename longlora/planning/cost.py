@@ -126,6 +126,9 @@ class Workload(Frozen):
     micro_batch_size: int = Field(gt=0)
     pattern: Literal["s2", "full"]
     group_ratio: float
+    shift: Literal["boundaries", "roll", "none"]
+    scaling: str
+    """Of positions, by `position.method`; it costs nothing, but not every one can be shared out."""
     full_attention_last: float = Field(ge=0, le=1)
     backend: str
     """Every backend is fused, and holds no scores, but `eager`."""

@@ -52,6 +52,9 @@ class Gpu(NamedTuple):
     utilisation: float = UTILISATION
 
 
+VARYING = ("dynamic", "longrope")
+"""Values of `position.method` under which a text's length decides how its tokens are turned."""
+
 GPUS = {
     "A100-40GB": Gpu(39.4, 312, 19.5, 25),
     "A100-80GB": Gpu(79.1, 312, 19.5, 25),
@@ -159,6 +162,8 @@ def misfits(shape: Shape, *, workload: Workload, degree: int) -> Iterator[str]:
         workload.context,
         pattern=workload.pattern,
         group_size=workload.group,
+        shift=workload.shift,
+        varying=workload.scaling if workload.scaling in VARYING else None,
         full_attention_last=workload.full_attention_last,
         kv_heads=shape.kv_heads,
         degree=degree,

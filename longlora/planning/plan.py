@@ -21,6 +21,8 @@ KEYS = {
     "micro_batch_size": "fit.micro_batch_size",
     "pattern": "attention.pattern",
     "group_ratio": "attention.group_ratio",
+    "shift": "attention.shift",
+    "scaling": "position.method",
     "full_attention_last": "attention.full_attention_last",
     "backend": "attention.backend",
     "method": "adapter.method",
@@ -143,7 +145,8 @@ def estimate(shape: Shape, workload: Workload, hardware: Hardware) -> Estimate:
     seconds = step_seconds(shape, workload=workload, hardware=hardware)
     hours = seconds * workload.steps / 3600
     whole = loaded_gb(shape, workload=workload, hardware=hardware)
-    fits = max(parts.total, whole) <= hardware.memory_gb
+    needed = max(parts.total, whole)
+    fits = needed <= hardware.memory_gb
     remedy = None if fits else cheapest(shape, workload, hardware)
     return Estimate(
         hardware=hardware,
@@ -160,16 +163,21 @@ def estimate(shape: Shape, workload: Workload, hardware: Hardware) -> Estimate:
         gb_on_host=on_host,
         cost=None if hardware.price is None else hours * hardware.gpus * hardware.price,
         fits=fits,
-        close=abs(parts.total / hardware.memory_gb - 1) < CLOSE,
+        close=is_close(needed, hardware),
         remedy=remedy,
-        notes=tuple(reservations(workload, hardware, gb=parts.total, whole=whole)),
+        notes=tuple(reservations(workload, hardware, gb=needed, whole=whole)),
     )
+
+
+def is_close(gb: float, hardware: Hardware) -> bool:
+    """Whether the estimate's own error may decide if `gb` fit."""
+    return abs(gb / hardware.memory_gb - 1) < CLOSE
 
 
 def reservations(workload: Workload, hardware: Hardware, *, gb: float, whole: float) -> list[str]:
     """What the reader must know before trusting the numbers."""
     notes = []
-    if abs(gb / hardware.memory_gb - 1) < CLOSE:
+    if is_close(gb, hardware):
         notes.append(f"within {CLOSE:.0%} of the GPU's memory: the estimate's own error may decide")
     if whole > hardware.memory_gb:
         notes.append(f"ZeRO-3 starts from a model that each GPU holds whole, {whole:.1f} GB, however many there are")

@@ -175,18 +175,14 @@ def must_be_shareable(
     """Raises ValueError: so many processes cannot hold such a sequence together, or ZeRO such weights."""
     base_config = AutoConfig.from_pretrained(base, local_files_only=True)
     config = base_config.get_text_config()
-    if ranks.degree > 1 and varies(
-        extend(base_config, method=position.method, context=position.context).get_text_config()
-    ):
-        raise ValueError(
-            f"position.method: {position.method} turns tokens by the length of their text, of which each of {ranks.degree} "
-            "processes would see a part: llama3 or yarn, or LONGLORA_SEQUENCE_PARALLEL=1"
-        )
+    extended = extend(base_config, method=position.method, context=position.context).get_text_config()
     refuse(
         sharing_misfits(
             position.context,
             pattern=attention.pattern,
             group_size=group_size(position.context, attention.group_ratio),
+            shift=attention.shift,
+            varying=position.method if varies(extended) else None,
             full_attention_last=attention.full_attention_last,
             kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
             degree=ranks.degree,
