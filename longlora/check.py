@@ -36,6 +36,9 @@ READ = {"text": ("txt", "md"), "jsonl": ("jsonl",), "parquet": ("parquet",)}
 OWN = ("base", "extended")
 """Labels of the models that every run makes."""
 
+TAKEN = (*OWN, "s2", "full", "untrained", "target", "window", "lowest", "short", "long")
+"""What the report and the gate's rules take for one of these, one that was trained a second time, or a length."""
+
 
 class Evaluate(Section):
     """Labels of the models that are asked, by stage. No stage takes it: the matrices of dvc.yaml are these lists, and a model more
@@ -170,6 +173,8 @@ def baselines(position: Any, rescale: Any, rivals: Any) -> Iterator[str]:
     for name in rivals.models:
         if name in known:  # the gate would take it for the baseline
             yield f"rivals.models names '{name}', which is the base under that scaling: give the folder another name"
+        if name in TAKEN:
+            yield f"rivals.models names '{name}', which is a model or a length of the pipeline's own: give the folder another name"
 
 
 def models(evaluate: Any, rescale: Any, retrain: Any, rivals: Any) -> Iterator[str]:

@@ -173,6 +173,13 @@ def test_the_sections_of_the_pipeline_are_those_of_params_yaml_and_right():
             ["position.method=ntk", "rivals.models=[ntk]"],
             ["rivals.models names 'ntk', which is the base under that scaling: give the folder another name"],
         ),
+        (
+            ["rivals.models=[full,window]"],
+            [
+                "rivals.models names 'full', which is a model or a length of the pipeline's own: give the folder another",
+                "rivals.models names 'window'",
+            ],
+        ),
         (["rescale.methods=[yarn,yarn]"], ["rescale.methods = ['yarn', 'yarn']: yarn stands twice"]),
         (
             ["gate.rules=[{name: x, metric: ruler/extended/target, at_least: 0.5}]"],

@@ -35,7 +35,8 @@ def pair(template, tmp_path_factory, mlflow_server):  # noqa: F811
             tracker = tracking.Tracker(tracking.connect(), where, state, experiment="compared", folder=work)
             dummy.write(work / "metrics" / "history.csv", f"step,loss\n1,1.0\n2,{loss}\n")
             interval = f'{{"value": {rank / 4}, "low": 1, "high": 9}}'
-            dummy.write(work / "metrics" / "s.json", f'{{"score": {{"4": {interval}, "2": {rank}.5}}, "whole": true}}')
+            scores = f'{{"4": {interval}, "2": {rank}.5, "3": {3 + rank / 1e6}}}'
+            dummy.write(work / "metrics" / "s.json", f'{{"score": {scores}, "whole": true}}')
             tracker.stage("train", [Out("metrics/history.csv", "plot", {"x": "step"}), Out("metrics/s.json", "metric")])
             same, other = Out("models/base", "out", md5="aa.dir"), Out("models/tuned", "out", md5=f"b{rank}.dir")
             tracker.stage("more", [same, other])
@@ -63,7 +64,8 @@ def test_what_differs_is_shown_by_length_and_what_is_equal_is_only_counted(pair,
     assert "parameters: 1 of 8 differ" in done.stdout
     assert "data: 1 of 2 differ" in done.stdout
     assert ["models/tuned", "b8.dir", "b16.dir"] in rows
-    assert "metrics: 3 of 4 differ" in done.stdout and "whole" not in done.stdout
+    assert ["score", "3", "3.000008", "3.000016", "+8e-06"] in rows  # which four digits would not tell apart
+    assert "metrics: 4 of 5 differ" in done.stdout and "whole" not in done.stdout
     assert ["score", "2", "8.5", "16.5", "+8"] in rows
     assert ["score", "4", "2", "(1", "to", "9)", "4", "(1", "to", "9)", "+2"] in rows
     assert ["history/loss", "2", "0.5", "0.25", "-0.25"] in rows  # the last point alone

@@ -168,7 +168,7 @@ def test_the_page_names_the_models_that_were_measured_beside_and_no_others(good,
 def test_a_refusal_is_told_with_its_reason_everywhere(tmp_path):
     folder = report(tmp_path, refused=("retrieves",))
     told = (folder / "summary.md").read_text()
-    assert "refused, 1 of 2 rules hold" in told and "**not so: retrieves.** retrieves: 1 < 2 & so on" in told
+    assert "refused, 1 of 2 rules hold**" in told and "**not so: retrieves.** retrieves: 1 < 2 & so on" in told
     assert "**The gate refused it:**" in (folder / "README.md").read_text()
     page = (folder / "index.html").read_text()
     assert '<section class="verdict refused"><h2>Refused</h2>' in page
@@ -179,9 +179,16 @@ def test_a_rule_that_was_not_asked_is_told_with_its_reason_everywhere(tmp_path):
     folder = report(tmp_path, not_asked=[{"name": "beats YaRN", "why": "nothing < is extended"}])
     for file in ("summary.md", "README.md"):
         assert "- not asked: beats YaRN. nothing < is extended\n" in (folder / file).read_text()
-    assert "passed, 2 of 2 rules hold" in (folder / "summary.md").read_text()
+    assert "passed, 2 of 2 rules hold, 1 not asked**" in (folder / "summary.md").read_text()
+    assert "It passed all 2 rules of the gate, 1 not asked." in (folder / "README.md").read_text()
     page = (folder / "index.html").read_text()
+    assert "<p>All 2 rules of the gate hold, 1 not asked.</p>" in page
     assert '<td class="mark">not asked</td><td>beats YaRN<small>nothing &lt; is extended</small>' in page
+
+
+def test_of_a_model_that_finds_few_keys_in_short_texts_alone_the_card_does_not_say_that_it_finds_none(tmp_path):
+    text = card(found(tmp_path, passkey=PASSKEY | {"extended": {"60": 0.775, "480": 1.0}}))
+    assert "- Fewer than 80% of the passkeys are found at 60 tokens, the shortest asked; the base reaches 60." in text
 
 
 def test_the_map_says_how_many_trials_a_share_is_of(tmp_path):

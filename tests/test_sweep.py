@@ -197,6 +197,38 @@ def test_a_combination_that_is_drawn_again_is_not_run_again(folder, monkeypatch,
     assert "run 2 of 8, " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("others", "best"), [(("4", "a", "score.places=8"), "best"), (("4", "b", "score.places=8"), "")]
+)
+def test_the_best_is_said_of_scores_that_compare_alone(folder, capsys, others, best):
+    from flows.cli import sweep
+    from tasks import runs
+    from tasks.comparison import better_of
+
+    where = project(folder)
+    one, two = sweep.points(where, ["train.rank=5,6"], recipe=None, overrides=[])
+    results = [
+        sweep.Result(one, "", "passed", 1.0, 4, 0, ("4", "a", "score.places=8")),
+        sweep.Result(two, "", "passed", 2.0, 4, 0, others),
+    ]
+    sweep.show(results, better_of(runs.model_at(where)), "a name")
+    said = capsys.readouterr().out
+    assert [line.split()[6:] for line in said.splitlines() if two.snapshot.key in line] == [[best] if best else []]
+    assert ("no best: " in said) == (not best)
+
+
+def test_a_search_is_not_over_how_its_own_score_is_measured(own):
+    text = (own / "dvc.yaml").read_text()
+    dummy.write(own / "dvc.yaml", text.replace('data: "${models}/base"}', 'data: "${models}/base", params: train}'))
+    dummy.commit(own)
+    done = dummy.longlora(own, "sweep", "train.rank=1..9", "--trials", "2")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(
+        "error: sweep train.rank: says how score/tuned is measured, and a search goes by that: "
+    )
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.usefixtures("environment")
 def test_a_search_goes_on_where_it_stopped_and_beyond_and_is_of_the_files_as_they_were(own, monkeypatch, capsys):
     from flows.cli import sweep

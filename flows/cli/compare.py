@@ -125,23 +125,30 @@ def scores(sides: list[Side], curves: set[str]) -> Table:
             values = [points.get(step) for points, step in zip(both, steps, strict=True)]
             known = [value for value in values if value is not None]
             difference = f"{known[1] - known[0]:+,.4g}" if len(known) == 2 else ""
-            said = [score(each, name, step) for each, step in zip(sides, steps, strict=True)]
-            rows.append((name, at, *said, difference))
-    differ = [row for row in rows if row[2] != row[3]]
+            one, other = (facts_of(each, name, step) for each, step in zip(sides, steps, strict=True))
+            said = [score(one), score(other)]
+            if one != other and said[0] == said[1]:
+                said = [score(one, digits=9), score(other, digits=9)]
+            rows.append((one != other, name, at, *said, difference))
+    differ = [row for differs, *row in rows if differs]
     shown = table(f"metrics: {len(differ)} of {len(rows)} differ", sides, "metric", "at", more="difference")
     for row in differ:
         add(shown, *row)
     return shown
 
 
-def score(of: Side, name: str, step: int) -> str:
+def facts_of(side: Side, name: str, step: int) -> list[float | None]:
+    """The value, and the ends of its interval."""
+    return [side.metrics.get(name + end, {}).get(step) for end in ("", *BOUNDS)]
+
+
+def score(facts: list[float | None], *, digits: int = 4) -> str:
     """The value, and its interval if it has one."""
-    value = of.metrics.get(name, {}).get(step)
+    value, low, high = facts
     if value is None:
         return "-"
-    low, high = (of.metrics.get(name + bound, {}).get(step) for bound in BOUNDS)
-    said = f"{value:,.0f}" if value.is_integer() else f"{value:,.4g}"
-    return said + (f" ({low:.4g} to {high:.4g})" if low is not None and high is not None else "")
+    said = f"{value:,.0f}" if value.is_integer() else f"{value:,.{digits}g}"
+    return said + (f" ({low:.{digits}g} to {high:.{digits}g})" if low is not None and high is not None else "")
 
 
 def page(tables: list[Table], sides: list[Side], curves: set[str]) -> str:

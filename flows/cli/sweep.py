@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from dvc.exceptions import DvcException
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from rich.table import Column, Table
 from rich.text import Text
@@ -57,6 +58,8 @@ class Result:
     """That length in tokens; 0 for a metric without lengths."""
     refusals: int
     """Rules of the gate that it fails."""
+    ground: tuple[str, ...] = ()
+    """On what and how the score was measured: scores on other grounds do not compare."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,12 @@ def search(
     better = better_of(model)
     if better is None:
         raise ValueError(f"--trials: dvc.yaml does not say by which metric {model.name} is better (meta: better)")
+    measured = [key_of(axis) for axis in axes if key_of(axis).startswith(f"{better.params}.")]
+    if measured:
+        raise ValueError(
+            f"sweep {measured[0]}: says how {better.metric} is measured, and a search goes by that: "
+            "set one value, or leave --trials away and run them all"
+        )
     draws = Search({key_of(axis): range_of(axis) or axis_values(axis) for axis in axes}, better, seed=seed)
     files = files_now(where, recipe=recipe)  # what is drawn later is of the same files
 
@@ -238,10 +247,17 @@ def known(client: MlflowClient, where: Project, model: Artifact, point: Point, *
     values = list(values_of(client, run.info.run_id, better).items()) if better and not failure else []
     at, score = values[-1] if values else (0, None)
     verdict = "" if failure else verdict_word(run)
+    ground = (str(at), *measured_by(where, run, better)) if better and not failure else ()
     refusals = 0
     if verdict == "refused":
         refusals = sum(not rule.get("passed") for rule in promotion.verdict_of(where, run).get("rules", [])) or 1
-    return Result(point, failure, verdict, score, at, refusals)
+    return Result(point, failure, verdict, score, at, refusals, ground)
+
+
+def measured_by(where: Project, run: Run, better: Better) -> list[str]:
+    """The hash of the data that `run` was measured on by `better`, and the section of its parameters that says how."""
+    section = {name: value for name, value in run.data.params.items() if name.startswith(f"{better.params}.")}
+    return [runs.digests_of(where, run).get(better.data or "", ""), *(f"{n}={v}" for n, v in sorted(section.items()))]
 
 
 def show(results: list[Result], better: Better | None, name: str) -> None:
@@ -250,7 +266,9 @@ def show(results: list[Result], better: Better | None, name: str) -> None:
     table = Table(
         Column("run", no_wrap=True), *keys, "verdict", better.metric if better else "", "", box=None, pad_edge=False
     )
-    scores = [each.score for each in results if each.score is not None and each.verdict != "refused"]
+    good = [each for each in results if each.score is not None and each.verdict != "refused"]
+    comparable = len({each.ground for each in good}) == 1
+    scores = [each.score for each in good if each.score is not None] if comparable else []
     best = (min if better and better.order == "lower" else max)(scores, default=None)
     for each in results:
         score = "" if each.score is None else f"{each.score:.4g}" + (f" at {each.at}" if each.at else "")
@@ -260,4 +278,8 @@ def show(results: list[Result], better: Better | None, name: str) -> None:
         table.add_row(*map(Text, words))
     console().print()
     console().print(table)
+    if good and not comparable:
+        console().print(
+            "no best: measured at other lengths, places or texts, the scores do not compare", soft_wrap=True
+        )
     console().print(f"in MLflow: tags.`{SWEEPS}` LIKE '%{name}%'", highlight=False, soft_wrap=True)

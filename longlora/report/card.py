@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from longlora.model.licence import FORBIDDING, HUB, identifier
-from longlora.report.findings import HELD, Findings, named
+from longlora.report.findings import HELD, Findings, lengths, named
 from longlora.report.summary import refusals, tables
 
 PASSKEY_WORDS = ", the passkey prompt's own words among them"
@@ -20,7 +20,11 @@ def card(findings: Findings, *, weights: str = "", pictures: Path = Path()) -> s
     head = OmegaConf.to_yaml(OmegaConf.create(front_matter(findings)))
     base, texts = findings.base, findings.texts
     rules = len(findings.verdict["rules"])  # fewer than those that ship, where a recipe replaced them
-    verdict = f"It passed all {rules} rules of the gate." if findings.verdict["passed"] else "**The gate refused it:**"
+    verdict = (
+        f"It passed all {rules} rules of the gate{findings.left_out}."
+        if findings.verdict["passed"]
+        else "**The gate refused it:**"
+    )
     lines = [
         f"---\n{head}---",
         "",
@@ -207,10 +211,14 @@ def limits(findings: Findings) -> list[str]:
 def retrieval(findings: Findings) -> list[str]:
     """What passkeys show of the model, beside the base where that was asked, and what they do not."""
     weak = "Independent studies found LongLoRA models weak at retrieval whose perplexity looked fine"
-    ours, first = findings.model("extended").retrieves_to(), findings.models[0]
+    model, first = findings.model("extended"), findings.models[0]
+    ours = model.retrieves_to()
     if ours is None:
         return [f"It was not asked for passkeys. {weak}."]
-    said = f"{HELD:.0%} of the passkeys or more are found up to {ours:,} tokens" if ours else "passkeys are not found"
+    if ours:
+        said = f"{HELD:.0%} of the passkeys or more are found up to {ours:,} tokens"
+    else:
+        said = f"Fewer than {HELD:.0%} of the passkeys are found at {min(lengths(model.passkey)):,} tokens, the shortest asked"
     base = first.retrieves_to() if first.label == "base" else None
     beside = "" if base is None else f"; the base reaches {base:,}"
     words = (

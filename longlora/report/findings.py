@@ -154,6 +154,11 @@ class Findings:
         return self.target > self.window
 
     @property
+    def left_out(self) -> str:
+        """Of how many rules the verdict says nothing, to stand behind how many hold; '' for none."""
+        return f", {len(self.verdict['not_asked'])} not asked" if self.verdict["not_asked"] else ""
+
+    @property
     def span(self) -> str:
         """What it was trained for, beside what the base reads."""
         if self.extends:

@@ -113,12 +113,11 @@ def verdict(findings: Findings) -> str:
     rules_ = findings.verdict["rules"]
     refused = [rule["name"] for rule in rules_ if not rule["passed"]]
     if not refused:
-        return f'<section class="verdict"><h2>Passed</h2><p>All {len(rules_)} rules of the gate hold.</p></section>'
-    reasons = "; ".join(refused)
-    return (
-        f'<section class="verdict refused"><h2>Refused</h2><p>{len(refused)} of {len(rules_)} rules of the gate do not hold. '
-        f"Not so: {escape(reasons)}.</p></section>"
-    )
+        said = f"All {len(rules_)} rules of the gate hold{findings.left_out}."
+        return f'<section class="verdict"><h2>Passed</h2><p>{said}</p></section>'
+    said = f"{len(refused)} of {len(rules_)} rules of the gate do not hold{findings.left_out}."
+    reasons = escape("; ".join(refused))
+    return f'<section class="verdict refused"><h2>Refused</h2><p>{said} Not so: {reasons}.</p></section>'
 
 
 def figures(findings: Findings) -> str:
