@@ -200,6 +200,10 @@ def test_the_map_says_how_many_trials_a_share_is_of(tmp_path):
 
 def test_what_is_not_a_number_is_shown_as_such_and_breaks_no_picture(tmp_path):
     perplexity = PERPLEXITY | {"extended": {"60": None, "120": None, "480": None}}
+    for label, nats in (("yarn", "300"), ("extended", "nan")):
+        parts = tmp_path / f"scores/perplexity/{label}.csv"
+        parts.parent.mkdir(parents=True, exist_ok=True)
+        parts.write_text(f"length,document,end,tokens,nats\n480,0,0,100,{nats}\n480,1,0,100,{nats}\n")
     folder = report(tmp_path, perplexity=perplexity, refused=("whole",))
     assert "**not a number**" in (folder / "summary.md").read_text()
     assert "NaN" in (folder / "index.html").read_text()

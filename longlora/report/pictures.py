@@ -94,7 +94,7 @@ def by_yarn(findings: Findings) -> Canvas:
     )
     ratios = findings.model("extended").by_yarn
     told = [end for f in ratios.values() for end in (f.value, f.low, f.high) if end is not None]
-    reach = max(0.01, *(1.6 * abs(end - 1) for end in told))
+    reach = max([0.01, *(1.6 * abs(end - 1) for end in told)])
     labels = [m.label for m in findings.models]
     axes.axhline(1, color=COLOURS["yarn"], lw=1.8)
     ends = [(1.0, f"1  {NAMES['yarn']}", COLOURS["yarn"])]
