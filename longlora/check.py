@@ -21,8 +21,9 @@ from longlora.check_gate import (
     lengths_of_the_gate,
     models_of_the_gate,
     parts_of_the_gate,
-    rules_can_fail,
+    rules_can_hold_and_fail,
     scalings,
+    scores_of_the_gate,
     window_of,
 )
 from longlora.data import shares
@@ -94,7 +95,7 @@ def check(params: dict[str, Any], kinds: dict[str, type[Section]]) -> None:
             sections[name] = section_of(kind, params, name)
         except ValueError as error:
             wrong.append(str(error).removeprefix("params: "))
-    if wrong := wrong or list(misfits(sections)):
+    if wrong := wrong or list(dict.fromkeys(misfits(sections))):  # two paths of a rule may lack the same
         raise ValueError("params: " + "; ".join(wrong))
 
 
@@ -112,8 +113,9 @@ def misfits(sections: dict[str, Any]) -> Iterator[str]:
         lengths_of_the_gate,
         depths_of_the_gate,
         parts_of_the_gate,
+        scores_of_the_gate,
         gains_of_the_gate,
-        rules_can_fail,
+        rules_can_hold_and_fail,
     ):
         if sections.keys() >= (needed := inspect.signature(rule).parameters).keys():
             yield from rule(**{name: sections[name] for name in needed})

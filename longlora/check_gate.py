@@ -3,6 +3,7 @@ model, or lets one through, only after the training. The rules of `longlora.chec
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -19,19 +20,29 @@ MEASURES = {
 """First words of the metrics that are by length, and the section that says at which lengths."""
 UNNAMED = ("perplexity", "passkey")
 """Measures that the models of rescale, retrain and rivals are asked for without being named."""
-LENGTHLESS = {"longppl": "longppl", "harness": "harness"} | {
+LENGTHLESS = {"longppl": "longppl", "harness": "harness", "position_nats": "perplexity"} | {
     f"longqa{part}": "longqa" for part in ("", "_exact", "_f1", "_evidence", "_evidence_floor", "_depth")
 }
 """The same of metrics whose lengths no section says, if they have some."""
 
+LENGTHS = ("target", "window", "lowest", "short", "long")
+"""Names that stand for lengths."""
+INSIDE = {"passkey": "depth", "needle": "depth", "ruler": "task"}
+"""What a score at one length is also told by."""
+
+FACTS = ("integrity", "licence", "numbers")
 LOWEST = {
-    **dict.fromkeys({*MEASURES, *LENGTHLESS, "position_nats", "integrity", "licence", "numbers"} - {"harness"}, 0),
+    **dict.fromkeys({*MEASURES, *LENGTHLESS, *FACTS} - {"harness"}, 0),
     **dict.fromkeys(("perplexity", "sliding_perplexity", "longppl"), 1),
 }
 """What metrics that begin so are never below; those of the harness are its tasks' own."""
 
 SPREAD = ("perplexity", "sliding_perplexity", "longppl", "position_nats")
-"""Metrics whose intervals may reach below that: those of shares end there."""
+"""Metrics that no number bounds above, and whose intervals may reach below that: all others are shares, and theirs end there."""
+
+ENDS = ("value", "low", "high")
+COUNTS = ("trials", "tokens", "places", "documents", "documents_too_short", "cases", "cut", "effective", "threshold")
+"""What stands beside scores, and is none. Neither it nor an end has an interval of its own."""
 
 FEWEST = 5
 """Things to be found at one length, for a share of them to be judged: four of five are the gate's 80 %."""
@@ -73,13 +84,13 @@ def lengths_of_the_gate(
     for rule in gate.every_rule:
         for path in rule.paths:
             measure, _, at, *_ = [*path.split("/"), "", ""]
-            lengths = measured.get(MEASURES.get(measure, ""), [])
+            lengths = measured.get(MEASURES.get(measure, ""))
             key = f"{MEASURES.get(measure)}.lengths"
             length = {"target": context, "long": context, "window": window, "lowest": window, "short": window}.get(at)
             if at.isdecimal():
                 length = int(at)
             inside = at in ("window", "lowest", "short")
-            if not lengths or length is None or (key, length, inside) in told:
+            if lengths is None or length is None or (key, length, inside) in told:
                 continue
             told.add((key, length, inside))
             here = f"{key} = {lengths}"
@@ -117,10 +128,40 @@ def parts_of_the_gate(perplexity: Any, passkey: Any, needle: Any, gate: Any) -> 
             measure, *_ = names = path.split("/")
             if (switch := switches.get(measure)) and getattr(perplexity, switch) is None:
                 yield f"perplexity.{switch} = null, and the gate's rule '{rule.name}' asks for {measure}: set it"
+            elif measure == "position_nats" and (at := "".join(names[2:3])).isdecimal():
+                longest = max(perplexity.lengths)
+                band = longest // perplexity.bands
+                if int(at) not in range(band, longest + 1, band):
+                    yield f"the gate's rule '{rule.name}' asks for {path}, and a band ends every {band} tokens up to {longest}"
             if measure in grids and names[3:4] == ["depth"]:
                 depths = [f"{depth:.2f}" for depth in grids[measure].depths]
                 if "".join(names[4:5]) not in depths:
                     yield f"the gate's rule '{rule.name}' asks for {path}, and the depths of {measure} are {', '.join(depths)}"
+
+
+def scores_of_the_gate(evaluate: Any, ruler: Any, longeval: Any, gate: Any) -> Iterator[str]:
+    """The path of a measure that is known leads to a score of it."""
+    files = [Path(file).stem for file in longeval.cases]
+    for rule in gate.every_rule:
+        for path in rule.paths:
+            measure, _, at, part, name, *_ = [*path.split("/"), "", "", "", ""]
+            asks = f"the gate's rule '{rule.name}' asks for {path}, and"
+            task = measure.removeprefix("longeval_")
+            is_length = at.isdecimal() or at in LENGTHS
+            if measure == "longppl" and at not in evaluate.keytokens:
+                yield f"{asks} behind the model stands who picked the tokens, of evaluate.keytokens = {evaluate.keytokens}"
+            elif task != measure and at in files:
+                continue  # scores of a file go by its name
+            elif task != measure and is_length and task not in longeval.tasks:
+                yield f"longeval.tasks = {longeval.tasks} lacks '{task}', which the gate's rule '{rule.name}' asks for: add it"
+            elif measure in {*MEASURES, "position_nats"} and not is_length and at not in COUNTS:
+                yield f"{asks} behind the model stands a length: a number, {', '.join(LENGTHS)}"
+            elif measure in LENGTHLESS and not at:
+                yield f"{asks} behind the model stands what was scored"
+            elif measure in INSIDE and part not in ("", INSIDE[measure], *ENDS, *COUNTS):
+                yield f"{asks} behind the length stands {INSIDE[measure]}, or nothing"
+            elif measure == "ruler" and part == "task" and name not in ruler.tasks:
+                yield f"{asks} ruler.tasks are {', '.join(ruler.tasks)}"
 
 
 def gains_of_the_gate(backbone: Any, position: Any, gate: Any) -> Iterator[str]:
@@ -138,21 +179,59 @@ def gains_of_the_gate(backbone: Any, position: Any, gate: Any) -> Iterator[str]:
         yield f"{why}, so the gate's rule '{rule.name}' says nothing: name it in gate.not_asked, with why"
 
 
-def rules_can_fail(gate: Any) -> Iterator[str]:
-    """No rule holds whatever the scores are."""
+def rules_can_hold_and_fail(gate: Any) -> Iterator[str]:
+    """No rule holds whatever the scores are, nor does one fail so."""
     for rule in gate.every_rule:
-        measure, *_, last = rule.metric.split("/")
         known = all(path.split("/")[0] in LOWEST for path in rule.paths)
-        if not known or last in ("low", "high"):
-            continue
-        lowest = 0 if rule.times else LOWEST[measure]  # what is multiplied by nothing, or by less
-        spread = rule.with_interval and measure in SPREAD
-        if not rule.upper and not rule.plus and rule.bound <= lowest and not spread:
-            yield f"the gate's rule '{rule.name}' holds of any model: {rule.metric} is never below {lowest}; set at_least higher"
-        elif rule.metric in (rule.times, rule.plus):
-            neutral = 1 if rule.times else 0
-            if rule.bound >= neutral if rule.upper else rule.bound <= neutral:
-                yield f"the gate's rule '{rule.name}' holds of any model: it compares {rule.metric} with itself; name another"
+        if known and (why := settled(rule)):
+            yield f"the gate's rule '{rule.name}' holds of {why}"
+
+
+def settled(rule: Any) -> str | None:
+    """Why the rule holds of any model, or of none, whatever the scores are; None where they decide."""
+    metric, interval = rule.metric, rule.with_interval
+    if interval and (bare := next((path for path in rule.paths if has_no_interval(path)), None)):
+        return f"no model: {bare} has no interval; leave out with_interval"
+    (lowest, highest), (least, most) = span_of(metric, spread=interval), required_by(rule)
+    share = interval and highest == 1  # its interval is not of 0 alone, nor of 1
+    if rule.upper and highest <= least:
+        return f"any model: {metric} is never above {highest}; set at_most lower"
+    if rule.upper and (lowest > most or (share and lowest == most)):
+        return f"no model: {metric} is {'always above' if share else 'never below'} {lowest}; set at_most higher"
+    if not rule.upper and lowest >= most:
+        return f"any model: {metric} is never below {lowest}; set at_least higher"
+    if not rule.upper and (highest < least or (share and highest == least)):
+        return f"no model: {metric} is {'always below' if share else 'never above'} {highest}; set at_least lower"
+    neutral = 1 if rule.times else 0
+    if metric in (rule.times, rule.plus) and (rule.bound >= neutral if rule.upper else rule.bound <= neutral):
+        return f"any model: it compares {metric} with itself; name another"
+    return None
+
+
+def has_no_interval(path: str) -> bool:
+    measure, *_, last = path.split("/")
+    return measure in FACTS or last in (*ENDS, *COUNTS)
+
+
+def span_of(path: str, *, spread: bool) -> tuple[float, float]:
+    """The lowest and the highest that the metric can be; `spread`: or an end of its interval."""
+    measure, *_, last = path.split("/")
+    if last in COUNTS or path in ("integrity/window", "integrity/target"):
+        return 0, math.inf
+    if measure in SPREAD:
+        return (-math.inf if spread or last in ENDS else LOWEST[measure]), math.inf
+    return LOWEST[measure], 1
+
+
+def required_by(rule: Any) -> tuple[float, float]:
+    """The lowest and the highest that the rule can ask for."""
+    if not (reference := rule.times or rule.plus):
+        return rule.bound, rule.bound
+    ends = span_of(reference, spread=rule.with_interval)
+    asked = (
+        [rule.bound * end if rule.bound else 0 for end in ends] if rule.times else [rule.bound + end for end in ends]
+    )
+    return min(asked), max(asked)
 
 
 def scalings(position: Any) -> list[str]:

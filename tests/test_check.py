@@ -281,6 +281,21 @@ def test_what_a_run_starts_from_is_a_scaling_or_within_the_window_the_base():
         ("passkey/extended/target, at_most: 0", None),
         ("perplexity/extended/target, at_least: 0.5, times: perplexity/base/target", None),
         ("perplexity/extended/target, at_most: 0.9, times: perplexity/extended/target", None),
+        ("passkey/extended/target, at_most: 1", "passkey/extended/target is never above 1; set at_most lower"),
+        ("passkey/extended/target, at_most: 1, plus: passkey/yarn/target", "passkey/extended/target is never above 1"),
+        (
+            "passkey/extended/target, at_least: -1, plus: passkey/yarn/target",
+            "passkey/extended/target is never below 0",
+        ),
+        (
+            "passkey/extended/target/depth/0.00/low, at_least: 0",
+            "passkey/extended/target/depth/0.00/low is never below",
+        ),
+        ("passkey/extended/target, at_most: 1, times: passkey/yarn/target", None),
+        ("passkey/extended/target/trials, at_least: 5", None),
+        ("perplexity/extended/target/low, at_least: 1", None),
+        ("integrity/target, at_least: 4096", None),
+        ("mine/extended, at_least: 0", None),
     ],
 )
 def test_a_rule_of_the_gate_that_holds_of_any_model_is_refused(rule, said):
@@ -289,6 +304,89 @@ def test_a_rule_of_the_gate_that_holds_of_any_model_is_refused(rule, said):
         return check(asked, KINDS)
     with pytest.raises(ValueError, match=f"^params: the gate's rule 'mine' holds of any model: {said}"):
         check(asked, KINDS)
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("passkey/extended/target, at_least: 80", "passkey/extended/target is never above 1; set at_least lower"),
+        (
+            "passkey/extended/target, at_least: 1.1, plus: passkey/yarn/target",
+            "passkey/extended/target is never above 1",
+        ),
+        (
+            "passkey/extended/target, at_most: -1.1, plus: passkey/yarn/target",
+            "passkey/extended/target is never below 0",
+        ),
+        ("passkey/extended/target, at_least: 1, with_interval: true", "passkey/extended/target is always below 1"),
+        (
+            "passkey/base/target, at_most: 0, with_interval: true",
+            "passkey/base/target is always above 0; set at_most h",
+        ),
+        (
+            "perplexity/extended/target, at_most: 0.99",
+            "perplexity/extended/target is never below 1; set at_most higher",
+        ),
+        (
+            "integrity/whole, at_least: 1, with_interval: true",
+            "integrity/whole has no interval; leave out with_interval",
+        ),
+        (
+            "passkey/extended/target/low, at_least: 0.5, with_interval: true",
+            "passkey/extended/target/low has no interval",
+        ),
+        ("passkey/extended/target, at_least: 1", None),
+        ("passkey/extended/target, at_least: 0, plus: passkey/yarn/target, with_interval: true", None),
+        ("mine/extended, at_least: 80, with_interval: true", None),
+    ],
+)
+def test_a_rule_of_the_gate_that_holds_of_no_model_is_refused(rule, said):
+    asked = params(f"gate.more_rules=[{{name: mine, metric: {rule}}}]")
+    if said is None:
+        return check(asked, KINDS)
+    with pytest.raises(ValueError, match=f"^params: the gate's rule 'mine' holds of no model: {said}"):
+        check(asked, KINDS)
+
+
+LONG = ["evaluate.longppl=[base,extended]", "evaluate.keytokens=[yarn]"]
+LONGEVAL = ["evaluate.longeval=[extended]", "longeval.tasks=[lines]", "longeval.cases=[qa/20_topics.jsonl]"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "said"),
+    [
+        (LONG, "longppl/extended/base", "behind the model stands who picked the tokens, of evaluate.keytokens = ['yarn']"),
+        (LONG, "longppl/extended", "behind the model stands who picked the tokens, of evaluate.keytokens = ['yarn']"),
+        (LONG, "longppl/extended/yarn", None),
+        (["evaluate.ruler=[extended]", "ruler.tasks=[single,common]"], "ruler/extended/target/task/tracking",
+         "ruler.tasks are single, common"),
+        (["evaluate.ruler=[extended]"], "ruler/extended/target/tasks/single", "behind the length stands task, or nothing"),
+        (["evaluate.ruler=[extended]"], "ruler/extended/4096/task/tracking", None),
+        (["evaluate.ruler=[extended]"], "ruler/extended/effective", None),
+        (LONGEVAL, "longeval_topics/extended/4096", "longeval.tasks = ['lines'] lacks 'topics', which the gate's rule 'm'"),
+        (LONGEVAL, "longeval_lines/extended/3000", "longeval.lengths = [2048, 4096] lacks 3000"),
+        ([*LONGEVAL, "longeval.lengths=[]"], "longeval_lines/extended/4096", "longeval.lengths = [] lacks 4096"),
+        (LONGEVAL, "longeval_topics/extended/topics", "behind the model stands a length: a number, target, window"),
+        (LONGEVAL, "longeval_topics/extended/20_topics", None),
+        (LONGEVAL, "passkey/extended/20_topics", "behind the model stands a length"),
+        ([], "passkey/extended", "behind the model stands a length: a number, target, window, lowest, short, long"),
+        ([], "passkey/extended/depth/0.00", "behind the model stands a length"),
+        ([], "passkey/extended/target/depht/0.00", "behind the length stands depth, or nothing"),
+        ([], "position_nats/extended/4000", "a band ends every 256 tokens up to 4096"),
+        ([], "position_nats/extended/3840", None),
+        ([], "position_nats/full/long", "evaluate.perplexity = ['base', 'extended'] lacks 'full'"),
+        ([], "perplexity/extended/documents", None),
+        (["evaluate.longqa=[extended]", "longqa.cases=[qa/a.jsonl]"], "longqa/extended", "behind the model stands what was sc"),
+        ([], "mine/extended", None),
+    ],
+)  # fmt: skip
+def test_the_path_of_a_rule_leads_to_a_score(overrides, path, said):
+    asked = params(*overrides, f"gate.more_rules=[{{name: m, metric: {path}, at_least: 0.1, plus: mine/other}}]")
+    if said is None:
+        return check(asked, KINDS)
+    with pytest.raises(ValueError, match=f"^params: .*{re.escape(said)}") as caught:
+        check(asked, KINDS)
+    assert "\n" not in str(caught.value)
 
 
 GAINS = "training has gained more in long texts than in short ones"
