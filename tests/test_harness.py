@@ -76,9 +76,10 @@ def test_the_stage_asks_the_harness_and_writes_scores_that_the_report_reads(task
     assert (accuracy["low"], accuracy["high"]) == pytest.approx(binomial(3, 4), abs=1e-6)
     assert figures(found)["sayings acc"].value == 0.75
     limited = measure(
-        open_model(TINY), label="m", tokenizer=open_tokenizer(TINY), settings=settings(tasks, limit=2)
+        open_model(TINY), label="m", tokenizer=open_tokenizer(TINY), settings=settings(tasks, limit=2, num_fewshot=0)
     )  # fmt: skip
     assert (limited["harness"]["m"]["limit"], "limit" in found) == (2, False)
+    assert (limited["harness"]["m"]["num_fewshot"], "num_fewshot" in found) == (0, False)
     of_two = limited["harness"]["m"]["sayings"]["acc"]
     assert (of_two["value"], of_two["high"], limited["harness"]["m"]["cut"]) == (1.0, 1.0, 0)
     assert of_two["low"] == pytest.approx(0.025**0.5, abs=1e-6)

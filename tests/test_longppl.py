@@ -72,7 +72,7 @@ def test_no_key_token_is_null_and_no_number():
     documents = texts(150)
     keys = key_tokens(tiny(1), documents=documents, settings=settings(alpha=99.0))
     found = measure(tiny(), label="m", evaluator="e", documents=documents, keys=keys)["longppl"]["m"]["e"]
-    assert found == {"value": None, "low": None, "high": None, "tokens": 0}
+    assert found == {"value": None, "low": None, "high": None, "tokens": 0, "length": settings().length}
 
 
 def test_broken_weights_are_null():

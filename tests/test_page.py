@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from browser import chromium, needs_browser
 from PIL import Image
-from test_report import PERPLEXITY, inputs, node, outs, put
+from test_report import PERPLEXITY, RULER, inputs, node, outs, put
 
 from longlora.stages.report import stage
 
@@ -32,14 +32,17 @@ def put_every_measure(scores: Path) -> None:
     for label in ("base", "yarn", "extended"):
         bands = {str(60 * n): node(1.2) for n in range(1, 9)}
         put(scores / f"positions/{label}.json", {"position_nats": {label: bands}})
-        ruler = {"prompt": "chat", "60": node(0.2), "120": node(0.2), "480": node(0.2), "effective": {"value": 60}}
+        ruler = {"prompt": "chat", **RULER, **{length: RULER["60"] for length in ("120", "480")}}
         put(scores / f"ruler/{label}.json", {"ruler": {label: ruler}})
         lengths = {n: node(0.5, depth={"0.00": node(0.5), "1.00": node(0.5)}) for n in ("64", "128", "256", "512")}
         whole = {
             name: node(0.5) for name in ("exact", "f1", "rouge1", "rouge2", "rougeL", "evidence", "evidence_floor")
         }
         parts = {f"longqa_{name}": {label: lengths} for name in ("exact", "f1", "evidence", "evidence_floor")}
-        put(scores / f"longqa/{label}.json", {"longqa": {label: {"prompt": "authors", **whole}}, **parts})
+        put(
+            scores / f"longqa/{label}.json",
+            {"longqa": {label: {"prompt": "authors", "cases": 8, "cut": 3, **whole}}, **parts},
+        )
         tasks = {f"longbench_hotpotqa_{n}": {"qa_f1_score": node(0.1)} for n in range(5)}
         put(scores / f"harness/{label}.json", {"harness": {label: {"prompt": "chat", **tasks}}})
 

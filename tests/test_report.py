@@ -72,7 +72,8 @@ def inputs(
 ) -> dict[str, Path]:
     """The report's inputs, as the other stages write them."""
     for label, row in perplexity.items():
-        nodes = {n: node(v) for n, v in row.items()} | {"places": 7}
+        nodes = {n: node(v, tokens=700) for n, v in row.items()}
+        nodes |= {"places": 7, "documents": 5, "documents_too_short": 2}
         put(root / f"scores/perplexity/{label}.json", {"perplexity": {label: nodes}})
     for label, row in passkey.items():
         nodes = {n: node(v, depth={"0.00": node(v), "1.00": node(v)}) for n, v in row.items()} | {"prompt": "plain"}
@@ -101,6 +102,12 @@ def inputs(
 def outs(root: Path, reports: str = "reports") -> dict[str, Path]:
     (root / "models").mkdir(exist_ok=True)
     return {"reports": root / reports, "beside": root / "models/README.md"}
+
+
+RULER = {
+    "60": node(0.5, task={"single": node(0.5), "common": node(0.5)}),
+    "effective": {"value": 60, "threshold": 0.856},
+}
 
 
 def report(root: Path, **changes) -> Path:
@@ -217,7 +224,7 @@ def test_a_model_scored_at_other_lengths_leaves_dashes(tmp_path):
 
 def test_ruler_has_a_table_where_it_was_scored_and_none_elsewhere(good, tmp_path):
     paths = inputs(tmp_path)
-    put(tmp_path / "scores/ruler/extended.json", {"ruler": {"extended": {"60": node(0.5), "effective": {"value": 60}}}})
+    put(tmp_path / "scores/ruler/extended.json", {"ruler": {"extended": RULER}})
     stage(**paths, **outs(tmp_path))
     for name in ("summary.md", "README.md"):
         text = (tmp_path / "reports" / name).read_text()
@@ -232,33 +239,45 @@ def test_ruler_has_a_table_where_it_was_scored_and_none_elsewhere(good, tmp_path
     assert "Effective context by RULER&#x27;s tasks</th><th>tokens</th>" in page and "<td>60</td>" in page
 
 
-def test_every_table_says_which_prompt_was_asked(tmp_path):
+def test_every_table_says_which_prompt_was_asked_and_what_its_scores_were_made_on(tmp_path):
     paths = inputs(tmp_path)
-    asked = {"prompt": "chat", "60": node(0.5)}
-    put(tmp_path / "scores/ruler/extended.json", {"ruler": {"extended": asked | {"effective": {"value": 60}}}})
-    put(tmp_path / "scores/longeval/extended.json", {"longeval_lines": {"extended": asked}})
-    put(
-        tmp_path / "scores/harness/extended.json",
-        {"harness": {"extended": {"prompt": "chat", "limit": 5, "t": {"acc": node(0.5)}}}},
-    )
+    lines = {"prompt": "chat", "60": node(0.5), "mine": node(0.5) | {"trials": 50}}
+    put(tmp_path / "scores/ruler/extended.json", {"ruler": {"extended": {"prompt": "chat", **RULER}}})
+    put(tmp_path / "scores/longeval/extended.json", {"longeval_lines": {"extended": lines}})
+    put(tmp_path / "scores/slid.json", {"sliding_perplexity": {"extended": {"60": node(3.5, tokens=32768)}}})
+    picked = {"yarn": node(3.5, tokens=1200, length=480), "base": node(3.5, tokens=90, length=480)}
+    put(tmp_path / "scores/longppl.json", {"longppl": {"extended": picked}})
+    for label, cut in (("base", 3), ("yarn", 0), ("extended", 0)):
+        part = {"prompt": "chat", "limit": 5, "num_fewshot": 0, "cut": cut, "t": {"acc": node(0.5)}}
+        put(tmp_path / f"scores/harness/{label}.json", {"harness": {label: part}})
     parts = {
-        "longqa": {"extended": {"prompt": "authors", "f1": node(0.5)}},
+        "longqa": {"extended": {"prompt": "authors", "cases": 24, "cut": 2, "f1": node(0.5)}},
         "longqa_f1": {"extended": {"64": node(0.5, depth={})}},
+        "longqa_evidence_floor": {"extended": {"64": node(0.5, depth={})}},
     }
     put(tmp_path / "scores/longqa/extended.json", parts)
     stage(**paths, **outs(tmp_path))
-    prompts = {
-        "Perplexity at": None, "Passkeys found at": "plain", "RULER's tasks solved at": "chat", "LongEval's lines found at": "chat",
-        "Questions on documents": "authors", "F1, documents up to": "authors",
-        "lm-evaluation-harness": "chat, 5 questions of each task at most",
-    }  # fmt: skip
+    part = "5 questions of each task at most; 0 examples in each prompt"
+    notes = {
+        "Perplexity at": "the last 100 tokens at 7 places of 5 held-out documents; 2 more are too short",
+        "Perplexity of sliding windows of": "32,768 tokens of held-out documents",
+        "LongPPL, tokens picked by": "90 to 1,200 key tokens in windows of 480",
+        "Passkeys found at": "prompt: plain; 8 at each length, at 2 depths",
+        "RULER's tasks solved at": "prompt: chat; tasks: single, common; 8 prompts at each length",
+        "Effective context by RULER's tasks": "prompt: chat; the longest length up to which 85.6% are solved",
+        "LongEval's lines found at": "prompt: chat; 8 to 50 questions in each column",
+        "Questions on documents": "prompt: authors; 24 questions; 2 of them on documents that lost their middle",
+        "F1, documents up to": "prompt: authors; 8 questions in each column",
+        "By the question alone, documents up to": "8 questions in each column",
+        "lm-evaluation-harness": f"prompt: chat; {part}; 3 prompts lost their beginning (base); {part} (extended, yarn)",
+    }
     page = (tmp_path / "reports/index.html").read_text()
-    for title, prompt in prompts.items():
+    assert page.count("<caption>") == len(notes)
+    for title, note in notes.items():
         for name in ("summary.md", "README.md"):
             before = (tmp_path / "reports" / name).read_text().split(f"\n\n| {title} |")[0].splitlines()[-1]
-            assert (before == f"Prompt: {prompt}") == (prompt is not None), (title, before)
-        caption = f"<caption>prompt: {prompt}</caption>" if prompt else ""
-        assert f'<table class="scores">{caption}<tr><th>{title.replace(chr(39), "&#x27;")}</th>' in page
+            assert before == note[0].upper() + note[1:], title
+        assert f"<caption>{note}</caption><tr><th>{title.replace(chr(39), '&#x27;')}</th>" in page
 
 
 @pytest.mark.parametrize(("measure", "other"), [("perplexity", "passkey"), ("passkey", "perplexity")])

@@ -174,7 +174,7 @@ def test_a_model_that_answers_right_scores_full_marks_on_every_task(monkeypatch)
     monkeypatch.setattr(Writer, "write", noted)
     monkeypatch.setattr(ruler, "answers", lambda model, prompts, max_new_tokens, kept: right[-len(prompts) :])
     result = measure(tiny(), label="m", tokenizer=TOKENIZER, texts=TEXTS, settings=given)["ruler"]["m"]
-    assert result["effective"] == {"value": 2900}
+    assert result["effective"] == {"value": 2900, "threshold": given.threshold}
     for length in ("2500", "2900"):
         assert result[length]["value"] == 1.0 and result[length]["trials"] == 14
         assert list(result[length]["task"]) == list(ALL)

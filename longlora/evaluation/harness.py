@@ -121,7 +121,8 @@ def measure(
         say(f"{task}: " + ", ".join(f"{name} {value}" for name, value in told.items()))
     if cut:
         say(f"{cut} prompts were longer than the model's {asked.max_length} positions, and lost their beginning")
-    part = {"limit": settings.limit} if settings.limit else {}
+    asked_for = {"limit": settings.limit, "num_fewshot": settings.num_fewshot}
+    part = {name: number for name, number in asked_for.items() if number is not None}
     return {"harness": {label: {"prompt": settings.prompt, **part, "cut": cut, **scores}}}
 
 

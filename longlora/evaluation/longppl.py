@@ -126,6 +126,6 @@ def measure(
         low, high = grouped(sums_P, counts_N=counts_P, groups_N=documents_P.tolist())
         with np.errstate(over="ignore"):
             value, ends = np.exp(sums_P.sum() / counts_P.sum()), (np.exp(low), np.exp(high))
-    found = figure(value, ends, tokens=sum(n for _, n, _ in picked))
+    found = figure(value, ends, tokens=sum(n for _, n, _ in picked), length=keys["length"])
     say(f"LongPPL {found['value']} over {found['tokens']} tokens")
     return {"longppl": {label: {evaluator: found}}}

@@ -159,7 +159,7 @@ def measure(
         by_task = {task: of_trials([s for t, s in scores if t == task]) for task in settings.tasks}
         result[str(length)] = of_trials([s for _, s in scores]) | {"task": by_task}
         say(f"{length} tokens: " + ", ".join(f"{t} {s['value']:.0%}" for t, s in by_task.items()))
-    result["effective"] = {"value": effective(result, settings=settings)}
+    result["effective"] = {"value": effective(result, settings=settings), "threshold": settings.threshold}
     return {"ruler": {label: result}}
 
 

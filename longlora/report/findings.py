@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longlora.report.notes import note
 from longlora.report.scores import Scores, read
 
 NAMES = {
@@ -118,8 +119,8 @@ class Table:
     """A measure of the models that it was asked of: its title, how its numbers are written, and the figures by label and column."""
 
     title: str
-    prompt: str
-    """Plain, chat or authors': which prompt the models were asked with; '' where nothing was asked."""
+    note: str
+    """What the scores were made on."""
     form: str
     rows: dict[str, dict[Column, Figure]]
 
@@ -136,6 +137,8 @@ class Findings:
     target: int
     prompts: dict[str, str]
     """The prompt that models were asked with, by measure; '' where nothing was asked."""
+    notes: dict[str, str]
+    """What the scores were made on, by measure."""
     verdict: dict[str, Any]
     history: list[dict[str, float]]
     cost: dict[str, Any]
@@ -185,7 +188,7 @@ class Findings:
         all_tables = [
             Table(
                 title,
-                self.prompts[measure],
+                self.notes[measure],
                 form,
                 {m.label: m.scores[measure] for m in self.models if m.scores[measure]},
             )
@@ -210,13 +213,15 @@ def gather(
     tree = everything.tree
     labels = order({name for measure in MEASURES for name in tree.get(measure, {})})
     found = [model(label, everything) for label in labels]
+    prompts = {measure: prompt_of(measure, tree) for measure in MEASURES}
     with history.open(newline="") as stream:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
     findings = Findings(
         models=found,
         window=int(tree["integrity"]["window"]["value"]),
         target=int(tree["integrity"]["target"]["value"]),
-        prompts={measure: prompt_of(measure, tree) for measure in MEASURES},
+        prompts=prompts,
+        notes={measure: note(measure, tree, prompt=prompt) for measure, prompt in prompts.items()},
         verdict=json.loads(verdict.read_text()),
         history=rows,
         cost=json.loads(cost.read_text())["cost"],
@@ -257,12 +262,10 @@ def model(label: str, everything: Scores) -> Model:
 
 
 def prompt_of(measure: str, tree: dict[str, Any]) -> str:
-    """Parts of a measure (longqa_f1) have its prompt; a floor is found without a model. Of how many questions at most, where
-    they were limited: scores of a part are not those of a task."""
+    """Parts of a measure (longqa_f1) have its prompt; a floor is found without a model."""
     whole = "" if measure.endswith("_floor") else measure.split("_")[0]
     nodes = [node for name in (measure, whole) for node in tree.get(name, {}).values()]
-    asked = next((node for node in nodes if "prompt" in node), {"prompt": ""})
-    return asked["prompt"] + (f", {asked['limit']:,} questions of each task at most" if "limit" in asked else "")
+    return next((str(node["prompt"]) for node in nodes if "prompt" in node), "")
 
 
 def figures(node: dict[str, Any]) -> dict[Column, Figure]:

@@ -186,7 +186,7 @@ def scored(findings: Findings, table: Table) -> str:
     head = "".join(f"<th>{escape(heading(c))}</th>" for c in columns)
     asked = [m for m in findings.models if m.label in table.rows]
     body = "".join(line(m, [cell(table.rows[m.label].get(c), table.form) for c in columns], findings) for m in asked)
-    caption = f"<caption>prompt: {escape(table.prompt)}</caption>" if table.prompt else ""
+    caption = f"<caption>{escape(table.note)}</caption>" if table.note else ""
     return (
         f'<div class="scroll" style="--columns: {len(columns)}"><table class="scores">{caption}'
         f"<tr><th>{escape(table.title)}</th>{head}</tr>{body}</table></div>"

@@ -29,10 +29,10 @@ def tables(findings: Findings) -> list[str]:
 
 
 def rows(findings: Findings, table: Table) -> list[str]:
-    """A row per model, a column per length (or what else a measure has); the extended model's row is bold. Above, the prompt."""
+    """A row per model, a column per length (or what else a measure has); the extended model's row is bold. Above, what it is of."""
     columns = table.columns()
     lines = [
-        *([f"Prompt: {table.prompt}", ""] if table.prompt else []),
+        *([f"{table.note[0].upper()}{table.note[1:]}", ""] if table.note else []),
         f"| {table.title} | " + " | ".join(map(heading, columns)) + " |",
         "| --- |" + " ---: |" * len(columns),
     ]
