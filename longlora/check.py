@@ -24,6 +24,7 @@ from longlora.check_gate import (
     rules_can_hold_and_fail,
     scalings,
     scores_of_the_gate,
+    trials_of_the_gate,
     window_of,
 )
 from longlora.data import shares
@@ -112,6 +113,7 @@ def misfits(sections: dict[str, Any]) -> Iterator[str]:
         models_of_the_gate,
         lengths_of_the_gate,
         depths_of_the_gate,
+        trials_of_the_gate,
         parts_of_the_gate,
         scores_of_the_gate,
         gains_of_the_gate,

@@ -104,7 +104,7 @@ def lengths_of_the_gate(
 
 
 def depths_of_the_gate(passkey: Any, needle: Any, gate: Any) -> Iterator[str]:
-    """What a rule asks to be found is not all hidden just before the question, nor found by a stroke of luck."""
+    """What a rule asks to be found is not all hidden just before the question."""
     for key, grid in {"passkey": passkey, "needle": needle}.items():
         rules = [rule.name for rule in gate.every_rule if any(path.split("/")[0] == key for path in rule.paths)]
         if not rules:
@@ -112,10 +112,26 @@ def depths_of_the_gate(passkey: Any, needle: Any, gate: Any) -> Iterator[str]:
         asked = f"where the gate's rule '{rules[0]}' is asked"
         if 2 * sum(depth <= 0.5 for depth in grid.depths) < len(grid.depths):
             yield f"{key}.depths = {grid.depths}: at least half must be at most 0.5, {asked}; add 0.0"
-        if (trials := len(grid.depths) * grid.samples) < FEWEST:
+
+
+def trials_of_the_gate(passkey: Any, needle: Any, ruler: Any, longeval: Any, gate: Any) -> Iterator[str]:
+    """What a rule asks to be found or solved at a length is not so by a stroke of luck."""
+    asked: dict[str, str] = {}
+    for rule in gate.every_rule:
+        for path in rule.paths:
+            measure, _, at, *_ = [*path.split("/"), "", ""]
+            if at.isdecimal() or at in (*LENGTHS, "effective"):
+                asked.setdefault(MEASURES.get(measure, ""), rule.name)
+    for key, section, parts, of in (
+        ("passkey", passkey, len(passkey.depths), " of passkey.depths"),
+        ("needle", needle, len(needle.depths), " of needle.depths"),
+        ("ruler", ruler, len(ruler.tasks), " of ruler.tasks"),
+        ("longeval", longeval, 1, " task"),
+    ):
+        if key in asked and (trials := parts * section.samples) < FEWEST:
             yield (
-                f"{key}.samples = {grid.samples} at {len(grid.depths)} of {key}.depths: {trials} at each length, and at least "
-                f"{FEWEST} say something, {asked}; set {key}.samples={-(-FEWEST // len(grid.depths))}"
+                f"{key}.samples = {section.samples} at {parts}{of}: {trials} at each length, and at least {FEWEST} say something, "
+                f"where the gate's rule '{asked[key]}' is asked; set {key}.samples={-(-FEWEST // parts)}"
             )
 
 

@@ -88,6 +88,25 @@ def test_the_sections_of_the_pipeline_are_those_of_params_yaml_and_right():
             ],
         ),
         (
+            [
+                "ruler.samples=2",
+                "ruler.tasks=[single,tracking]",
+                "evaluate.ruler=[extended]",
+                "gate.more_rules=[{name: x, metric: ruler/extended/target, at_least: 0.5}]",
+            ],
+            [
+                "ruler.samples = 2 at 2 of ruler.tasks: 4 at each length, and at least 5 say something, where the gate's rule 'x'"
+            ],
+        ),
+        (
+            [
+                "longeval.samples=1",
+                "evaluate.longeval=[extended]",
+                "gate.more_rules=[{name: x, metric: longeval_lines/extended/target, at_least: 0.5}]",
+            ],
+            ["longeval.samples = 1 at 1 task: 1 at each length", "set longeval.samples=5"],
+        ),
+        (
             ["gate.rules=[{name: x, metric: sliding_perplexity/extended/3072, at_most: 1}]"],
             ["perplexity.lengths = [512, 1024, 2048, 4096] lacks 3072, which the gate's rule 'x' asks for"],
         ),

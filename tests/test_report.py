@@ -15,7 +15,8 @@ from longlora.report.card import card, hub_licence, pairs, recipe_of
 from longlora.report.findings import MEASURES, Cell, Figure, Model, gather, order, written
 from longlora.report.heat import passkey, short
 from longlora.report.page import duration, page
-from longlora.report.pictures import learnt, smoothed
+from longlora.report.pictures import learnt, positions, smoothed
+from longlora.report.pictures import perplexity as perplexity_picture
 from longlora.report.style import colour
 from longlora.report.summary import headline, summary
 from longlora.stages.report import stage
@@ -215,6 +216,16 @@ def test_what_is_not_a_number_is_shown_as_such_and_breaks_no_picture(tmp_path):
     assert "**not a number**" in (folder / "summary.md").read_text()
     assert "NaN" in (folder / "index.html").read_text()
     assert "nan" not in (folder / "README.md").read_text().split("---")[1].lower()
+
+
+def test_a_line_that_ends_before_what_is_no_number_is_not_labelled_with_the_number_before(tmp_path):
+    scored = PERPLEXITY | {"extended": {"60": 3.532, "480": None}}
+    findings = found(tmp_path, perplexity=scored)
+    bands = {240: Figure(1.25, 1, 2), 480: Figure(None, None, None)}
+    findings = replace(findings, models=[*findings.models[:-1], replace(findings.models[-1], positions=bands)])
+    for draw in (perplexity_picture, positions):
+        said = [text.get_text() for text in draw(findings).axes[0].texts]
+        assert said[said.index("extended") - 1] == "NaN" and not {"3.53", "1.25"} & {*said}
 
 
 def test_a_model_scored_at_other_lengths_leaves_dashes(tmp_path):

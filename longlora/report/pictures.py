@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 
-from longlora.report.findings import NAMES, Findings
+from longlora.report.findings import NAMES, Figure, Findings
 from longlora.report.findings import lengths as by_length
 from longlora.report.heat import needle, passkey, questions
 from longlora.report.style import COLOURS, FAINT, STYLE, colour, headed
@@ -56,13 +56,14 @@ def perplexity(findings: Findings) -> Canvas:
     labels = [m.label for m in findings.models]
     ends: list[tuple[float, str, str]] = []
     for model in findings.models:
-        points = [(n, f) for n, f in by_length(model.perplexity).items() if f.value is not None]
+        scored = by_length(model.perplexity)
+        points = [(n, f) for n, f in scored.items() if f.value is not None]
         if not points:
             continue
         hue, ours = colour(model.label, labels), model.label == "extended"
         values = [f.value or 0.0 for _, f in points]
         axes.plot([n for n, _ in points], values, color=hue, solid_capstyle="round", **marked(ours))
-        ends.append((values[-1], f"{values[-1]:.3g}  {model.name}", hue))
+        ends.append((values[-1], f"{last(scored)}  {model.name}", hue))
     lengths(axes, findings.lengths())
     window(axes, findings)
     axes.set_yscale("log")
@@ -149,6 +150,12 @@ def numbers(axes: Axes) -> None:
     axes.set_yticks(ticks, [f"{t:,.3g}" if t < 1000 else f"{t:,.0f}" for t in ticks])
 
 
+def last(scored: dict[int, Figure]) -> str:
+    """What stands beside the end of a line: NaN, where it ends before what is no number."""
+    value = scored[max(scored)].value
+    return "NaN" if value is None else f"{value:.3g}"
+
+
 def label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     """Write each line's last value and name beside its end, pushed apart where they would touch."""
     gap, heights = 0.217 / axes.bbox.height * axes.figure.dpi, []  # inches, as a share
@@ -184,7 +191,7 @@ def positions(findings: Findings) -> Canvas:
             [end - half for end, _ in points], values, color=hue, lw=3 if model.label == "extended" else 1.8,
             zorder=4 if model.label == "extended" else 3, solid_capstyle="round",
         )  # fmt: skip
-        ends.append((values[-1], f"{values[-1]:.3g}  {model.name}", hue))
+        ends.append((values[-1], f"{last(model.positions)}  {model.name}", hue))
     axes.set_xlim(0, max(end for m in findings.models for end in m.positions))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(axis="y")
