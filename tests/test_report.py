@@ -159,6 +159,12 @@ def test_scores_of_a_table_have_as_many_digits_as_their_neighbours():
     assert [written(value, form) for value in (3.21, 29.712, 1101.4)] == ["3.210", "29.71", "1101"]
 
 
+def test_a_share_is_not_rounded_to_what_is_asked_of_it():
+    form = MEASURES["passkey"][1]
+    shares = [written(value, form) for value in (0, 0.004, 0.796, 0.8, 0.975, 0.995, 1)]
+    assert shares == ["0%", "0.4%", "79.6%", "80%", "97.5%", "99.5%", "100%"]
+
+
 def test_the_page_puts_the_score_beside_the_base_and_untrained_yarn(good):
     told = (good / "index.html").read_text()
     assert re.search(r"perplexity at 480 tokens; base [0-9.]+, untrained YaRN [0-9.]+<", told)

@@ -27,12 +27,12 @@ MEASURES = {
     "perplexity": ("Perplexity at", "{:#.4g}"),
     "sliding_perplexity": ("Perplexity of sliding windows of", "{:#.4g}"),
     "longppl": ("LongPPL, tokens picked by", "{:#.4g}"),
-    "passkey": ("Passkeys found at", "{:.0%}"),
-    "needle": ("Needles found at", "{:.0%}"),
-    "ruler": ("RULER's tasks solved at", "{:.0%}"),
+    "passkey": ("Passkeys found at", "{:.1%}"),
+    "needle": ("Needles found at", "{:.1%}"),
+    "ruler": ("RULER's tasks solved at", "{:.1%}"),
     "ruler_effective": ("Effective context by RULER's tasks", "{:,.0f}"),
-    "longeval_lines": ("LongEval's lines found at", "{:.0%}"),
-    "longeval_topics": ("LongEval's topics found at", "{:.0%}"),
+    "longeval_lines": ("LongEval's lines found at", "{:.1%}"),
+    "longeval_topics": ("LongEval's topics found at", "{:.1%}"),
     "longqa": ("Questions on documents", "{:.3f}"),
     "longqa_exact": ("Exact matches, documents up to", "{:.3f}"),
     "longqa_f1": ("F1, documents up to", "{:.3f}"),
@@ -46,8 +46,9 @@ HELD = 0.8
 
 
 def written(value: float, form: str) -> str:
-    """`value` as its table has it: 3.210 beside 3.217, but no dot behind four whole digits, where `#` leaves one."""
-    return form.format(value).rstrip(".")
+    """`value` as its table has it: 3.210 beside 3.217, but no dot behind four whole digits, where `#` leaves one; and 100% where
+    all were found, but 79.6% of what asks for 80."""
+    return form.format(value).rstrip(".").replace(".0%", "%")
 
 
 @dataclass(frozen=True)
