@@ -122,22 +122,23 @@ def verdict(findings: Findings) -> str:
 
 def figures(findings: Findings) -> str:
     """The three numbers that matter, each beside what it has to be compared with."""
-    ours, base, target = findings.model("extended"), findings.models[0], findings.target
+    ours, target = findings.model("extended"), findings.target
     cards = [
         (f"{target / findings.window:.3g}&times;", f"the context: {findings.window:,} to {target:,} tokens")
         if findings.extends
         else (f"{target:,}", f"tokens of context in training; the base reads {findings.window:,}"),
         (
             number(ours.perplexity.get(target), MEASURES["perplexity"][1]),
-            f"perplexity at {target:,} tokens; {beside(findings, 'perplexity')}",
+            f"perplexity at {target:,} tokens{beside(findings, 'perplexity')}",
         ),
         (
             number(ours.passkey.get(target), MEASURES["passkey"][1]),
-            f"of passkeys found at {target:,} tokens; {beside(findings, 'passkey')}",
+            f"of passkeys found at {target:,} tokens{beside(findings, 'passkey')}",
         ),
         (
             reached(ours),
-            f"tokens to which it retrieves 80% or more; {escape(base.name)} {reached(base)}",
+            "tokens to which it retrieves 80% or more"
+            + "".join(f"; {escape(base.name)} {reached(base)}" for base in others(findings)[:1]),
         ),
     ]
     return (
@@ -147,14 +148,19 @@ def figures(findings: Findings) -> str:
     )
 
 
+def others(findings: Findings) -> list[Model]:
+    """The models that ours is compared with, the base first if it was asked."""
+    return [m for m in findings.models if m.label != "extended"]
+
+
 def beside(findings: Findings, measure: str) -> str:
-    """The scores at the target length that ours has to be compared with: the base's, and untrained YaRN's where it was measured."""
-    rivals = {m.label: "untrained YaRN" if m.label == "yarn" else m.name for m in findings.models}
-    labels = dict.fromkeys([findings.models[0].label, *(["yarn"] if "yarn" in rivals else [])])
+    """The scores at the target length that ours has to be compared with: the base's, and untrained YaRN's where it was measured;
+    '' where no other model was."""
+    rivals = {m.label: "untrained YaRN" if m.label == "yarn" else m.name for m in others(findings)}
+    labels = dict.fromkeys([*list(rivals)[:1], *(["yarn"] if "yarn" in rivals else [])])
     scores = {label: findings.model(label).scores[measure].get(findings.target) for label in labels}
-    return ", ".join(
-        f"{escape(rivals[label])} {number(score, MEASURES[measure][1])}" for label, score in scores.items()
-    )
+    told = [f"{escape(rivals[label])} {number(score, MEASURES[measure][1])}" for label, score in scores.items()]
+    return f"; {', '.join(told)}" if told else ""
 
 
 def reached(model: Model) -> str:
