@@ -108,13 +108,14 @@ class StageRunner:
 
 def stage_environment() -> dict[str, str]:
     """Ours without what is the orchestrator's: a stage needs no server, and no key to one. torchrun waits for its workers, when it
-    is told to end, as long as we wait for it.
+    is told to end, as long as we wait for it. What a stage prints is passed on by the line, so progress bars are off: only their
+    ends would be seen.
 
     Raises:
         ValueError: LONGLORA_GRACE is no number of seconds.
     """
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
-    return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(supervise.grace()), **ours}
+    return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(supervise.grace()), "TQDM_DISABLE": "1", **ours}
 
 
 def cause(said: list[str], status: int) -> str:

@@ -15,7 +15,7 @@ from longlora.report.card import card, hub_licence, pairs, recipe_of
 from longlora.report.findings import MEASURES, Cell, Figure, Model, gather, order, written
 from longlora.report.heat import passkey, short
 from longlora.report.page import duration, page
-from longlora.report.pictures import learnt, positions, smoothed
+from longlora.report.pictures import by_yarn, learnt, positions, smoothed
 from longlora.report.pictures import perplexity as perplexity_picture
 from longlora.report.style import colour
 from longlora.report.summary import headline, summary
@@ -650,6 +650,10 @@ def test_perplexity_by_untrained_yarns_is_of_the_same_places(tmp_path):
         (tmp_path / f"scores/perplexity/{label}.csv").write_text("length,document,end,tokens,nats\n480,0,0,100,300\n")
     stage(**paths, scores=tmp_path / "scores", **outs(tmp_path, "even"))
     assert (tmp_path / "even/by_yarn.png").is_file()
+    canvas = by_yarn(gather(tmp_path / "scores", **paths))
+    canvas.canvas.draw()
+    ticks = [tick.get_text() for tick in canvas.axes[0].get_yticklabels()]
+    assert len(ticks) > 3 and len(set(ticks)) == len(ticks)  # 1.005 is not another 1
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,18 @@ def test_a_progress_bar_counts_as_its_last_state(tmp_path):
     assert lines == ["100%", "done"]
 
 
+def test_a_stage_draws_no_progress_bars_of_libraries(tmp_path, monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    lines: list[str] = []
+    command = [
+        sys.executable,
+        "-c",
+        "from transformers.utils.logging import tqdm\nfor _ in tqdm(range(3)): print('told')",
+    ]
+    Child(command, cwd=tmp_path, env=stage_environment()).run("", on_line=lines.append)
+    assert lines == ["told"] * 3
+
+
 def test_a_command_killed_by_a_signal_says_which(tmp_path):
     assert python(tmp_path, "import os; os.kill(os.getpid(), 9)").run("", on_line=print) == 128 + 9
 

@@ -110,7 +110,7 @@ def by_yarn(findings: Findings) -> Canvas:
     lengths(axes, sorted(ratios))
     window(axes, findings)
     axes.set_ylim(max(0, 1 - reach), 1 + reach)
-    axes.yaxis.set_major_formatter("{x:.3g}")
+    axes.ticklabel_format(axis="y", style="plain", useOffset=False)  # as many digits as tell the ticks apart
     label_ends(axes, ends)
     axes.set_xlabel("context length in tokens")
     return canvas
