@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 from specimens import tokenizer
+from test_longqa import settings as longqa_settings
 from tokenizers.processors import TemplateProcessing
 
 from longlora.data.casebook import Casebook, DocumentCase
@@ -15,6 +16,8 @@ from longlora.data.dialogue import tokenised
 from longlora.data.instructions import Turn, read_records
 from longlora.data.packing import read
 from longlora.data.pairs import Pairs, PairSource, choose, gather, prepare, taught
+from longlora.data.wording import asked
+from longlora.evaluation.longqa import Question, Writer
 from longlora.model.position import Position
 from longlora.stages.pairs import stage
 
@@ -26,6 +29,14 @@ FORGETFUL = (
     "{% for m in messages %}{% if loop.last or m['role'] == 'user' %}{{ m['role'] + m['content'] }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}assistant{% endif %}"
 )
+THOUGHT = "<think>\n\n</think>\n\n"
+THINKING = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' }}"
+    f"{{% if m['role'] == 'assistant' and loop.last %}}{THOUGHT}{{% endif %}}"
+    "{{ m['content'] + '<eos>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}"
+    f"{{% if enable_thinking is false %}}{THOUGHT}{{% endif %}}{{% endif %}}"
+)
+"""As Qwen3's: the last answer stands behind what was thought, an earlier one without it; thinking is on unless it is turned off."""
 TURNS = (
     Turn("system", "Be brief."),
     Turn("user", "Who met on the 14th?"),
@@ -105,6 +116,27 @@ def test_a_template_that_can_not_show_answers_is_refused():
         tokenised(TURNS, tokenizer=endless, prompt="authors")
     with pytest.raises(ValueError, match="the template rewrites earlier turns"):
         tokenised(TURNS, tokenizer=chatting(FORGETFUL), prompt="chat")
+
+
+def test_where_a_template_lets_a_model_think_only_the_answer_is_learnt_and_asking_has_the_prompt_of_training():
+    words = chatting(THINKING)
+    turns = (Turn("user", asked("The committee met.", "Who met?")), Turn("assistant", "The committee."))
+    pair = tokenised(turns, tokenizer=words, prompt="chat")
+    prompt = f"<|user|>\n{turns[0].content}<eos>\n<|assistant|>\n<think>\n\n</think>\n\n"
+    assert runs(pair, words) == [(prompt, False), ("The committee.<eos>", True)]
+    writer = Writer(words, settings=longqa_settings(prompt="chat", length=900))
+    case = Question(document="The committee met.", question="Who met?", answers=["x"])
+    assert writer.write(case).ids == pair.tokens[~pair.answer].tolist()
+
+
+def test_thoughts_that_a_template_leaves_out_later_or_opens_by_itself_are_refused():
+    with pytest.raises(ValueError, match="rewrites earlier turns.*records of one answer each"):
+        tokenised(TURNS, tokenizer=chatting(THINKING), prompt="chat")
+    whatever_is_said = "{% if enable_thinking is false %}" + THOUGHT
+    for opening in ("", "<think>\n"):
+        template = THINKING.replace(whatever_is_said, "{% if true %}" + opening)
+        with pytest.raises(ValueError, match=r"opens a turn with '.*', and then an answer does not follow as it is"):
+            tokenised(TURNS[1:3], tokenizer=chatting(template), prompt="chat")
 
 
 @pytest.fixture

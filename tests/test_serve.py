@@ -17,6 +17,7 @@ from test_asking import QUESTIONS, TEXT, TINY, session
 from flows.cli.serve import lay_out, serve, served_below
 from longlora.data.dialogue import tokenised
 from longlora.data.instructions import Turn
+from longlora.data.prompt import rendered
 from longlora.data.wording import asked
 from longlora.model.load import open_model, open_tokenizer
 from longlora.model.template import authors_template
@@ -108,6 +109,27 @@ def test_a_server_keeps_its_files_when_another_serves_a_model_of_the_same_name(t
     assert name == "extended" and (first / "config.json").resolve().parent == tmp_path / "one/extended"
     assert (second / "config.json").resolve().parent == tmp_path / "other/extended"
     assert open_tokenizer(first).chat_template and not open_tokenizer(second).chat_template
+
+
+THINKING = (
+    "{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}"
+    "{% if enable_thinking is false %}{{ eos_token }}{% else %}{{ raise_exception('it may think') }}{% endif %}"
+)
+
+
+@needs_openai
+def test_a_template_that_lets_a_model_think_is_told_not_to_as_asking_does(tmp_path, monkeypatch):
+    shutil.copytree(TINY, tmp_path / "model")
+    (tmp_path / "model/chat_template.jinja").write_text(THINKING)
+    monkeypatch.chdir(tmp_path)
+    became: list[list[str]] = []
+    monkeypatch.setattr("os.execve", lambda program, command, environment: became.append(command))
+    serve(str(tmp_path / "model"), port=free_port(), prompt=None)
+    told = json.loads(became[0][became[0].index("--chat-template-kwargs") + 1])
+    turn = [{"role": "user", "content": "Who?"}]
+    words = open_tokenizer(tmp_path / "model")
+    served = words.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, **told)
+    assert served == rendered(words, turn, open_turn=True)
 
 
 @pytest.fixture(scope="module")

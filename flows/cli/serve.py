@@ -40,6 +40,8 @@ def serve(model: str, *, port: int, prompt: PromptName | None) -> NoReturn:
     hub = hub_of(home / name)
     from torch.cuda import is_available
 
+    from longlora.data.prompt import AT_ONCE
+
     place = ["--device", "auto", "--dtype", "bfloat16"] if is_available() else ["--device", "cpu", "--dtype", "float32"]
     ways = "/v1/completions" if prompt == "plain" else "/v1/chat/completions, /v1/completions"
     print(f"model '{name}' at http://{LOOPBACK}:{port}/v1 ({ways}; Ctrl-C ends it)", flush=True)
@@ -51,7 +53,8 @@ def serve(model: str, *, port: int, prompt: PromptName | None) -> NoReturn:
         "TRANSFORMERS_VERBOSITY": "error",
     }
     where = ["--host", LOOPBACK, "--port", str(port), "--log-level", "error", "--no-trust-remote-code"]
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", name, *where, *place]
+    asked = ["--chat-template-kwargs", json.dumps(AT_ONCE)]  # as it was taught, unless a request says otherwise
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", name, *where, *place, *asked]
     os.chdir(home)  # so that the folder's name is the model's
     os.execve(sys.executable, [*command, "--attn-implementation", "sdpa"], os.environ | quiet)
 

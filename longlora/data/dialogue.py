@@ -15,13 +15,16 @@ from longlora.data.packing import Pair
 from longlora.data.prompt import AUTHORS, continuation, opening, rendered
 from longlora.data.tokenise import as_words
 
+SHOWN = 30
+"""Characters of a template that a message shows."""
+
 
 def tokenised(turns: Sequence[Turn], *, tokenizer: PreTrainedTokenizerBase, prompt: str) -> Pair:
     """The tokens of a dialogue, and which of them are answers.
 
     Raises:
-        ValueError: the tokenizer has no chat template, or one that says earlier turns in another way later on, or refuses some, or
-            no end mark.
+        ValueError: the tokenizer has no chat template, or one that says earlier turns in another way later on, or an answer in
+            another way than it asks for one, or refuses some; or no end mark.
     """
     tokens: list[int] = []
     answer: list[bool] = []
@@ -59,7 +62,8 @@ def chat_pieces(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> li
     """As `authors_pieces`, by the tokenizer's template. What it writes behind an answer's end mark (a line break) is not learnt.
 
     Raises:
-        ValueError: there is no template, or it rewrites earlier turns or refuses some.
+        ValueError: there is no template, or it rewrites earlier turns, does not go on with the answer where it opens a turn, or
+            refuses some.
     """
     if not tokenizer.chat_template:
         raise ValueError(
@@ -73,11 +77,18 @@ def chat_pieces(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> li
             continue
         open_ = rendered(tokenizer, messages[:number], open_turn=True)
         whole = rendered(tokenizer, messages[: number + 1], open_turn=False)
-        if not (open_.startswith(said) and whole.startswith(open_)):
+        if not open_.startswith(said):
             raise ValueError(
-                "pairs.prompt = chat: the template rewrites earlier turns, so answers cannot be told apart"
+                "pairs.prompt = chat: the template rewrites earlier turns, so answers cannot be told apart: use authors, or "
+                "records of one answer each"
             )
         learnt = whole[len(open_) :].rstrip()
+        # Else marks of thinking, which the template writes by itself, would be learnt as words of the answer.
+        if not (whole.startswith(open_) and learnt.lstrip().startswith(turn.content.strip())):
+            raise ValueError(
+                f"pairs.prompt = chat: the template opens a turn with {open_[-SHOWN:]!r}, and then an answer does not follow as "
+                "it is: use authors, or a template that asks for it without thinking"
+            )
         pieces += [(open_[len(said) :], False), (learnt, True)]
         said = open_ + learnt
     return pieces

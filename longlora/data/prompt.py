@@ -14,6 +14,9 @@ Prompt = Literal["chat", "authors", "plain"]
 """chat: the tokenizer's own template; authors: LongLoRA's supervised fine-tuning; plain: text to be continued."""
 AUTHORS = ("[INST]", "[/INST]")
 """What the authors write before and after an instruction."""
+AT_ONCE = {"enable_thinking": False}
+"""What a chat template is told that lets a model think before it answers, as Qwen3's does: the answers that are taught follow at
+once, so they are asked for at once."""
 WORD = "again"
 """A piece that stands inside of a text is tokenised after this: which word it is does not matter, only that one stands there."""
 PIECE = 1000
@@ -96,7 +99,7 @@ def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]],
         ValueError: the template refuses them, or is none.
     """
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn, **AT_ONCE))
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         raise ValueError(f"the chat template refuses turns of {roles} ({error})") from None
