@@ -95,11 +95,11 @@ def test_an_asked_answer_too_and_it_is_told_once(short, longrope):
     text, question = "Mr. Renn read the report of 1873 to the members of the House. " * 8, "Who read it?"
     longrope.generation_config.eos_token_id = None
     empty = Session(longrope, tokenizer=words, text="x", max_new_tokens=40)
-    around = len(empty.prefix_ids("")) + len(empty.question_ids(question, "x"))
+    around = len(empty.prefix_ids("")) + len(empty.question_ids(question))
     here = Session(
         longrope, tokenizer=words, text="x" + text[-(WINDOW - around - short - 1) :].strip(), max_new_tokens=40
     )
-    tokens = here.prefix_ids(here.text) + here.question_ids(question, here.text)
+    tokens = here.prefix_ids(here.text) + here.question_ids(question)
     assert len(rooms(longrope, length=len(tokens), room=40)) == 2
     told: list[str] = []
     answer = here.ask(question, say=told.append)

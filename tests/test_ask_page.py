@@ -109,7 +109,7 @@ def test_a_document_is_sent_asked_twice_and_cited(tab):
         start, end = map(int, re.search(r"line 1, characters (\d+)-(\d+)", place).groups())
         assert shown.query_selector("blockquote").inner_text().startswith(f"“{TEXT[start:end]}”")
         assert tab.inner_text("mark") == TEXT[start:end]
-    assert expected.read == len(here.question_ids(question, here.text)), "the document was read once"
+    assert expected.read == len(here.question_ids(question)), "the document was read once"
 
 
 @needs_nicegui

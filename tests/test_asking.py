@@ -84,7 +84,7 @@ def test_a_further_question_reads_the_question_alone(model, words, monkeypatch):
     )
     here.ask(QUESTIONS[1])
     hook.remove()
-    assert sizes[0] == len(here.question_ids(QUESTIONS[1], TEXT.rstrip()))
+    assert sizes[0] == len(here.question_ids(QUESTIONS[1]))
     assert set(sizes[1:]) == {1}
 
 
@@ -172,7 +172,7 @@ def test_a_mark_in_a_users_words_is_words(model, make, prompt):
     here = session(model, tokenizer, f"{mark}A text ends with {mark}. {mark}", prompt=prompt)
     for words, write in (
         (f"{mark}A text ends with {mark}. {mark}", here.prefix_ids),
-        (f"{mark}What is {mark}?{mark}", lambda words: here.question_ids(words, TEXT)),
+        (f"{mark}What is {mark}?{mark}", here.question_ids),
         (
             f"{mark}What is {mark}?{mark}",
             Dialogue(model, tokenizer=tokenizer, size=64, max_new_tokens=1, prompt=prompt).turn,

@@ -88,7 +88,7 @@ def prompts(tokenizer: PreTrainedTokenizerBase, kind: str) -> Iterator[list[int]
         yield longqa.Writer(tokenizer, settings=longqa_settings(length=length, prompt=kind)).write(asked).ids
     model = tiny(max_position_embeddings=4096)
     session = Session(model, tokenizer=tokenizer, text=DOCUMENT, max_new_tokens=9, prompt=kind)
-    yield session.prefix_ids(session.text) + session.question_ids(QUESTION, session.text)
+    yield session.prefix_ids(session.text) + session.question_ids(QUESTION)
     talk = Dialogue(model, tokenizer=tokenizer, size=64, max_new_tokens=9, prompt=kind)
     yield talk.turn("Who met?")
     for last in (tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("x")):

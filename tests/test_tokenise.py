@@ -9,7 +9,8 @@ import pytest
 from test_longqa import settings
 from test_pairs import CHATML
 from test_passkey import byte_level, sentencepiece_like
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from longlora.asking.asking import Session
 from longlora.data.casebook import tokens as token_ends
@@ -38,7 +39,26 @@ def turning():
     return words
 
 
-TOKENIZERS = [lambda: open_tokenizer(TINY), turning, lambda: byte_level(0, marks=True), sentencepiece_like]
+def line_ends() -> PreTrainedTokenizerFast:
+    """As Llama 3's and Qwen's: a sign goes before the letters behind it, or together with the line breaks behind it."""
+    raw = Tokenizer(models.BPE())
+    parts = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(parts, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    raw.train_from_iterator(['It is so.\n\nIs it?\n\nIt is!\n\n\nSo:\n "So"\n\n(so)\n'] * 9, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
+
+
+TOKENIZERS = [lambda: open_tokenizer(TINY), turning, lambda: byte_level(0, marks=True), sentencepiece_like, line_ends]
 every_tokenizer = pytest.mark.parametrize("make", TOKENIZERS)
 
 
@@ -83,7 +103,7 @@ def test_training_asking_and_measuring_read_a_document_alike(make, prompt: Promp
         ours, frame = (each.tokens[each.answer == side] for each in (pair, plain))
         assert ours[np.isin(ours, special)].tolist() == frame[np.isin(frame, special)].tolist()
     here = Session(open_model(TINY), tokenizer=words, text=text, max_new_tokens=1, prompt=prompt, too_long="truncate")
-    known = here.prefix_ids(text.rstrip()) + here.question_ids(question, text.rstrip())
+    known = here.prefix_ids(text.rstrip()) + here.question_ids(question)
     same = tokenised(
         (Turn("user", asked(text.rstrip(), question)), Turn("assistant", "C.")), tokenizer=words, prompt=prompt
     )
@@ -92,6 +112,23 @@ def test_training_asking_and_measuring_read_a_document_alike(make, prompt: Promp
         Question(document=text, question=question, answers=["x"])
     )
     assert measured.ids == pair.tokens[~pair.answer].tolist()
+
+
+@every_tokenizer
+@pytest.mark.parametrize("prompt", ["authors", "chat"])
+@pytest.mark.parametrize("text", ["It is so.", "\n\nIt is so!", " \nSo it is", "It is so:\n", '"It is"'])
+@pytest.mark.parametrize("question", ["Is it?", " (Is it so)\n", "\nIs it"])
+def test_a_prompt_has_the_tokens_of_training_whatever_stands_at_the_borders_of_its_parts(make, prompt, text, question):
+    words = make()
+    words.chat_template = CHATML.replace("m['content']", "m['content'] | trim")
+    turns = (Turn("user", asked(text, question)), Turn("assistant", "So."))
+    taught = tokenised(turns, tokenizer=words, prompt=prompt)
+    taught = taught.tokens[~taught.answer].tolist()
+    writer = Writer(words, settings=settings(prompt=prompt, length=10**5))
+    assert writer.write(Question(document=text, question=question, answers=["x"])).ids == taught
+    here = Session(open_model(TINY), tokenizer=words, text=text, max_new_tokens=1, prompt=prompt, too_long="truncate")
+    if here.text == text:
+        assert here.prefix_ids(text) + here.question_ids(question) == taught
 
 
 @every_tokenizer

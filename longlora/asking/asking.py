@@ -22,7 +22,7 @@ from transformers import (
 from longlora.data.prompt import Prompt, continuation, frame, listed, taught_ends
 from longlora.data.sentences import Span
 from longlora.data.tokenise import as_words, places
-from longlora.data.wording import PLAIN_LEAD, UNSAID, after_document, before_question
+from longlora.data.wording import LEAD, PLAIN_LEAD, UNSAID, before_question, the_question
 from longlora.data.words import words
 from longlora.evaluation.answer import rooms
 from longlora.model.cache import cut, read, shareable
@@ -73,7 +73,7 @@ class Session:
         self.frame = frame(tokenizer, self.prompt, plain=PLAIN_LEAD)
         self.ends = ends(model, tokenizer=tokenizer, prompt=self.prompt)
         self.context = int(model.config.get_text_config().max_position_embeddings)
-        kept = max(QUESTION, len(self.question_ids(question, "x")))
+        kept = max(QUESTION, len(self.question_ids(question)))
         space = self.context - max_new_tokens - kept - len(self.prefix_ids("")) - SLACK
         if space < 1:
             raise ValueError(
@@ -114,9 +114,9 @@ class Session:
         """All that comes before a question, which is the same for every question."""
         return self.frame.open(before_question(as_words(text, tokenizer=self.tokenizer)))
 
-    def question_ids(self, question: str, text: str) -> list[int]:
-        asked, before = (as_words(said, tokenizer=self.tokenizer) for said in (question, text[-100:]))
-        return continuation(self.tokenizer, after_document(asked) + self.frame.after, after=before)
+    def question_ids(self, question: str) -> list[int]:
+        asked = as_words(question, tokenizer=self.tokenizer)
+        return continuation(self.tokenizer, the_question(asked) + self.frame.after, after=LEAD)
 
     def ask(self, question: str, *, say: Callable[[str], None] | None = None) -> Answer:
         """The answer; with one window it is also told to `say` word by word, as it comes. With more it is told at the end, and ''
@@ -148,7 +148,7 @@ class Session:
         """
         kept = self.kept(window) is not None
         prefix, cache = self.read(window)
-        asked = self.question_ids(question, self.text[slice(*window)])
+        asked = self.question_ids(question)
         tokens = prefix + asked
         if len(tokens) + self.max_new_tokens > self.context:
             raise ValueError(

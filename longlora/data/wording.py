@@ -5,17 +5,21 @@ UNSAID = "The document does not say."
 PLAIN_LEAD = "\nAnswer:"
 """What follows the question in a plain prompt, which is text to be continued."""
 
+READ = "Read the following text, and answer the question after it from the text alone, in as few words as possible.\n\n"
+"""What stands before the document."""
+LEAD = "\n\nQuestion:"
+"""What stands between the document and the question. Tokenizers may join its line breaks to the document's last sign, and never
+anything to its colon, behind which a space follows: what is read before a question, once for all of them, ends there."""
+
 
 def asked(document: str, question: str) -> str:
-    return f"{before_question(document)}{after_document(question)}"
+    return before_question(document) + the_question(question)
 
 
 def before_question(document: str) -> str:
-    return (
-        "Read the following text, and answer the question after it from the text alone, in as few words as possible.\n\n"
-        + document
-    )
+    return f"{READ}{document}{LEAD}"
 
 
-def after_document(question: str) -> str:
-    return f"\n\nQuestion: {question}"
+def the_question(question: str) -> str:
+    """What a chat template would leave out around it is left out for all."""
+    return f" {question.strip()}"

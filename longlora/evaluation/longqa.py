@@ -20,8 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longlora.data.cases import Case, case, read_lines
 from longlora.data.prompt import WORD, continuation, frame
-from longlora.data.tokenise import LINE, as_words
-from longlora.data.wording import PLAIN_LEAD, after_document, before_question
+from longlora.data.tokenise import as_words
+from longlora.data.wording import LEAD, PLAIN_LEAD, READ, asked, the_question
 from longlora.data.words import words
 from longlora.evaluation.answer import answers, text_of
 from longlora.evaluation.breakdown import PARTED, Marked, by_depth, by_length, overall
@@ -129,20 +129,21 @@ class Writer:
         Raises:
             ValueError: there is no room for the document.
         """
-        first = self.frame.open(before_question(""))
-        text, asked = (as_words(said, tokenizer=self.tokenizer) for said in (question.document, question.question))
-        end = continuation(self.tokenizer, after_document(asked) + self.frame.after, after=WORD)
-        document = continuation(self.tokenizer, text, after=LINE)
-        space = self.settings.length - self.settings.max_new_tokens - len(first) - len(end)
+        text, put = (as_words(said, tokenizer=self.tokenizer) for said in (question.document, question.question))
+        before = len(self.frame.open(READ))
+        after = len(continuation(self.tokenizer, LEAD + the_question(put) + self.frame.after, after=WORD))
+        space = self.settings.length - self.settings.max_new_tokens - before - after
         if space < 2:
             raise ValueError(
                 f"longqa.length: {self.settings.length} tokens are too few for the question {question.question[:SHOWN]!r}, "
                 f"without a document it is {self.settings.length - space}"
             )
-        if len(document) <= space:
-            return Written(first + document + end, len(document), cut=False)
-        ids = first + document[: (space + 1) // 2] + document[-(space // 2) :] + end
-        return Written(ids, len(document), cut=True)
+        # At once, as in training: a tokenizer may join signs across the borders of the document.
+        ids = self.frame.open(asked(text, put) + self.frame.after)
+        tokens = len(ids) - before - after
+        if tokens > space:
+            ids = ids[: before + (space + 1) // 2] + ids[-(space // 2 + after) :]
+        return Written(ids, tokens, cut=tokens > space)
 
 
 def measure(
