@@ -199,8 +199,8 @@ def test_the_budget_holds_where_the_endpoint_counts_nothing(stub, tmp_path):
 def test_half_a_character_in_a_reply_costs_that_question(stub, tmp_path):
     handler, endpoint = stub
     rows = [
-        {"question": "What \ud83d was it?", "answer": "oil", "evidence": "oil"},
-        {"question": "What was it?", "answer": "oil", "evidence": "oil"},
+        {"question": "What \ud83d was it?", "answer": "oil", "evidence": "barrels of oil"},
+        {"question": "What was it?", "answer": "oil", "evidence": "barrels of oil"},
     ]
     handler.script += [
         json.dumps({"choices": [{"message": {"content": json.dumps(rows, ensure_ascii=False)}}]}).encode()
@@ -248,6 +248,21 @@ def test_a_list_among_other_brackets_is_found(around):
     rows = [{"question": "Who [came]?", "answer": "Ada", "evidence": "Ada came [late]."}]
     judge(around.format(json.dumps(rows)), "Ada came [late].", ["a"], done := Work())
     assert [c.question for c in done.cases] == ["Who [came]?"] and not done.refused
+
+
+@pytest.mark.parametrize(
+    ("evidence", "said"),
+    [
+        ("he", "the evidence is a word or two that stand at several places"),
+        ("The rope", "the evidence is not in the document"),
+        ("he cut", None),
+        ("saw Theo.", None),
+    ],
+)
+def test_evidence_is_whole_words_and_one_or_two_only_where_they_stand_once(evidence, said):
+    text = "Then he came with other ropes, and he saw Theo. The ropes he cut."
+    judge(json.dumps([{"question": "Who?", "answer": "Theo", "evidence": evidence}]), text, ["a"], done := Work())
+    assert ([c.evidence for c in done.cases], dict(done.refused)) == (([], {said: 1}) if said else ([[evidence]], {}))
 
 
 def test_what_is_asked_twice_and_evidence_without_a_word_are_left_out():

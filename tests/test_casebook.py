@@ -23,7 +23,7 @@ from longlora.data.questions import KINDS, Excerpt, ask
 from longlora.data.reading import Document, located, read_documents
 from longlora.data.sentences import parts, prose, sentences
 from longlora.data.wording import UNSAID, asked
-from longlora.evaluation.longqa import METRICS
+from longlora.evaluation.longqa import METRICS, read_cases
 
 SETTINGS = Casebook(
     lengths=[300, 1200, 5000], depths=[0.0, 0.4, 1.0], kinds=list(KINDS), samples=4, collections=0.5, seed=7
@@ -264,6 +264,11 @@ def test_the_count_is_that_of_plain_splitting(built):
     for c in of(built, "count"):
         word = re.search('"(.*)"', c.question).group(1)
         assert c.answers[0] == str(re.split(r"\W+", c.document).count(word)) == str(len(c.evidence))
+
+
+def test_evidence_is_what_scoring_takes(built, tmp_path):
+    write(built.cases, tmp_path / "q.jsonl")
+    assert len(read_cases(tmp_path / "q.jsonl")) == len(built.cases)
 
 
 def test_no_count_is_that_of_most_questions(sotu):

@@ -80,6 +80,33 @@ def test_the_same_words_are_evidence_wherever_they_stand():
     assert [text[slice(*s)] for s in Truth(text, ["two pence"]).spans] == ["two pence"] * 2
 
 
+@pytest.mark.parametrize(
+    ("text", "passage", "places"),
+    [
+        ("The other man, he said, is the heir.", "he", [15]),
+        ("The he he said.", "he he", [4]),
+        ("_He said it._ So he said.", "He said it.", [1]),
+        ("It is 1873, not 18730.", "1873", [6]),
+        ("Cafe\u0301, cafe.", "cafe", [7]),
+        ("Cafe\u0301.", "Cafe", []),
+        ("Bundes\u00adregierung", "regierung", []),
+        ("東京都に住む。", "京都", [1]),
+        ("की", "क", []),
+    ],
+)
+def test_a_passage_is_found_as_whole_words(text, passage, places):
+    assert [start for start, _ in Truth(text, [passage]).spans] == places
+
+
+def test_a_heading_may_be_a_word_that_stands_often_and_a_word_of_a_text_may_not(tmp_path):
+    text = "# Army\n\nThe Army was paid. The fleet was paid.\n"
+    case = {"document": text, "question": "Which heading?", "answers": ["Army"]}
+    assert read_cases(put(tmp_path / "a.jsonl", case | {"evidence": ["Army", "The Army was paid.", "The fleet"]}))
+    for passage, times in (("was paid", 2), ("paid.", 2)):
+        with pytest.raises(ValueError, match=rf":1: evidence: '{passage}' stands {times} times .* too short to point"):
+            read_cases(put(tmp_path / "a.jsonl", case | {"evidence": [passage]}))
+
+
 def test_the_depth_is_where_the_first_passage_begins():
     assert Truth(TEXT, [OWNED, BUILT]).depth == TEXT.index("The harbour") / len(TEXT)
     assert Truth(TEXT, ["Mill", OWNED]).depth == TEXT.index(OWNED) / len(TEXT)

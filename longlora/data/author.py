@@ -1,8 +1,8 @@
 """Questions on documents, written by a model behind an OpenAI-compatible endpoint, each with evidence that must stand in the text.
 
-What a model claims is not believed: a question whose evidence is not in the document, word for word but for white space, is
-left out and counted. Every reply is kept in a journal as it comes, so an interrupted run goes on where it was, pays for
-nothing twice, and ends with the bytes of one that was not interrupted.
+What a model claims is not believed: a question whose evidence is not in the document, word for word but for white space, or is one
+or two words that stand there several times, is left out and counted. Every reply is kept in a journal as it comes, so an
+interrupted run goes on where it was, pays for nothing twice, and ends with the bytes of one that was not interrupted.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from longlora.data.casebook import DocumentCase, Source, excerpt, words
 from longlora.data.instructions import Text
 from longlora.data.reading import Document
+from longlora.data.sentences import by_chance, occurrences
 from longlora.data.words import words as words_of
 
 ORDER = (
@@ -276,15 +277,18 @@ def judge(reply: str, text: str, names: list[str], work: Work) -> None:
         if one.question in asked:
             work.refused["the question is asked again"] += 1
             continue
-        place = re.search(r"\s+".join(map(re.escape, one.evidence.split())), text)
-        if not place:
+        places = occurrences(one.evidence, text)
+        if not places:
             work.refused["the evidence is not in the document"] += 1
             continue
+        if by_chance(one.evidence, places):
+            work.refused["the evidence is a word or two that stand at several places"] += 1
+            continue
         asked.add(one.question)
-        depth = round(place.start() / len(text), 4)
+        depth = round(places[0].start / len(text), 4)
         length = len(words(text))
         work.cases.append(
-            DocumentCase(text, one.question, [one.answer], [place.group()], "written", depth, length, names)
+            DocumentCase(text, one.question, [one.answer], [text[slice(*places[0])]], "written", depth, length, names)
         )
 
 

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 
 from longlora.data.sentences import Part, Span, parts, prose, sentences
 from longlora.data.wording import UNSAID
-from longlora.data.words import terms, words
+from longlora.data.words import inside_word, terms, words
 
 Kind = Literal["following", "heading", "cloze", "number", "facts", "order", "count", "absent"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -31,6 +31,8 @@ NAME = re.compile(r"(?<=[a-z,;] )(?:[A-Z][a-z]{2,}(?: [A-Z][a-z]{2,})*)\b")
 NUMBER = re.compile(r"(?<![\d,.$])\d{1,3}(?:,\d{3})+(?![\d,])|(?<![\d,.$])\d{2,}(?![\d,]|\.\d)")
 WORD = re.compile(r"\b[^\W\d_]{5,}\b")
 NUMERALS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+NEAR = 30
+"""Characters beside a word that is counted, which its evidence shows."""
 MOST = 9
 """Occurrences that are asked to be counted, at most."""
 
@@ -249,9 +251,19 @@ def count(excerpt: Excerpt, dice: random.Random) -> Asked | None:
     word = dice.choice([w for w, n in times.items() if n == wanted])
     places = [m.start() for m in re.finditer(rf"\b{word}\b", excerpt.text) if whole(m)]
     answer = times[word]
-    evidence = [excerpt.text[max(0, p - 30) : p + len(word) + 30] for p in places]
+    evidence = [around(excerpt.text, p - NEAR, p + len(word) + NEAR) for p in places]
     question = f'How many times does the word "{word}" stand in the document, written exactly so?'
     return Asked(question, [str(answer), NUMERALS[answer]], evidence, places[0])
+
+
+def around(text: str, start: int, end: int) -> str:
+    """What stands there, the words whole in which it begins and ends."""
+    start, end = max(0, start), min(len(text), end)
+    while inside_word(text, start):
+        start -= 1
+    while inside_word(text, end):
+        end += 1
+    return text[start:end]
 
 
 def absent(excerpt: Excerpt, dice: random.Random) -> Asked | None:

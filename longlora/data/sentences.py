@@ -6,7 +6,10 @@ and no prose.
 """
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from longlora.data.words import inside_word, terms
 
 BORDER = re.compile(
     r"(?:[.!?]['\"\u2019\u201d)\]]*)?((?<!\s)\s*\n[ \t]*(?:[-*+][ \t]+|(?=\d{1,2}[.)][ \t])))(?=\S)"  # an item of a Markdown list
@@ -34,6 +37,8 @@ FRONT = re.compile(r"\A---[ \t]*\n(?P<lines>(?:(?:[\w.-]+:|[ \t]|- |#).*\n)+)---
 """A Markdown page's own data, as YAML."""
 COMMENT = re.compile(r"^(?P<lines>[ \t]*<!--.*?-->)", re.MULTILINE | re.DOTALL)
 LINE = re.compile(r"^[ \t]*(?P<line>\S.*)$", re.MULTILINE)
+FEWEST = 3
+"""Words of a passage that is hardly in a text by chance."""
 RULED = re.compile(r"[\s:|-]*")
 """What says nothing: the dashes below a table's names."""
 
@@ -113,6 +118,22 @@ def headings(text: str) -> list[re.Match[str]]:
     underlined = [h for h in UNDERLINED.finditer(text) if len(h["line"]) >= len(h["heading"])]
     found = [h for h in (*HEADING.finditer(text), *underlined) if not touches(h, apart)]
     return sorted(found, key=lambda h: h.start())
+
+
+def occurrences(passage: str, text: str) -> list[Span]:
+    """Every place of a passage that begins and ends with whole words, whatever the white space between them."""
+    words = re.compile(r"\s+".join(map(re.escape, passage.split())))
+    found, at = [], 0
+    while match := words.search(text, at):
+        torn = any(inside_word(text, border) for border in match.span())
+        found += [] if torn else [Span(*match.span())]
+        at = match.start() + 1 if torn else match.end()
+    return found
+
+
+def by_chance(passage: str, places: Sequence[Span]) -> bool:
+    """Whether a passage is too short to be evidence: one or two words point to a sentence only where they stand once."""
+    return len(terms(passage)) < FEWEST and len(places) > 1
 
 
 def parts(text: str) -> list[Part]:

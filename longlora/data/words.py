@@ -30,6 +30,21 @@ def terms(text: str) -> list[str]:
     return [piece for word in re.findall(rf"\w[\w{marks}]*", whole) for piece in pieces(word)]
 
 
+def inside_word(text: str, at: int) -> bool:
+    """Whether place `at` of a text parts a word, or a letter from its mark; in scripts without spaces each is between two."""
+    if not 0 < at < len(text):
+        return False
+    before, behind = text[at - 1], text[at]
+    if unicodedata.category(behind)[0] == "M":
+        return True
+    return not (UNSPACED.match(before) or UNSPACED.match(behind)) and all(map(of_word, (before, behind)))
+
+
+def of_word(sign: str) -> bool:
+    """A letter, digit, mark or soft hyphen. No underscore: that may be Markdown's emphasis."""
+    return sign.isalpha() or sign.isdecimal() or sign == "\u00ad" or unicodedata.category(sign)[0] == "M"
+
+
 def seen(text: str) -> str:
     """The text in NFC without what nobody sees in it: soft hyphens, zero-width spaces, marks of direction (Unicode's Cf)."""
     hidden = {ord(c): None for c in set(text) if unicodedata.category(c) == "Cf"}

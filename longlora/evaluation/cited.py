@@ -4,17 +4,17 @@ Cited is what `longlora ask` cites (evidence.py): the sentence of the document t
 question's words. A question often names its passage by itself, so there is a floor: the sentence that is cited for the question
 alone. What an answer is worth as a pointer is how far it stands above, and a wrong answer can stand below.
 
-The rules. One character in common is enough, with one of the passages, wherever in the document its words stand. Headings are
-left out, no sentence is one. An answer that cites nothing finds nothing. The whole document is searched, also where a prompt
+The rules. One character in common is enough, with one of the passages, wherever in the document its words stand, as whole words.
+One or two words that stand at several places are refused: whatever is cited would be right by chance. Headings are left out, no
+sentence is one. An answer that cites nothing finds nothing. The whole document is searched, also where a prompt
 held less of it. A case without evidence, such as one that the document does not answer, has nothing to be found and is not counted.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longlora.data.reading import Document
-from longlora.data.sentences import Span, parts
+from longlora.data.sentences import by_chance, occurrences, parts
 from longlora.evaluation.evidence import Evidence, Passage
 
 
@@ -34,8 +34,8 @@ class Truth:
 
     def __init__(self, document: str, evidence: Sequence[str]) -> None:
         self.document = document
-        headings = {" ".join(p.heading.split()) for p in parts(document)}
-        quoted = [passage for passage in evidence if " ".join(passage.split()) not in headings]
+        titles = headings(document)
+        quoted = [passage for passage in evidence if " ".join(passage.split()) not in titles]
         self.spans = [span for passage in quoted for span in occurrences(passage, document)]
 
     @property
@@ -47,10 +47,18 @@ class Truth:
         return passage is not None and any(s.start < passage.end and passage.start < s.end for s in self.spans)
 
 
-def occurrences(passage: str, document: str) -> list[Span]:
-    """Every place of a passage, whatever the white space between its words."""
-    words = r"\s+".join(map(re.escape, passage.split()))
-    return [Span(*m.span()) for m in re.finditer(words, document)]
+def headings(document: str) -> set[str]:
+    return {" ".join(p.heading.split()) for p in parts(document)}
+
+
+def fault(passage: str, document: str) -> str:
+    """Why a passage can be no evidence, or ''."""
+    places = occurrences(passage, document)
+    if not places:
+        return "does not stand in the document, from word to word"
+    if by_chance(passage, places) and " ".join(passage.split()) not in headings(document):
+        return f"stands {len(places)} times in the document, too short to point anywhere: give the sentence around it"
+    return ""
 
 
 def cite(truths: Sequence[Truth], *, questions: Sequence[str], answers: Sequence[str]) -> list[Citation | None]:

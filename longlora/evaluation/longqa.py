@@ -25,7 +25,7 @@ from longlora.data.wording import LEAD, PLAIN_LEAD, READ, asked, the_question
 from longlora.data.words import words
 from longlora.evaluation.answer import answers, text_of
 from longlora.evaluation.breakdown import PARTED, Marked, by_depth, by_length, overall
-from longlora.evaluation.cited import Truth, cite, occurrences
+from longlora.evaluation.cited import Truth, cite, fault
 from longlora.parallel.sharding import say
 from longlora.section import Section
 
@@ -71,8 +71,8 @@ def read_cases(file: Path) -> list[Question]:
             if not words(answer):
                 raise ValueError(f"{place}: answers: {answer!r} holds no word")
         for passage in question.evidence:
-            if not occurrences(passage, question.document):
-                raise ValueError(f"{place}: evidence: {passage!r} does not stand in the document")
+            if said := fault(passage, question.document):
+                raise ValueError(f"{place}: evidence: {passage!r} {said}")
         found.append(question)
     return found
 
