@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,7 @@ from longlora.data.dialogue import tokenised
 from longlora.data.instructions import Turn
 from longlora.data.sentences import Span
 from longlora.data.wording import asked
+from longlora.evaluation.longqa import answer_of
 from longlora.model.gguf import Dtype
 from longlora.model.load import open_model, open_tokenizer
 
@@ -161,6 +162,22 @@ def test_an_answer_ends_with_the_mark_of_the_template_that_was_learnt_whatever_t
     assert session(model, words).ask(QUESTIONS[0]).text == "Re"
     dialogue = Dialogue(model, tokenizer=words, size=400, max_new_tokens=12)
     assert [dialogue.say(question) for question in QUESTIONS] == ["Re", "Re"]
+
+
+def test_a_plain_answer_is_its_first_line_that_is_not_empty_as_where_it_is_scored(words):
+    model, line = open_model(TINY), words.convert_tokens_to_ids(["\u010a", "R", "e", "\u010a", "R"])
+    steps: list[int] = []  # how many tokens each reads: parts of the prompt, and then one after the other
+
+    def teach(module, args, out):
+        out[0, -1, line[sum(1 for _ in takewhile(lambda read: read == 1, reversed(steps)))]] = 1000.0
+
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: steps.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    model.lm_head.register_forward_hook(teach)
+    told: list[str] = []
+    answer = session(model, words, prompt="plain").ask(QUESTIONS[0], say=told.append)
+    assert answer.text == "".join(told) == answer_of(words.decode(line), prompt="plain") == "Re"
 
 
 @pytest.mark.parametrize("prompt", ["authors", "chat", "plain"])

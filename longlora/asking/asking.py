@@ -16,6 +16,8 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
     TextStreamer,
 )
 
@@ -165,7 +167,7 @@ class Session:
                     past_key_values=cache,
                     generation_config=self.greedy(room),
                     streamer=streamer if len(parts) == 1 else None,
-                    tokenizer=self.tokenizer,
+                    stopping_criteria=StoppingCriteriaList([LineEnd(self, len(tokens))]),
                 )
                 tokens_BL, steps = out.sequences, [*steps, *out.logits]
                 if self.ended(tokens_BL[0, len(tokens) :]) or len(out.logits) < room:
@@ -184,8 +186,10 @@ class Session:
         return Answer(text, window, certainty, len(self.windows), read=len(asked) if kept else len(tokens))
 
     def ended(self, new_N: torch.Tensor) -> bool:
-        """Whether an answer of these tokens goes on no further."""
-        return int(new_N[-1]) in self.ends or (self.prompt == "plain" and "\n" in str(self.tokenizer.decode(new_N)))
+        """Whether an answer of these tokens goes on no further: a plain one ends with its line, the first that is not empty."""
+        return int(new_N[-1]) in self.ends or (
+            self.prompt == "plain" and "\n" in str(self.tokenizer.decode(new_N)).lstrip()
+        )
 
     def greedy(self, room: int) -> GenerationConfig:
         return GenerationConfig(
@@ -193,7 +197,6 @@ class Session:
             do_sample=False,
             eos_token_id=self.ends or None,
             pad_token_id=self.ends[0] if self.ends else None,
-            stop_strings=["\n"] if self.prompt == "plain" else None,
             return_dict_in_generate=True,
             output_logits=True,
         )
@@ -213,6 +216,16 @@ class Session:
         read(self.model, torch.tensor([prefix], device=self.model.device), cache=cache, keep=1)
         self.cached = (window, prefix, cache)
         return prefix, cache
+
+
+class LineEnd(StoppingCriteria):
+    """Ends an answer, which begins behind `start` tokens, where its session says."""
+
+    def __init__(self, session: Session, start: int) -> None:
+        self.session, self.start = session, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        return torch.tensor([self.session.ended(input_ids[0, self.start :])], device=input_ids.device)
 
 
 def ends(model: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:

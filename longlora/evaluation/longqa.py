@@ -210,7 +210,7 @@ def mark(questions: Sequence[Question], *, prompts: Sequence[Written], said: Seq
         Marked(
             {name: max(score(answer, right) for right in question.answers) for name, score in METRICS.items()}
             | ({} if citation is None else citation.scores()),
-            source=(question.sources or [question.document])[0],
+            source=(question.sources or [question.document])[0],  # one of several: its others are taken as independent
             tokens=prompt.tokens,
             depth=truth.depth,
         )
