@@ -124,6 +124,14 @@ def test_a_document_in_a_system_turn_is_one_and_what_only_says_how_to_answer_is_
     assert [b.place for b in beside(rows, held_out, NONE)[1]] == ["the same"]
 
 
+def test_no_right_answer_of_a_case_is_taught_without_its_document_not_only_the_first(cases, tmp_path):
+    question = "Where did the widow Ada Renn live?"
+    case = {"document": " ".join(WORDS), "question": question, "answers": ["London", "in London"]}
+    (tmp_path / "cases.jsonl").write_text(json.dumps(case))
+    rows = [dialogue(question, said, place=said) for said in ("In London.", "London", "Rome")]
+    assert [d.place for d in uncontaminated(rows, cases)[0]] == ["Rome"]
+
+
 def test_cases_that_are_not_whole_are_refused(cases, tmp_path):
     (tmp_path / "cases.jsonl").write_text('{"question": "x"}\n')
     with pytest.raises(ValueError, match="1 records, 0 good, 1 bad"):

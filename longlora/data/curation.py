@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from longlora.data.instructions import Bad, Dialogue, given, read_records
+from longlora.data.wording import LEAD
 from longlora.data.words import terms
 from longlora.section import Section
 
@@ -143,16 +144,19 @@ def beside(
 
 
 def texts_of(case: Dialogue, *, least: int) -> list[str]:
-    """A case's document, and what is asked and answered, each judged alone: a long text would hide a short question.
+    """A case's document, and what is asked with each right answer, each judged alone: a long text would hide a short question.
 
-    What is asked is the user's last line, as far as it is not the whole of his words. Turns of fewer than `least` words ("Go on.")
-    are no case by themselves: most texts would hold them.
+    What is asked is the user's last line, as far as it is not the whole of his words, without our own word before a question. Turns
+    of fewer than `least` words ("Go on.") are no case by themselves: most texts would hold them.
     """
     said = given(case.turns)
     lines = [line for line in said[-1].splitlines() if line.strip()]
-    asked = f"{lines[-1] if len(lines) > 1 else said[-1]}\n{case.turns[-1].content}"
+    asked = lines[-1] if len(lines) > 1 else said[-1]
+    answered = [f"{asked}\n{answer}" for answer in (case.turns[-1].content, *case.others)]
+    bare = [text.removeprefix(LEAD.strip()) for text in answered]
+    answered = [short if len(words_of(short)) >= least else text for short, text in zip(bare, answered, strict=True)]
     alone = said if len(lines) > 1 else said[:-1]
-    return [*(text for text in alone if len(words_of(text)) >= least), asked]
+    return [*(text for text in alone if len(words_of(text)) >= least), *answered]
 
 
 class Split(NamedTuple):

@@ -45,6 +45,8 @@ class Dialogue:
     """What it is about, so that a split leaves no document on both sides: names, or a digest of the text."""
     place: str
     """Where it was read: file and line, or row."""
+    others: tuple[str, ...] = ()
+    """Answers that are as right as the last turn, and are not taught: who is asked the question may be taught none of them."""
 
 
 @dataclass(frozen=True)
@@ -301,7 +303,8 @@ def add(found: Records, place: str, value: Any) -> None:
     if isinstance(record, Chat):  # such as a tool's call, or a weight of 0, which would not learn the turn
         own = {key for m in known["messages"] for key, v in m.items() if v is not None}
         found.unread.update(f"messages.{key}" for key in own - Message.model_fields.keys())
-    found.dialogues.append(Dialogue(turns, record.documents(), place))
+    others = tuple(record.answers[1:]) if isinstance(record, Question) else ()
+    found.dialogues.append(Dialogue(turns, record.documents(), place, others))
 
 
 def complaint(error: Any) -> str:
