@@ -171,6 +171,7 @@ def test_the_sections_of_the_pipeline_are_those_of_params_yaml_and_right():
         (["evaluate.ruler=['x;touch PWNED']"], ["evaluate.ruler names 'x;touch PWNED', and there is no such model"]),
         (["retrain.patterns=['x;touch PWNED']"], ["retrain.patterns.0 = 'x;touch PWNED'"]),
         (["evaluate.longqa=[base,base]"], ["evaluate.longqa = ['base', 'base']: base stands twice"]),
+        (["longqa.cases=[a.jsonl,a.jsonl]"], ["longqa.cases = ['a.jsonl', 'a.jsonl']: a.jsonl stands twice"]),
         (
             ["rescale.methods=[linear]", "evaluate.perplexity=[extended]"],
             [

@@ -49,7 +49,7 @@ class LongEval(Section):
     """Prompts of our own cases in tokens, at most, the room for the answer included."""
     samples: int = Field(gt=0)
     """Our own cases for each length and task."""
-    cases: list[str]
+    cases: Annotated[list[str], Once]
     """Files of test cases as LongChat publishes them (`200_lines.jsonl`, `20_topics.jsonl`), beside our own."""
     prompt: Literal["plain", "chat"]
     """plain: text to be continued after a lead; chat: a user's turn in the tokenizer's own template."""

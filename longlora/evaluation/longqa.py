@@ -27,14 +27,14 @@ from longlora.evaluation.answer import answers, text_of
 from longlora.evaluation.breakdown import PARTED, Marked, by_depth, by_length, overall
 from longlora.evaluation.cited import Truth, cite, fault
 from longlora.parallel.sharding import say
-from longlora.section import Section
+from longlora.section import Once, Section
 
 SHOWN = 60
 """Characters of a question that a message shows."""
 
 
 class LongQA(Section):
-    cases: list[str]
+    cases: Annotated[list[str], Once]
     """JSON lines files; all their cases are scored together."""
     held_out: bool
     """Also the cases that the casebook of `pairs` has on documents that are not trained on."""
