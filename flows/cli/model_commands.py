@@ -34,9 +34,6 @@ def plan(
     offload_optimizer: Annotated[
         bool, typer.Option("--offload-optimizer", help="Keep the optimiser's state in the host's memory.")
     ] = False,
-    offload_parameters: Annotated[
-        bool, typer.Option("--offload-parameters", help="The parameters as well; takes --zero 3.")
-    ] = False,
     half_weights: Annotated[
         bool,
         typer.Option(
@@ -61,7 +58,6 @@ def plan(
         zero=zero,
         sequence_parallel=sequence_parallel,
         offload_optimizer=offload_optimizer,
-        offload_parameters=offload_parameters,
         half_weights=half_weights,
         price=price,
     )

@@ -79,7 +79,6 @@ class Hardware(Frozen):
     sequence_parallel: int = Field(default=1, gt=0)
     """GPUs that share one sequence."""
     offload_optimizer: bool = False
-    offload_parameters: bool = False
     offload_checkpoints: bool = False
     price: float | None = Field(default=None, ge=0)
     """Of one GPU for one hour."""
@@ -125,8 +124,6 @@ class Hardware(Frozen):
             raise ValueError(f"sequence-parallel degree {degree} must divide the {gpus} GPUs: one of {degrees}")
         if hardware.offload_optimizer and zero < 1:
             raise ValueError("the optimiser is laid off to the host from ZeRO stage 1 on, and the stage is 0")
-        if hardware.offload_parameters and zero < 3:
-            raise ValueError(f"the parameters are laid off to the host in ZeRO stage 3, and the stage is {zero}")
         return hardware
 
     @property
@@ -217,8 +214,6 @@ def memory(shape: Shape, *, workload: Workload, hardware: Hardware) -> tuple[Mem
         runtime = ALONE_GB if hardware.alone else RUNTIME_GB
     if hardware.offload_optimizer:
         away, optimiser, gradients = away + optimiser + gradients, 0.0, 0.0
-    if hardware.offload_parameters:
-        away, parameters = away + parameters, 0.0
     return Memory(
         parameters=parameters / GB,
         gradients=gradients / GB,
@@ -256,8 +251,7 @@ def buffer_bytes(shape: Shape, *, workload: Workload, hardware: Hardware) -> flo
         return fresh + copies + whole
     if hardware.zero < 3:
         return BUCKET_SHARE * own * trained + copies
-    resident = 0 if hardware.offload_parameters else shape.parameters / hardware.gpus
-    gathered = min(LIVE_PARAMETERS, shape.parameters - resident)
+    gathered = min(LIVE_PARAMETERS, shape.parameters - shape.parameters / hardware.gpus)
     return (own if full else b) * gathered + BUCKET_SHARE * own * trained / hardware.gpus + copies
 
 
@@ -268,15 +262,13 @@ def step_seconds(shape: Shape, *, workload: Workload, hardware: Hardware) -> flo
     rate = peak * hardware.utilisation
     attention_rate = min(rate * ATTENTION_SPEED, peak)
     arithmetic = workload.global_batch_size * (products / rate + attention / attention_rate) / hardware.gpus
-    b, micro_steps = workload.number_bytes, workload.global_batch_size / (workload.micro_batch_size * hardware.replicas)
     moved = 0.0
     if hardware.offload_optimizer:
-        moved += 2 * b * trained_parameters(shape, workload=workload) / hardware.gpus
-    if hardware.offload_parameters:
-        moved += 2 * b * shape.parameters / hardware.gpus * micro_steps
+        moved += 2 * workload.number_bytes * trained_parameters(shape, workload=workload) / hardware.gpus
     if hardware.offload_checkpoints and workload.gradient_checkpointing:
         tokens = workload.micro_batch_size * workload.context // hardware.sequence_parallel
         own = trained_bytes(workload, hardware)
         kept = activations(shape, workload=workload, tokens=tokens, trained_bytes=own).kept
+        micro_steps = workload.global_batch_size / (workload.micro_batch_size * hardware.replicas)
         moved += 2 * kept * micro_steps
     return arithmetic + moved / (hardware.host_gb_s * 1e9)

@@ -200,7 +200,7 @@ def reservations(workload: Workload, hardware: Hardware, *, gb: float, whole: fl
 
 def ladder(shape: Shape, workload: Workload, hardware: Hardware) -> list[Change]:
     """Changes that save memory and leave the result as it is, the gentler first among equals in hours; each is one that
-    `longlora run` can be told (so not ZeRO stage 1, and not parameters on the host)."""
+    `longlora run` can be told (so not ZeRO stage 1)."""
     rungs = []
     if workload.micro_batch_size > 1:
         rungs.append(Change("fit.micro_batch_size=1", {"micro_batch_size": 1}, {}))
