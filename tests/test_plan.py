@@ -189,7 +189,7 @@ def test_steps_that_were_measured_on_one_gpu_are_foretold(gpu, patterns):
         alone = Hardware.of(gpu)
         assert hardware.step_seconds(LLAMA, workload=work, hardware=alone) == pytest.approx(said["seconds"], rel=0.03)
         held = memory(LLAMA, workload=work, hardware=alone)[0].total - hardware.ALONE_GB
-        assert held * hardware.GB / 1e9 == pytest.approx(said["peak_gb"], rel=0.03)
+        assert held * hardware.GB / 1e9 == pytest.approx(said["peak_gb"], rel=0.02)
 
 
 def test_the_memory_constants_are_the_least_squares_of_the_fitted_cells():
@@ -278,26 +278,27 @@ SMALL = LlamaConfig(
 EVERY = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 
 
-def small_model(work: Workload, *, layers: int) -> torch.nn.Module:
+def adapter(work: Workload) -> Adapter:
+    return Adapter(
+        method=work.method,
+        quantized=None,
+        rank=work.rank,
+        alpha=16.0,
+        dropout=0.0,
+        target_modules=list(work.target_modules),
+        trainable=list(work.trainable),
+    )
+
+
+def small_model(work: Workload, *, layers: int, **sizes) -> torch.nn.Module:
     torch.manual_seed(1)
-    config = LlamaConfig.from_dict({**SMALL.to_dict(), "num_hidden_layers": layers})
+    config = LlamaConfig.from_dict({**SMALL.to_dict(), "num_hidden_layers": layers, **sizes})
     dtype = getattr(torch, work.dtype)
     model = LlamaForCausalLM(config).to(dtype)
     if work.method == "lora":
         model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.to(dtype))
     model.config.use_cache = False
-    adapted = attach(
-        model,
-        Adapter(
-            method=work.method,
-            quantized=None,
-            rank=work.rank,
-            alpha=16.0,
-            dropout=0.0,
-            target_modules=list(work.target_modules),
-            trainable=list(work.trainable),
-        ),
-    )
+    adapted = attach(model, adapter(work))
     if work.mlp_tile:
         tile_mlp(model, tile=work.mlp_tile)
     if work.loss_chunk:
@@ -311,6 +312,17 @@ def loss(model: torch.nn.Module, work: Workload) -> torch.Tensor:
     ids_BL = torch.arange(work.context)[None] % SMALL.vocab_size
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=work.dtype == "bfloat16"):
         return model(input_ids=ids_BL, labels=ids_BL, use_cache=False).loss
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("fields", [{}, {"trainable": ("norms",)}, {"dtype": "float32"}, {"method": "full"}], ids=str)
+def test_weights_are_those_that_a_process_holds_frozen_originals_included(tied, fields):
+    work = workload(**fields)
+    model = LlamaForCausalLM(LlamaConfig.from_dict({**SMALL.to_dict(), "tie_word_embeddings": tied}))
+    adapted = attach(model.to(getattr(torch, work.dtype)), adapter(work))
+    held = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in adapted.parameters()}
+    shape, alone = Shape.from_config(model.config.to_dict()), Hardware.of("A100-80GB")
+    assert hardware.weight_bytes(shape, workload=work, hardware=alone) == sum(held.values())
 
 
 def saved_bytes(work: Workload, *, layers: int) -> int:
@@ -357,12 +369,12 @@ def estimated_peak(work: Workload) -> float:
     return held.kept + max(held.layer, held.head + held.logits)
 
 
-def peak_bytes(work: Workload) -> int:
+def peak_bytes(work: Workload, **sizes) -> int:
     """The highest point of a step, over what was there before it, by the profiler's record of every allocation.
 
     By one thread: the attention kernel of a CPU has room of its own for each, which is no part of the plan.
     """
-    model, threads = small_model(work, layers=SMALL.num_hidden_layers), torch.get_num_threads()
+    model, threads = small_model(work, layers=SMALL.num_hidden_layers, **sizes), torch.get_num_threads()
     torch.set_num_threads(1)
     loss(model, work).backward()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
@@ -401,6 +413,17 @@ def test_a_peak_in_tiles_is_not_too_low_and_at_most_a_tenth_too_high(checkpointi
         target_modules=target_modules,
     )
     assert 1 <= estimated_peak(work) / peak_bytes(work) < 1.1
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_embeddings_gradient_is_made_when_the_rest_has_gone_unless_it_is_the_heads(tied):
+    """A large vocabulary, of which the loss takes few words at once."""
+    work = workload(context=1024, pattern="full", dtype="float32", loss_chunk=16)
+    sizes = {"vocab_size": 16000, "tie_word_embeddings": tied}
+    shape, alone = Shape.from_config({**SMALL.to_dict(), **sizes}), Hardware.of("A100-80GB", runtime_gb=0)
+    said = memory(shape, workload=work, hardware=alone)[0]
+    over = (said.activations + said.logits + said.buffers) * hardware.GB
+    assert over == pytest.approx(peak_bytes(work, **sizes), rel=0.05)
 
 
 def test_trained_in_full_under_autocast_checkpoints_are_kept_in_float32():

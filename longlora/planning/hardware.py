@@ -87,7 +87,8 @@ class Hardware(Frozen):
     on_cpu: bool = False
     """Whether the memory is the host's own, so that nothing can be laid off to it."""
     half_weights: bool = False
-    """Under ZeRO trained weights are kept in the run's number format: the paper's program; ours keeps float32."""
+    """Under ZeRO trained weights are kept in the run's number format, and in the base's place: the paper's program; ours keeps
+    float32, beside the base."""
     runtime_gb: float | None = Field(default=None, ge=0)
     """What the process takes before the model is there; None for what the constants above say."""
 
@@ -191,16 +192,11 @@ def memory(shape: Shape, *, workload: Workload, hardware: Hardware) -> tuple[Mem
     A trained parameter is float32, its gradient too (4, 4), and Adam has its moments (8), under DeepSpeed beside a copy of the
     parameter (12). In the paper's program DeepSpeed keeps it in 16 bit beside a float32 master (2, 2, 12).
     """
-    trained, whole, b = trained_parameters(shape, workload=workload), shape.parameters, workload.number_bytes
-    own = trained_bytes(workload, hardware)
+    trained, own = trained_parameters(shape, workload=workload), trained_bytes(workload, hardware)
     parts = [hardware.gpus if hardware.zero >= stage else 1 for stage in (1, 2, 3)]
     optimiser = trained * (12 if hardware.zero else 8) / parts[0]
     gradients = trained * own / parts[1]
-    frozen = (whole - trained) * b
-    if workload.quantized:
-        linears = shape.layers * sum(width * out for width, out in shape.linears.values())
-        frozen -= linears * (b - NF4_BITS / 8)
-    parameters = (trained * own + frozen) / parts[2]
+    parameters = weight_bytes(shape, workload=workload, hardware=hardware) / parts[2]
     tokens = workload.micro_batch_size * workload.context // hardware.sequence_parallel
     held = activations(shape, workload=workload, tokens=tokens, trained_bytes=own)
     kept, away = held.kept, 0.0
@@ -214,11 +210,14 @@ def memory(shape: Shape, *, workload: Workload, hardware: Hardware) -> tuple[Mem
         runtime = ALONE_GB if hardware.alone else RUNTIME_GB
     if hardware.offload_optimizer:
         away, optimiser, gradients = away + optimiser + gradients, 0.0, 0.0
+    highest = kept + (held.head if at_loss else held.layer)
+    if hardware.alone and "embeddings" in workload.trainable:
+        highest = max(highest, 4.0 * shape.embedding)  # whose fresh gradient comes last, when they are gone
     return Memory(
         parameters=parameters / GB,
         gradients=gradients / GB,
         optimiser=optimiser / GB,
-        activations=(kept + (held.head if at_loss else held.layer)) / GB,
+        activations=highest / GB,
         logits=held.logits / GB if at_loss else 0.0,
         buffers=buffers / GB + runtime,
     ), away * hardware.gpus / GB
@@ -229,13 +228,23 @@ def trained_bytes(workload: Workload, hardware: Hardware) -> int:
     return workload.number_bytes if hardware.zero and hardware.half_weights else 4
 
 
+def weight_bytes(shape: Shape, *, workload: Workload, hardware: Hardware) -> float:
+    """Bytes of all weights: those that are trained beside the whole base, as peft keeps the frozen original of an embedding or a
+    norm, too (1.2 GB in Qwen3 8B). The paper's program trains them in the base's place."""
+    trained, b = trained_parameters(shape, workload=workload), workload.number_bytes
+    in_place = workload.method == "full" or (hardware.zero and hardware.half_weights)
+    frozen = float(b * (shape.parameters - (trained if in_place else 0)))
+    if workload.quantized:
+        linears = shape.layers * sum(width * out for width, out in shape.linears.values())
+        frozen -= linears * (b - NF4_BITS / 8)
+    return trained_bytes(workload, hardware) * trained + frozen
+
+
 def loaded_gb(shape: Shape, *, workload: Workload, hardware: Hardware) -> float:
     """GB on a GPU under ZeRO-3 before the first step: DeepSpeed takes a model to pieces that was loaded whole."""
     if hardware.zero < 3:
         return 0.0
-    trained = trained_parameters(shape, workload=workload)
-    frozen = shape.parameters - trained
-    held = trained * trained_bytes(workload, hardware) + frozen * workload.number_bytes
+    held = weight_bytes(shape, workload=workload, hardware=hardware)
     return held / GB + (ALONE_GB if hardware.runtime_gb is None else hardware.runtime_gb)
 
 
@@ -246,7 +255,8 @@ def buffer_bytes(shape: Shape, *, workload: Workload, hardware: Hardware) -> flo
     copies = float(b * trained if full and b < own else 0)
     if hardware.alone:
         largest = max(shape.embedding, shape.hidden * shape.intermediate) if full else shape.embedding
-        fresh = 4.0 * largest if full or "embeddings" in workload.trainable else 0.0
+        head_trained = full or (shape.tied and "embeddings" in workload.trainable)  # while the rest is held
+        fresh = 4.0 * largest if head_trained else 0.0
         whole = b * shape.hidden * shape.intermediate if workload.quantized else 0.0  # the layer at work, in full
         return fresh + copies + whole
     if hardware.zero < 3:
