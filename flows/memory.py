@@ -52,20 +52,21 @@ def refusal(found: Estimate, shape: Shape) -> str:
     said = f"{what} about {max(found.gb_per_gpu, found.gb_at_start):.1f} GB, and {hardware.gpu} has {hardware.memory_gb:.1f} GB"
     if remedy:
         wanted = f"with {' + '.join(remedy.changes)} it fits ({remedy.gb_per_gpu:.1f} GB)"
-    elif context := fitting_context(shape, found.workload, hardware):
-        wanted = f"nothing makes it fit at {found.workload.context:,} tokens, position.context={context} would"
+    elif shorter := shortened(shape, found.workload, hardware):
+        changes = [f"position.context={shorter.workload.context}", *(shorter.remedy.changes if shorter.remedy else ())]
+        wanted = f"nothing makes it fit at {found.workload.context:,} tokens, {' + '.join(changes)} would"
     else:
         wanted = "it takes more memory, or a smaller model"
     return f"the run does not fit: {said}; {wanted} (--anyway runs it all the same)"
 
 
-def fitting_context(shape: Shape, workload: Workload, hardware: Hardware) -> int | None:
-    """The largest context, by halving, that fits as it is or with changes that leave the result as it is."""
+def shortened(shape: Shape, workload: Workload, hardware: Hardware) -> Estimate | None:
+    """At the largest context, by halving, that fits as it is or with other changes."""
     context = workload.context // 2
     while context >= 256:
         found = estimate(shape, workload.model_copy(update={"context": context}), hardware)
         if found.fits or found.remedy:
-            return context
+            return found
         context //= 2
     return None
 

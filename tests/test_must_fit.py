@@ -79,11 +79,18 @@ def test_on_a_cpu_nothing_is_laid_off_to_the_host(tmp_path):
 
 
 def test_where_only_a_shorter_context_helps_it_is_named_and_fits(tmp_path):
-    with pytest.raises(ValueError, match=r"position\.context=(\d+) would") as refused:
+    with pytest.raises(ValueError, match=r"position\.context=\d+ \+ .* would") as refused:
         memory.must_fit(run_dir(tmp_path, "position.context=8388608"))
-    context = str(refused.value).split("position.context=")[1].split()[0]
-    changes = ["fit.mlp_tile=4096", "fit.gradient_checkpointing=true", f"position.context={context}"]
-    memory.must_fit(run_dir(tmp_path, *changes))
+    said = str(refused.value).partition(" tokens, ")[2].partition(" would")[0]
+    memory.must_fit(run_dir(tmp_path, *said.split(" + ")))
+
+
+def test_four_bits_are_offered_where_nothing_else_helps_and_then_not_refused(tmp_path, monkeypatch):
+    recipe = hub("meta-llama/Llama-2-13b-hf", "position.context=8192", "fit.gradient_checkpointing=true")
+    monkeypatch.setattr(memory, "gpu_memory_gb", lambda: [24.0])
+    with pytest.raises(ValueError, match=r"with adapter\.quantized=nf4 it fits"):
+        memory.must_fit(run_dir(tmp_path, *recipe))
+    memory.must_fit(run_dir(tmp_path, *recipe, "adapter.quantized=nf4"))
 
 
 def test_a_gpu_is_measured_and_the_7b_recipe_fits_eight_of_80_gb_and_not_one_of_24(tmp_path, monkeypatch):

@@ -455,7 +455,12 @@ def test_zero_3_does_not_start_from_a_model_that_no_gpu_holds_whole():
     assert found.gb_per_gpu < found.hardware.memory_gb
     assert not found.fits
     assert any("ZeRO-3 starts from a model that each GPU holds whole" in note for note in found.notes)
-    assert found.remedy is None and "nothing short of larger GPUs, or a smaller model" in "\n".join(plan.lines(found))
+    assert found.remedy.changes == ("adapter.quantized=nf4", "ZeRO stage 2")  # which starts from no whole model
+    in_four = work.model_copy(update={"quantized": "nf4"})
+    again = estimate(large, in_four, node(half_weights=False, zero=2, sequence_parallel=2))
+    assert again.fits and again.gb_per_gpu == found.remedy.gb_per_gpu
+    whole = estimate(large, work.model_copy(update={"method": "full"}), node(half_weights=False, zero=3))
+    assert whole.remedy is None and "nothing short of larger GPUs, or a smaller model" in "\n".join(plan.lines(whole))
     assert f"needs about {found.gb_at_start:.1f} GB" in refusal(found, large)
     assert estimate(LLAMA, work, node(half_weights=False, zero=3)).fits
 
@@ -578,6 +583,18 @@ def test_changes_are_combined_only_where_none_suffices_and_none_is_idle():
         assert not estimate(LLAMA, *plan.changed(work, machine, [rung])).fits
     for rung in taken:
         assert not estimate(LLAMA, *plan.changed(work, machine, [r for r in taken if r is not rung])).fits
+
+
+@pytest.mark.parametrize("fields", [{"method": "full"}, {"quantized": "nf4"}], ids=str)
+def test_four_bits_are_proposed_only_where_nothing_else_helps_and_the_recipe_takes_them(fields):
+    """On one GPU: 70B in 16 bit fits by no change, in four bits it does."""
+    large, alone = shape_named("meta-llama/Llama-2-70b-hf", configs=CONFIGS), Hardware.of("A100-80GB")
+    work = workload(context=32768, loss_chunk=1024)
+    assert estimate(large, work, alone).remedy.changes == ("adapter.quantized=nf4", "fit.activation_offloading=true")
+    found = estimate(LLAMA, workload(context=65536), Hardware.of("A100-40GB"))
+    assert found.remedy and not any("nf4" in change for change in found.remedy.changes)
+    small = Hardware.of("small", memory_gb=20, tflops=10)
+    assert estimate(large, work.model_copy(update=fields), small).remedy is None
 
 
 def test_where_nothing_helps_no_remedy_is_named():

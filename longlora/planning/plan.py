@@ -1,8 +1,9 @@
 """What a run will take, before any money is spent: FLOPs, hours, memory per GPU, the price, and whether it fits.
 
 If it does not fit, the cheapest change that makes it fit is named: each rung of a ladder is tried alone, the one with the
-fewest hours wins, and only then are rungs combined. Nothing is loaded but numbers, so the answer takes milliseconds. Held to
-LongLoRA's Tables 11 and 12 (arXiv 2309.12307); `hardware` says which four constants are fitted, and on which cells.
+fewest hours wins, only then are rungs combined, and only then are frozen weights put into four bits. Nothing is loaded but
+numbers, so the answer takes milliseconds. Held to LongLoRA's Tables 11 and 12 (arXiv 2309.12307); `hardware` says which four
+constants are fitted, and on which cells.
 """
 
 from collections.abc import Mapping
@@ -243,13 +244,24 @@ def changed(workload: Workload, hardware: Hardware, changes: list[Change]) -> tu
 
 
 def cheapest(shape: Shape, workload: Workload, hardware: Hardware) -> Remedy | None:
-    """The change with the fewest hours that fits; else the fewest rungs, from the bottom of the ladder, that fit together."""
+    """The change with the fewest hours that fits; else the fewest rungs, from the bottom of the ladder, that fit together; else
+    four bits, which change a little what is learnt, and what it takes beside them."""
+    if (found := climbed(shape, workload, hardware)) or workload.method == "full" or workload.quantized:
+        return found
+    words, layout = ("adapter.quantized=nf4",), hardware
+    if hardware.zero == 3:
+        words, layout = (*words, "ZeRO stage 2"), hardware.model_copy(update={"zero": 2})
+    return climbed(shape, workload.model_copy(update={"quantized": "nf4"}), layout, said=words)
+
+
+def climbed(shape: Shape, workload: Workload, hardware: Hardware, *, said: tuple[str, ...] = ()) -> Remedy | None:
+    """By the rungs of the ladder alone; `said`: what was changed already, which may be enough."""
 
     def tried(changes: list[Change]) -> Remedy:
         new_workload, new_hardware = changed(workload, hardware, changes)
         seconds = step_seconds(shape, workload=new_workload, hardware=new_hardware)
         parts, _ = memory(shape, workload=new_workload, hardware=new_hardware)
-        words = tuple(change.words for change in changes)
+        words = (*said, *(change.words for change in changes))
         return Remedy(changes=words, gb_per_gpu=parts.total, hours=seconds * workload.steps / 3600)
 
     def fits(changes: list[Change]) -> bool:
@@ -257,6 +269,8 @@ def cheapest(shape: Shape, workload: Workload, hardware: Hardware) -> Remedy | N
         whole = loaded_gb(shape, workload=new_workload, hardware=new_hardware)
         return max(whole, tried(changes).gb_per_gpu) <= hardware.memory_gb
 
+    if fits([]):
+        return tried([])
     rungs = ladder(shape, workload, hardware)
     alone = [tried([rung]) for rung in rungs if fits([rung])]
     if alone:
@@ -294,7 +308,7 @@ def lines(plan: Estimate) -> list[str]:
     if plan.remedy:
         remedy = plan.remedy
         text.append(f"to fit       {' + '.join(remedy.changes)}: {remedy.gb_per_gpu:.1f} GB, {span(remedy.hours)}")
-    elif plan.gb_at_start > hardware.memory_gb:
+    elif plan.gb_at_start > hardware.memory_gb and work.method == "full":
         text.append("to fit       nothing short of larger GPUs, or a smaller model")
     elif not plan.fits:
         text.append("to fit       nothing short of more or larger GPUs, or a smaller model, context or adapter")
