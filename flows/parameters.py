@@ -58,14 +58,15 @@ def asked(tree: Path, files: Sequence[Path]) -> Generator[None]:
         yield
         return
     command = [sys.executable, "-m", "longlora.check", *map(str, files)]
-    with subprocess.Popen(command, cwd=tree, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as checking:
+    with subprocess.Popen(command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as checking:
         try:
             yield
-            said = checking.communicate()[1].strip()
+            notes, said = checking.communicate()
         finally:
             checking.kill()  # it has ended, unless something else was wrong meanwhile
     status = checking.returncode
-    said = (said or f"status {status}").splitlines()[-1].removeprefix("error: ")
+    print(notes, end="", flush=True)
+    said = (said.strip() or f"status {status}").splitlines()[-1].removeprefix("error: ")
     if status == 2:
         raise ValueError(said)
     if status:  # its stages check their own

@@ -14,6 +14,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Annotated, Any
 
+from longlora.attention.groups import group_size
 from longlora.check_gate import (
     UNNAMED,
     depths_of_the_gate,
@@ -87,9 +88,13 @@ def sections_of(pipeline: str) -> dict[str, type[Section]]:
     return own | {a.name: a.annotation for a in arguments if a.annotation is not Path}
 
 
-def check(params: dict[str, Any], kinds: dict[str, type[Section]]) -> None:
-    """Raises ValueError, one line with all that is wrong, unless every section of `kinds` is in `params` and right, and they fit
-    together."""
+def check(params: dict[str, Any], kinds: dict[str, type[Section]]) -> list[str]:
+    """What is allowed and still worth a word.
+
+    Raises:
+        ValueError: one line with all that is wrong, unless every section of `kinds` is in `params` and right, and they fit
+            together.
+    """
     sections, wrong = {}, []
     for name, kind in kinds.items():
         try:
@@ -98,6 +103,7 @@ def check(params: dict[str, Any], kinds: dict[str, type[Section]]) -> None:
             wrong.append(str(error).removeprefix("params: "))
     if wrong := wrong or list(dict.fromkeys(misfits(sections))):  # two paths of a rule may lack the same
         raise ValueError("params: " + "; ".join(wrong))
+    return list(unreached(sections["fit"])) if "fit" in sections else []
 
 
 def misfits(sections: dict[str, Any]) -> Iterator[str]:
@@ -106,6 +112,8 @@ def misfits(sections: dict[str, Any]) -> Iterator[str]:
         data_is_there,
         context_is_longer,
         training_data,
+        groups,
+        idle,
         second_training,
         baselines,
         models,
@@ -163,6 +171,34 @@ def training_data(blocks: Any, pairs: Any, position: Any, fit: Any) -> Iterator[
         exercises=blocks.recall.count > 0,
     )
     yield from layout.batch_misfits(fit.global_batch_size, micro_batch_size=fit.micro_batch_size, replicas=1)
+
+
+def groups(position: Any, attention: Any) -> Iterator[str]:
+    if attention.pattern == "s2" and attention.shift == "roll":
+        yield from layout.roll_misfits(position.context, group_size=group_size(position.context, attention.group_ratio))
+
+
+def idle(attention: Any, adapter: Any, fit: Any) -> Iterator[str]:
+    """What would be asked for, and do nothing."""
+    last, steps = attention.full_attention_last, fit.steps
+    if attention.pattern == "s2" and last and not round(steps * last):
+        yield f"attention.full_attention_last = {last} of fit.steps = {steps} is no step: 0, or at least {1 / steps:.2g}"
+    if fit.activation_offloading and not fit.gradient_checkpointing:
+        yield (
+            "fit.activation_offloading lays off what gradient checkpointing keeps: set fit.gradient_checkpointing=true, or "
+            "fit.activation_offloading=false"
+        )
+    if adapter.method == "full" and fit.loraplus_lr_ratio != 1:
+        yield (
+            f"fit.loraplus_lr_ratio = {fit.loraplus_lr_ratio:g} is for low-rank matrices, and adapter.method = full has none: set "
+            "it to 1"
+        )
+
+
+def unreached(fit: Any) -> Iterator[str]:
+    """No mistake: so are trials of a few steps."""
+    if fit.warmup_steps >= fit.steps:
+        yield f"fit.warmup_steps = {fit.warmup_steps} of fit.steps = {fit.steps}: fit.learning_rate is never reached"
 
 
 def second_training(attention: Any, retrain: Any) -> Iterator[str]:
@@ -243,15 +279,18 @@ def unchecked(cases: list[str], checked: str | None) -> Iterator[str]:
 
 
 def main(files: list[str]) -> int:
-    """Check each of the params files; the first that is wrong ends it, with one line and status 2."""
+    """Check each of the params files; the first that is wrong ends it, with one line and status 2. Prints a note once."""
     stand_in()
+    notes: list[str] = []
     kinds = sections_of(Path("dvc.yaml").read_text())
     for file in files or ["params.yaml"]:
         try:
-            check(read_params(Path(file)), kinds)
+            notes += check(read_params(Path(file)), kinds)
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+    for note in dict.fromkeys(notes):
+        print(f"note: {note}")
     return 0
 
 

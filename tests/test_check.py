@@ -137,6 +137,24 @@ def test_the_sections_of_the_pipeline_are_those_of_params_yaml_and_right():
         (["fit.pairs_share=0.1"], ["fit.pairs_share = 0.1 needs pairs: name pairs.sources"]),
         (["fit.recall_share=0.7", "fit.pairs_share=0.4"], ["fit.pairs_share + fit.recall_share = 0.4 + 0.7: must be"]),
         (["fit.global_batch_size=3", "fit.micro_batch_size=2"], ["must be a multiple of micro_batch_size = 2"]),
+        (
+            ["attention.shift=roll", "position.context=4098", "blocks.recall.reach=4096"],
+            [
+                "attention.shift: roll needs whole groups, and 4098 tokens are no multiple of the group, 1026: boundaries takes"
+            ],
+        ),
+        (
+            ["fit.steps=3", "attention.full_attention_last=0.1"],
+            ["attention.full_attention_last = 0.1 of fit.steps = 3 is no step: 0, or at least 0.33"],
+        ),
+        (
+            ["fit.activation_offloading=true"],
+            ["fit.activation_offloading lays off what gradient checkpointing keeps: set"],
+        ),
+        (
+            ["adapter.method=full", "fit.loraplus_lr_ratio=16"],
+            ["fit.loraplus_lr_ratio = 16 is for low-rank matrices, and adapter.method = full has none: set it to 1"],
+        ),
         (["retrain.patterns=[s2]"], ["retrain.patterns names s2, which is attention.pattern already: name full"]),
         (["evaluate.longeval=[base]", "longeval.lengths=[]"], ["longeval has neither tasks with lengths nor cases"]),
         (
@@ -507,7 +525,10 @@ def test_the_process_loads_no_torch_and_finds_what_classes_of_the_library_say(tm
         return subprocess.run([sys.executable, "-c", PROBE], cwd=tmp_path, capture_output=True, text=True)
 
     fine, wrong = run(), run("position.method=yarm", "perplexity.bands=7")
-    assert (fine.returncode, fine.stderr) == (0, "")
+    assert (fine.returncode, fine.stdout, fine.stderr) == (0, "", "")
+    short = run("fit.steps=5")
+    said = "note: fit.warmup_steps = 5 of fit.steps = 5: fit.learning_rate is never reached\n"
+    assert (short.returncode, short.stdout) == (0, said)
     assert wrong.returncode == 2
     with pytest.raises(ValueError) as caught:
         check(params("position.method=yarm", "perplexity.bands=7"), KINDS)
@@ -536,6 +557,9 @@ def test_a_run_asks_only_if_it_computes_and_has_stages_of_the_library(own, capsy
     (own / "longlora" / "__init__.py").touch()
     look_at(run_dir(own, "stale"))
     assert "not checked: the library of this run is older" in capsys.readouterr().out
+    (own / "longlora" / "check.py").write_text("print('note: a word')")
+    look_at(run_dir(own, "stale"))
+    assert capsys.readouterr().out == "note: a word\n"
     (own / "longlora" / "check.py").write_text("raise RuntimeError('a defect')")
     look_at(run_dir(own, "stale"))
     assert "not checked: RuntimeError: a defect" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ from transformers import (
 
 from flows.memory import refusal
 from longlora.attention.groups import group_size
+from longlora.attention.kernels import BackendName
 from longlora.model.adapter import Adapter, attach
+from longlora.model.position import Method
 from longlora.planning import cost, hardware, plan
 from longlora.planning.activations import activations, layer_bytes
 from longlora.planning.cost import LIKE_LLAMA, Shape, Workload, forward_flops, trained_parameters
@@ -670,6 +673,9 @@ def test_every_recipe_of_a_hub_model_can_be_planned(recipe):
         ("fit", "steps", 0, "fit.steps = 0"),
         ("fit", "dtype", "float8", "fit.dtype = 'float8'"),
         ("adapter", "rank", -3, "adapter.rank = -3"),
+        ("attention", "backend", "flesh", "no attention.backend 'flesh'; did you mean 'flash'"),
+        ("attention", "backend", "eager", "no attention.backend 'eager'; there are: auto, sdpa"),
+        ("position", "method", "yran", "no position.method 'yran'; did you mean 'yarn'"),
     ],
 )
 def test_a_bad_or_missing_key_is_named(section, key, value, words):
@@ -727,6 +733,17 @@ def test_what_no_processes_can_share_is_refused_as_the_training_refuses_it_and_n
     degrees = {"sequence-parallel degree 2", "sequence-parallel degree 4"}
     assert degrees <= {rung.words for rung in ladder(LLAMA, workload(), small)}
     assert not degrees & {rung.words for rung in ladder(LLAMA, workload(**fields), small)}
+
+
+def test_a_roll_that_breaks_a_group_is_refused_before_the_training_would_refuse_it():
+    with pytest.raises(ValueError, match="roll needs whole groups, and 8190 tokens are no multiple of the group, 2048"):
+        estimate(LLAMA, workload(context=8190, shift="roll"), node())
+    for fields in ({}, {"group_ratio": 1.0}, {"pattern": "full", "context": 8190}):
+        estimate(LLAMA, workload(**{"shift": "roll", **fields}), node())
+
+
+def test_the_plan_takes_the_words_that_a_run_takes():
+    assert {"backend": get_args(BackendName), "scaling": get_args(Method)} == plan.CHOICES
 
 
 def test_how_close_it_is_goes_by_all_that_must_fit():

@@ -40,6 +40,15 @@ def sequence_misfits(length: int, *, group_size: int, degree: int) -> Iterator[s
         )
 
 
+def roll_misfits(length: int, *, group_size: int) -> Iterator[str]:
+    """Says so where the sequence would end in a part of a group, which cannot be rolled."""
+    if length % min(group_size, length):
+        yield (
+            f"attention.shift: roll needs whole groups, and {length} tokens are no multiple of the group, {group_size}: boundaries "
+            "takes any length"
+        )
+
+
 def head_misfits(kv_heads: int, *, degree: int) -> Iterator[str]:
     """Says so where full attention cannot share the heads out to the `degree` processes of a sequence."""
     if kv_heads % degree:
@@ -61,7 +70,7 @@ def sharing_misfits(
     kv_heads: int,
     degree: int,
 ) -> Iterator[str]:
-    """Says so where `degree` processes cannot hold a sequence together through the whole training, its last steps included.
+    """Says so where `degree` processes, or one, cannot hold a sequence through the whole training, its last steps included.
     `varying`: the `position.method` where a text's length decides how its tokens are turned, else None."""
     if degree > 1 and varying:
         yield (
@@ -72,5 +81,7 @@ def sharing_misfits(
         yield from sequence_misfits(length, group_size=group_size, degree=degree)
         if shift == "roll":
             yield "a roll mixes the end of the sequence with its start: over several processes take attention.shift: boundaries"
+    elif pattern == "s2" and shift == "roll":
+        yield from roll_misfits(length, group_size=group_size)
     if pattern == "full" or full_attention_last:
         yield from head_misfits(kv_heads, degree=degree)

@@ -38,6 +38,12 @@ KEYS = {
 }
 """Where params.yaml says what a Workload's field holds."""
 
+CHOICES = {
+    "backend": ("auto", "sdpa", "flash", "varlen", "flex"),
+    "scaling": ("none", "linear", "ntk", "dynamic", "yarn", "llama3", "longrope"),
+}
+"""What a run takes for those fields of a Workload that hold any word."""
+
 CHUNK = 1024
 """Tokens of a loss chunk, where the ladder proposes one."""
 
@@ -115,10 +121,14 @@ def workload_from_params(params: Mapping[str, Any]) -> Workload:
     if missing:
         raise ValueError("params: missing " + ", ".join(f"'{place}'" for place in missing))
     try:
-        return Workload.model_validate({field: params[s][key] for field, (s, key) in places.items()})
+        workload = Workload.model_validate({field: params[s][key] for field, (s, key) in places.items()})
     except ValidationError as error:
         said = [f"{KEYS[str(e['loc'][0])]} = {e['input']!r}: {e['msg']}" for e in error.errors()]
         raise ValueError("params: " + "; ".join(said)) from None
+    for field, known in CHOICES.items():
+        if (said := getattr(workload, field)) not in known:
+            raise ValueError(f"params: there is no {KEYS[field]} '{said}'{nearest(said, [*known])}")
+    return workload
 
 
 def estimate_params(shape: Shape, params: Mapping[str, Any], hardware: Hardware) -> Estimate:
