@@ -4,6 +4,7 @@ import os
 
 from flows.plan import shape_of
 from flows.run_dir import RunDir
+from longlora.parallel.layout import degree_of_sequences
 from longlora.planning.cost import Shape, Workload
 from longlora.planning.hardware import ALONE_GB, Hardware
 from longlora.planning.plan import Estimate, estimate, estimate_params
@@ -115,15 +116,3 @@ def chosen(variable: str, *choices: str) -> str:
     if said not in ("", *choices):
         raise ValueError(f"{variable}={said}: must be {', '.join(choices)} or unset")
     return said
-
-
-def degree_of_sequences() -> int:
-    """Processes that share one sequence, by LONGLORA_SEQUENCE_PARALLEL.
-
-    Raises:
-        ValueError: it holds no number from 1 on.
-    """
-    said = os.environ.get("LONGLORA_SEQUENCE_PARALLEL") or "1"
-    if not said.isdecimal() or int(said) < 1:
-        raise ValueError(f"LONGLORA_SEQUENCE_PARALLEL={said}: must be a whole number from 1 on")
-    return int(said)

@@ -51,8 +51,8 @@ def test_processes_of_one_sequence_get_the_same_blocks():
     ("world", "degree", "said"),
     [
         ("4", "3", r"= 3 must divide the number of processes, 4; the nearest is 2"),
-        ("2", "0", "at least 1"),
-        ("2", "x", "'x'"),
+        ("2", "0", "=0: must be a whole number from 1 on"),
+        ("2", "x", "=x: must be a whole number from 1 on"),
     ],
 )
 def test_a_degree_that_does_not_fit_is_refused(monkeypatch, world, degree, said):

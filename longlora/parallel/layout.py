@@ -2,9 +2,22 @@
 plan of it."""
 
 import math
+import os
 from collections.abc import Iterator
 
 from longlora.section import refuse
+
+
+def degree_of_sequences() -> int:
+    """Processes that hold one sequence together, by LONGLORA_SEQUENCE_PARALLEL.
+
+    Raises:
+        ValueError: it holds no number from 1 on.
+    """
+    said = os.environ.get("LONGLORA_SEQUENCE_PARALLEL") or "1"
+    if not said.isdecimal() or int(said) < 1:
+        raise ValueError(f"LONGLORA_SEQUENCE_PARALLEL={said}: must be a whole number from 1 on")
+    return int(said)
 
 
 def accumulation(global_batch_size: int, *, micro_batch_size: int, replicas: int) -> int:

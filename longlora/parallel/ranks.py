@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import distributed
 
+from longlora.parallel.layout import degree_of_sequences
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -41,10 +43,7 @@ class Ranks:
 def from_environment() -> Ranks:
     """Raises ValueError: the processes cannot be shared out to sequences."""
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    said = os.environ.get("LONGLORA_SEQUENCE_PARALLEL") or "1"
-    if not said.isdecimal() or int(said) < 1:
-        raise ValueError(f"LONGLORA_SEQUENCE_PARALLEL = '{said}': a number of processes, at least 1")
-    degree = int(said)
+    degree = degree_of_sequences()
     if world % degree:
         fitting = max(d for d in range(1, min(degree, world) + 1) if world % d == 0)
         raise ValueError(

@@ -23,7 +23,7 @@ from torch import distributed
 from torch.utils.data import Dataset
 
 from longlora.attention.kernels import BackendName, attend, choose
-from longlora.attention.segments import Shift, one_document, remembered, segment, some_parts
+from longlora.attention.segments import Shift, one_document, segment, some_parts
 from longlora.attention.shifted import check, in_autocast, shifted_sparse_attention
 from longlora.data.text_blocks import IGNORED
 from longlora.parallel.layout import sequence_misfits
@@ -178,7 +178,7 @@ def with_neighbours(
         torch.cat([q_BhTD.new_zeros(*q_BhTD.shape[:2], before, dim), q_BhTD], dim=2),
         torch.cat([k_before_BkTD, k_moved_BkSD[:, :, :half]], dim=2),
         torch.cat([v_before_BkTD, v_moved_BkSD[:, :, :half]], dim=2),
-        ids_BT=border_ids(document_ids_BL, first, before=before, after=half),
+        ids_BT=None if document_ids_BL is None else document_ids_BL[:, first - before : first + half],
         first_head=cut,
     )
     moved_BShD = torch.cat([border_BThD[:, before:], inside_BThD], dim=1)
@@ -214,21 +214,6 @@ def attend_in_groups(
             )
         )
     return torch.stack(outs)
-
-
-def border_ids(ids_BL: torch.Tensor | None, border: int, *, before: int, after: int) -> torch.Tensor | None:
-    """ids_BT: of the group across a border. Before it, tokens of documents that do not go on after it count as padding."""
-    if ids_BL is None:
-        return None
-    return remembered(
-        ids_BL, (border_ids, border, before, after), lambda: ids_across(ids_BL, border, before=before, after=after)
-    )
-
-
-def ids_across(ids_BL: torch.Tensor, border: int, *, before: int, after: int) -> torch.Tensor:
-    before_BT, after_BT = ids_BL[:, border - before : border], ids_BL[:, border : border + after]
-    goes_on_BT = torch.stack([torch.isin(b, a) for b, a in zip(before_BT, after_BT, strict=True)])
-    return torch.cat([before_BT.masked_fill(~goes_on_BT, -1), after_BT], dim=1)
 
 
 class Message:
