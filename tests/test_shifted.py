@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from collections.abc import Callable
 
 import pytest
@@ -40,6 +41,7 @@ from transformers import (
 from longlora.attention.groups import group_size
 from longlora.attention.shifted import (
     Attention,
+    check_window,
     disable,
     disabled,
     document_ids,
@@ -456,7 +458,7 @@ def hold_to_window(config: Callable[[int], PreTrainedConfig], *, kind: str) -> N
     torch.testing.assert_close(loss, model(**given).loss, rtol=1e-9, atol=0)
     model = build(config(GROUP - 1))
     enable(model, S2)
-    with pytest.raises(ValueError, match=r"back 5 tokens, less than a group of 6: .* at most 0\.227"):
+    with pytest.raises(ValueError, match=r"back 5 tokens, less than a group of 6: .* at most 0\.181"):
         model(**given)
 
 
@@ -484,8 +486,11 @@ def test_a_window_that_no_layer_uses_is_let_through():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"pattern": "full"}, "full attention would look back 22: set attention.pattern to s2"),
-        ({"full_attention_last": 0.2}, "full attention would look back 22: set attention.full_attention_last to 0"),
+        ({"pattern": "full"}, "less than full attention's 22: set attention.pattern to s2, or sliding_window"),
+        (
+            {"full_attention_last": 0.2},
+            "less than full attention's 22: set attention.full_attention_last to 0, or sliding_window",
+        ),
     ],
 )
 def test_a_window_that_full_attention_would_pass_over_is_refused_at_the_first_step(changes, words):
@@ -496,6 +501,22 @@ def test_a_window_that_full_attention_would_pass_over_is_refused_at_the_first_st
     disable(model)
     enable(model, S2)
     model(**batch("plain")[0])
+
+
+@pytest.mark.parametrize("length", [22, 99, 8192, 131072])
+@pytest.mark.parametrize("pattern", ["s2", "full"])
+def test_what_is_said_against_a_window_is_not_refused_again(length, pattern):
+    asked = S2.model_copy(update={"pattern": pattern, "full_attention_last": 0.4, "group_ratio": 1.0})
+    for window in (2, 3, 7, 15, 21):
+        with pytest.raises(ValueError, match=f"looks back {window} tokens") as refused:
+            check_window(window, length=length, attention=asked)
+        said = dict(re.findall(r"attention\.(\w+) to (?:at most )?([\w.-]+)", str(refused.value)))
+        assert said.keys() == {"group_ratio", "full_attention_last"} | ({"pattern"} if pattern == "full" else set())
+        followed = Attention(**asked.model_dump() | said)
+        check_window(window, length=length, attention=followed)
+        assert group_size(length, followed.group_ratio) >= 0.99 * (window - window % 2)
+    with pytest.raises(ValueError, match="looks back 1 tokens, .*: set sliding_window: null in its config$"):
+        check_window(1, length=length, attention=asked)
 
 
 def test_what_the_pattern_can_not_honour_is_refused():

@@ -12,6 +12,7 @@ Letters: B batch; L tokens of a row; T = B x L; H query heads; K key/value heads
 import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from decimal import ROUND_FLOOR, Context
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -243,20 +244,24 @@ def register(attention: Attention, *, attend: Attend, degree: int) -> str:
 def check_window(window: int, *, length: int, attention: Attention) -> None:
     """Raises ValueError where queries would look back further in training than the model's sliding `window` lets them, be it only
     in the last steps."""
-    size = group_size(length, attention.group_ratio)
-    null = "or set sliding_window: null in its config"
     if window >= length:
         return
-    if attention.pattern == "s2" and window < size:
-        raise ValueError(
-            f"the model looks back {window} tokens, less than a group of {min(size, length)}: lower "
-            f"attention.group_ratio to at most {window / length:.3g}, {null}"
-        )
-    if attention.pattern == "full" or attention.full_attention_last:
-        wanted = "attention.full_attention_last to 0" if attention.pattern == "s2" else "attention.pattern to s2"
-        raise ValueError(
-            f"the model looks back {window} tokens, and full attention would look back {length}: set {wanted}, {null}"
-        )
+    sparse, last = attention.pattern == "s2", attention.full_attention_last
+    size, largest = group_size(length, attention.group_ratio), window - window % 2
+    passed = [f"a group of {min(size, length)}"] if sparse and window < size else []
+    passed += [f"full attention's {length}"] if not sparse or last else []
+    if not passed:
+        return
+    # downwards: the least above it rounds up to the next group
+    ratio = Context(prec=3, rounding=ROUND_FLOOR).create_decimal_from_float(largest / length)
+    changes = {
+        "attention.pattern to s2": not sparse,
+        f"attention.group_ratio to at most {ratio}": window < size,
+        "attention.full_attention_last to 0": last,
+    }
+    null = "sliding_window: null in its config"
+    wanted = f"{' and '.join(change for change, needed in changes.items() if needed)}, or {null}" if largest else null
+    raise ValueError(f"the model looks back {window} tokens, less than {' and '.join(passed)}: set {wanted}")
 
 
 def must_know_documents(position_ids: torch.Tensor, *, document_ids_BL: torch.Tensor | None) -> None:
