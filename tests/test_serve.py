@@ -20,6 +20,7 @@ from longlora.data.instructions import Turn
 from longlora.data.prompt import rendered
 from longlora.data.wording import asked
 from longlora.model.load import open_model, open_tokenizer
+from longlora.model.seal import broken, seal
 from longlora.model.template import authors_template
 from tasks.servers import answers, free_port
 
@@ -77,8 +78,22 @@ def test_a_template_inside_the_tokenizers_configuration_is_replaced_too(tmp_path
 
 
 def test_what_is_served_lies_in_the_projects_state_folder_wherever_in_it_one_is(folder, tmp_path):
-    assert served_below(folder / "recipes") == served_below(folder) == folder / ".longlora" / "served"
-    assert served_below(tmp_path) == tmp_path / ".longlora" / "served"
+    inside = folder / ".longlora" / "served"
+    assert served_below(folder / "recipes", model=TINY) == served_below(folder, model=TINY) == inside
+    assert served_below(tmp_path, model=TINY) == tmp_path / ".longlora" / "served"
+
+
+@needs_openai
+@pytest.mark.parametrize("within", ["", "more"])
+def test_a_model_served_from_its_own_folder_keeps_its_seal(tmp_path, monkeypatch, within):
+    model = tmp_path / "model"
+    shutil.copytree(TINY, model)
+    (model / "more").mkdir()
+    seal(model)
+    monkeypatch.setattr("os.execve", lambda program, command, environment: None)
+    monkeypatch.chdir(model / within)
+    serve(str(model) if within else ".", port=(port := free_port()), prompt="authors")
+    assert broken(model) == [] and (tmp_path / ".longlora" / "served" / str(port) / "model" / "config.json").exists()
 
 
 def test_mistakes_are_named(tmp_path, monkeypatch):
@@ -172,6 +187,18 @@ def test_a_streamed_chat_is_what_ask_answers_and_a_completion_is_plain_text(url)
     ids = words("The House", return_tensors="pt")
     out = model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
     assert whole.choices[0].text == words.decode(out, skip_special_tokens=True)
+
+
+@needs_openai
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_role_that_the_template_does_not_know_is_the_clients_mistake(url, stream):
+    import httpx
+
+    messages = [{"role": "user", "content": "Who?"}, {"role": "tool", "content": "4", "tool_call_id": "a"}]
+    asked = {"model": "model", "messages": messages, "stream": stream, "max_tokens": 2}
+    answer = httpx.post(f"{url}/chat/completions", json=asked, timeout=100, trust_env=False)
+    said = "the chat template refuses the messages: the roles are system, user and assistant, not tool"
+    assert (answer.status_code, answer.json()) == (400, {"error": said})
 
 
 def test_the_served_model_is_listed_and_no_other(url):
