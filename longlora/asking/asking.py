@@ -8,7 +8,7 @@ not. Answers are greedy: the same question has the same answer.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from transformers import (
@@ -224,8 +224,9 @@ class LineEnd(StoppingCriteria):
     def __init__(self, session: Session, start: int) -> None:
         self.session, self.start = session, start
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
-        return torch.tensor([self.session.ended(input_ids[0, self.start :])], device=input_ids.device)
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.BoolTensor:
+        done = torch.tensor([self.session.ended(input_ids[0, self.start :])], device=input_ids.device)
+        return cast(torch.BoolTensor, done)
 
 
 def ends(model: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
