@@ -9,7 +9,7 @@ from typing import Any
 from dvc.config import Config
 from dvc_objects.fs import get_fs_cls
 
-from tasks.workspace import Project
+from tasks.workspace import Project, git
 
 
 def config_of(checkout: Path) -> Any:
@@ -75,6 +75,13 @@ def link(folder: Path, *, to: Path, cache_home: Path, remote: str = "") -> None:
         for section, settings in theirs.read("local").items():
             ours[section] = settings
         ours["core"]["check_update"] = False  # no calls home
+        ours["core"]["hardlink_lock"] = (
+            False  # such a lock outlives a kill; whoever works here has one of ours, by flock
+        )
+        if git(
+            "config", "--default", "", "--get", "core.worktree", cwd=folder
+        ):  # of a submodule: DVC takes it for ours, too
+            ours["core"]["no_scm"] = True
         ours["cache"]["dir"] = seen_from_here(str(theirs["cache"].get("dir") or cache_home / ".dvc" / "cache"))
         for name, known in theirs["remote"].items():
             ours["remote"].setdefault(name, {})["url"] = seen_from_here(str(known["url"]))

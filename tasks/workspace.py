@@ -333,7 +333,4 @@ def record_ref(key: str) -> str:
 
 def person(where: Project) -> str:
     """Who is at work, as git knows them."""
-    try:
-        return git("config", "user.name", cwd=where.tree)
-    except ValueError:
-        return os.environ.get("USER", "unknown")
+    return git("config", "--default", "", "--get", "user.name", cwd=where.tree) or os.environ.get("USER") or "unknown"

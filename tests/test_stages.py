@@ -440,6 +440,24 @@ def test_a_project_may_have_a_split_index_which_dvc_does_not_read(folder):
     assert statuses(run_dir)["fetch"] == "unchanged"
 
 
+def test_a_user_may_have_dvc_lock_by_hard_links_and_a_run_is_locked_by_our_own(folder):
+    config = folder / ".dvc" / "config"
+    dummy.write(config, config.read_text().replace("[core]", "[core]\n    hardlink_lock = true"))
+    run_dir = run_dir_of(folder)
+    run_all(run_dir)
+    assert set(statuses(run_dir).values()) == {"unchanged"}
+
+
+def test_a_project_may_be_a_submodule(template, tmp_path):
+    dummy.git(tmp_path, "init", "--quiet", "above")
+    dummy.git(
+        tmp_path / "above", "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(template), "dummy"
+    )
+    run_dir = run_dir_of(tmp_path / "above" / "dummy")
+    run_all(run_dir)
+    assert set(statuses(run_dir).values()) == {"unchanged"}
+
+
 def test_a_project_may_lie_below_a_name_that_is_not_ascii(tmp_path):
     from tasks.locks import hold
 

@@ -14,7 +14,7 @@ import yaml
 
 from tasks import workspace
 from tasks.locks import delete, file_of, hold, is_held
-from tasks.workspace import files_now, project, record_ref, snapshot, worktree
+from tasks.workspace import files_now, person, project, record_ref, snapshot, worktree
 
 
 def test_a_clean_checkout_is_its_own_snapshot(folder):
@@ -429,6 +429,16 @@ def test_the_root_is_the_main_checkout_or_the_tree_itself(folder, template, tmp_
         where = project(tmp_path / tree)
         assert (where.tree, where.root) == (tmp_path / tree, tmp_path / root)
         assert worktree(where, snapshot(where)).is_relative_to(tmp_path / root / ".longlora")
+
+
+def test_who_is_at_work_always_has_a_name(folder, monkeypatch):
+    monkeypatch.setenv("USER", "")
+    dummy.git(folder, "config", "user.name", "")
+    assert person(project(folder)) == "unknown"
+    monkeypatch.setenv("USER", "jo")
+    assert person(project(folder)) == "jo"
+    dummy.git(folder, "config", "user.name", "Jo Doe")
+    assert person(project(folder)) == "Jo Doe"
 
 
 def test_a_hook_s_own_repository_is_not_taken_for_the_folder_s(folder, template, monkeypatch):
