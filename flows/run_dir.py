@@ -101,7 +101,7 @@ def is_finished(run_dir: RunDir) -> bool:
         return False
     from tasks import tracking  # MLflow takes seconds to import, and only a run that is done needs it here
 
-    return tracking.is_finished(tracking.connect(), noted.run_id)
+    return tracking.is_finished(tracking.connect(), noted.run_id, record=noted.record)
 
 
 def checkpoint_home(where: Project) -> Path:

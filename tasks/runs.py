@@ -78,6 +78,8 @@ def moved(version: ModelVersion, made: Run) -> str:
     registered, now = registry.rev_of(str(version.source)), made.data.tags.get(RECORD, "")
     if registered in ("", now):
         return ""
+    if not now:
+        return untagged(made)
     return (
         f"{version.name} version {version.version} is of record {registered[:12]}, and its run {made.data.tags.get(KEY)} was "
         f"resumed on other data since, so it has record {now[:12]} and that one's scores: `longlora run --beside` measures "
@@ -141,15 +143,21 @@ def source_and_model(where: Project, run: Run) -> tuple[str, Artifact]:
         ValueError: the run is not ours, or not finished.
     """
     tags = run.data.tags
-    record = tags.get(RECORD, "")
     must_be_ours(run)
-    if run.info.status != "FINISHED" or not record:
-        key, status = tags[KEY], run.info.status.lower()
-        raise ValueError(f"run {key} is {status}, and only of a finished one is there a model")
+    if run.info.status != "FINISHED":
+        raise ValueError(f"run {tags[KEY]} is {run.info.status.lower()}, and only of a finished one is there a model")
+    if not {RECORD, REF} <= tags.keys():
+        raise ValueError(untagged(run))
+    record = tags[RECORD]
     storage.must_be_here(where, record, of=f"run {tags[KEY]}")
     model = model_at(where, record)
     repo, ref = tags.get(GIT) or str(where.root), tags[REF]
     return registry.source_of(model.name, path=model.path, rev=record, repo=repo, ref=ref), model
+
+
+def untagged(run: Run) -> str:
+    """What to say of a finished run whose record MLflow names no longer: a tag may be deleted on its page."""
+    return f"run {run.data.tags.get(KEY)} has lost tags in MLflow by which its record is found: the same run again sets them"
 
 
 def must_be_ours(run: Run) -> None:

@@ -33,7 +33,7 @@ from tasks.machine import gpu_names
 from tasks.servers import is_local_tracking, is_served, must_be_reachable
 from tasks.stages import Out
 from tasks.storage import without_credentials
-from tasks.tags import DATA, DIRTY, HEAD, HOME, KEY, OVERRIDES, RECIPE, SNAPSHOT, SWEEPS
+from tasks.tags import DATA, DIRTY, HEAD, HOME, KEY, OVERRIDES, RECIPE, RECORD, REF, SNAPSHOT, SWEEPS, VERDICT
 from tasks.workspace import Project, Snapshot, home, person
 
 BATCH = 1000  # metrics in one request: MLflow's own limit
@@ -121,15 +121,16 @@ def begun(client: MlflowClient, experiment: str, tags: dict[str, str], *, name: 
     return run
 
 
-def is_finished(client: MlflowClient, run_id: str) -> bool:
-    """Whether there is a run of this id that ended well; one that was deleted is none."""
+def is_finished(client: MlflowClient, run_id: str, *, record: str) -> bool:
+    """Whether there is a run of this id that ended well, with the tags by which `record` is found; one that was deleted is none."""
     try:
-        about = client.get_run(run_id).info
+        run = client.get_run(run_id)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return False
         raise
-    return about.lifecycle_stage == "active" and about.status == "FINISHED"
+    told = run.data.tags.get(RECORD) == record and {KEY, REF, VERDICT} <= run.data.tags.keys()
+    return told and run.info.lifecycle_stage == "active" and run.info.status == "FINISHED"
 
 
 def mark_dead_runs(client: MlflowClient, where: Project, experiment: str, *, but: str = "") -> None:

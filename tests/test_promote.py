@@ -579,6 +579,25 @@ def test_a_run_is_chosen_by_a_beginning_and_must_be_finished(empty, shop):
         promotion.promote(client, where, runs.chosen(client, where, shop[1]["unfinished"]))
 
 
+def test_a_run_whose_tags_were_deleted_on_mlflows_page_is_told_how_it_gets_them_back(empty, shop):
+    from tasks import promotion, registry, runs
+
+    _, client, where = empty
+    run = runs.chosen(client, where, shop[1]["better"])
+    promotion.promote(client, where, run)
+    lost = (
+        f"^run {shop[1]['better']} has lost tags in MLflow by which its record is found: the same run again sets them"
+    )
+    for tag in ("longlora.record", "longlora.ref"):
+        client.delete_tag(run.info.run_id, tag)
+        with pytest.raises(ValueError, match=lost):
+            runs.source_and_model(where, runs.chosen(client, where, shop[1]["better"]))
+    with pytest.raises(ValueError, match=lost):
+        runs.maker(client, registry.holder(client, "dummy", "champion"))
+    for tag in ("longlora.record", "longlora.ref"):  # what is in the shop is for the tests that follow, too
+        client.set_tag(run.info.run_id, tag, run.data.tags[tag])
+
+
 def test_a_finished_run_of_a_notebook_is_not_the_last_of_ours(empty, shop):
     from flows.cli.reproduce import find
     from tasks import promotion, runs

@@ -391,10 +391,19 @@ def test_a_run_is_finished_only_while_mlflow_has_it_as_finished(opened, folder, 
     first, where = opened(), project(folder)
     state = snapshot(where, recipe="big", overrides=["train.steps=4"])
     dummy.write(first.folder / "dvc.lock", "schema: '2.0'\n")
-    note(where, state.key, Finished(record(where, state, first.folder), first.run_id, mlflow_uri))
+    commit = record(where, state, first.folder)
+    note(where, state.key, Finished(commit, first.run_id, mlflow_uri))
+    told = {"longlora.record": commit, "longlora.ref": "refs/x", "longlora.verdict": ""}
+    first.tag(told)
     run_dir = RunDir(where, state, first.folder, DvcRepo(first.folder, environment={}), stages=[])
     assert not is_finished(run_dir)  # it is RUNNING: an attempt that was killed
     first.finish("FINISHED")
+    assert is_finished(run_dir)
+    for tag in ("longlora.key", *told):  # deleted on MLflow's page: the same run again sets it
+        value = first.client.get_run(first.run_id).data.tags[tag]
+        first.client.delete_tag(first.run_id, tag)
+        assert not is_finished(run_dir)
+        first.tag({tag: value})
     assert is_finished(run_dir)
     first.client.delete_run(first.run_id)
     assert not is_finished(run_dir)
