@@ -224,7 +224,7 @@ class LineEnd(StoppingCriteria):
     def __init__(self, session: Session, start: int) -> None:
         self.session, self.start = session, start
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.BoolTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.BoolTensor:
         done = torch.tensor([self.session.ended(input_ids[0, self.start :])], device=input_ids.device)
         return cast(torch.BoolTensor, done)
 
