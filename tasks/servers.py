@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from tasks.access import MLFLOW, PREFECT, prefect_server
 from tasks.daemon import RESTARTS, STARTUP, RestartingServer, answers, end_run, watch_room
@@ -60,7 +60,18 @@ def use_environment(where: Project) -> None:
     address = os.environ["MLFLOW_TRACKING_URI"]
     if (database := address.removeprefix("sqlite:///")) != address:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{Path(database).absolute()}"
+    take_password_out()
     without_proxy(LOOPBACK, "localhost")
+
+
+def take_password_out() -> None:
+    """Give MLflow's client the user and password that stand in its server's address by their own variables: it names the address
+    in its errors, which go to terminals, logs, hooks and Prefect's page."""
+    url, _ = address_in("MLFLOW_TRACKING_URI")
+    if is_served(url.geturl()) and url.username and url.password:
+        os.environ["MLFLOW_TRACKING_URI"] = url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
+        if not MLFLOW.words():
+            os.environ |= dict(zip(MLFLOW.variables, map(unquote, (url.username, url.password)), strict=True))
 
 
 def without_proxy(*hosts: str) -> None:

@@ -5,7 +5,10 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
+from base64 import b64encode
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from unittest import mock
 
@@ -104,6 +107,35 @@ def test_a_database_named_from_the_current_folder_is_the_same_from_any(folder, m
     with mock.patch.dict(os.environ, {"MLFLOW_TRACKING_URI": given}):
         use_environment(project(folder))
         assert os.environ["MLFLOW_TRACKING_URI"] == used.format(folder)
+
+
+@pytest.mark.parametrize(
+    ("own", "sent"), [({}, b"ada:violet/harbour"), ({"USERNAME": "bo", "PASSWORD": "own"}, b"bo:own")]
+)
+def test_a_password_in_the_address_reaches_mlflow_and_no_error_of_its_client(folder, monkeypatch, own, sent):
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    heard = []
+
+    class Ill(BaseHTTPRequestHandler):
+        def do_GET(self):
+            heard.append(self.headers["Authorization"])
+            self.send_error(500)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Ill) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://ada:violet%2Fharbour@127.0.0.1:{server.server_port}"
+        given = {"MLFLOW_TRACKING_URI": address, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"} | {
+            f"MLFLOW_TRACKING_{name}": value for name, value in own.items()
+        }
+        with mock.patch.dict(os.environ, given):
+            use_environment(project(folder))
+            with pytest.raises(MlflowException) as said:
+                MlflowClient(os.environ["MLFLOW_TRACKING_URI"]).get_experiment_by_name("x")
+        server.shutdown()
+    assert "harbour" not in str(said.value)
+    assert heard[-1] == f"Basic {b64encode(sent).decode()}"
 
 
 def test_a_length_becomes_the_step_and_the_rest_the_name():
