@@ -36,6 +36,8 @@ class Access:
     """A path that needs credentials, which the health check does not."""
     others: tuple[str, ...]
     """Variables that let its clients in by other means."""
+    ending: str = ""
+    """What its address must end in."""
 
     def words(self) -> str:
         """`user:password`; '' if the environment has none."""
@@ -69,14 +71,19 @@ class Access:
         """Check that the server at `url`, if it asks for credentials, takes ours. Without this, clients end in a traceback.
 
         Raises:
-            ValueError: it does not.
+            ValueError: it does not, or only its page is there.
         """
         if any(os.environ.get(name) for name in self.others):
             return
         parts = urlsplit(url)
         words = self.words() or unquote(parts.netloc.rpartition("@")[0])
-        if answer(parts, self.path, words) == 401:
-            where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        status = answer(parts, self.path, words)
+        if status == 404 and self.ending:
+            raise ValueError(
+                f"{self.server} does not answer at {where}{parts.path}: its address must end in {self.ending}"
+            )
+        if status == 401:
             said = "does not take the credentials in" if words else "asks for credentials: set"
             raise ValueError(f"{self.server} at {where} {said} {self.named()}")
 
@@ -99,7 +106,11 @@ class Access:
 
 
 PREFECT = Access(
-    "Prefect", ("PREFECT_API_AUTH_STRING",), "/admin/version", ("PREFECT_API_KEY", "PREFECT_CLIENT_CUSTOM_HEADERS")
+    "Prefect",
+    ("PREFECT_API_AUTH_STRING",),
+    "/admin/version",
+    ("PREFECT_API_KEY", "PREFECT_CLIENT_CUSTOM_HEADERS"),
+    "/api",
 )
 MLFLOW = Access(
     "MLflow",

@@ -289,7 +289,16 @@ def test_who_has_another_way_in_is_left_to_try_it(clean, stub):
     assert stub.asked == []
 
 
-@pytest.mark.parametrize("stub", [200, 302, 404, 500], indirect=True)
+@pytest.mark.parametrize("stub", [404], indirect=True)
+def test_where_prefect_s_interface_is_not_the_rule_is_said_and_mlflow_s_client_may_know_better(clean, stub):
+    clean.setenv("PREFECT_API_URL", f"{stub.url.replace('//', '//ada:violet-harbour@')}/page")
+    with pytest.raises(ValueError) as refusal:
+        servers.must_be_reachable("PREFECT_API_URL")
+    assert str(refusal.value) == f"Prefect does not answer at {stub.url}/page: its address must end in /api"
+    MLFLOW.must_admit(stub.url)
+
+
+@pytest.mark.parametrize("stub", [200, 302, 500], indirect=True)
 def test_any_other_answer_is_the_client_s_to_judge_and_credentials_follow_no_redirection(clean, stub):
     set_all(clean, CREDENTIALS)
     PREFECT.must_admit(f"{stub.url}/api/")
