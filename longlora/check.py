@@ -103,7 +103,7 @@ def check(params: dict[str, Any], kinds: dict[str, type[Section]]) -> list[str]:
             wrong.append(str(error).removeprefix("params: "))
     if wrong := wrong or list(dict.fromkeys(misfits(sections))):  # two paths of a rule may lack the same
         raise ValueError("params: " + "; ".join(wrong))
-    return list(unreached(sections["fit"])) if "fit" in sections else []
+    return list(noted(**{name: sections[name] for name in NOTED})) if sections.keys() >= NOTED else []
 
 
 def misfits(sections: dict[str, Any]) -> Iterator[str]:
@@ -178,27 +178,28 @@ def groups(position: Any, attention: Any) -> Iterator[str]:
         yield from layout.roll_misfits(position.context, group_size=group_size(position.context, attention.group_ratio))
 
 
-def idle(attention: Any, adapter: Any, fit: Any) -> Iterator[str]:
+def idle(fit: Any) -> Iterator[str]:
     """What would be asked for, and do nothing."""
-    last, steps = attention.full_attention_last, fit.steps
-    if attention.pattern == "s2" and last and not round(steps * last):
-        yield f"attention.full_attention_last = {last} of fit.steps = {steps} is no step: 0, or at least {1 / steps:.2g}"
     if fit.activation_offloading and not fit.gradient_checkpointing:
         yield (
             "fit.activation_offloading lays off what gradient checkpointing keeps: set fit.gradient_checkpointing=true, or "
             "fit.activation_offloading=false"
         )
-    if adapter.method == "full" and fit.loraplus_lr_ratio != 1:
-        yield (
-            f"fit.loraplus_lr_ratio = {fit.loraplus_lr_ratio:g} is for low-rank matrices, and adapter.method = full has none: set "
-            "it to 1"
-        )
 
 
-def unreached(fit: Any) -> Iterator[str]:
-    """No mistake: so are trials of a few steps."""
+def noted(attention: Any, adapter: Any, fit: Any) -> Iterator[str]:
+    """What does nothing either, and is no mistake: in trials of a few steps, or in a sweep over what is trained."""
     if fit.warmup_steps >= fit.steps:
         yield f"fit.warmup_steps = {fit.warmup_steps} of fit.steps = {fit.steps}: fit.learning_rate is never reached"
+    last, steps = attention.full_attention_last, fit.steps
+    if attention.pattern == "s2" and last and not round(steps * last):
+        yield f"attention.full_attention_last = {last} of fit.steps = {steps} is no step: all are under S2-Attn"
+    if adapter.method == "full" and fit.loraplus_lr_ratio != 1:
+        yield f"fit.loraplus_lr_ratio = {fit.loraplus_lr_ratio:g} is for low-rank matrices, and adapter.method = full has none"
+
+
+NOTED = inspect.signature(noted).parameters.keys()
+"""The sections that `noted` looks at."""
 
 
 def second_training(attention: Any, retrain: Any) -> Iterator[str]:
@@ -237,6 +238,8 @@ def questions(evaluate: Any, blocks: Any, pairs: Any, longeval: Any, longqa: Any
             "longqa.cases names no file, and there are no held-out cases (longqa.held_out and a pairs.casebook): name one, or "
             "leave evaluate.longqa empty"
         )
+    if evaluate.longqa:
+        yield from longqa.misfits()
     if evaluate.longqa and longqa.held_out and pairs.casebook and blocks.held_out.texts:
         yield (
             "longqa.held_out asks about documents held out of the training's own texts, and blocks.held_out.texts is another "

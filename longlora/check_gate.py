@@ -90,7 +90,7 @@ def lengths_of_the_gate(
             if at.isdecimal():
                 length = int(at)
             inside = at in ("window", "lowest", "short")
-            if lengths is None or length is None or (key, length, inside) in told:
+            if names_a_file(path, longeval) or lengths is None or length is None or (key, length, inside) in told:
                 continue
             told.add((key, length, inside))
             here = f"{key} = {lengths}"
@@ -116,23 +116,36 @@ def depths_of_the_gate(passkey: Any, needle: Any, gate: Any) -> Iterator[str]:
 
 def trials_of_the_gate(passkey: Any, needle: Any, ruler: Any, longeval: Any, gate: Any) -> Iterator[str]:
     """What a rule asks to be found or solved at a length is not so by a stroke of luck."""
-    asked: dict[str, str] = {}
+    asked: dict[tuple[str, str], str] = {}
     for rule in gate.every_rule:
         for path in rule.paths:
-            measure, _, at, *_ = [*path.split("/"), "", ""]
-            if at.isdecimal() or at in (*LENGTHS, "effective"):
-                asked.setdefault(MEASURES.get(measure, ""), rule.name)
-    for key, section, parts, of in (
-        ("passkey", passkey, len(passkey.depths), " of passkey.depths"),
-        ("needle", needle, len(needle.depths), " of needle.depths"),
-        ("ruler", ruler, len(ruler.tasks), " of ruler.tasks"),
-        ("longeval", longeval, 1, " task"),
-    ):
-        if key in asked and (trials := parts * section.samples) < FEWEST:
+            measure, _, at, part, *_ = [*path.split("/"), "", "", ""]
+            if not names_a_file(path, longeval) and (at.isdecimal() or at in (*LENGTHS, "effective")):
+                single = part if part == INSIDE.get(measure) else ""
+                asked.setdefault((MEASURES.get(measure, ""), single), rule.name)
+    drawn = {
+        "passkey": (passkey, len(passkey.depths), " of passkey.depths"),
+        "needle": (needle, len(needle.depths), " of needle.depths"),
+        "ruler": (ruler, len(ruler.tasks), " of ruler.tasks"),
+        "longeval": (longeval, 1, " task"),
+    }
+    for (key, single), name in asked.items():
+        section, parts, of = drawn.get(key, (None, 0, ""))
+        if single:
+            parts, of = 1, f" {single}"
+        if section and (trials := parts * section.samples) < FEWEST:
             yield (
                 f"{key}.samples = {section.samples} at {parts}{of}: {trials} at each length, and at least {FEWEST} say something, "
-                f"where the gate's rule '{asked[key]}' is asked; set {key}.samples={-(-FEWEST // parts)}"
+                f"where the gate's rule '{name}' is asked; set {key}.samples={-(-FEWEST // parts)}"
             )
+
+
+def names_a_file(path: str, longeval: Any) -> bool:
+    """Whether the metric is of LongEval's cases in a file, whose name stands where others have a length."""
+    measure, _, at, *_ = [*path.split("/"), "", ""]
+    return (
+        measure in MEASURES and MEASURES[measure] == "longeval" and at in {Path(file).stem for file in longeval.cases}
+    )
 
 
 def parts_of_the_gate(perplexity: Any, passkey: Any, needle: Any, gate: Any) -> Iterator[str]:
@@ -157,7 +170,6 @@ def parts_of_the_gate(perplexity: Any, passkey: Any, needle: Any, gate: Any) -> 
 
 def scores_of_the_gate(evaluate: Any, ruler: Any, longeval: Any, gate: Any) -> Iterator[str]:
     """The path of a measure that is known leads to a score of it."""
-    files = [Path(file).stem for file in longeval.cases]
     for rule in gate.every_rule:
         for path in rule.paths:
             measure, _, at, part, name, *_ = [*path.split("/"), "", "", "", ""]
@@ -166,8 +178,8 @@ def scores_of_the_gate(evaluate: Any, ruler: Any, longeval: Any, gate: Any) -> I
             is_length = at.isdecimal() or at in LENGTHS
             if measure == "longppl" and at not in evaluate.keytokens:
                 yield f"{asks} behind the model stands who picked the tokens, of evaluate.keytokens = {evaluate.keytokens}"
-            elif task != measure and at in files:
-                continue  # scores of a file go by its name
+            elif names_a_file(path, longeval):
+                continue
             elif task != measure and is_length and task not in longeval.tasks:
                 yield f"longeval.tasks = {longeval.tasks} lacks '{task}', which the gate's rule '{rule.name}' asks for: add it"
             elif measure in {*MEASURES, "position_nats"} and not is_length and at not in COUNTS:
@@ -231,8 +243,8 @@ def has_no_interval(path: str) -> bool:
 
 def span_of(path: str, *, spread: bool) -> tuple[float, float]:
     """The lowest and the highest that the metric can be; `spread`: or an end of its interval."""
-    measure, *_, last = path.split("/")
-    if last in COUNTS or path in ("integrity/window", "integrity/target"):
+    measure, *_, last = names = path.removesuffix("/value").split("/")
+    if last in COUNTS or names in (["integrity", "window"], ["integrity", "target"]):
         return 0, math.inf
     if measure in SPREAD:
         return (-math.inf if spread or last in ENDS else LOWEST[measure]), math.inf

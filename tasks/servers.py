@@ -66,9 +66,18 @@ def use_environment(where: Project) -> None:
 
 def take_password_out() -> None:
     """Give MLflow's client the user and password that stand in its server's address by their own variables: it names the address
-    in its errors, which go to terminals, logs, hooks and Prefect's page."""
+    in its errors, which go to terminals, logs, hooks and Prefect's page.
+
+    Raises:
+        ValueError: only one of them stands there, which no variable takes.
+    """
     url, _ = address_in("MLFLOW_TRACKING_URI")
-    if is_served(url.geturl()) and url.username and url.password:
+    if is_served(url.geturl()) and "@" in url.netloc:
+        if not (url.username and url.password):
+            raise ValueError(
+                "MLFLOW_TRACKING_URI: has a user or a password alone: give both, by MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or a token by MLFLOW_TRACKING_TOKEN"
+            )
         os.environ["MLFLOW_TRACKING_URI"] = url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
         if not MLFLOW.words():
             os.environ |= dict(zip(MLFLOW.variables, map(unquote, (url.username, url.password)), strict=True))

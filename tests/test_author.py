@@ -254,7 +254,7 @@ def test_a_list_among_other_brackets_is_found(around):
     ("evidence", "said"),
     [
         ("he", "the evidence is a word or two that stand at several places"),
-        ("The rope", "the evidence is not in the document"),
+        ("The ropt", "the evidence is not in the document"),
         ("he cut", None),
         ("saw Theo.", None),
     ],

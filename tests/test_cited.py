@@ -89,7 +89,9 @@ def test_the_same_words_are_evidence_wherever_they_stand():
         ("It is 1873, not 18730.", "1873", [6]),
         ("Cafe\u0301, cafe.", "cafe", [7]),
         ("Cafe\u0301.", "Cafe", []),
-        ("Bundes\u00adregierung", "regierung", []),
+        ("Bundes\u00adregierung", "regierung", [7]),  # only inside of a word
+        ("서울은 한국의 수도이다.", "서울", [0]),
+        ("서울은 한국의 수도이다.", "한국의 수도", [4]),
         ("東京都に住む。", "京都", [1]),
         ("की", "क", []),
     ],
@@ -102,7 +104,7 @@ def test_a_heading_may_be_a_word_that_stands_often_and_a_word_of_a_text_may_not(
     text = "# Army\n\nThe Army was paid. The fleet was paid.\n"
     case = {"document": text, "question": "Which heading?", "answers": ["Army"]}
     assert read_cases(put(tmp_path / "a.jsonl", case | {"evidence": ["Army", "The Army was paid.", "The fleet"]}))
-    for passage, times in (("was paid", 2), ("paid.", 2)):
+    for passage, times in (("was paid", 2), ("paid.", 2), ("h", 2)):
         with pytest.raises(ValueError, match=rf":1: evidence: '{passage}' stands {times} times .* too short to point"):
             read_cases(put(tmp_path / "a.jsonl", case | {"evidence": [passage]}))
 

@@ -161,8 +161,8 @@ def test_scores_of_a_table_have_as_many_digits_as_their_neighbours():
 
 def test_a_share_is_not_rounded_to_what_is_asked_of_it():
     form = MEASURES["passkey"][1]
-    shares = [written(value, form) for value in (0, 0.004, 0.796, 0.8, 0.975, 0.995, 1)]
-    assert shares == ["0%", "0.4%", "79.6%", "80%", "97.5%", "99.5%", "100%"]
+    shares = [written(value, form) for value in (0, 0.004, 0.796, 0.7999, 0.8, 0.975, 0.9996, 1)]
+    assert shares == ["0%", "0.4%", "79.6%", "80.0%", "80%", "97.5%", "100.0%", "100%"]
 
 
 def test_the_page_puts_the_score_beside_the_base_and_untrained_yarn(good):

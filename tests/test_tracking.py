@@ -109,6 +109,14 @@ def test_a_database_named_from_the_current_folder_is_the_same_from_any(folder, m
         assert os.environ["MLFLOW_TRACKING_URI"] == used.format(folder)
 
 
+@pytest.mark.parametrize("half", ["violet", "violet:", ":violet"])
+def test_half_of_what_lets_in_is_one_line_that_does_not_hold_it(folder, half):
+    told = pytest.raises(ValueError, match="^MLFLOW_TRACKING_URI: has a user or a password alone: give both, by MLFLOW")
+    with mock.patch.dict(os.environ, {"MLFLOW_TRACKING_URI": f"http://{half}@lab:5000"}), told as said:
+        use_environment(project(folder))
+    assert "violet" not in str(said.value)
+
+
 @pytest.mark.parametrize(
     ("own", "sent"), [({}, b"ada:violet/harbour"), ({"USERNAME": "bo", "PASSWORD": "own"}, b"bo:own")]
 )

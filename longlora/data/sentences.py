@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from longlora.data.words import inside_word, terms
+from longlora.data.words import before_mark, inside_word, terms
 
 BORDER = re.compile(
     r"(?:[.!?]['\"\u2019\u201d)\]]*)?((?<!\s)\s*\n[ \t]*(?:[-*+][ \t]+|(?=\d{1,2}[.)][ \t])))(?=\S)"  # an item of a Markdown list
@@ -121,14 +121,16 @@ def headings(text: str) -> list[re.Match[str]]:
 
 
 def occurrences(passage: str, text: str) -> list[Span]:
-    """Every place of a passage that begins and ends with whole words, whatever the white space between them."""
+    """Every place of a passage that begins and ends with whole words, whatever the white space between them; if there is none,
+    those inside of words: what is quoted may leave an ending out, and in some languages a particle is one."""
     words = re.compile(r"\s+".join(map(re.escape, passage.split())))
-    found, at = [], 0
+    whole, torn, at = [], [], 0
     while match := words.search(text, at):
-        torn = any(inside_word(text, border) for border in match.span())
-        found += [] if torn else [Span(*match.span())]
-        at = match.start() + 1 if torn else match.end()
-    return found
+        inside = any(inside_word(text, border) for border in match.span())
+        if not any(before_mark(text, border) for border in match.span()):
+            (torn if inside else whole).append(Span(*match.span()))
+        at = match.start() + 1 if inside else match.end()
+    return whole or torn
 
 
 def by_chance(passage: str, places: Sequence[Span]) -> bool:

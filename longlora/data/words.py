@@ -35,9 +35,14 @@ def inside_word(text: str, at: int) -> bool:
     if not 0 < at < len(text):
         return False
     before, behind = text[at - 1], text[at]
-    if unicodedata.category(behind)[0] == "M":
-        return True
-    return not (UNSPACED.match(before) or UNSPACED.match(behind)) and all(map(of_word, (before, behind)))
+    return before_mark(text, at) or (
+        not (UNSPACED.match(before) or UNSPACED.match(behind)) and all(map(of_word, (before, behind)))
+    )
+
+
+def before_mark(text: str, at: int) -> bool:
+    """Whether a mark stands at place `at`, which belongs to the letter before."""
+    return at < len(text) and unicodedata.category(text[at])[0] == "M"
 
 
 def of_word(sign: str) -> bool:

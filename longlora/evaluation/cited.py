@@ -4,7 +4,8 @@ Cited is what `longlora ask` cites (evidence.py): the sentence of the document t
 question's words. A question often names its passage by itself, so there is a floor: the sentence that is cited for the question
 alone. What an answer is worth as a pointer is how far it stands above, and a wrong answer can stand below.
 
-The rules. One character in common is enough, with one of the passages, wherever in the document its words stand, as whole words.
+The rules. One character in common is enough, with one of the passages, wherever in the document its words stand, as whole words if
+they do so anywhere.
 One or two words that stand at several places are refused: whatever is cited would be right by chance. Headings are left out, no
 sentence is one. An answer that cites nothing finds nothing. The whole document is searched, also where a prompt
 held less of it. A case without evidence, such as one that the document does not answer, has nothing to be found and is not counted.
@@ -55,7 +56,7 @@ def fault(passage: str, document: str) -> str:
     """Why a passage can be no evidence, or ''."""
     places = occurrences(passage, document)
     if not places:
-        return "does not stand in the document, from word to word"
+        return "does not stand in the document, word for word"
     if by_chance(passage, places) and " ".join(passage.split()) not in headings(document):
         return f"stands {len(places)} times in the document, too short to point anywhere: give the sentence around it"
     return ""

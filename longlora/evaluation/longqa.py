@@ -9,7 +9,8 @@ Where a case also has `evidence`, the passages that show the answer, it is score
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -46,6 +47,11 @@ class LongQA(Section):
     """plain: text to be continued, to the end of the line; authors: [INST]...[/INST], for models that were fine-tuned on pairs
     with it; chat: a user's turn in the tokenizer's own template."""
 
+    def misfits(self) -> Iterator[str]:
+        """What is wrong with files of cases. One that is not there may be known by its hash, and scored already."""
+        wrong = (faulty(file.resolve()) for file in map(Path, self.cases) if file.is_file())
+        return filter(None, wrong)
+
 
 class Question(Case):
     document: str = Field(pattern=r"\S")
@@ -75,6 +81,16 @@ def read_cases(file: Path) -> list[Question]:
                 raise ValueError(f"{place}: evidence: {passage!r} {said}")
         found.append(question)
     return found
+
+
+@cache
+def faulty(file: Path) -> str:
+    """What is wrong with a file of cases, or ''; a run is told before its training."""
+    try:
+        read_cases(file)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 class Words(Tokenizer):

@@ -47,8 +47,9 @@ HELD = 0.8
 
 def written(value: float, form: str) -> str:
     """`value` as its table has it: 3.210 beside 3.217, but no dot behind four whole digits, where `#` leaves one; and 100% where
-    all were found, but 79.6% of what asks for 80."""
-    return form.format(value).rstrip(".").replace(".0%", "%")
+    all were found, but 79.6% of what asks for 80, and 80.0% of what almost has it."""
+    said = form.format(value).rstrip(".")
+    return said if round(100 * value, 4) % 1 else said.replace(".0%", "%")
 
 
 @dataclass(frozen=True)
