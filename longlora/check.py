@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 from longlora.attention.groups import group_size
 from longlora.check_gate import (
+    LENGTHS,
     UNNAMED,
     depths_of_the_gate,
     gains_of_the_gate,
@@ -39,7 +40,7 @@ READ = {"text": ("txt", "md"), "jsonl": ("jsonl",), "parquet": ("parquet",)}
 OWN = ("base", "extended")
 """Labels of the models that every run makes."""
 
-TAKEN = (*OWN, "s2", "full", "untrained", "target", "window", "lowest", "short", "long")
+TAKEN = (*OWN, "s2", "full", "untrained", *LENGTHS)
 """What the report and the gate's rules take for one of these, one that was trained a second time, or a length."""
 
 

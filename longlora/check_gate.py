@@ -143,9 +143,7 @@ def trials_of_the_gate(passkey: Any, needle: Any, ruler: Any, longeval: Any, gat
 def names_a_file(path: str, longeval: Any) -> bool:
     """Whether the metric is of LongEval's cases in a file, whose name stands where others have a length."""
     measure, _, at, *_ = [*path.split("/"), "", ""]
-    return (
-        measure in MEASURES and MEASURES[measure] == "longeval" and at in {Path(file).stem for file in longeval.cases}
-    )
+    return MEASURES.get(measure) == "longeval" and at in {Path(file).stem for file in longeval.cases}
 
 
 def parts_of_the_gate(perplexity: Any, passkey: Any, needle: Any, gate: Any) -> Iterator[str]:

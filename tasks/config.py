@@ -75,12 +75,10 @@ def link(folder: Path, *, to: Path, cache_home: Path, remote: str = "") -> None:
         for section, settings in theirs.read("local").items():
             ours[section] = settings
         ours["core"]["check_update"] = False  # no calls home
-        ours["core"]["hardlink_lock"] = (
-            False  # such a lock outlives a kill; whoever works here has one of ours, by flock
-        )
-        if git(
-            "config", "--default", "", "--get", "core.worktree", cwd=folder
-        ):  # of a submodule: DVC takes it for ours, too
+        # such a lock outlives a kill; whoever works here has one of ours, by flock
+        ours["core"]["hardlink_lock"] = False
+        # a submodule's, which DVC takes for ours, too
+        if git("config", "--default", "", "--get", "core.worktree", cwd=folder):
             ours["core"]["no_scm"] = True
         ours["cache"]["dir"] = seen_from_here(str(theirs["cache"].get("dir") or cache_home / ".dvc" / "cache"))
         for name, known in theirs["remote"].items():

@@ -127,9 +127,8 @@ def judged_by(where: Project, run: Run) -> str:
     and the history must know."""
     tags = run.data.tags
     left = len(verdict_of(where, run).get("not_asked", []))
-    set_here = (
-        re.search("gate|licence", tags.get(OVERRIDES, "")) or tags.get(DIRTY) == "true"
-    )  # who set them: for the words alone
+    # who set them: for the words alone
+    set_here = re.search("gate|licence", tags.get(OVERRIDES, "")) or tags.get(DIRTY) == "true"
     whose = (
         "were set for this run"
         if set_here or not tags.get(RECIPE)

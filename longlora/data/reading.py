@@ -109,9 +109,8 @@ def parsed(raw: bytes, file: Path, *, encoding: str = "utf-8", blank: bool = Fal
             raw, file, largest=LARGEST, page=lambda part, at: page_text(part, at, first="utf-8", last=encoding)
         )
     elif suffix in HTML:
-        checks = encoding.lower().startswith(
-            "utf"
-        )  # of most others any bytes are text, so that what a page says goes first
+        # of most others any bytes are text, so that what a page says goes first
+        checks = encoding.lower().startswith("utf")
         text = page_text(raw, file, first=encoding if checks else None, last=None if checks else encoding)
     elif suffix in PLAIN or not suffix:
         text = decoded(raw, file, encoding).replace("\r\n", "\n").replace("\r", "\n")

@@ -5,9 +5,8 @@ question's words. A question often names its passage by itself, so there is a fl
 alone. What an answer is worth as a pointer is how far it stands above, and a wrong answer can stand below.
 
 The rules. One character in common is enough, with one of the passages, wherever in the document its words stand, as whole words if
-they do so anywhere.
-One or two words that stand at several places are refused: whatever is cited would be right by chance. Headings are left out, no
-sentence is one. An answer that cites nothing finds nothing. The whole document is searched, also where a prompt
+they do so anywhere. One or two words that stand at several places are refused: whatever is cited would be right by chance. Headings
+are left out, no sentence is one. An answer that cites nothing finds nothing. The whole document is searched, also where a prompt
 held less of it. A case without evidence, such as one that the document does not answer, has nothing to be found and is not counted.
 """
 

@@ -104,10 +104,8 @@ def measure(
             torch_random_seed=settings.seed,
             fewshot_random_seed=settings.seed,
         )
-    except (
-        ImportError,
-        OSError,
-    ) as error:  # a package that some tasks need beside the harness; data that is not reached
+    # a package that some tasks need beside the harness; data that is not reached
+    except (ImportError, OSError) as error:
         raise ValueError(f"harness.tasks {', '.join(settings.tasks)}: {first_line(error)}") from error
     cut = sum(map(int, gathered(str(asked.cut).encode())))
     if rank() > 0:
