@@ -294,6 +294,15 @@ def test_outside_of_a_run_each_part_is_written_as_it_is_done_and_answers_are_kep
     assert list((tmp_path / "kept").iterdir()) == []
 
 
+def test_outside_of_a_run_nothing_is_left_in_the_models_own_folder(outside, tmp_path, monkeypatch):
+    command, _ = outside
+    monkeypatch.setenv("LONGLORA_CHECKPOINTS", "")
+    monkeypatch.chdir(tmp_path / "odd")
+    before = {file.name for file in (tmp_path / "odd").iterdir()}
+    command(put(tmp_path / "1_lines.jsonl", LINES), tasks=())
+    assert {file.name for file in (tmp_path / "odd").iterdir()} == before and (tmp_path / ".longlora").is_dir()
+
+
 @pytest.mark.parametrize("changed", ["config.json", "model.safetensors"])
 def test_outside_of_a_run_scores_of_another_model_of_the_same_name_are_neither_taken_over_nor_lost(
     outside, tmp_path, changed

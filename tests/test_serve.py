@@ -14,7 +14,8 @@ import pytest
 from dummy import ENV
 from test_asking import QUESTIONS, TEXT, TINY, session
 
-from flows.cli.serve import lay_out, serve, served_below
+from flows.cli.options import state_below
+from flows.cli.serve import lay_out, serve
 from longlora.data.dialogue import tokenised
 from longlora.data.instructions import Turn
 from longlora.data.prompt import rendered
@@ -78,9 +79,9 @@ def test_a_template_inside_the_tokenizers_configuration_is_replaced_too(tmp_path
 
 
 def test_what_is_served_lies_in_the_projects_state_folder_wherever_in_it_one_is(folder, tmp_path):
-    inside = folder / ".longlora" / "served"
-    assert served_below(folder / "recipes", model=TINY) == served_below(folder, model=TINY) == inside
-    assert served_below(tmp_path, model=TINY) == tmp_path / ".longlora" / "served"
+    inside = folder / ".longlora"
+    assert state_below(folder / "recipes", model=TINY) == state_below(folder, model=TINY) == inside
+    assert state_below(tmp_path, model=TINY) == tmp_path / ".longlora"
 
 
 @needs_openai

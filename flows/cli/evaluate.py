@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from flows.cli.options import state_below
 from longlora.evaluation import harness, longeval
 from longlora.evaluation.answer import keeping
 from longlora.model.load import open_model, open_tokenizer
@@ -39,6 +41,8 @@ def evaluate(
     )
     harness.answerable(tasks)
     longeval.read_published(asked)  # what is malformed is said before hours of tasks
+    home = state_below(Path.cwd(), model=folder.resolve()) / "checkpoints"
+    os.environ["LONGLORA_CHECKPOINTS"] = os.environ.get("LONGLORA_CHECKPOINTS") or str(home)
     pin(folder)
     label = folder.resolve().name
     if out is not None and found:

@@ -65,6 +65,18 @@ def must_take(name: str, file: Path) -> None:
             raise ValueError(f"{name} {file}: {place} cannot be written to")
 
 
+def state_below(folder: Path, *, model: Path) -> Path:
+    """Where a command on a `model`'s folder leaves files: the state folder of the project that `folder` is in, or one of its own,
+    which is beside the model where it would lie in it: the model's seal says what files are there."""
+    from tasks.workspace import project
+
+    try:
+        return project(folder).state
+    except ValueError:  # such a command works from anywhere
+        beside = model.parent if folder.resolve().is_relative_to(model) else folder
+        return beside / ".longlora"
+
+
 def here() -> "Project":
     """The project of the current folder, its servers' addresses in the environment."""
     from tasks import servers, workspace

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from flows.cli.ask import model_folder
-from flows.cli.options import PromptName, must_hold_model
+from flows.cli.options import PromptName, must_hold_model, state_below
 
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 TOKENIZER = "tokenizer_config.json"
@@ -35,7 +35,9 @@ def serve(model: str, *, port: int, prompt: PromptName | None) -> NoReturn:
     must_be_free(LOCAL, port, "--port")
     folder = model_folder(model).resolve()
     name = folder.name if Path(model).is_dir() else model
-    home = served_below(Path.cwd(), model=folder) / str(port)  # whoever else serves one of this name has another
+    home = (
+        state_below(Path.cwd(), model=folder) / "served" / str(port)
+    )  # whoever else serves one of this name has another
     lay_out(folder, home / name, prompt=prompt)
     hub = hub_of(home / name)
     from torch.cuda import is_available
@@ -57,18 +59,6 @@ def serve(model: str, *, port: int, prompt: PromptName | None) -> NoReturn:
     command = [sys.executable, "-m", "flows.cli.server", "serve", name, *where, *place, *asked]
     os.chdir(home)  # so that the folder's name is the model's
     os.execve(sys.executable, [*command, "--attn-implementation", "sdpa"], os.environ | quiet)
-
-
-def served_below(folder: Path, *, model: Path) -> Path:
-    """Where what is served is laid out: in the state folder of the project that `folder` is in, or in one of its own, which is
-    beside the `model` where it would lie in it: the model's seal says what files are there."""
-    from tasks.workspace import project
-
-    try:
-        return project(folder).state / "served"
-    except ValueError:  # a model's folder is served from anywhere
-        beside = model.parent if folder.resolve().is_relative_to(model) else folder
-        return beside / ".longlora" / "served"
 
 
 def lay_out(folder: Path, served: Path, *, prompt: PromptName | None) -> None:
