@@ -237,3 +237,20 @@ def test_held_out_documents_that_are_all_shorter_than_the_context_are_said_befor
         (tmp_path / str(context)).mkdir()
         stage(base, *outs, given, Position(method="yarn", context=context))
         assert ("nothing can be measured at that length" in capsys.readouterr().out) is said
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "said"),
+    [
+        ("package", "nopack", "name: package 'nopack' is not installed"),
+        ("text", "nowhere", "name: no .txt file at nowhere"),
+        ("jsonl", "rows.jsonl", "field: no column 'txt' in rows.jsonl"),
+        ("jsonl", "empty.jsonl", "name: empty.jsonl: no line in it"),
+    ],
+)
+def test_what_is_wrong_with_other_held_out_texts_is_said_of_their_own_key(tmp_path, monkeypatch, source, name, said):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text('{"text": "x"}\n')
+    Path("empty.jsonl").touch()
+    with pytest.raises(ValueError, match=f"^blocks.held_out.texts.{said}"):
+        elsewhere(OtherTexts(source=source, name=name, split=None, field="txt"), tokenizer=tokenizer())

@@ -1,7 +1,7 @@
 """Which documents are evaluated on, and never trained on: some of the training source's, or another source's."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -16,6 +16,7 @@ from longlora.section import Section
 class OtherTexts(Texts):
     """Documents of a source of their own."""
 
+    place: ClassVar[str] = "blocks.held_out.texts"
     source: Literal["package", "text", "jsonl", "parquet", "hub", "bin"]  # type: ignore[reportIncompatibleVariableOverride]  # frozen
     """As in `blocks`, and bin: a flat file of uint16 tokens, as LongLoRA's authors publish PG19 and proof-pile."""
 

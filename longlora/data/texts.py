@@ -6,7 +6,7 @@ import os
 import shlex
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from longlora.section import Section
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class Texts(Section):
     """Where documents come from."""
 
+    place: ClassVar[str] = "blocks"
+    """Where in params.yaml that is said, for messages."""
     source: Literal["package", "text", "jsonl", "parquet", "hub"]
     """package: text files of an installed Python package; text: a folder of .txt files (without any, .md); jsonl, parquet: file or
     folder; hub: a `datasets` hub id."""
@@ -42,14 +44,14 @@ def read(texts: Texts) -> "Dataset":
     rows = from_hub(texts.name, split=texts.split) if texts.source == "hub" else from_table(texts)
     if texts.field not in rows.column_names:
         raise ValueError(
-            f"blocks.field: no column '{texts.field}' in {texts.name}; there are {', '.join(rows.column_names)}"
+            f"{texts.place}.field: no column '{texts.field}' in {texts.name}; there are {', '.join(rows.column_names)}"
         )
 
     def document(row: dict[str, Any], index: int) -> dict[str, str]:
         text = row[texts.field]
         if not isinstance(text, str):
             raise ValueError(
-                f"blocks.field: row {index} of {texts.name} has a {type(text).__name__} for '{texts.field}', not a text"
+                f"{texts.place}.field: row {index} of {texts.name} has a {type(text).__name__} for '{texts.field}', not a text"
             )
         return {"name": str(index), "text": text}
 
@@ -91,19 +93,19 @@ def from_table(texts: Texts) -> "Dataset":
     from datasets.exceptions import DatasetGenerationError
     from pyarrow import ArrowInvalid
 
-    files = sorted(str(f) for f in matching(Path(texts.name), suffix=texts.source))
+    files = sorted(str(f) for f in matching(Path(texts.name), suffix=texts.source, key=f"{texts.place}.name"))
     if texts.source == "jsonl":
-        must_hold_lines(files)
+        must_hold_lines(files, key=f"{texts.place}.name")
     kind = "json" if texts.source == "jsonl" else "parquet"
     try:
         # What it takes are patterns: a[1].jsonl would be a1.jsonl.
         return load_dataset(kind, data_files=[glob.escape(f) for f in files], split="train")
     except (DatasetGenerationError, ArrowInvalid) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(f"blocks.name: {texts.name} cannot be read as {texts.source}: {reason}") from None
+        raise ValueError(f"{texts.place}.name: {texts.name} cannot be read as {texts.source}: {reason}") from None
 
 
-def must_hold_lines(files: list[str]) -> None:
+def must_hold_lines(files: list[str], *, key: str) -> None:
     """Raise ValueError where a line is not UTF-8, or no file holds any: `datasets` would say neither so that it is understood."""
     held = False
     for file in files:
@@ -114,11 +116,11 @@ def must_hold_lines(files: list[str]) -> None:
                     line.decode()
                 except UnicodeDecodeError as error:
                     raise ValueError(
-                        f"blocks.name: {file}:{number}: byte {error.start + 1} of the line is not UTF-8"
+                        f"{key}: {file}:{number}: byte {error.start + 1} of the line is not UTF-8"
                     ) from None
     if not held:
         others = f" and {len(files) - 1} others" if len(files) > 1 else ""
-        raise ValueError(f"blocks.name: {files[0]}{others}: no line in it")
+        raise ValueError(f"{key}: {files[0]}{others}: no line in it")
 
 
 def text_of(file: Path) -> str:
@@ -133,15 +135,16 @@ def text_of(file: Path) -> str:
 
 
 def text_files(texts: Texts) -> list[Path]:
+    key = f"{texts.place}.name"
     if texts.source == "text":
-        return matching(Path(texts.name), suffix="txt", other="md")
+        return matching(Path(texts.name), suffix="txt", other="md", key=key)
     try:
         spec = importlib.util.find_spec(texts.name)
     except (ImportError, ValueError):  # there is no package of what stands before its dot, or it is no name at all
         spec = None
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"blocks.name: package '{texts.name}' is not installed; pip install {texts.name}")
-    return matching(Path(next(iter(spec.submodule_search_locations))), suffix="txt", other="md")
+        raise ValueError(f"{key}: package '{texts.name}' is not installed; pip install {texts.name}")
+    return matching(Path(next(iter(spec.submodule_search_locations))), suffix="txt", other="md", key=key)
 
 
 def names_of(files: list[Path]) -> list[str]:
@@ -156,7 +159,7 @@ def names_of(files: list[Path]) -> list[str]:
     return [os.fsencode(name).decode("utf-8", "backslashreplace") for name in names]
 
 
-def matching(place: Path, *, suffix: str, other: str | None = None) -> list[Path]:
+def matching(place: Path, *, suffix: str, key: str, other: str | None = None) -> list[Path]:
     """`place` itself, or all files below it with the suffix, in whatever case (without any: with the `other`), sorted by path, but
     none that is hidden."""
     found = sorted(f for f in place.rglob("*") if f.is_file()) if place.is_dir() else []
@@ -165,5 +168,5 @@ def matching(place: Path, *, suffix: str, other: str | None = None) -> list[Path
     if not files and other:
         files = [f for f in below if f.suffix.lower() == f".{other}"]
     if not files:
-        raise ValueError(f"blocks.name: no .{suffix} file at {place} (seen from {Path.cwd()})")
+        raise ValueError(f"{key}: no .{suffix} file at {place} (seen from {Path.cwd()})")
     return files
