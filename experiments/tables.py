@@ -232,7 +232,7 @@ def page(study: str, tables: list[tuple[dict[str, Any], list[Row]]]) -> str:
     if study == "paper":
         lines += [in_all([rows for _, rows in tables]), ""]
     for table, rows in tables:
-        lines += [f"## {table['title']}", ""]
+        lines += [f"## {table['title']}", "", *([table["note"], ""] if "note" in table else [])]
         lines += [*(paper_table(table, rows) if table["paper"] else retrieval_table(rows)), ""]
     return "\n".join([*lines, MADE])
 
