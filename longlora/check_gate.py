@@ -266,11 +266,23 @@ def scalings(position: Any) -> list[str]:
 
 
 def window_of(backbone: Any) -> int | None:
-    """Tokens that the base of a folder reaches; None where that is not known without loading it."""
+    """Tokens that the base of a folder reaches; None where that is not known without loading it.
+
+    Raises:
+        ValueError: its config is no JSON, or says another thing than a number.
+    """
     file = Path(backbone.name).expanduser() / "config.json"
     if backbone.source != "folder" or not file.is_file():
         return None
-    config = json.loads(file.read_text())
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"backbone.name: {file} is no JSON: {error}") from None
+    window = config.get("max_position_embeddings")
+    if not isinstance(window, int | None):
+        raise ValueError(
+            f"backbone.name: {file} says max_position_embeddings = {window!r}, which is no number of tokens"
+        )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     plain = rope.get("rope_type", rope.get("type", "default")) == "default"
-    return config.get("max_position_embeddings") if plain else None
+    return window if plain else None

@@ -531,6 +531,19 @@ def test_a_window_that_is_not_known_here_is_not_asked_for():
     check(params("backbone.source=hub", "passkey.lengths=[1024,4096]"), KINDS)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is no JSON: Expecting value"),
+        ('{"max_position_embeddings": "256"}', "says max_position_embeddings = '256', which is no number of tokens"),
+    ],
+)
+def test_a_base_whose_config_can_not_be_read_is_named(tmp_path, text, said):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=f"^backbone.name: {tmp_path}/config.json {said}"):
+        check(params(f"backbone.name={tmp_path}"), KINDS)
+
+
 def test_what_no_stage_takes_is_not_asked_about():
     few = {name: kind for name, kind in KINDS.items() if name != "pairs"}
     check(params("blocks.recall.reach=5000"), few)

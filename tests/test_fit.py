@@ -19,7 +19,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from specimens import ADAPTER, ATTENTION, FIT, POSITION, tokenizer
 from training import cut_off, history, run, weights
-from transformers import AutoConfig
+from transformers import AutoConfig, TrainerControl, TrainerState, TrainingArguments
 
 from longlora.data.packing import Pair
 from longlora.data.packing import write as write_pairs
@@ -36,7 +36,7 @@ from longlora.training import checkpoint
 from longlora.training import fit as module
 from longlora.training.checkpoint import checkpoint_step, digest
 from longlora.training.history import COLUMNS
-from longlora.training.trainer import LongTrainer
+from longlora.training.trainer import FullAttentionAtEnd, LongTrainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -268,6 +268,18 @@ def test_the_last_steps_are_in_full_attention_when_asked(place):
     sparse, ended = history(place / "sparse.csv"), history(place / "ended.csv")
     assert sparse[:2] == ended[:2]
     assert sparse[2]["loss"] != ended[2]["loss"]
+
+
+def test_a_second_training_begins_in_the_attention_of_the_first():
+    said: list[str] = []
+    args, control = TrainingArguments("x"), TrainerControl()
+    asked = ATTENTION.model_copy(update={"full_attention_last": 0.5})
+    at_end = FullAttentionAtEnd(lambda attention: said.append(attention.pattern), attention=asked, steps=2)
+    for _ in range(2):
+        at_end.on_train_begin(args, TrainerState(), control)
+        for step in range(2):
+            at_end.on_step_begin(args, TrainerState(global_step=step), control)
+    assert said == ["full", "s2", "full"]  # the first is enabled before the training
 
 
 def test_hayous_ratio_moves_only_the_b_matrices_more(place):

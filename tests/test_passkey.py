@@ -262,3 +262,16 @@ def test_stage_writes_the_same_bytes_again_also_beyond_the_models_positions(tmp_
     assert result["prompt"] == "plain"
     assert result["350"]["trials"] == 9 == sum(cell["trials"] for cell in result["350"]["depth"].values())
     assert list(result["350"]["depth"]) == ["0.00", "0.40", "1.00"]
+
+
+def test_a_tokenizer_that_cannot_write_digits_is_refused():
+    """All keys would have one answer, which a model that always says the same would find."""
+    raw = Tokenizer(
+        models.WordLevel({"<unk>": 0, **{w: n for n, w in enumerate(set((PREAMBLE + FILLER).split()), 1)}}, "<unk>")
+    )
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>")
+    with pytest.raises(
+        ValueError, match="^passkey: the model's tokenizer cannot write the key 12345: its tokens for it read '<unk>'$"
+    ):
+        Writer(words, prompt="plain").write("12345", length=400, depth=0.5)

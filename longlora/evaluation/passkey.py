@@ -91,11 +91,17 @@ class Writer:
         """The prompt for `key`: question and answer together have `length` tokens.
 
         Raises:
-            ValueError: `length` has no room for the fixed parts.
+            ValueError: `length` has no room for the fixed parts, or the tokenizer does not know the key's digits, so that all keys
+                would be one.
         """
         fact = words.FACT.format(label=words.LABEL, value=key)
         needle = continuation(self.tokenizer, f"\n{fact}", after=WORD)
         lead, answer = parted(self.tokenizer, continuation(self.tokenizer, " " + key, after=LEAD))
+        said = str(self.tokenizer.decode(answer))
+        if "".join(said.split()) != key:
+            raise ValueError(
+                f"passkey: the model's tokenizer cannot write the key {key}: its tokens for it read {said!r}"
+            )
         room = length - len(self.head) - len(needle) - len(self.end) - len(lead + answer)
         if room < 0:
             raise ValueError(f"passkey.lengths: {length} tokens are too few, without filler it is {length - room}")

@@ -203,6 +203,13 @@ class FullAttentionAtEnd(TrainerCallback):
         self.first_full = steps - round(steps * attention.full_attention_last)
         self.switched = False
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.switched:  # by the training before, of the same model
+            self.apply(self.attention)
+            self.switched = False
+
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
