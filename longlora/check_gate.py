@@ -284,5 +284,10 @@ def window_of(backbone: Any) -> int | None:
             f"backbone.name: {file} says max_position_embeddings = {window!r}, which is no number of tokens"
         )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    plain = rope.get("rope_type", rope.get("type", "default")) == "default"
-    return window if plain else None
+    match rope.get("rope_type", rope.get("type", "default")):
+        case "default":
+            return window
+        case "yarn" if window and "factor" in rope and "original_max_position_embeddings" in rope:
+            return max(window, round(rope["factor"] * rope["original_max_position_embeddings"]))  # model.position.reach
+        case _:
+            return None

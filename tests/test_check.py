@@ -531,6 +531,14 @@ def test_a_window_that_is_not_known_here_is_not_asked_for():
     check(params("backbone.source=hub", "passkey.lengths=[1024,4096]"), KINDS)
 
 
+def test_a_base_under_yarn_reaches_what_its_scaling_says(tmp_path):
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
+    config = {"max_position_embeddings": 1024, "rope_scaling": rope}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="position.context = 4096 must be above the 4096 that the base reaches"):
+        check(params(f"backbone.name={tmp_path}"), KINDS)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -486,6 +486,22 @@ def test_the_card_links_what_is_the_hubs_own_and_names_licences_the_hub_does_not
     assert read[0] == {"name": "org/plays at 60 tokens", "type": "org/plays"}
 
 
+def test_the_card_of_local_texts_says_nothing_of_the_machines_folders(tmp_path):
+    base = {"source": "folder", "name": "/srv/models/mine", "revision": None, "license": "MIT", "sha256": {"w": "ff"}}
+    texts = {
+        "source": "text",
+        "name": "/srv/data/books",
+        "license": "MIT",
+        "held_out_of": "~/plays",
+        "held_out": ["~/plays: 3"],
+        "passkey_words": True,
+    }
+    pairs = [{"source": "file", "name": "/srv/data/pairs.jsonl", "license": "MIT"}]
+    text = (report(tmp_path, base=base, texts=texts, pairs=pairs) / "README.md").read_text()
+    assert "/srv" not in text and "~/" not in text
+    assert "of `plays`: plays: 3." in text and "`books`" in text and "`pairs.jsonl`" in text and "# mine," in text
+
+
 def test_card_and_page_name_the_pairs_with_their_licence(good, tmp_path):
     pairs = [
         {"source": "hub", "name": "org/instructions", "license": "CC-BY-NC-4.0"},

@@ -1,5 +1,6 @@
 """The model card: what the model is, where it comes from, its recipe, results and limits."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ def card(findings: Findings, *, weights: str = "", pictures: Path = Path()) -> s
 
     `weights` is the folder that holds them, if it is not the card's own; `pictures` that of the pictures.
     """
+    findings = replace(
+        findings,
+        base=without_folders(findings.base),
+        texts=without_folders(findings.texts),
+        pairs=[without_folders(each) for each in findings.pairs],
+    )
     head = OmegaConf.to_yaml(OmegaConf.create(front_matter(findings)))
     base, texts = findings.base, findings.texts
     rules = len(findings.verdict["rules"])  # fewer than those that ship, where a recipe replaced them
@@ -67,6 +74,16 @@ def card(findings: Findings, *, weights: str = "", pictures: Path = Path()) -> s
         "",
     ]
     return "\n".join(lines)
+
+
+def without_folders(provenance: dict[str, Any]) -> dict[str, Any]:
+    """As it is, but of an absolute path the last part: a card goes where the machine's folders are nobody's business."""
+    given = {key: str(provenance[key]) for key in ("name", "held_out_of") if key in provenance}
+    short = {key: Path(name).name for key, name in given.items() if name.startswith(("/", "~"))}
+    apart = provenance.get("held_out", [])
+    for key, name in short.items():  # documents of another source have its name before their own
+        apart = [document.replace(f"{given[key]}: ", f"{name}: ", 1) for document in apart]
+    return provenance | short | ({"held_out": apart} if apart else {})
 
 
 def how_measured(findings: Findings) -> str:
