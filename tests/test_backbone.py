@@ -112,6 +112,22 @@ def test_a_base_that_lacks_a_weight_is_refused_where_it_is_not_the_embeddings(tm
         fetch(source(place), out=tmp_path / "base")
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_base_whose_config_ties_two_different_matrices_is_refused(tmp_path, same):
+    """transformers leaves them apart, and peft would save the embeddings as the head. Some files hold the one matrix twice."""
+    place = folder(tmp_path / "mine", tied=True)
+    weights = load_file(place / "model.safetensors")
+    embeddings = weights["model.embed_tokens.weight"]
+    weights["lm_head.weight"] = embeddings.clone() if same else embeddings.flip(0)
+    save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+    if same:
+        fetch(source(place), out=tmp_path / "base")
+        return
+    said = r'its config\.json ties lm_head\.weight to model\.embed_tokens\.weight, .*: say "tie_word_embeddings": false there$'
+    with pytest.raises(ValueError, match=said):
+        fetch(source(place), out=tmp_path / "base")
+
+
 def test_weights_with_an_adapter_beside_them_are_refused(tmp_path):
     place = folder(tmp_path / "mine")
     (place / "adapter_config.json").write_text("{}")

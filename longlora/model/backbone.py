@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from longlora.model.seal import WEIGHTS, sha256
 from longlora.section import Section, first_line, write_json
@@ -44,8 +44,8 @@ def fetch(backbone: Backbone, *, out: Path) -> None:
 
     Raises:
         ValueError: the source is not there, has no safetensors, its digest is not the pinned one, or the pin is for one of several
-            files; it does not open, lacks a weight, is no decoder of text, or its tokenizer is slow or has tokens that the model
-            does not know.
+            files; it does not open, lacks a weight, ties two that differ, is no decoder of text, or its tokenizer is slow or has
+            tokens that the model does not know.
     """
     bring = {"folder": from_folder, "hub": from_hub, "gguf": from_gguf}[backbone.source]
     bring(backbone, out=out)
@@ -86,19 +86,34 @@ def opened(reader: Callable[[], T], *, what: str) -> T:
 
 
 def must_be_whole(folder: Path) -> None:
-    """Raises ValueError: a weight is not there, in whose place transformers would put one by chance. None is loaded for it."""
+    """Loads no weight, but where the files hold both of two that are to be one.
 
-    def reader() -> dict[str, Any]:
-        return AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, because loading info is asked for
-            folder, local_files_only=True, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
-        )[1]
-
-    report = opened(reader, what="model")
+    Raises:
+        ValueError: a weight is not there, in whose place transformers would put one by chance; or the config ties two weights that
+            differ, which transformers leaves apart, and an adapter with trained embeddings would make one of.
+    """
+    where = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, report = opened(lambda: load(folder, **where), what="model")
     if lacking := sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}):
         raise ValueError(
             f"backbone.name: it lacks weights that its config.json asks for, or has them in other sizes: {len(lacking)}, "
             f"{lacking[0]} first"
         )
+    if apart(model) and (differ := apart(opened(lambda: load(folder), what="model"))):
+        raise ValueError(
+            f"backbone.name: its config.json ties {' to '.join(differ[0])}, and its files hold two different matrices: say "
+            '"tie_word_embeddings": false there'
+        )
+
+
+def load(folder: Path, **how: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **how)
+
+
+def apart(model: PreTrainedModel) -> list[tuple[str, str]]:
+    """Names of the weights that the config ties, and that are two."""
+    pairs = model.get_expanded_tied_weights_keys(all_submodels=True).items()
+    return [pair for pair in pairs if model.get_parameter(pair[0]) is not model.get_parameter(pair[1])]
 
 
 def from_folder(backbone: Backbone, *, out: Path) -> None:
