@@ -85,6 +85,7 @@ def test_a_folder_without_a_config_is_said_so(tmp_path):
         ("config.json", "[1]", "config.json does not open: "),
         ("tokenizer.json", '{"model": {}}', "tokenizer does not open: KeyError: "),
         ("model.safetensors", "", "model does not open: "),
+        ("generation_config.json", "{", "generation_config.json does not open: .* not a valid JSON file"),
     ],
 )
 def test_what_does_not_open_is_said_in_one_line(tmp_path, file, text, said):

@@ -17,7 +17,14 @@ from typing import Any, Literal, TypeVar
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
 from longlora.model.seal import WEIGHTS, sha256
 from longlora.section import Section, first_line, write_json
@@ -57,6 +64,8 @@ def fetch(backbone: Backbone, *, out: Path) -> None:
         )
     config = config.get_text_config()
     must_be_whole(out)
+    if (out / "generation_config.json").exists():  # which transformers passes over, until the merge
+        opened(lambda: GenerationConfig.from_pretrained(out, local_files_only=True), what="generation_config.json")
     tokenizer = opened(lambda: AutoTokenizer.from_pretrained(out, local_files_only=True), what="tokenizer")
     if not getattr(tokenizer, "backend_tokenizer", None):
         raise ValueError(
