@@ -1,6 +1,10 @@
 """A base model by source, as one plain folder."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from unittest.mock import Mock
 
 import pytest
@@ -194,6 +198,22 @@ def test_a_model_that_is_not_on_the_hub_is_named(tmp_path, monkeypatch, error):
     with pytest.raises(ValueError, match=r"^backbone.name: 'me/ty/po' on the hub: .*$") as told:
         fetch(asked, out=tmp_path / "out")
     assert raised_here(told.value) and "\n" not in str(told.value)
+
+
+def test_a_hub_that_is_not_reached_is_said_in_one_line_by_the_stage(tmp_path):
+    asked = source("some/model", source="hub").model_dump()
+    (tmp_path / "params.yaml").write_text(json.dumps({"backbone": asked}))
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    command = [sys.executable, "-m", "longlora.stages.backbone", "base"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: backbone\.name: 'some/model' on the hub: .+\n", done.stderr)
+    assert not (tmp_path / "base").exists()
 
 
 def test_a_model_that_is_no_decoder_of_text_is_refused_in_one_line(tmp_path):

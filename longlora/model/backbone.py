@@ -16,7 +16,12 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -53,6 +58,7 @@ def fetch(backbone: Backbone, *, out: Path) -> None:
         ValueError: the source is not there, has no safetensors, its digest is not the pinned one, or the pin is for one of several
             files; it does not open, lacks a weight, ties two that differ, is no decoder of text, or its tokenizer is slow or has
             tokens that the model does not know.
+        ConnectionError: the hub cannot be reached.
     """
     bring = {"folder": from_folder, "hub": from_hub, "gguf": from_gguf}[backbone.source]
     bring(backbone, out=out)
@@ -149,6 +155,8 @@ def from_hub(backbone: Backbone, *, out: Path) -> None:
         folder = snapshot_download(backbone.name, revision=backbone.revision, allow_patterns=patterns)
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:  # gated ones among the first
         raise ValueError(f"backbone.name: '{backbone.name}' on the hub: {str(error).strip().splitlines()[0]}") from None
+    except LocalEntryNotFoundError as error:
+        raise ConnectionError(f"backbone.name: '{backbone.name}' on the hub: {first_line(error)}") from None
     copy_model(Path(folder), out=out)
 
 
