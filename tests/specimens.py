@@ -1,5 +1,6 @@
 """Small things to test on: random models and a tokenizer trained on a paragraph. All sizes differ."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -58,6 +59,16 @@ def folder(place: Path, *, tied: bool = True, window: int = 64) -> Path:
     llama(tied=tied, window=window).save_pretrained(place)
     tokenizer(window=window).save_pretrained(place)
     return place
+
+
+def older_names(place: Path) -> None:
+    """Have the tokenizer of the folder `place` in the files of GPT-2's."""
+    raw = json.loads((place / "tokenizer.json").read_text())["model"]
+    (place / "tokenizer.json").unlink()
+    (place / "vocab.json").write_text(json.dumps(raw["vocab"]))
+    (place / "merges.txt").write_text("".join(f"{a} {b}\n" for a, b in raw["merges"]))
+    marks = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<eos>", "model_max_length": 64}
+    (place / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer", **marks}))
 
 
 ATTENTION = Attention(pattern="s2", shift="boundaries", group_ratio=0.25, full_attention_last=0.0, backend="sdpa")

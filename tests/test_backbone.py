@@ -11,7 +11,7 @@ import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
-from specimens import folder
+from specimens import folder, older_names
 from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer, Qwen2VLConfig
 
 from longlora.model import integrity
@@ -167,12 +167,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
 
 def test_a_tokenizer_in_files_of_older_names_reaches_the_merged_model(tmp_path):
     place = folder(tmp_path / "mine")
-    raw = json.loads((place / "tokenizer.json").read_text())["model"]
-    (place / "tokenizer.json").unlink()
-    (place / "vocab.json").write_text(json.dumps(raw["vocab"]))
-    (place / "merges.txt").write_text("".join(f"{a} {b}\n" for a, b in raw["merges"]))
-    marks = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<eos>", "model_max_length": 64}
-    (place / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer", **marks}))
+    older_names(place)
     fetch(source(place), out=tmp_path / "base")
     write(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), base=tmp_path / "base", out=tmp_path / "merged")
     assert integrity.tokenizer(tmp_path / "base", extended=tmp_path / "merged").value

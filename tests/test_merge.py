@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from specimens import ADAPTER, POSITION, folder, llama
+from specimens import ADAPTER, POSITION, folder, llama, older_names
 from test_adapter import logits, nudged
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
@@ -93,6 +93,15 @@ def test_a_base_without_a_tokenizer_is_merged_too(trained, tmp_path):
     merge(base, adapter, out=tmp_path / "merged")
     assert not [*tmp_path.glob("merged*/token*"), *tmp_path.glob("*.partial")]
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").config.max_position_embeddings == 128
+
+
+def test_a_tokenizer_in_files_of_older_names_is_merged_whole(trained, tmp_path):
+    base, adapter, _ = trained
+    older_names(base)
+    merge(base, adapter, out=tmp_path / "merged")
+    own, merged = (AutoTokenizer.from_pretrained(place) for place in (base, tmp_path / "merged"))
+    assert merged("The committee met").input_ids == own("The committee met").input_ids != []
+    assert merged.model_max_length == 128
 
 
 def test_an_adapter_that_peft_has_saved_without_the_longer_config_is_refused(trained, tmp_path):

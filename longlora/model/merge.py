@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from longlora.model.ending import due_ends
 from longlora.model.quiet_peft import PeftModel
@@ -28,6 +28,8 @@ TOKENIZER = (
     "tokenizer.model",
     "chat_template.jinja",
 )
+OLDER = ("vocab.json", "vocab.txt", "tokenizer.model")
+"""Where a tokenizer has its vocabulary that has no tokenizer.json; the backbone stage writes one, a publisher may not."""
 PROBE_TOKENS = 256
 """Tokens whose logits are compared."""
 
@@ -114,12 +116,20 @@ def write(model: PreTrainedModel, *, base: Path, out: Path) -> None:
     if answers and (due := due_ends(base)):
         answers.eos_token_id = due if len(due) > 1 else due[0]
     model.save_pretrained(partial)
-    for name in TOKENIZER:
-        if (base / name).exists():
-            shutil.copyfile(base / name, partial / name)
+    bring_tokenizer(base, out=partial)
     lengthen_tokenizer(partial, length=length)
     seal(partial)
     partial.rename(out)
+
+
+def bring_tokenizer(base: Path, *, out: Path) -> None:
+    """The base's own files; what lies in files of other names (vocab.json, merges.txt) is saved as a tokenizer.json."""
+    if not (base / "tokenizer.json").exists() and any((base / name).exists() for name in OLDER):
+        AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(out)
+        return
+    for name in TOKENIZER:
+        if (base / name).exists():
+            shutil.copyfile(base / name, out / name)
 
 
 def lengthen_tokenizer(folder: Path, *, length: int) -> None:
