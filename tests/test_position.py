@@ -413,6 +413,18 @@ def test_what_can_not_be_extended_is_refused_by_name(base, method, words):
         extend(base, method=method, context=10**6)
 
 
+@pytest.mark.parametrize(
+    ("method", "context", "words"),
+    [
+        ("Yarn", CONTEXT, "position.method = 'Yarn' is none of none, linear, ntk, dynamic, yarn, llama3, longrope"),
+        ("yarn", float(CONTEXT), "position.context = 480.0 is no whole number of tokens"),
+    ],
+)
+def test_what_is_no_method_or_no_context_is_refused_outside_of_a_section_too(method, context, words):
+    with pytest.raises(ValueError, match=f"^{words}$"):
+        extend(llama(), method=method, context=context)
+
+
 def test_a_context_of_one_token_is_no_section():
     with pytest.raises(ValueError):
         Position(method="linear", context=1)

@@ -12,7 +12,7 @@ Letters: W window that the base reaches; s = context / W; d rotated dimensions o
 import copy
 import logging
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
@@ -68,9 +68,14 @@ def extend(config: PreTrainedConfig, *, method: Method, context: int) -> PreTrai
     own too, that leaves `max_position_embeddings` at W: that is where transformers looks W up.
 
     Raises:
-        ValueError: the context is not longer than the window (which `none` allows); no rotary positions, or some per layer
-            type; a base under a scaling that depends on the length (dynamic, longrope); a method that the family does not take.
+        ValueError: a method that there is not, or a context that is no whole number; the context is not longer than the window
+            (which `none` allows); no rotary positions, or some per layer type; a base under a scaling that depends on the length
+            (dynamic, longrope); a method that the family does not take.
     """
+    if method not in get_args(Method):
+        raise ValueError(f"position.method = {method!r} is none of {', '.join(get_args(Method))}")
+    if not isinstance(context, int):
+        raise ValueError(f"position.context = {context!r} is no whole number of tokens")
     extended = copy.deepcopy(config)
     text = extended.get_text_config()
     if getattr(text, "head_dim", 0) is None:  # Mixtral's, which transformers' yarn multiplies by
