@@ -111,6 +111,15 @@ def test_an_adapter_that_peft_has_saved_without_the_longer_config_is_refused(tra
         merge(base, tmp_path / "checkpoint-4", out=tmp_path / "merged")
 
 
+def test_what_is_there_already_is_not_merged_over(trained, tmp_path):
+    base, adapter, _ = trained
+    merge(str(base), str(adapter), out=str(tmp_path / "merged"))
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="merged is there already: the merged model goes into a new folder"):
+        merge(base, adapter, out=tmp_path / "merged")
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_merge_that_changes_the_logits_writes_nothing(trained, tmp_path, monkeypatch):
     base, adapter, _ = trained
     honest = PeftModel.merge_and_unload if hasattr(PeftModel, "merge_and_unload") else None

@@ -43,13 +43,16 @@ class Differences(NamedTuple):
     """Of the weights as they are written, in the base's number format."""
 
 
-def merge(base: Path, adapter_folder: Path, *, out: Path) -> Differences:
+def merge(base: Path | str, adapter_folder: Path | str, *, out: Path | str) -> Differences:
     """Write the merged model to the new folder `out`; return how far its logits are off.
 
     Raises:
-        ValueError: the logits differ by more than the tolerance, or are not finite, or no config is beside the adapter; then
-            nothing is written.
+        ValueError: the logits differ by more than the tolerance, or are not finite, or no config is beside the adapter, or `out`
+            is there already; then nothing is written.
     """
+    base, adapter_folder, out = Path(base), Path(adapter_folder), Path(out)
+    if out.exists():
+        raise ValueError(f"{out} is there already: the merged model goes into a new folder")
     if not (adapter_folder / "config.json").is_file():
         raise ValueError(
             f"{adapter_folder} has no config.json, which says how far it reaches: `save` of longlora.model.adapter writes it "
