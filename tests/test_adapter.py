@@ -67,7 +67,7 @@ def test_tied_embeddings_stay_tied():
 
 
 def test_the_adapter_names_no_place(tmp_path):
-    save(attach(llama(), ADAPTER), tmp_path / "adapter")
+    save(attach(llama(), ADAPTER), str(tmp_path / "adapter"))
     assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] is None
     assert {f.name for f in (tmp_path / "adapter").iterdir()} == {
         "adapter_config.json",
@@ -154,6 +154,16 @@ def test_a_norm_whose_kind_is_named_otherwise_is_trained_too(kind, tmp_path):
 def test_a_target_that_is_not_there_is_named_with_the_nearest():
     with pytest.raises(ValueError, match=r"LlamaForCausalLM has no linear layer 'q_porj'; did you mean 'q_proj'"):
         attach(llama(), ADAPTER.model_copy(update={"target_modules": ["q_porj"]}))
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_model_that_has_an_adapter_already_is_refused(method):
+    base = llama()
+    adapted = attach(base, ADAPTER)
+    for model in (adapted, base):  # peft puts its layers into the base
+        with pytest.raises(ValueError, match=r"^the model has an adapter already: "):
+            attach(model, ADAPTER.model_copy(update={"method": method}))
+    assert attach(adapted.merge_and_unload(), ADAPTER)
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import nn
 from transformers import PreTrainedModel
 
-from longlora.model.quiet_peft import LoraConfig, PeftModel, get_peft_model
+from longlora.model.quiet_peft import BaseTunerLayer, LoraConfig, PeftModel, get_peft_model
 from longlora.section import Section, nearest
 
 
@@ -50,8 +50,12 @@ def attach(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel | PeftMo
     """`model` with the adapter's parameters trainable, in float32, and all others frozen.
 
     Raises:
-        ValueError: a target is no linear layer of this model (those there are, are named).
+        ValueError: the model has an adapter already; a target is no linear layer of this model (those there are, are named).
     """
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError(
+            "the model has an adapter already: open the base anew, or attach to what merge_and_unload() returns"
+        )
     if adapter.method == "full":
         return model.float().requires_grad_(True)
     linears = sorted({name.rsplit(".")[-1] for name, m in model.base_model.named_modules() if isinstance(m, nn.Linear)})
@@ -103,12 +107,13 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def save(model: PreTrainedModel | PeftModel, folder: Path) -> None:
+def save(model: PreTrainedModel | PeftModel, folder: Path | str) -> None:
     """Write the adapter (or, trained in full, the model) with the extended model's config beside it.
 
     Raises:
         ValueError: a weight is not finite; then nothing is written.
     """
+    folder = Path(folder)
     bad = [name for name, p in trained_parameters(model).items() if not torch.isfinite(p).all()]
     if bad:
         raise ValueError(f"{len(bad)} trained tensors hold NaN or infinity, the first is {bad[0]}; nothing was saved")

@@ -13,5 +13,6 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
+from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: E402
 
-__all__ = ["LoraConfig", "PeftModel", "get_peft_model"]
+__all__ = ["BaseTunerLayer", "LoraConfig", "PeftModel", "get_peft_model"]
