@@ -66,6 +66,16 @@ def test_tied_embeddings_stay_tied():
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+def test_two_matrices_that_the_config_ties_are_refused_until_it_says_that_they_are_two(tmp_path):
+    llama(tied=False).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tie_word_embeddings": True}))
+    with pytest.raises(ValueError, match=r"config ties lm_head\.weight .*: open it with tie_word_embeddings=False$"):
+        attach(AutoModelForCausalLM.from_pretrained(tmp_path), ADAPTER)
+    model = attach(AutoModelForCausalLM.from_pretrained(tmp_path, tie_word_embeddings=False), ADAPTER)
+    torch.testing.assert_close(logits(model.eval()), logits(llama(tied=False)))
+
+
 def test_the_adapter_names_no_place(tmp_path):
     save(attach(llama(), ADAPTER), str(tmp_path / "adapter"))
     assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] is None

@@ -50,11 +50,18 @@ def attach(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel | PeftMo
     """`model` with the adapter's parameters trainable, in float32, and all others frozen.
 
     Raises:
-        ValueError: the model has an adapter already; a target is no linear layer of this model (those there are, are named).
+        ValueError: the model has an adapter already, or two weights where its config ties them; a target is no linear layer of this
+            model (those there are, are named).
     """
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ValueError(
             "the model has an adapter already: open the base anew, or attach to what merge_and_unload() returns"
+        )
+    if apart := sorted({*model.get_expanded_tied_weights_keys(all_submodels=True)} - {*model.all_tied_weights_keys}):
+        # peft, which goes by the config, would make one of them.
+        raise ValueError(
+            f"the model's config ties {apart[0]} to the embeddings, and its files hold two different matrices: open it with "
+            "tie_word_embeddings=False"
         )
     if adapter.method == "full":
         return model.float().requires_grad_(True)
