@@ -5,6 +5,8 @@ import re
 
 import pytest
 from specimens import tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from longlora.data.passkey_words import PREAMBLE
 from longlora.data.recall import BARE, FIRST_FORM, FORMS, LABELS, exercise, exercises, new_facts
@@ -48,6 +50,16 @@ def test_as_many_as_asked_for_and_the_same_for_the_same_seed():
     assert some() == some()
     assert some(count=5) == some()[:5]
     assert all(a != b for a, b in zip(some(seed=3), some(seed=4), strict=True))
+
+
+def test_a_tokenizer_that_drops_line_breaks_is_refused_where_exercises_are_asked_for():
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "report": 1}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    settings = {"length": 190, "reach": 130, "nearness": 2, "seed": 3}
+    settings["tokenizer"] = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+    with pytest.raises(ValueError, match="tokenizer has no token for a line break: set blocks.recall.count: 0"):
+        list(exercises(TEXTS, count=2, **settings))
+    assert not list(exercises(TEXTS, count=0, **settings))
 
 
 def test_every_exercise_begins_with_the_begin_mark():

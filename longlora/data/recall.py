@@ -97,11 +97,17 @@ def exercises(
     word values are taken from `texts`, so exercises speak their language; the questions are English.
 
     Raises:
-        ValueError: `reach` is longer than `length`, or too short for a fact and its question; the texts hold no words.
+        ValueError: `reach` is longer than `length`, or too short for a fact and its question; the texts hold no words; the
+            tokenizer drops line breaks.
     """
     if not count:
         return
     refuse(misfits(reach, length=length))
+    if not encode("\n", tokenizer):
+        raise ValueError(
+            "recall exercises part their lines, and the base's tokenizer has no token for a line break: set "
+            "blocks.recall.count: 0, and fit.recall_share: 0"
+        )
     words = words_of(texts, length=length)
     texts = [as_words(text, tokenizer=tokenizer) for text in texts]
     dice = random.Random(seed)
