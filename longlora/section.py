@@ -76,6 +76,8 @@ def complaint(kind: type[Frozen], name: str, error: Any) -> str:
     if error["type"] == "missing":
         return f"key '{key}' is missing"
     said = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "string_type" and isinstance(error["input"], bool | int | float):
+        said += "; put it in quotes"  # YAML reads 01 as 1, and no as false
     # A rule between keys is given the section as a whole, which says nothing to the reader.
     return f"{key}: {said}" if isinstance(error["input"], dict | Frozen) else f"{key} = {error['input']!r}: {said}"
 

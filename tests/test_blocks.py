@@ -3,6 +3,7 @@
 import json
 import random
 import textwrap
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -73,10 +74,19 @@ def test_split_is_by_document_and_seeded():
     assert split(names, held_out=third, seed=1) == split(names, held_out=third, seed=1)
     assert split(names, held_out=third, seed=1) != split(names, held_out=third, seed=2)
     assert len(split(names, held_out=third, seed=1)[1]) == 3
-    with pytest.raises(ValueError, match="no document named 12"):
+    with pytest.raises(ValueError, match="no document named 12; did you mean '2'[?]$"):
         split(names, held_out=HeldOut(names=["12"], share=0.0, texts=None), seed=0)
+    with pytest.raises(ValueError, match="no document named x, y; there are 11, e.g. 0$"):
+        split(names, held_out=HeldOut(names=["y", "x"], share=0.0, texts=None), seed=0)
     with pytest.raises(ValueError, match="leaves 11 documents to train on and 0 to evaluate"):
         split(names, held_out=HeldOut(names=[], share=0.0, texts=None), seed=0)
+
+
+@pytest.mark.parametrize(("stored", "typed"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_a_document_is_held_out_however_its_name_writes_an_umlaut(stored, typed):
+    names = [unicodedata.normalize(stored, name) for name in ("a", "Größe1", "b")]
+    named = HeldOut(names=[unicodedata.normalize(typed, "Größe1")], share=0.0, texts=None)
+    assert split(names, held_out=named, seed=0) == ([0, 2], [1])
 
 
 def test_prepared_tokens_are_the_documents_between_their_marks(texts, tmp_path):

@@ -47,6 +47,7 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
         ({"rate": 1.0, "wheels": None}, ["key 'knobs.names' is missing"]),
         ({**GOOD, "rate": "fast"}, ["knobs.rate = 'fast'", "valid number"]),
         ({**GOOD, "rate": float("nan")}, ["knobs.rate", "finite"]),
+        ({**GOOD, "names": [1]}, ["knobs.names.0 = 1: Input should be a valid string; put it in quotes"]),
         ({"rate": "x", "nmes": []}, ["knobs.rate", "knobs.names", "knobs.nmes"]),
         ({**GOOD, "wheels": [{"spoke": 3, "rim": "a"}]}, ["'knobs.wheels.0.spoke'", "did you mean 'spokes'?"]),
     ],

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import ClassVar, Literal
+from unicodedata import normalize
 
 import numpy as np
 from pydantic import Field
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from longlora.data.flat import flat_documents
 from longlora.data.texts import Texts, read, refuse_empty
 from longlora.data.tokenise import tokenise
-from longlora.section import Section
+from longlora.section import Section, nearest
 
 
 class OtherTexts(Texts):
@@ -25,7 +26,8 @@ class HeldOut(Section):
     """Documents that are never trained on."""
 
     names: list[str]
-    """By name: the file's stem (its path below the folder, without the suffix, where several share a stem), or the row number."""
+    """By name: the file's stem (its path below the folder, without the suffix, where several share a stem), or the row number.
+    A number stands in quotes."""
     share: float = Field(ge=0, lt=1)
     """If none is named: this share of all documents, drawn from the seed."""
     texts: OtherTexts | None
@@ -41,12 +43,14 @@ def split(names: list[str], *, held_out: HeldOut, seed: int) -> tuple[list[int],
     if held_out.texts:
         return list(range(len(names))), []
     if held_out.names:
-        unknown = sorted(set(held_out.names) - set(names))
-        if unknown:
-            raise ValueError(
-                f"blocks.held_out.names: no document named {', '.join(unknown)}; there are {len(names)}, e.g. {names[0]}"
-            )
-        apart = [i for i, name in enumerate(names) if name in set(held_out.names)]
+        # A file system may write ö as o and two dots (macOS does), and who names the file types one letter.
+        known = [normalize("NFC", name) for name in names]
+        wanted = {normalize("NFC", name) for name in held_out.names}
+        if unknown := sorted(wanted - set(known)):
+            close = nearest(unknown[0], known)
+            hint = close if close.startswith("; did you mean") else f"; there are {len(known)}, e.g. {known[0]}"
+            raise ValueError(f"blocks.held_out.names: no document named {', '.join(unknown)}{hint}")
+        apart = [i for i, name in enumerate(known) if name in wanted]
     else:
         order = np.random.default_rng(seed).permutation(len(names))
         apart = sorted(order[: round(held_out.share * len(names))].tolist())
