@@ -30,6 +30,7 @@ from longlora.check_gate import (
     window_of,
 )
 from longlora.data import shares
+from longlora.data.texts import ELSEWHERE, below
 from longlora.parallel import layout
 from longlora.section import Once, Section, nearest, read_params, section_of
 from longlora.standin import stand_in
@@ -143,18 +144,18 @@ def data_is_there(backbone: Any, blocks: Any, pairs: Any) -> Iterator[str]:
         *((f"{key}.name", each.source, each.name) for key, each in texts.items() if each),
         *((f"pairs.sources.{n}.name", each.kind, each.name) for n, each in enumerate(pairs.sources)),
     ]:
-        place = Path(name).expanduser() if key == "backbone.name" else Path(name)
+        place = Path(name).expanduser()
         if kind in ("package", "hub", "gguf"):
             continue
         if not place.exists():
             if name in known:
                 continue
-            hint = "" if place.is_absolute() else "; a run sees only what git tracks, so give an absolute path"
+            hint = "" if place.is_absolute() else f"; {ELSEWHERE}"
             yield f"{key} = '{name}': nothing is there{hint}"
             continue
-        wanted = [f".{suffix}" for suffix in READ.get(kind, ())]
-        if wanted and place.is_dir() and not any(next(place.rglob(f"*{suffix}"), None) for suffix in wanted):
-            yield f"{key} = '{name}': the folder holds no {' or '.join(wanted)} file"
+        wanted = READ.get(kind, ())
+        if wanted and place.is_dir() and not any(below(place, suffix=suffix) for suffix in wanted):
+            yield f"{key} = '{name}': the folder holds no {' or '.join(f'.{suffix}' for suffix in wanted)} file"
 
 
 def context_is_longer(backbone: Any, position: Any) -> Iterator[str]:

@@ -153,6 +153,13 @@ def test_an_empty_document_is_refused_by_name(texts, tmp_path, name):
     assert not (tmp_path / "tokens").exists()
 
 
+def test_other_held_out_texts_are_found_below_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "test.bin").write_bytes(np.array([0, 7, 8, 9], dtype="<u2").tobytes())
+    given = OtherTexts(source="bin", name="~/test.bin", split=None, field="text")
+    assert list(elsewhere(given, tokenizer=tokenizer())) == ["test-0"]
+
+
 def test_a_held_out_document_that_is_trained_on_is_refused(texts, tmp_path):
     given = evaluating(texts, name=str(tmp_path / "texts/c.txt"))
     with pytest.raises(ValueError, match="1 of 1 held-out documents are also trained on, word for word, .*c first"):

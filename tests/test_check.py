@@ -265,6 +265,17 @@ def test_data_that_was_there_when_the_run_was_made_may_be_gone(tmp_path, monkeyp
         check(gone, KINDS)
 
 
+def test_texts_are_there_where_the_stage_finds_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine" / ".kept").mkdir(parents=True)
+    (tmp_path / "mine" / ".kept" / "a.txt").touch()
+    asked = params("blocks.source=text", "blocks.name=~/mine")
+    with pytest.raises(ValueError, match=r"^params: blocks.name = '~/mine': the folder holds no .txt or .md file$"):
+        check(asked, KINDS)
+    (tmp_path / "mine" / "A1.TXT").touch()
+    check(asked, KINDS)
+
+
 def test_the_recipe_in_the_docs_is_right(tmp_path):
     said = re.search(r"```yaml\n(.*?)```", (ROOT / "docs/data-and-model.md").read_text(), re.DOTALL)
     assert said

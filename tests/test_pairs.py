@@ -296,6 +296,12 @@ def test_some_of_a_source_is_drawn_from_the_seed(source):
     assert drawn(1) == drawn(1) != drawn(2)
 
 
+def test_a_source_is_found_below_home(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    home = source.model_copy(update={"name": "~/rows.jsonl"})
+    assert gather(SETTINGS.model_copy(update={"sources": [home], "faults": "leave_out"})).dialogues
+
+
 def test_what_is_not_drawn_is_counted(source, tmp_path):
     some = source.model_copy(update={"take": 7})
     settings = SETTINGS.model_copy(update={"sources": [some], "faults": "leave_out"})

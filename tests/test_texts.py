@@ -40,6 +40,13 @@ def test_an_installed_package_is_a_source():
     assert "1848-Polk-1" in list(rows["name"])
 
 
+def test_texts_are_found_below_home(texts, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Dataset.from_dict({"text": ["x"]}).to_json(tmp_path / "rows.jsonl")
+    assert list(read(texts.model_copy(update={"name": "~/texts"}))["name"]) == ["a", "b", "c"]
+    assert len(read(texts.model_copy(update={"source": "jsonl", "name": "~/rows.jsonl"}))) == 1
+
+
 def test_markdown_is_text_where_there_is_no_other(texts, tmp_path):
     rows = read(texts)
     place = tmp_path / "texts"
@@ -58,7 +65,11 @@ def test_markdown_is_text_where_there_is_no_other(texts, tmp_path):
         ({"source": "package", "name": "sotuu"}, "package 'sotuu' is not installed"),
         ({"source": "package", "name": "sotuu.texts"}, "package 'sotuu.texts' is not installed"),
         ({"source": "package", "name": "../texts"}, "package '../texts' is not installed"),
-        ({"name": "nowhere"}, "no .txt file at nowhere"),
+        (
+            {"name": "nowhere"},
+            r"no .txt file at nowhere \(seen from .*\); a run sees only what git tracks, so give an absolute path$",
+        ),
+        ({"name": "/nowhere"}, r"no .txt file at /nowhere \(seen from .*\)$"),
         ({"source": "jsonl", "field": "txt", "name": "{rows}"}, "no column 'txt' in .* there are text"),
     ],
 )

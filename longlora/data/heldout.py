@@ -69,7 +69,7 @@ def elsewhere(texts: OtherTexts, *, tokenizer: PreTrainedTokenizerFast) -> dict[
         ValueError: as `read`, or `flat_documents`; a text is empty.
     """
     if texts.source == "bin":
-        return flat_documents(Path(texts.name), tokenizer=tokenizer)
+        return flat_documents(Path(texts.name).expanduser(), tokenizer=tokenizer)
     rows = read(texts)
     refuse_empty(rows, key="blocks.held_out.texts")
     tokens = tokenise(rows["text"], tokenizer=tokenizer)

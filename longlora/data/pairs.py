@@ -149,7 +149,8 @@ def gather(settings: Pairs) -> Records:
     """
     found = Records()
     for source in settings.sources:
-        one = read_hub(source.name, split=source.split) if source.kind == "hub" else read_records(Path(source.name))
+        place = Path(source.name).expanduser()
+        one = read_hub(source.name, split=source.split) if source.kind == "hub" else read_records(place)
         if one.bad and settings.faults == "refuse":
             raise ValueError(refusal(f"pairs.sources: {source.name}: {one.summary()}", one.bad))
         kept = one.dialogues

@@ -13,6 +13,9 @@ from longlora.section import Section
 if TYPE_CHECKING:
     from datasets import Dataset
 
+ELSEWHERE = "a run sees only what git tracks, so give an absolute path"
+"""What is said where data are not found at a relative path."""
+
 
 class Texts(Section):
     """Where documents come from."""
@@ -93,7 +96,8 @@ def from_table(texts: Texts) -> "Dataset":
     from datasets.exceptions import DatasetGenerationError
     from pyarrow import ArrowInvalid
 
-    files = sorted(str(f) for f in matching(Path(texts.name), suffix=texts.source, key=f"{texts.place}.name"))
+    place = Path(texts.name).expanduser()
+    files = [str(f) for f in matching(place, suffix=texts.source, key=f"{texts.place}.name")]
     if texts.source == "jsonl":
         must_hold_lines(files, key=f"{texts.place}.name")
     kind = "json" if texts.source == "jsonl" else "parquet"
@@ -137,7 +141,7 @@ def text_of(file: Path) -> str:
 def text_files(texts: Texts) -> list[Path]:
     key = f"{texts.place}.name"
     if texts.source == "text":
-        return matching(Path(texts.name), suffix="txt", other="md", key=key)
+        return matching(Path(texts.name).expanduser(), suffix="txt", other="md", key=key)
     try:
         spec = importlib.util.find_spec(texts.name)
     except (ImportError, ValueError):  # there is no package of what stands before its dot, or it is no name at all
@@ -160,13 +164,21 @@ def names_of(files: list[Path]) -> list[str]:
 
 
 def matching(place: Path, *, suffix: str, key: str, other: str | None = None) -> list[Path]:
-    """`place` itself, or all files below it with the suffix, in whatever case (without any: with the `other`), sorted by path, but
-    none that is hidden."""
-    found = sorted(f for f in place.rglob("*") if f.is_file()) if place.is_dir() else []
-    below = [f for f in found if not any(part.startswith(".") for part in f.relative_to(place).parts)]
-    files = [place] if place.is_file() else [f for f in below if f.suffix.lower() == f".{suffix}"]
+    """`place` itself, or all files `below` it with the suffix; without any, with the `other`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    files = [place] if place.is_file() else below(place, suffix=suffix)
     if not files and other:
-        files = [f for f in below if f.suffix.lower() == f".{other}"]
+        files = below(place, suffix=other)
     if not files:
-        raise ValueError(f"{key}: no .{suffix} file at {place} (seen from {Path.cwd()})")
+        hint = "" if place.is_absolute() else f"; {ELSEWHERE}"
+        raise ValueError(f"{key}: no .{suffix} file at {place} (seen from {Path.cwd()}){hint}")
     return files
+
+
+def below(place: Path, *, suffix: str) -> list[Path]:
+    """All files below the folder `place` with the suffix, in whatever case, sorted by path, but none that is hidden."""
+    found = sorted(f for f in place.rglob("*") if f.suffix.lower() == f".{suffix}" and f.is_file())
+    return [f for f in found if not any(part.startswith(".") for part in f.relative_to(place).parts)]
