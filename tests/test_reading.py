@@ -365,6 +365,11 @@ def test_plain_text_loses_only_its_mark_and_its_carriage_returns(tmp_path):
             b"caf\xe9",
             "a.txt is not utf-8: byte 3 is 0xe9; name its encoding, such as latin-1, or convert it: iconv -f",
         ),
+        (
+            "a.txt",
+            "Größe".encode("utf-16"),
+            "not utf-8: byte 0 is .*; name its encoding, such as utf-16, or convert it: iconv -f utf-16 -t",
+        ),
         ("a.txt", b"ab\0c", "not text: character 2 is a NUL"),
         ("a.docx", b"PK", "not from '.docx'"),
         ("a.pdf", b"%PDF-1.4 nothing", "not a PDF that can be read"),

@@ -88,6 +88,12 @@ def test_what_is_not_there_is_named(tmp_path, change, words):
             b"caf\xe9",
             r"a\.txt is not UTF-8: byte 3 is 0xe9; convert it, as by iconv .*a\.txt > converted\.txt$",
         ),
+        ("a.txt", "Größe".encode("utf-16"), r"a\.txt is not UTF-8: byte 0 is .*iconv -f utf-16 -t utf-8 .*a\.txt > "),
+        (
+            "a.txt",
+            "Size".encode("utf-16-le"),
+            r"a\.txt is not text: character 1 is a NUL; it may be UTF-16, or no text",
+        ),
         (
             "a.jsonl",
             b'{"text": "x"}\n{"text": null}\n',

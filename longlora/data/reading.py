@@ -8,6 +8,7 @@ import bisect
 import importlib.util
 import os
 import shlex
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,9 @@ HTML = (".html", ".htm", ".xhtml")
 SUFFIXES = (*PLAIN, *HTML, ".epub", ".pdf")
 WEB = {"iso-8859-1": "cp1252", "latin1": "cp1252", "us-ascii": "cp1252", "utf-16": "utf-8"}
 """What browsers take these for (the WHATWG's Encoding and HTML standards)."""
+
+UTF_16 = (BOM_UTF16_LE, BOM_UTF16_BE)
+"""What such a text begins with."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +158,11 @@ def decoded(raw: bytes, file: Path, encoding: str, *others: str) -> str:
     except UnicodeDecodeError as error:
         if others:
             return decoded(raw, file, *others)
+        other, of_iconv = ("utf-16", "utf-16") if raw.startswith(UTF_16) else ("latin-1", "latin1")
         raise ValueError(
             f"{file} is not {encoding}: byte {error.start} is {error.object[error.start]:#04x}; "
-            "name its encoding, such as latin-1, or convert it: "
-            f"iconv -f latin1 -t utf-8 {shlex.quote(str(file))} > converted{file.suffix}"
+            f"name its encoding, such as {other}, or convert it: "
+            f"iconv -f {of_iconv} -t utf-8 {shlex.quote(str(file))} > converted{file.suffix}"
         ) from None
     if "\0" in text:
         raise ValueError(f"{file} is not text: character {text.index(chr(0))} is a NUL")

@@ -4,6 +4,7 @@ import glob
 import importlib.util
 import os
 import shlex
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -130,12 +131,18 @@ def must_hold_lines(files: list[str], *, key: str) -> None:
 def text_of(file: Path) -> str:
     try:
         # A mark at the beginning, as Windows writes it, is no text.
-        return file.read_text("utf-8").removeprefix("\ufeff")
+        text = file.read_text("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        converted = f"iconv -f latin1 -t utf-8 {shlex.quote(str(file))} > converted{file.suffix}"
+        encoding = "utf-16" if error.object.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "latin1"
+        converted = f"iconv -f {encoding} -t utf-8 {shlex.quote(str(file))} > converted{file.suffix}"
         raise ValueError(
             f"{file} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}; convert it, as by {converted}"
         ) from None
+    if "\0" in text:
+        raise ValueError(
+            f"{file} is not text: character {text.index(chr(0))} is a NUL; it may be UTF-16, or no text at all"
+        )
+    return text
 
 
 def text_files(texts: Texts) -> list[Path]:
