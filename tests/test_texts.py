@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 from datasets.exceptions import DatasetNotFoundError
 
 from longlora.data.instructions import read_hub
@@ -32,6 +32,8 @@ def test_sources_agree(texts, tmp_path):
         other = read(texts.model_copy(update={"source": source, "name": str(tmp_path / f"rows.{source}")}))
         assert list(other["text"]) == list(rows["text"])
         assert list(other["name"]) == ["0", "1", "2"]
+        # or a text of 2 GiB, or as many together, would overflow
+        assert other.features["text"] == rows.features["text"] == Value("large_string")
 
 
 def test_an_installed_package_is_a_source():
@@ -97,10 +99,26 @@ def test_what_is_not_there_is_named(tmp_path, change, words):
         (
             "a.jsonl",
             b'{"text": "x"}\n{"text": null}\n',
-            r"^blocks.field: row 1 of .* has a NoneType for 'text', not a text$",
+            r"^blocks.field: .*a\.jsonl:2 has a NoneType for 'text', not a text$",
         ),
-        ("a.jsonl", b'{"text": 3}\n', r"^blocks.field: row 0 of .* has a int for 'text', not a text$"),
-        ("a.jsonl", b'{"text": "x"\n', r"^blocks.name: .* cannot be read as jsonl: .*in row 0$"),
+        ("a.jsonl", b'{"text": 3}\n', r"^blocks.field: .*a\.jsonl:1 has a int for 'text', not a text$"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n\n{"text": "x"\n',
+            r"^blocks.name: .*a\.jsonl:3 is no line of JSON: Expecting ',' delimiter at column 13$",
+        ),
+        ("a.jsonl", b'[{"text": "x"}]\n', r"^blocks.name: .*a\.jsonl:1 is a list; a line is an object, {...}$"),
+        ("a.jsonl", b"[" * 200_000, r"^blocks.name: .*a\.jsonl:1 is no line of JSON: "),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"txt": "x"}\n',
+            r"^blocks.field: no column 'text' in .*a\.jsonl:2; there are txt$",
+        ),
+        (
+            "a.jsonl",
+            b'{"text": "caf\\ud83d"}\n',
+            r"^blocks.field: .*a\.jsonl:1: character 3 of 'text' is half of one, \\ud83d$",
+        ),
         ("a.jsonl", b"", r"^blocks.name: .*a\.jsonl: no line in it$"),
         ("a.jsonl", b"\n \n", r"^blocks.name: .*a\.jsonl: no line in it$"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "caf\xe9"}\n', r"a\.jsonl:2: byte 14 of the line is not UTF-8$"),
@@ -143,12 +161,36 @@ def test_a_split_that_there_is_not_and_a_hub_that_is_away_are_one_line(monkeypat
     assert raised_here(raised.value) and "\n" not in str(raised.value)
 
 
+def write_rows(file: Path, columns):
+    rows = Dataset.from_dict(columns)
+    rows.to_json(file) if file.suffix == ".jsonl" else rows.to_parquet(file)
+
+
+@pytest.mark.parametrize("source", ["jsonl", "parquet"])
+def test_of_other_columns_than_the_text_nothing_is_asked(tmp_path, source):
+    given = TEXTS.model_copy(update={"source": source, "name": str(tmp_path)})
+    for name, others in {"a": {}, "b": {"year": [1848]}, "c": {"year": ["1849"]}}.items():
+        write_rows(tmp_path / f"{name}.{source}", {**others, "text": [name]})
+    assert [list(read(given)[c]) for c in ("name", "text")] == [["0", "1", "2"], ["a", "b", "c"]]
+    write_rows(tmp_path / f"d.{source}", {"year": [1850]})
+    with pytest.raises(ValueError, match=rf"^blocks.field: no column 'text' in .*d\.{source}.*; there are year$"):
+        read(given)
+
+
+def test_an_empty_table_is_named_unless_another_has_rows(tmp_path):
+    given = TEXTS.model_copy(update={"source": "parquet", "name": str(tmp_path)})
+    empty = Features({"text": Value("string")})
+    Dataset.from_dict({"text": []}, features=empty).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"^blocks.name: .*a\.parquet: no row in it$"):
+        read(given)
+    write_rows(tmp_path / "b.parquet", {"text": ["x"]})
+    assert list(read(given)["text"]) == ["x"]
+
+
 @pytest.mark.parametrize("source", ["jsonl", "parquet"])
 def test_a_file_is_read_whose_name_is_a_pattern_of_another(tmp_path, source):
     for name in ("a[1]", "a1", "a*", "ab"):
-        rows = Dataset.from_dict({"text": [name]})
-        file = tmp_path / f"{name}.{source}"
-        rows.to_json(file) if source == "jsonl" else rows.to_parquet(file)
+        write_rows(tmp_path / f"{name}.{source}", {"text": [name]})
     for name in ("a[1]", "a*"):
         one = read(TEXTS.model_copy(update={"source": source, "name": str(tmp_path / f"{name}.{source}")}))
         assert list(one["text"]) == [name]

@@ -1,11 +1,13 @@
 """Documents as rows of a name and a text: from an installed package, a folder of text files, a table, or the hub."""
 
-import glob
 import importlib.util
+import json
 import os
 import shlex
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
+from collections.abc import Iterator
+from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -40,26 +42,54 @@ def read(texts: Texts) -> "Dataset":
     Raises:
         ValueError: nothing is found or can be read, a column is missing (the columns there are, are named), or a row has no text.
     """
-    from datasets import Dataset  # a second, which those who read tokens alone need not spend
-
     if texts.source in ("package", "text"):
         files = text_files(texts)
-        return Dataset.from_dict({"name": names_of(files), "text": [text_of(f) for f in files]})
-    rows = from_hub(texts.name, split=texts.split) if texts.source == "hub" else from_table(texts)
+        return documents([text_of(f) for f in files], names=names_of(files))
+    if texts.source in ("jsonl", "parquet"):
+        found = list(from_tables(texts))
+        return documents(found, names=[str(number) for number in range(len(found))])
+    rows = from_hub(texts.name, split=texts.split)
     if texts.field not in rows.column_names:
-        raise ValueError(
-            f"{texts.place}.field: no column '{texts.field}' in {texts.name}; there are {', '.join(rows.column_names)}"
-        )
+        raise no_column(texts, place=texts.name, known=rows.column_names)
 
     def document(row: dict[str, Any], index: int) -> dict[str, str]:
-        text = row[texts.field]
-        if not isinstance(text, str):
-            raise ValueError(
-                f"{texts.place}.field: row {index} of {texts.name} has a {type(text).__name__} for '{texts.field}', not a text"
-            )
-        return {"name": str(index), "text": text}
+        return {
+            "name": str(index),
+            "text": as_text(row[texts.field], place=f"row {index} of {texts.name}", texts=texts),
+        }
 
     return rows.map(document, with_indices=True, remove_columns=rows.column_names)
+
+
+def documents(texts: list[str], *, names: list[str]) -> "Dataset":
+    from datasets import Dataset, Features, Value  # a second, which those who read tokens alone need not spend
+
+    kinds = Features({"name": Value("string"), "text": Value("large_string")})  # a plain string column ends at 2 GiB
+    return Dataset.from_dict({"name": names, "text": texts}, features=kinds)
+
+
+def as_text(value: Any, *, place: str, texts: Texts) -> str:
+    """`value`, which is a text.
+
+    Raises:
+        ValueError: it is none, or holds half a character, as only an escape of JSON can.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{texts.place}.field: {place} has a {type(value).__name__} for '{texts.field}', not a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{texts.place}.field: {place}: character {error.start} of '{texts.field}' is half of one, "
+            f"\\u{ord(value[error.start]):04x}"
+        ) from None
+    return value
+
+
+def no_column(texts: Texts, *, place: str, known: list[str]) -> ValueError:
+    return ValueError(
+        f"{texts.place}.field: no column '{texts.field}' in {place}; there are {', '.join(known) or 'none'}"
+    )
 
 
 def refuse_empty(rows: "Dataset", *, key: str) -> None:
@@ -87,45 +117,71 @@ def from_hub(name: str, *, split: str | None) -> "Dataset":
         raise ConnectionError(f"dataset '{name}': {str(error).splitlines()[0]}") from None
 
 
-def from_table(texts: Texts) -> "Dataset":
-    """The rows of JSONL or Parquet files.
+def from_tables(texts: Texts) -> Iterator[str]:
+    """The texts of JSONL or Parquet files, in order of their paths; of other columns nothing is asked.
 
     Raises:
-        ValueError: there is none, or one cannot be read.
+        ValueError: there is no file, or no row in any; or as `lines_of`, `rows_of` and `as_text`.
     """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-    from pyarrow import ArrowInvalid
-
-    place = Path(texts.name).expanduser()
-    files = [str(f) for f in matching(place, suffix=texts.source, key=f"{texts.place}.name")]
-    if texts.source == "jsonl":
-        must_hold_lines(files, key=f"{texts.place}.name")
-    kind = "json" if texts.source == "jsonl" else "parquet"
-    try:
-        # What it takes are patterns: a[1].jsonl would be a1.jsonl.
-        return load_dataset(kind, data_files=[glob.escape(f) for f in files], split="train")
-    except (DatasetGenerationError, ArrowInvalid) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(f"{texts.place}.name: {texts.name} cannot be read as {texts.source}: {reason}") from None
-
-
-def must_hold_lines(files: list[str], *, key: str) -> None:
-    """Raise ValueError where a line is not UTF-8, or no file holds any: `datasets` would say neither so that it is understood."""
+    key = f"{texts.place}.name"
+    rows, row = (lines_of, "line") if texts.source == "jsonl" else (rows_of, "row")
+    files = matching(Path(texts.name).expanduser(), suffix=texts.source, key=key)
     held = False
     for file in files:
-        with open(file, "rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                held = held or bool(line.strip())
-                try:
-                    line.decode()
-                except UnicodeDecodeError as error:
-                    raise ValueError(
-                        f"{key}: {file}:{number}: byte {error.start + 1} of the line is not UTF-8"
-                    ) from None
+        for place, value in rows(file, texts=texts):
+            held = True
+            yield as_text(value, place=place, texts=texts)
     if not held:
         others = f" and {len(files) - 1} others" if len(files) > 1 else ""
-        raise ValueError(f"{key}: {files[0]}{others}: no line in it")
+        raise ValueError(f"{key}: {files[0]}{others}: no {row} in it")
+
+
+def lines_of(file: Path, *, texts: Texts) -> Iterator[tuple[str, Any]]:
+    """What each line of a JSONL file has in the column, and where it stands; empty lines are skipped.
+
+    Raises:
+        ValueError: a line is not UTF-8 or no object of JSON, or lacks the column.
+    """
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            place = f"{file}:{number}"
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.rstrip().decode("utf-8-sig"))
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{texts.place}.name: {place}: byte {error.start + 1} of the line is not UTF-8"
+                ) from None
+            except (ValueError, RecursionError) as error:
+                said = f"{error.msg} at column {error.colno}" if isinstance(error, JSONDecodeError) else str(error)
+                raise ValueError(f"{texts.place}.name: {place} is no line of JSON: {said}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{texts.place}.name: {place} is a {type(row).__name__}; a line is an object, {{...}}")
+            if texts.field not in row:
+                raise no_column(texts, place=place, known=list(row))
+            yield place, row[texts.field]
+
+
+def rows_of(file: Path, *, texts: Texts) -> Iterator[tuple[str, Any]]:
+    """What each row of a Parquet file has in the column, and which it is.
+
+    Raises:
+        ValueError: it cannot be read, or lacks the column.
+    """
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        table = ParquetFile(file)
+        known = table.schema_arrow.names
+        values = table.read(columns=[texts.field]).column(0).to_pylist() if texts.field in known else None
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{texts.place}.name: {file} cannot be read as parquet: {str(error).splitlines()[0]}"
+        ) from None
+    if values is None:
+        raise no_column(texts, place=str(file), known=known)
+    yield from ((f"row {number} of {file}", value) for number, value in enumerate(values))
 
 
 def text_of(file: Path) -> str:
