@@ -74,7 +74,7 @@ def extend(config: PreTrainedConfig, *, method: Method, context: int) -> PreTrai
     """
     if method not in get_args(Method):
         raise ValueError(f"position.method = {method!r} is none of {', '.join(get_args(Method))}")
-    if not isinstance(context, int):
+    if not isinstance(context, int):  # pyright: ignore[reportUnnecessaryIsInstance]  # a script may not be checked
         raise ValueError(f"position.context = {context!r} is no whole number of tokens")
     extended = copy.deepcopy(config)
     text = extended.get_text_config()
