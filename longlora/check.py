@@ -144,9 +144,9 @@ def data_is_there(backbone: Any, blocks: Any, pairs: Any) -> Iterator[str]:
         *((f"{key}.name", each.source, each.name) for key, each in texts.items() if each),
         *((f"pairs.sources.{n}.name", each.kind, each.name) for n, each in enumerate(pairs.sources)),
     ]:
-        place = Path(name).expanduser()
         if kind in ("package", "hub", "gguf"):
             continue
+        place = Path(os.path.expanduser(name))
         if not place.exists():
             if name in known:
                 continue

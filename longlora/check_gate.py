@@ -4,6 +4,7 @@ model, or lets one through, only after the training. The rules of `longlora.chec
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -269,25 +270,34 @@ def window_of(backbone: Any) -> int | None:
     """Tokens that the base of a folder reaches; None where that is not known without loading it.
 
     Raises:
-        ValueError: its config is no JSON, or says another thing than a number.
+        ValueError: its config is no object of JSON, or says another thing than a number.
     """
-    file = Path(backbone.name).expanduser() / "config.json"
+    file = Path(os.path.expanduser(backbone.name)) / "config.json"
     if backbone.source != "folder" or not file.is_file():
         return None
     try:
         config = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"backbone.name: {file} is no JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"backbone.name: {file} is a {type(config).__name__}, and must be an object, {{...}}")
     window = config.get("max_position_embeddings")
-    if not isinstance(window, int | None):
-        raise ValueError(
-            f"backbone.name: {file} says max_position_embeddings = {window!r}, which is no number of tokens"
-        )
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    match rope.get("rope_type", rope.get("type", "default")):
-        case "default":
+    if not isinstance(window, int | None) or isinstance(window, bool):
+        raise ValueError(f"backbone.name: {file} says max_position_embeddings = {window!r}, no whole number of tokens")
+    match config.get("rope_parameters") or config.get("rope_scaling") or {}:
+        case {
+            "rope_type": "yarn",
+            "factor": int() | float() as factor,
+            "original_max_position_embeddings": int() as own,
+        }:
+            return (
+                max(window, round(factor * own)) if window and math.isfinite(factor) else None
+            )  # as model.position.reach
+        case {"rope_type": "default"} | {"type": "default"}:
             return window
-        case "yarn" if window and "factor" in rope and "original_max_position_embeddings" in rope:
-            return max(window, round(rope["factor"] * rope["original_max_position_embeddings"]))  # model.position.reach
+        case {"rope_type": _} | {"type": _}:
+            return None
+        case dict():
+            return window
         case _:
             return None

@@ -81,7 +81,7 @@ def at_work(where: Project) -> set[str]:
 def cut_off(where: Project) -> list[Leftover]:
     """Checkpoints of trainings that did not end, lately."""
     return [
-        Leftover("checkpoints", (path,), size_of(path), "of a training that did not end, and would begin anew")
+        Leftover("checkpoints", (path,), size_of(path), "of what did not end, and would begin anew")
         for path in (where.state / "checkpoints").glob("*")
         if path.is_dir() and not young(path)
     ]

@@ -128,7 +128,7 @@ def test_a_base_whose_config_ties_two_different_matrices_is_refused(tmp_path, sa
     if same:
         fetch(source(place), out=tmp_path / "base")
         return
-    said = r'its config\.json ties lm_head\.weight to model\.embed_tokens\.weight, .*: say "tie_word_embeddings": false there$'
+    said = r'its config\.json ties lm_head\.weight to model\.embed_tokens\.weight, .*: say "tie_word_embeddings": false there '
     with pytest.raises(ValueError, match=said):
         fetch(source(place), out=tmp_path / "base")
 

@@ -551,10 +551,29 @@ def test_a_base_under_yarn_reaches_what_its_scaling_says(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 1024},
+        {"rope_type": "yarn", "factor": 4.0},
+        {"rope_type": "yarn", "factor": float("inf"), "original_max_position_embeddings": 1024},
+        {"type": "dynamic", "factor": 2.0},
+        "yarn",
+    ],
+)
+def test_a_scaling_that_is_not_known_without_loading_the_base_is_not_asked_about(tmp_path, rope):
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 8192, "rope_scaling": rope}))
+    check(params(f"backbone.name={tmp_path}"), KINDS)
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("", "is no JSON: Expecting value"),
-        ('{"max_position_embeddings": "256"}', "says max_position_embeddings = '256', which is no number of tokens"),
+        ("[1]", "is a list, and must be an object"),
+        *(
+            (f'{{"max_position_embeddings": {said}}}', "says max_position_embeddings")
+            for said in ('"256"', "true", "256.0")
+        ),
     ],
 )
 def test_a_base_whose_config_can_not_be_read_is_named(tmp_path, text, said):

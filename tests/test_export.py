@@ -346,10 +346,10 @@ def test_gc_deletes_no_checkpoints_if_a_run_began_since_it_looked(folder, capsys
     where, checkpoints = project(folder), folder / ".longlora" / "checkpoints" / "abc"
     dummy.write(checkpoints / "step", "weights")
     (folder / ".longlora" / "worktrees" / "0123").mkdir(parents=True)
-    found = [Leftover("checkpoints", (checkpoints,), 7, "of a training that did not end, and would begin anew")]
+    found = [Leftover("checkpoints", (checkpoints,), 7, "of what did not end, and would begin anew")]
     with hold(where, "0123"):
         remove(where, found)
-    said = "left, for a run began meanwhile: checkpoints of a training that did not end, and would begin anew\n"
+    said = "left, for a run began meanwhile: checkpoints of what did not end, and would begin anew\n"
     assert capsys.readouterr().out == said
     assert checkpoints.exists()
     remove(where, found)

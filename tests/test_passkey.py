@@ -275,3 +275,10 @@ def test_a_tokenizer_that_cannot_write_digits_is_refused():
         ValueError, match="^passkey: the model's tokenizer cannot write the key 12345: its tokens for it read '<unk>'$"
     ):
         Writer(words, prompt="plain").write("12345", length=400, depth=0.5)
+
+
+@pytest.mark.parametrize("decoder", [None, decoders.ByteLevel()])
+def test_a_tokenizer_without_a_decoder_writes_digits_all_the_same(decoder):
+    words = byte_level()
+    words.backend_tokenizer.decoder = decoder
+    assert Writer(words, prompt="plain").write("12345", length=400, depth=0.5).answer

@@ -3,6 +3,7 @@
 import logging
 import math
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -423,6 +424,10 @@ def test_what_can_not_be_extended_is_refused_by_name(base, method, words):
 def test_what_is_no_method_or_no_context_is_refused_outside_of_a_section_too(method, context, words):
     with pytest.raises(ValueError, match=f"^{words}$"):
         extend(llama(), method=method, context=context)
+
+
+def test_a_context_may_be_numpys_whole_number():
+    assert extend(llama(), method="yarn", context=np.int64(CONTEXT)).max_position_embeddings == CONTEXT
 
 
 def test_a_context_of_one_token_is_no_section():

@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset, Features, Value
 from datasets.exceptions import DatasetNotFoundError
 
+from longlora.data import texts as module
 from longlora.data.instructions import read_hub
 from longlora.data.texts import Texts, read
 from longlora.section import raised_here
@@ -119,6 +120,13 @@ def test_what_is_not_there_is_named(tmp_path, change, words):
             b'{"text": "caf\\ud83d"}\n',
             r"^blocks.field: .*a\.jsonl:1: character 3 of 'text' is half of one, \\ud83d$",
         ),
+        (
+            "a.jsonl",
+            b'{"text": "a\\u0000b"}\n',
+            r"^blocks.field: .*a\.jsonl:1: character 1 of 'text' is a NUL, no text$",
+        ),
+        ("a.jsonl", b"\xef\xbb\xbf\n", r"^blocks.name: .*a\.jsonl: no line in it$"),
+        ("a.jsonl", b'\xef\xbb\xbf{"text": "caf\xe9"}\n', r"a\.jsonl:1: byte 17 of the line is not UTF-8$"),
         ("a.jsonl", b"", r"^blocks.name: .*a\.jsonl: no line in it$"),
         ("a.jsonl", b"\n \n", r"^blocks.name: .*a\.jsonl: no line in it$"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "caf\xe9"}\n', r"a\.jsonl:2: byte 14 of the line is not UTF-8$"),
@@ -185,6 +193,28 @@ def test_an_empty_table_is_named_unless_another_has_rows(tmp_path):
         read(given)
     write_rows(tmp_path / "b.parquet", {"text": ["x"]})
     assert list(read(given)["text"]) == ["x"]
+
+
+def test_rows_are_numbered_through_all_files_by_the_path_as_text(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("a-b", "a/b", "a.b"):
+        write_rows(tmp_path / f"{name}.jsonl", {"text": [name] * 2})
+    rows = read(TEXTS.model_copy(update={"source": "jsonl", "name": str(tmp_path)}))
+    assert list(rows["text"]) == ["a-b", "a-b", "a.b", "a.b", "a/b", "a/b"]
+    assert list(rows["name"]) == ["0", "1", "2", "3", "4", "5"]
+
+
+def test_texts_come_in_several_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "AT_ONCE", 2)
+    write_rows(tmp_path / "a.jsonl", {"text": list("abcde")})
+    rows = read(TEXTS.model_copy(update={"source": "jsonl", "name": str(tmp_path)}))
+    assert (list(rows["text"]), rows[4]) == (list("abcde"), {"name": "4", "text": "e"})
+
+
+def test_a_tilde_before_a_name_that_is_no_user_is_a_letter(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "~nobody-here.jsonl", {"text": ["x"]})
+    assert len(read(TEXTS.model_copy(update={"source": "jsonl", "name": "~nobody-here.jsonl"}))) == 1
 
 
 @pytest.mark.parametrize("source", ["jsonl", "parquet"])

@@ -35,9 +35,8 @@ def serve(model: str, *, port: int, prompt: PromptName | None) -> NoReturn:
     must_be_free(LOCAL, port, "--port")
     folder = model_folder(model).resolve()
     name = folder.name if Path(model).is_dir() else model
-    home = (
-        state_below(Path.cwd(), model=folder) / "served" / str(port)
-    )  # whoever else serves one of this name has another
+    # whoever else serves a model of this name has another port
+    home = state_below(Path.cwd(), model=folder) / "served" / str(port)
     lay_out(folder, home / name, prompt=prompt)
     hub = hub_of(home / name)
     from torch.cuda import is_available

@@ -1,5 +1,6 @@
 """Which documents are evaluated on, and never trained on: some of the training source's, or another source's."""
 
+import os
 from pathlib import Path
 from typing import ClassVar, Literal
 from unicodedata import normalize
@@ -47,7 +48,7 @@ def split(names: list[str], *, held_out: HeldOut, seed: int) -> tuple[list[int],
         known = [normalize("NFC", name) for name in names]
         wanted = {normalize("NFC", name) for name in held_out.names}
         if unknown := sorted(wanted - set(known)):
-            close = nearest(unknown[0], known)
+            close = nearest(unknown[0], known) if len(unknown) == 1 else ""
             hint = close if close.startswith("; did you mean") else f"; there are {len(known)}, e.g. {known[0]}"
             raise ValueError(f"blocks.held_out.names: no document named {', '.join(unknown)}{hint}")
         apart = [i for i, name in enumerate(known) if name in wanted]
@@ -69,7 +70,7 @@ def elsewhere(texts: OtherTexts, *, tokenizer: PreTrainedTokenizerFast) -> dict[
         ValueError: as `read`, or `flat_documents`; a text is empty.
     """
     if texts.source == "bin":
-        return flat_documents(Path(texts.name).expanduser(), tokenizer=tokenizer)
+        return flat_documents(Path(os.path.expanduser(texts.name)), tokenizer=tokenizer)
     rows = read(texts)
     refuse_empty(rows, key="blocks.held_out.texts")
     tokens = tokenise(rows["text"], tokenizer=tokenizer)

@@ -4,6 +4,7 @@ none too long; what was left out is written down.
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -149,7 +150,7 @@ def gather(settings: Pairs) -> Records:
     """
     found = Records()
     for source in settings.sources:
-        place = Path(source.name).expanduser()
+        place = Path(os.path.expanduser(source.name))
         one = read_hub(source.name, split=source.split) if source.kind == "hub" else read_records(place)
         if one.bad and settings.faults == "refuse":
             raise ValueError(refusal(f"pairs.sources: {source.name}: {one.summary()}", one.bad))

@@ -6,7 +6,8 @@ import os
 import shlex
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -16,6 +17,8 @@ from longlora.section import Section
 if TYPE_CHECKING:
     from datasets import Dataset
 
+AT_ONCE = 1024
+"""Texts that are put into a table together."""
 ELSEWHERE = "a run sees only what git tracks, so give an absolute path"
 """What is said where data are not found at a relative path."""
 
@@ -44,10 +47,9 @@ def read(texts: Texts) -> "Dataset":
     """
     if texts.source in ("package", "text"):
         files = text_files(texts)
-        return documents([text_of(f) for f in files], names=names_of(files))
+        return documents(map(text_of, files), names=names_of(files))
     if texts.source in ("jsonl", "parquet"):
-        found = list(from_tables(texts))
-        return documents(found, names=[str(number) for number in range(len(found))])
+        return documents(from_tables(texts), names=None)
     rows = from_hub(texts.name, split=texts.split)
     if texts.field not in rows.column_names:
         raise no_column(texts, place=texts.name, known=rows.column_names)
@@ -61,18 +63,23 @@ def read(texts: Texts) -> "Dataset":
     return rows.map(document, with_indices=True, remove_columns=rows.column_names)
 
 
-def documents(texts: list[str], *, names: list[str]) -> "Dataset":
-    from datasets import Dataset, Features, Value  # a second, which those who read tokens alone need not spend
+def documents(texts: Iterable[str], *, names: list[str] | None) -> "Dataset":
+    """Rows of `texts`, named by `names` or else by their numbers, held in memory once."""
+    import pyarrow
+    from datasets import Dataset  # a second, which those who read tokens alone need not spend
 
-    kinds = Features({"name": Value("string"), "text": Value("large_string")})  # a plain string column ends at 2 GiB
-    return Dataset.from_dict({"name": names, "text": texts}, features=kinds)
+    left, kind = iter(texts), pyarrow.large_string()  # a plain string ends at 2 GiB
+    text = pyarrow.chunked_array(
+        iter(lambda: pyarrow.array(islice(left, AT_ONCE), kind), pyarrow.array([], kind)), kind
+    )
+    return Dataset(pyarrow.table({"name": names or [str(number) for number in range(len(text))], "text": text}))
 
 
 def as_text(value: Any, *, place: str, texts: Texts) -> str:
     """`value`, which is a text.
 
     Raises:
-        ValueError: it is none, or holds half a character, as only an escape of JSON can.
+        ValueError: it is none, or holds a NUL, or half a character, as only an escape of JSON can.
     """
     if not isinstance(value, str):
         raise ValueError(f"{texts.place}.field: {place} has a {type(value).__name__} for '{texts.field}', not a text")
@@ -83,6 +90,10 @@ def as_text(value: Any, *, place: str, texts: Texts) -> str:
             f"{texts.place}.field: {place}: character {error.start} of '{texts.field}' is half of one, "
             f"\\u{ord(value[error.start]):04x}"
         ) from None
+    if "\0" in value:
+        raise ValueError(
+            f"{texts.place}.field: {place}: character {value.index(chr(0))} of '{texts.field}' is a NUL, no text"
+        )
     return value
 
 
@@ -125,7 +136,8 @@ def from_tables(texts: Texts) -> Iterator[str]:
     """
     key = f"{texts.place}.name"
     rows, row = (lines_of, "line") if texts.source == "jsonl" else (rows_of, "row")
-    files = matching(Path(texts.name).expanduser(), suffix=texts.source, key=key)
+    # by the whole path as text: rows are named by their number, which must not change
+    files = sorted(matching(Path(os.path.expanduser(texts.name)), suffix=texts.source, key=key), key=str)
     held = False
     for file in files:
         for place, value in rows(file, texts=texts):
@@ -145,14 +157,16 @@ def lines_of(file: Path, *, texts: Texts) -> Iterator[tuple[str, Any]]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             place = f"{file}:{number}"
-            if not line.strip():
-                continue
             try:
-                row = json.loads(line.rstrip().decode("utf-8-sig"))
+                text = line.decode().removeprefix("\ufeff")  # a mark at the beginning, as Windows writes it
             except UnicodeDecodeError as error:
                 raise ValueError(
                     f"{texts.place}.name: {place}: byte {error.start + 1} of the line is not UTF-8"
                 ) from None
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text.rstrip())
             except (ValueError, RecursionError) as error:
                 said = f"{error.msg} at column {error.colno}" if isinstance(error, JSONDecodeError) else str(error)
                 raise ValueError(f"{texts.place}.name: {place} is no line of JSON: {said}") from None
@@ -174,14 +188,14 @@ def rows_of(file: Path, *, texts: Texts) -> Iterator[tuple[str, Any]]:
     try:
         table = ParquetFile(file)
         known = table.schema_arrow.names
-        values = table.read(columns=[texts.field]).column(0).to_pylist() if texts.field in known else None
+        column = table.read(columns=[texts.field]).column(0) if texts.field in known else None
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{texts.place}.name: {file} cannot be read as parquet: {str(error).splitlines()[0]}"
         ) from None
-    if values is None:
+    if column is None:
         raise no_column(texts, place=str(file), known=known)
-    yield from ((f"row {number} of {file}", value) for number, value in enumerate(values))
+    yield from ((f"row {number} of {file}", value.as_py()) for number, value in enumerate(column))
 
 
 def text_of(file: Path) -> str:
@@ -196,7 +210,8 @@ def text_of(file: Path) -> str:
         ) from None
     if "\0" in text:
         raise ValueError(
-            f"{file} is not text: character {text.index(chr(0))} is a NUL; it may be UTF-16, or no text at all"
+            f"{file} is not text: character {text.index(chr(0))} is a NUL; it may be UTF-16, or no text at all; "
+            f"a stray one goes by tr -d '\\0' < {shlex.quote(str(file))} > converted{file.suffix}"
         )
     return text
 
@@ -204,7 +219,7 @@ def text_of(file: Path) -> str:
 def text_files(texts: Texts) -> list[Path]:
     key = f"{texts.place}.name"
     if texts.source == "text":
-        return matching(Path(texts.name).expanduser(), suffix="txt", other="md", key=key)
+        return matching(Path(os.path.expanduser(texts.name)), suffix="txt", other="md", key=key)
     try:
         spec = importlib.util.find_spec(texts.name)
     except (ImportError, ValueError):  # there is no package of what stands before its dot, or it is no name at all

@@ -98,7 +98,7 @@ class Writer:
         needle = continuation(self.tokenizer, f"\n{fact}", after=WORD)
         lead, answer = parted(self.tokenizer, continuation(self.tokenizer, " " + key, after=LEAD))
         said = str(self.tokenizer.decode(answer))
-        if "".join(said.split()) != key:
+        if "".join(filter(str.isdigit, said)) != key:  # marks of the tokenizer's own may stand between
             raise ValueError(
                 f"passkey: the model's tokenizer cannot write the key {key}: its tokens for it read {said!r}"
             )

@@ -60,7 +60,7 @@ def attach(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel | PeftMo
     if apart := sorted({*model.get_expanded_tied_weights_keys(all_submodels=True)} - {*model.all_tied_weights_keys}):
         # peft, which goes by the config, would make one of them.
         raise ValueError(
-            f"the model's config ties {apart[0]} to the embeddings, and its files hold two different matrices: open it with "
+            f"the model's config ties {apart[0]} to the embeddings, and it has two matrices: open it with "
             "tie_word_embeddings=False"
         )
     if adapter.method == "full":

@@ -5,6 +5,7 @@ Weights are never read from pickles and no code of a model's repository is run.
 """
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -101,7 +102,7 @@ def opened(reader: Callable[[], T], *, what: str) -> T:
 
 
 def must_be_whole(folder: Path) -> None:
-    """Loads no weight, but where the files hold both of two that are to be one.
+    """Loads no weight, but where the files hold both of two that are to be one: then all, to compare these.
 
     Raises:
         ValueError: a weight is not there, in whose place transformers would put one by chance; or the config ties two weights that
@@ -117,7 +118,7 @@ def must_be_whole(folder: Path) -> None:
     if apart(model) and (differ := apart(opened(lambda: load(folder), what="model"))):
         raise ValueError(
             f"backbone.name: its config.json ties {' to '.join(differ[0])}, and its files hold two different matrices: say "
-            '"tie_word_embeddings": false there'
+            '"tie_word_embeddings": false there (of a model of the hub, in a folder of your own)'
         )
 
 
@@ -132,7 +133,7 @@ def apart(model: PreTrainedModel) -> list[tuple[str, str]]:
 
 
 def from_folder(backbone: Backbone, *, out: Path) -> None:
-    folder = Path(backbone.name).expanduser()
+    folder = Path(os.path.expanduser(backbone.name))
     if not folder.is_dir():
         raise ValueError(
             f"backbone.name: no folder {folder} below {Path.cwd()}; a run sees only what git tracks, "

@@ -12,6 +12,7 @@ Letters: W window that the base reaches; s = context / W; d rotated dimensions o
 import copy
 import logging
 import math
+import operator
 from typing import Any, Literal, get_args
 
 import torch
@@ -74,8 +75,10 @@ def extend(config: PreTrainedConfig, *, method: Method, context: int) -> PreTrai
     """
     if method not in get_args(Method):
         raise ValueError(f"position.method = {method!r} is none of {', '.join(get_args(Method))}")
-    if not isinstance(context, int):  # pyright: ignore[reportUnnecessaryIsInstance]  # a script may not be checked
-        raise ValueError(f"position.context = {context!r} is no whole number of tokens")
+    try:
+        context = operator.index(context)  # of a script that no type checker read
+    except TypeError:
+        raise ValueError(f"position.context = {context!r} is no whole number of tokens") from None
     extended = copy.deepcopy(config)
     text = extended.get_text_config()
     if getattr(text, "head_dim", 0) is None:  # Mixtral's, which transformers' yarn multiplies by
