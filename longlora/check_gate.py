@@ -284,20 +284,15 @@ def window_of(backbone: Any) -> int | None:
     window = config.get("max_position_embeddings")
     if not isinstance(window, int | None) or isinstance(window, bool):
         raise ValueError(f"backbone.name: {file} says max_position_embeddings = {window!r}, no whole number of tokens")
-    match config.get("rope_parameters") or config.get("rope_scaling") or {}:
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    match rope:
         case {
             "rope_type": "yarn",
             "factor": int() | float() as factor,
             "original_max_position_embeddings": int() as own,
-        }:
-            return (
-                max(window, round(factor * own)) if window and math.isfinite(factor) else None
-            )  # as model.position.reach
-        case {"rope_type": "default"} | {"type": "default"}:
-            return window
-        case {"rope_type": _} | {"type": _}:
-            return None
-        case dict():
+        } if window and math.isfinite(factor):
+            return max(window, round(factor * own))
+        case dict() if rope.get("rope_type", rope.get("type", "default")) == "default":
             return window
         case _:
             return None
