@@ -133,7 +133,7 @@ def train(
     )  # meets the other processes
     with checkpoint_lock(checkpoints, first=ranks.rank == 0, device=args.device):
         attend = attention_over(model, ranks)
-        restore_head = prepare(model, attend, attention=attention, settings=settings, ranks=ranks)
+        prepare(model, attend, attention=attention, settings=settings, ranks=ranks)
         trainer = LongTrainer(
             model=model,
             train_dataset=blocks if ranks.degree == 1 else SequenceShards(blocks, ranks, length=position.context),
@@ -155,7 +155,6 @@ def train(
         if stop.asked:
             barrier_and_destroy()
             raise SystemExit(143)
-        restore_head()
         trained = trainer.whole_parameters()  # of all processes, which must all ask
         if trainer.is_world_process_zero():
             if zero:  # DeepSpeed has taken this model to pieces
@@ -201,16 +200,15 @@ def prepare(
     attention: Attention,
     settings: Fit,
     ranks: Ranks,
-) -> Callable[[], None]:
-    """Have `model` attend, compute its loss and its feed-forward as the sections say; return what puts its head back."""
+) -> None:
+    """Have `model` attend, compute its loss and its feed-forward as the sections say."""
     attend(attention)
     with disabled(causal_model(model)):
         if settings.pairs_share or ranks.degree > 1:
             must_part_documents(causal_model(model))
-        restore_head = chunk_loss(causal_model(model), chunk=settings.loss_chunk)
+        chunk_loss(causal_model(model), chunk=settings.loss_chunk)
     if settings.mlp_tile:
         tile_mlp(model, tile=settings.mlp_tile)
-    return restore_head
 
 
 def write_adapter(

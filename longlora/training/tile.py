@@ -18,8 +18,8 @@ GATED = ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"})
 """Children by which a gated feed-forward is known: Llama, Mistral, Qwen, Gemma; Phi-3 and GLM have gate and up in one."""
 
 
-def tile_mlp(model: nn.Module, *, tile: int) -> Callable[[], None]:
-    """Have every gated feed-forward of `model` take at most `tile` tokens at once; return what undoes it.
+def tile_mlp(model: nn.Module, *, tile: int) -> None:
+    """Have every gated feed-forward of `model` take at most `tile` tokens at once.
 
     No weight moves and none changes its name. Low-rank adapters inside and gradient checkpointing around stay as they are.
 
@@ -35,12 +35,6 @@ def tile_mlp(model: nn.Module, *, tile: int) -> Callable[[], None]:
         )
     for module in found:
         module.forward = tiled(module.forward, tile=tile)
-
-    def undo() -> None:
-        for module in found:
-            del module.forward  # the class's own is back
-
-    return undo
 
 
 def tiled(forward: Callable[[torch.Tensor], torch.Tensor], *, tile: int) -> Callable[[torch.Tensor], torch.Tensor]:
