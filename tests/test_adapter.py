@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from specimens import ADAPTER, llama
 from transformers import (
@@ -181,6 +181,30 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     next(iter(trained_parameters(model).values())).data[0] = torch.nan
     with pytest.raises(ValueError, match="1 trained tensors hold NaN"):
         save(model, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def own_recipe(**settings):
+    return LoraConfig(task_type="CAUSAL_LM", r=3, **{"target_modules": r".*\.(q|v)_proj", **settings})
+
+
+def test_targets_by_a_pattern_are_saved_as_they_are(tmp_path):
+    """As docs/library.md allows."""
+    model = nudged(get_peft_model(llama(), own_recipe()))
+    save(model, tmp_path)
+    loaded = PeftModel.from_pretrained(llama(), tmp_path).eval()
+    torch.testing.assert_close(logits(loaded), logits(model))
+
+
+def test_an_adapter_that_a_merge_would_not_find_is_not_saved(tmp_path):
+    named = get_peft_model(llama(), own_recipe(), adapter_name="long")
+    two = get_peft_model(llama(), own_recipe())
+    two.add_adapter("second", own_recipe(target_modules=["k_proj"]))
+    for model, names in ((named, "long"), (two, "default, second")):
+        with pytest.raises(
+            ValueError, match=rf"the one called default, and the model has {names}: give get_peft_model no"
+        ):
+            save(model, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 
 

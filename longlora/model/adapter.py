@@ -118,9 +118,16 @@ def save(model: PreTrainedModel | PeftModel, folder: Path | str) -> None:
     """Write the adapter (or, trained in full, the model) with the extended model's config beside it.
 
     Raises:
-        ValueError: a weight is not finite; then nothing is written.
+        ValueError: a weight is not finite, or there are other adapters than the one that peft calls default; then nothing is
+            written.
     """
     folder = Path(folder)
+    if isinstance(model, PeftModel) and [*model.peft_config] != ["default"]:
+        # peft would write each other one to a folder of its own, where no merge looks.
+        raise ValueError(
+            f"the adapter to save is the one called default, and the model has {', '.join(model.peft_config)}: give "
+            "get_peft_model no adapter_name, and merge or delete_adapter the others first"
+        )
     bad = [name for name, p in trained_parameters(model).items() if not torch.isfinite(p).all()]
     if bad:
         raise ValueError(f"{len(bad)} trained tensors hold NaN or infinity, the first is {bad[0]}; nothing was saved")
@@ -129,8 +136,8 @@ def save(model: PreTrainedModel | PeftModel, folder: Path | str) -> None:
         recipe = model.peft_config["default"]
         recipe.base_model_name_or_path = None
         # peft holds the names in a set, whose order is another in every process, and so would be the adapter's hash.
-        assert recipe.target_modules is not None
-        recipe.target_modules = sorted(recipe.target_modules)  # type: ignore[assignment]
+        if isinstance(recipe.target_modules, set):  # no pattern, which is a text
+            recipe.target_modules = sorted(recipe.target_modules)  # type: ignore[assignment]
         model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink()  # peft's template, to be filled in by hand; the card is written by the report
         config = copy.deepcopy(model.get_base_model().config)
