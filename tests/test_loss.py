@@ -15,6 +15,7 @@ from transformers import (
     GraniteConfig,
     PhiConfig,
     Qwen3MoeConfig,
+    RecurrentGemmaConfig,
 )
 
 from longlora.attention.shifted import enable
@@ -187,6 +188,14 @@ def test_a_model_that_caps_its_logits_is_refused(scale):
     model = Gemma2ForCausalLM(Gemma2Config(**SIZES, **HEADS, final_logit_softcapping=2.0))
     torch.nn.init.normal_(model.model.embed_tokens.weight, std=scale)
     with pytest.raises(ValueError, match="Gemma2ForCausalLM caps its logits at 2, .* null in its config"):
+        chunk_loss(model, chunk=10)
+
+
+def test_a_cap_of_another_name_is_refused_too():
+    model = AutoModelForCausalLM.from_config(RecurrentGemmaConfig(**SIZES | {"num_hidden_layers": 3}, **HEADS))
+    with pytest.raises(
+        ValueError, match=r"RecurrentGemmaForCausalLM caps its logits at 30, .* base without logits_soft_cap$"
+    ):
         chunk_loss(model, chunk=10)
 
 

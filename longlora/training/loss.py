@@ -23,6 +23,8 @@ from longlora.attention.shifted import disabled
 from longlora.model.quiet_peft import PeftModel
 
 IGNORED = -100
+CAPS = {"final_logit_softcapping": ", or set it to null in its config", "logits_soft_cap": ""}
+"""What families call the cap on their logits, and what else than another base would do; RecurrentGemma's cannot be null."""
 
 
 def chunked_cross_entropy(
@@ -110,10 +112,11 @@ def chunk_loss(model: PreTrainedModel | PeftModel, *, chunk: int) -> Callable[[]
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(inner, PreTrainedModel)
     # The comparison below would not see it: a cap does nothing to logits that are small.
-    if cap := getattr(inner.config.get_text_config(), "final_logit_softcapping", None):
+    said = inner.config.get_text_config().to_dict()
+    if cap := next((name for name in CAPS if said.get(name)), None):
         raise ValueError(
-            f"{type(inner).__name__} caps its logits at {cap:g}, and the chunked loss takes them as the head gives them: take a "
-            "base without final_logit_softcapping, or set it to null in its config"
+            f"{type(inner).__name__} caps its logits at {said[cap]:g}, and the chunked loss takes them as the head gives them: "
+            f"take a base without {cap}{CAPS[cap]}"
         )
     head = inner.get_output_embeddings()
     assert head is not None
