@@ -412,6 +412,7 @@ OWN_KEYS = SIZES | {"num_key_value_heads": 4}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
 LATENT = {"kv_lora_rank": 12, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 7, "q_lora_rank": 10}
 SHARED = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+INDEXER = {"index_n_heads": 2, "index_head_dim": 8}
 SLIDING = {"sliding_window": 32, "layer_types": ["sliding_attention", "full_attention"]}
 FOUR = ["q_proj", "k_proj", "v_proj", "o_proj"]
 FAMILIES = {
@@ -455,6 +456,27 @@ REFUSED = {
         "no fused attention .*sinks",
     ),
     "gemma3": (lambda: transformers.Gemma3TextConfig(**SIZES, head_dim=12), "rotary settings per layer type"),
+    "gemma4": (
+        lambda: transformers.Gemma4TextConfig(
+            **SIZES, **SLIDING, head_dim=12, vocab_size_per_layer_input=300, hidden_size_per_layer_input=8
+        ),
+        "rotary settings per layer type",
+    ),
+    "deepseek_v32": (
+        lambda: transformers.DeepseekV32Config(**OWN_KEYS, **EXPERTS, **LATENT, **SHARED, **INDEXER, index_topk=8),
+        "DeepseekV32ForCausalLM has an indexer .*: take a base without",
+    ),
+    "minimax_m3": (
+        lambda: transformers.MiniMaxM3VLTextConfig(
+            **SIZES,
+            **EXPERTS,
+            **INDEXER,
+            num_local_experts=4,
+            head_dim=8,
+            layer_types=["full_attention", "minimax_m3_sparse"],
+        ),
+        "MiniMaxM3.* has an indexer .*: take a base without",
+    ),
     "falcon": (lambda: transformers.FalconConfig(**SIZES), "Falcon.* does not use transformers' attention interface"),
     "gpt2": (lambda: transformers.GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4), "no rotary positions"),
 }
@@ -498,7 +520,7 @@ def test_a_family_is_trained_merged_and_measured(family, place):
 def test_a_family_that_cannot_be_served_is_refused_before_it_is_trained(family, place):
     config, words = REFUSED[family]
     base_of(place, config())
-    linears = {"falcon": "query_key_value", "gpt2": "c_attn"}
+    linears = {"falcon": "query_key_value", "gpt2": "c_attn", "deepseek_v32": "q_b_proj"}
     adapter = ADAPTER.model_copy(update={"target_modules": [linears.get(family, "q_proj")]})
     with pytest.raises(ValueError, match=words) as refused:
         run(place, "tuned", adapter=adapter)

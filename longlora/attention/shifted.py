@@ -169,11 +169,18 @@ def enable(model: PreTrainedModel, attention: Attention, *, attend: Attend | Non
 
     Raises:
         ValueError: the model does not use transformers' attention interface, has no fused attention to be measured in, or fewer
-            than two heads to share out.
+            than two heads to share out, or picks by itself what a token sees.
     """
     heads = model.config.get_text_config().num_attention_heads
     if attention.pattern == "s2" and heads < 2:
         raise ValueError(f"S2-Attn shares the heads out to two patterns; {heads} head is too few, use pattern: full")
+    if any(
+        module.endswith(".indexer") for module, _ in model.named_modules()
+    ):  # what it picks comes as a mask, or in `others`
+        raise ValueError(
+            f"{type(model).__name__} has an indexer that picks the tokens each one sees, which would be passed over: take a base "
+            "without"
+        )
     name = register(attention, attend=attend or shifted_sparse_attention, degree=degree)
     model.set_attn_implementation(name)
     if model.config._attn_implementation != name:  # pyright: ignore[reportPrivateUsage]  # where transformers says it

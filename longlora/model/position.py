@@ -81,9 +81,9 @@ def extend(config: PreTrainedConfig, *, method: Method, context: int) -> PreTrai
         raise ValueError(f"position.context = {context!r} is no whole number of tokens") from None
     extended = copy.deepcopy(config)
     text = extended.get_text_config()
+    rope = rotary(text)
     if getattr(text, "head_dim", 0) is None:  # Mixtral's, which transformers' yarn multiplies by
         text.head_dim = text.hidden_size // text.num_attention_heads
-    rope = rotary(text)
     window = reach(text)
     if method == "none":
         if rope["rope_type"] != "dynamic" and (stated := max(window, context)) != text.max_position_embeddings:
