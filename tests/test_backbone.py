@@ -12,7 +12,16 @@ import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from specimens import folder, older_names
-from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer, Qwen2VLConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    ByT5Tokenizer,
+    MambaConfig,
+    MllamaConfig,
+    Qwen2VLConfig,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+)
 
 from longlora.model import integrity
 from longlora.model.backbone import Backbone, fetch, find_gguf, sha256
@@ -218,3 +227,48 @@ def test_a_model_that_is_no_decoder_of_text_is_refused_in_one_line(tmp_path):
         ValueError, match="a qwen2_vl model is none that .*AutoModelForCausalLM.*: take its text model alone$"
     ):
         fetch(source(base), out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            MllamaConfig(),
+            "the text model of a mllama model, .* is none that AutoModelForCausalLM opens again: take another base$",
+        ),
+        (MambaConfig(), "a mamba model's config has no max_position_embeddings, the context that is extended$"),
+    ],
+)
+def test_a_model_that_could_not_be_opened_after_its_training_or_has_no_context_is_refused(config, words, tmp_path):
+    base = folder(tmp_path / "base")
+    config.save_pretrained(base)
+    with pytest.raises(ValueError, match=words):
+        fetch(source(base), out=tmp_path / "out")
+
+
+def test_a_text_model_that_is_saved_alone_reads_as_its_base(tmp_path):
+    """For qwen3_5_text transformers takes the class that a file names, for qwen3_5 it knows better."""
+    torch.manual_seed(0)
+    linear = {
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    }
+    sizes = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    text = sizes | heads | linear | {"layer_types": ["linear_attention", "full_attention"]}
+    sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    mine = folder(tmp_path / "mine")
+    Qwen3_5ForConditionalGeneration(Qwen3_5Config(text_config=text, vision_config=sight)).save_pretrained(mine)
+    file = mine / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": "Qwen2Tokenizer"}))
+    fetch(source(mine), out=tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    write(model, base=tmp_path / "base", out=tmp_path / "merged")
+    assert (model.config.model_type, type(AutoTokenizer.from_pretrained(mine)).__name__) == (
+        "qwen3_5_text",
+        "Qwen3_5Tokenizer",
+    )
+    fact = integrity.tokenizer(tmp_path / "base", extended=tmp_path / "merged")
+    assert fact.value, fact.reason

@@ -57,8 +57,8 @@ def fetch(backbone: Backbone, *, out: Path) -> None:
 
     Raises:
         ValueError: the source is not there, has no safetensors, its digest is not the pinned one, or the pin is for one of several
-            files; it does not open, lacks a weight, ties two that differ, is no decoder of text, or its tokenizer is slow or has
-            tokens that the model does not know.
+            files; it does not open, lacks a weight, ties two that differ, is no decoder of text, says no context, or its tokenizer
+            is slow or has tokens that the model does not know.
         ConnectionError: the hub cannot be reached.
     """
     bring = {"folder": from_folder, "hub": from_hub, "gguf": from_gguf}[backbone.source]
@@ -69,7 +69,16 @@ def fetch(backbone: Backbone, *, out: Path) -> None:
             f"backbone.name: a {config.model_type} model is none that transformers opens as a decoder of text "
             "(AutoModelForCausalLM): take its text model alone"
         )
-    config = config.get_text_config()
+    if MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].config_class not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"backbone.name: the text model of a {config.model_type} model, which is all that is trained and saved, is none that "
+            "AutoModelForCausalLM opens again: take another base"
+        )
+    whole, config = config, config.get_text_config()
+    if not hasattr(config, "max_position_embeddings"):
+        raise ValueError(
+            f"backbone.name: a {config.model_type} model's config has no max_position_embeddings, the context that is extended"
+        )
     must_be_whole(out)
     if (out / "generation_config.json").exists():  # which transformers passes over, until the merge
         opened(lambda: GenerationConfig.from_pretrained(out, local_files_only=True), what="generation_config.json")
@@ -85,8 +94,13 @@ def fetch(backbone: Backbone, *, out: Path) -> None:
             f"backbone.name: its tokenizer has a token {largest} ('{token}'), and the model knows {config.vocab_size} tokens, 0 to "
             f"{config.vocab_size - 1}: take the token out of the tokenizer, or give the model more embeddings"
         )
-    if tokenizer.model_max_length != config.max_position_embeddings or not (out / "tokenizer.json").exists():
-        # Tokenizers converted from GGUF say 1e30 here; older ones have their vocabulary in files of other names.
+    if (
+        tokenizer.model_max_length != config.max_position_embeddings
+        or not (out / "tokenizer.json").exists()
+        or whole is not config
+    ):
+        # Tokenizers converted from GGUF say 1e30 here; older ones have their vocabulary in files of other names; beside a text
+        # model alone, as it will be saved, transformers may take the files for another class (Qwen3.5), unless they name it.
         tokenizer.model_max_length = config.max_position_embeddings
         tokenizer.save_pretrained(out)
     provenance = {**backbone.model_dump(), "sha256": {f.name: sha256(f) for f in sorted(out.glob(WEIGHTS))}}
