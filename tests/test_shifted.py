@@ -23,6 +23,7 @@ from transformers import (
     GPTNeoXConfig,
     GraniteConfig,
     Lfm2Config,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
@@ -534,6 +535,21 @@ def test_what_the_pattern_can_not_honour_is_refused():
     enable(ready, S2)
     with pytest.raises(ValueError, match="not a ready mask"):
         ready(input_ids=given["input_ids"], attention_mask=torch.zeros(3, 1, LENGTH, LENGTH))
+
+
+def test_chunks_are_kept_by_one_process_and_refused_by_several():
+    """Llama 4's, which only its mask knows."""
+    model = build(
+        Llama4TextConfig(**SHAPE | GROUPED, head_dim=8, num_local_experts=2, attention_chunk_size=9),
+        dtype=torch.float32,
+    )
+    given, _ = batch("plain")
+    expected = model(**given).loss
+    enable(model, FULL)
+    torch.testing.assert_close(model(**given).loss, expected)
+    for attention in (FULL, S2):
+        with pytest.raises(ValueError, match="Llama4ForCausalLM attends in chunks, of which 2 processes .* to 1$"):
+            enable(model, attention, attend=shifted_sparse_attention, degree=2)
 
 
 @pytest.mark.parametrize(

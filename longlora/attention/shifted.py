@@ -169,7 +169,8 @@ def enable(model: PreTrainedModel, attention: Attention, *, attend: Attend | Non
 
     Raises:
         ValueError: the model does not use transformers' attention interface, has no fused attention to be measured in, or fewer
-            than two heads to share out, or picks by itself what a token sees.
+            than two heads to share out, or picks by itself what a token sees; or it attends in chunks, and several processes hold a
+            sequence.
     """
     heads = model.config.get_text_config().num_attention_heads
     if attention.pattern == "s2" and heads < 2:
@@ -180,6 +181,12 @@ def enable(model: PreTrainedModel, attention: Attention, *, attend: Attend | Non
         raise ValueError(
             f"{type(model).__name__} has an indexer that picks the tokens each one sees, which would be passed over: take a base "
             "without"
+        )
+    if degree > 1 and "chunked_attention" in (model.config.get_text_config().to_dict().get("layer_types") or []):
+        # Llama 4's chunks are in the mask alone, which a piece of a sequence has none of.
+        raise ValueError(
+            f"{type(model).__name__} attends in chunks, of which {degree} processes of a sequence would know nothing: set "
+            "LONGLORA_SEQUENCE_PARALLEL to 1"
         )
     name = register(attention, attend=attend or shifted_sparse_attention, degree=degree)
     model.set_attn_implementation(name)
