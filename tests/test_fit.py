@@ -412,6 +412,8 @@ OWN_KEYS = SIZES | {"num_key_value_heads": 4}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
 LATENT = {"kv_lora_rank": 12, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 7, "q_lora_rank": 10}
 SHARED = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+DELTA = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+DELTA |= {"layer_types": ["linear_attention", "full_attention"]}
 INDEXER = {"index_n_heads": 2, "index_head_dim": 8}
 SLIDING = {"sliding_window": 32, "layer_types": ["sliding_attention", "full_attention"]}
 FOUR = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -439,6 +441,11 @@ FAMILIES = {
         lambda: transformers.DeepseekV3Config(**OWN_KEYS, **EXPERTS, **LATENT, **SHARED),
         ["q_b_proj", "o_proj"],
     ),
+    "llama4": (
+        lambda: transformers.Llama4TextConfig(**SIZES, head_dim=8, intermediate_size_mlp=48, num_local_experts=2),
+        FOUR,
+    ),
+    "qwen3_5": (lambda: transformers.Qwen3_5TextConfig(**SIZES, **DELTA, head_dim=16), ["q_proj", "in_proj_qkv"]),
     "lfm2": (lambda: transformers.Lfm2Config(**SIZES, layer_types=["conv", "full_attention"]), ["q_proj", "out_proj"]),
 }
 REFUSED = {
