@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from dataclasses import replace
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
@@ -12,7 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from flows.cli.longqa import write_by_model
-from longlora.data.author import ATTEMPTS, Endpoint, Plan, Work, judge, write_questions
+from longlora.data.author import ATTEMPTS, PATIENCE, Endpoint, Plan, Work, judge, write_questions
 from longlora.data.casebook import write
 from longlora.data.reading import Document
 
@@ -32,7 +33,8 @@ class Stub(BaseHTTPRequestHandler):
     """Answers from the document it is sent: one true question, one false quotation, one without an answer."""
 
     script: list
-    """What the next calls meet: a status, a raw body, a float for silence of so many seconds, or None for a good reply."""
+    """What the next calls meet: a status, a raw body, a float for silence of so many seconds, a dict of headers for a status of 429,
+    a range for so many bytes one by one, or None for a good reply."""
     seen: list
 
     def do_POST(self):
@@ -45,6 +47,15 @@ class Stub(BaseHTTPRequestHandler):
             self.answer(200, turn)
         elif isinstance(turn, float):
             time.sleep(turn)  # and then the connection ends without a word
+        elif isinstance(turn, dict):
+            self.answer(429, b"busy", **turn)
+        elif isinstance(turn, range):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(turn)))
+            self.end_headers()
+            for _ in turn:
+                self.wfile.write(b" ")
+                time.sleep(0.05)
         else:
             document = body["messages"][0]["content"].split("\n\n", 1)[1]
             sentence = document.split(". ")[1].split(".")[0] + "."
@@ -57,10 +68,10 @@ class Stub(BaseHTTPRequestHandler):
             reply = {"choices": [{"message": {"content": text}}], "usage": {"total_tokens": 100}}
             self.answer(200, json.dumps(reply).encode())
 
-    def answer(self, status, raw):
+    def answer(self, status, raw, **headers):
         self.send_response(status)
-        self.send_header("Content-Length", str(len(raw)))
-        self.send_header("Retry-After", "3")
+        for name, value in ({"Content-Length": str(len(raw)), "Retry_After": "3"} | headers).items():
+            self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         self.wfile.write(raw)
 
@@ -147,6 +158,38 @@ def test_failures_that_may_pass_are_waited_for(stub, tmp_path):
     assert len(handler.seen) == 9
 
 
+@pytest.mark.parametrize(("said", "least", "most"), [("7", 7, 7), ("²", 1, 1), ("soon", 1, 1), ("-3", 1, 1)])
+def test_a_server_is_waited_for_as_long_as_it_says(stub, tmp_path, said, least, most):
+    handler, endpoint = stub
+    handler.script += [{"Retry_After": said}]
+    assert len(work(endpoint, tmp_path, waits=(waits := [])).cases) == 6
+    assert len(waits) == 1 and least <= waits[0] <= most
+
+
+@pytest.mark.parametrize(("ahead", "least", "most"), [(40, 30, 40), (-40, 0, 0), (900, PATIENCE, PATIENCE)])
+def test_a_server_may_say_the_date_until_which_it_is_waited_for(stub, tmp_path, ahead, least, most):
+    handler, endpoint = stub
+    handler.script += [{"Retry_After": formatdate(time.time() + ahead, usegmt=True)}]
+    assert len(work(endpoint, tmp_path, waits=(waits := [])).cases) == 6
+    assert len(waits) == 1 and least <= waits[0] <= most
+
+
+def test_a_reply_that_comes_byte_by_byte_has_no_longer_than_another(stub, tmp_path):
+    handler, endpoint = stub
+    handler.script += [range(200)] * ATTEMPTS
+    begun = time.monotonic()
+    done = work(replace(endpoint, timeout=0.3), tmp_path)
+    assert "ReadTimeout: no whole reply in 0.3 seconds" in done.stopped and len(handler.seen) == ATTEMPTS
+    assert time.monotonic() - begun < ATTEMPTS * 2
+
+
+def test_a_body_that_cannot_be_unpacked_is_tried_again(stub, tmp_path):
+    handler, endpoint = stub
+    handler.script += [{"Content_Encoding": "gzip"}, {"Content_Encoding": "gzip"}]
+    done = work(endpoint, tmp_path, waits=(waits := []))
+    assert (len(done.cases), done.stopped, waits) == (6, "", [1.0, 2.0])
+
+
 @pytest.mark.parametrize(
     ("silence", "timeout", "said"), [(0.0, 10, "RemoteProtocolError: Server disconnected"), (0.5, 0.2, "ReadTimeout")]
 )
@@ -174,7 +217,7 @@ def test_a_request_that_is_no_http_is_not_repeated(stub, tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise httpx.LocalProtocolError("Illegal header value b'Bearer sk-secret'")
 
-    monkeypatch.setattr(httpx.Client, "post", refuse)
+    monkeypatch.setattr(httpx.Client, "stream", refuse)
     done = work(stub[1], tmp_path, waits=(waits := []))
     assert done.stopped.endswith("cannot be asked: what would be sent is not HTTP") and waits == []
 
@@ -298,13 +341,43 @@ def test_no_call_is_made_once_the_budget_is_used(stub, tmp_path):
 
 @pytest.mark.parametrize(
     ("turn", "calls", "said"),
-    [(401, 1, "HTTP 401"), (b"<html>", 1, "does not answer as OpenAI's chat completions do: '<html>'")],
+    [
+        (401, 1, "HTTP 401"),
+        (b"<html>", 1, "does not answer as OpenAI's chat completions do: '<html>'"),
+        (b"[" * 100_000, 1, "does not answer as OpenAI's chat completions do"),
+        (b'{"choices": [{"message": {}}], "usage": {"total_tokens": 1e999}}', 1, "does not answer as OpenAI's"),
+    ],
 )
 def test_what_will_not_pass_is_not_tried_again(stub, tmp_path, turn, calls, said):
     handler, endpoint = stub
     handler.script += [turn]
     done = work(endpoint, tmp_path)
     assert said in done.stopped and len(handler.seen) == calls and done.cases == []
+
+
+def test_an_answer_may_be_written_as_a_number_and_tokens_below_nothing_pay_for_none(stub, tmp_path):
+    handler, endpoint = stub
+    rows = json.dumps([{"question": "How many?", "answer": 1987, "evidence": "barrels of oil to the northern port."}])
+    handler.script += [
+        json.dumps({"choices": [{"message": {"content": rows}}], "usage": {"total_tokens": -9}}).encode()
+    ]
+    done = work(endpoint, tmp_path, plan=replace(PLAN, excerpts=1))
+    assert [case.answers for case in done.cases] == [["1987"]] and (done.estimated, done.tokens > 0) == (1, True)
+
+
+def test_replies_to_later_excerpts_are_kept_where_one_that_was_cut_short_is_not_had_again(stub, tmp_path):
+    handler, endpoint = stub
+    cut = {"choices": [{"message": {"content": "["}, "finish_reason": "length"}], "usage": {"total_tokens": 70}}
+    handler.script += [None, json.dumps(cut).encode()]
+    first = work(endpoint, tmp_path)
+    more = replace(endpoint, max_tokens=endpoint.max_tokens + 1)
+    for plan, turns, said in (
+        (PLAN, [403], "HTTP 403"),
+        (replace(PLAN, budget=1), [], "the budget of 1 tokens is used"),
+    ):
+        handler.script += turns
+        done = work(more, tmp_path, plan=plan)
+        assert said in done.stopped and (done.calls, done.cases, done.tokens) == (0, first.cases, 570)
 
 
 def test_a_reply_without_a_list_costs_that_reply(stub, tmp_path):

@@ -14,11 +14,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from longlora.data.casebook import DocumentCase, Source, excerpt, words
 from longlora.data.instructions import Text
@@ -49,7 +51,7 @@ class Endpoint:
     key: str | None
     """Sent as a bearer token, without the white space around it; never written anywhere."""
     timeout: float = 300.0
-    """Seconds for one reply."""
+    """Seconds for one reply, however it comes."""
     schema: bool = False
     """Whether the endpoint is to let its model write nothing but what has the form asked for (`response_format: json_schema`)."""
     max_tokens: int = 4096
@@ -70,6 +72,8 @@ class Plan:
 
 
 class Written(BaseModel):
+    model_config = ConfigDict(coerce_numbers_to_str=True)  # an answer that is a year is mostly written as one
+
     question: Text
     answer: Text
     evidence: Text
@@ -135,20 +139,22 @@ def write_questions(
             replies = known.setdefault(key, [])
             for earlier in replies:  # one that was cut, and asked for again, was paid for as well
                 pay(earlier, order, work)
-            if not replies or 0 < replies[-1].cut < endpoint.max_tokens:
-                if work.tokens >= plan.budget:
-                    work.stopped = f"the budget of {plan.budget:,} tokens is used, {work.tokens:,} were"
-                    break
+            lacking = not replies or 0 < replies[-1].cut < endpoint.max_tokens
+            if lacking and not work.stopped and work.tokens >= plan.budget:
+                work.stopped = f"the budget of {plan.budget:,} tokens is used, {work.tokens:,} were"
+            if lacking and not work.stopped:
                 try:
                     replies.append(
                         call(client, endpoint, order, form=form(plan.questions) if endpoint.schema else {}, wait=wait)
                     )
                 except Unavailable as error:
                     work.stopped = str(error)
-                    break
-                work.calls += 1
-                note(journal, key, replies[-1])
-                pay(replies[-1], order, work)
+                else:
+                    work.calls += 1
+                    note(journal, key, replies[-1])
+                    pay(replies[-1], order, work)
+            if not replies:  # those to later excerpts may have come before
+                continue
             reply = replies[-1]
             if reply.cut:
                 work.refused["a reply is cut short (--max-tokens)"] += 1
@@ -220,13 +226,13 @@ def call(
     for attempt in range(ATTEMPTS):
         delay = 2.0**attempt
         try:
-            response = client.post(f"{endpoint.url.rstrip('/')}/chat/completions", json=body)
+            response = posted(client, endpoint, body)
         except httpx.LocalProtocolError:
             # without the error, which may show the key
             raise Unavailable(f"{endpoint.url} cannot be asked: what would be sent is not HTTP") from None
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise Unavailable(f"{endpoint.url} is no address of an endpoint: {error}") from None
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             said = f"{type(error).__name__}: {error}"
         else:
             if response.is_success:
@@ -234,11 +240,36 @@ def call(
             said = f"HTTP {response.status_code}: {response.text[:200].strip()}"
             if response.status_code not in AGAIN:
                 break
-            asked = response.headers.get("Retry-After", "")
-            delay = float(asked) if asked.isdigit() else delay
+            delay = seconds(response.headers.get("Retry-After", ""), usual=delay)
         if attempt + 1 < ATTEMPTS:
             wait(min(delay, PATIENCE))
     raise Unavailable(f"{endpoint.url} gives no reply ({' '.join(said.split())})")
+
+
+def posted(client: httpx.Client, endpoint: Endpoint, body: dict[str, Any]) -> httpx.Response:
+    """What comes back; httpx's own time-out is of each piece, and a server that sends byte by byte would never meet it.
+
+    Raises:
+        httpx.RequestError: it does not come, or not in time.
+    """
+    begun, pieces = time.monotonic(), []
+    with client.stream("POST", f"{endpoint.url.rstrip('/')}/chat/completions", json=body) as response:
+        for piece in response.iter_raw():
+            pieces.append(piece)
+            if time.monotonic() - begun > endpoint.timeout:
+                raise httpx.ReadTimeout(f"no whole reply in {endpoint.timeout:g} seconds")
+        return httpx.Response(response.status_code, headers=response.headers, content=b"".join(pieces))
+
+
+def seconds(asked: str, *, usual: float) -> float:
+    """To wait where a server says Retry-After: seconds, or a date (RFC 9110, section 10.2.3); as `usual` where it says neither."""
+    if asked.isdecimal():
+        return float(asked)
+    try:
+        until = parsedate_to_datetime(asked)
+    except ValueError:
+        return usual
+    return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
 def content(response: httpx.Response, endpoint: Endpoint) -> Reply:
@@ -246,9 +277,9 @@ def content(response: httpx.Response, endpoint: Endpoint) -> Reply:
         answer = response.json()
         choice = answer["choices"][0]
         cut = endpoint.max_tokens if choice.get("finish_reason") == "length" else 0
-        tokens = int((answer.get("usage") or {}).get("total_tokens") or 0)
+        tokens = max(0, int((answer.get("usage") or {}).get("total_tokens") or 0))
         return Reply(str(choice["message"]["content"] or ""), tokens, cut)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
         raise Unavailable(
             f"{endpoint.url} does not answer as OpenAI's chat completions do: {response.text[:80]!r}"
         ) from None
