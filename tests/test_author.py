@@ -33,8 +33,8 @@ class Stub(BaseHTTPRequestHandler):
     """Answers from the document it is sent: one true question, one false quotation, one without an answer."""
 
     script: list
-    """What the next calls meet: a status, a raw body, a float for silence of so many seconds, a dict of headers for a status of 429,
-    a range for so many bytes one by one, or None for a good reply."""
+    """What the next calls meet: a status, a raw body, a float for silence of so many seconds, a dict of headers for a status of
+    429, a range for so many bytes one by one, or None for a good reply."""
     seen: list
 
     def do_POST(self):

@@ -71,6 +71,51 @@ def test_sentences_end_where_a_reader_would_end_them():
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "In Roe v. Wade the Court held so.",
+        "Acme Corp. and Bell Bros. Ltd. sued Cole Co. Inc. first.",
+        "See Smith et al. 2003, vol. 2, ch. 9, at p. 44.",
+        "It was argued on Jan. 14 and Sept. 3, in case no. 12.",
+        "Cf. Fig. 3 of Lee (App. 19).",
+    ],
+)
+def test_a_sentence_goes_on_behind_what_lawyers_and_scholars_shorten(text):
+    assert [text[s.start : s.end] for s in sentences(text)] == [text]
+
+
+def test_a_word_that_is_shortened_before_numbers_alone_ends_a_sentence_elsewhere():
+    text = "He said no. They paid for the app. We met in Jan. At the fig. 3 ended it."
+    assert [text[s.start : s.end] for s in sentences(text)] == [
+        "He said no.",
+        "They paid for the app.",
+        "We met in Jan.",
+        "At the fig. 3 ended it.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ("उसने कहा।", "क्या वह आएगा?", "हाँ।"),
+        ("اس نے کہا\u06d4", "کیا وہ آئے گا؟", "ہاں\u06d4"),
+        ("هل يجوز ذلك؟", "لا يجوز."),
+        ("Բարեւ\u0589", "Այո\u0589"),
+        ("It fell.[3]", "They ran.^12", "He said so.”[4]", "Yes."),
+    ],
+)
+def test_full_stops_of_other_scripts_and_the_numbers_of_notes_behind_them_end_sentences(said):
+    text = " ".join(said)
+    assert [text[s.start : s.end] for s in sentences(text)] == list(said)
+
+
+def test_a_closing_quote_belongs_to_the_sentence_before_it():
+    said = ["「名前は無い。」", "彼は笑った。", "\uff08終わり。\uff09", "次"]
+    text = "".join(said)
+    assert [text[s.start : s.end] for s in sentences(text)] == said
+
+
+@pytest.mark.parametrize(
     "text", [f"a{' ' * 100_000}b", "<!-- open\n" * 15_000, f"# {' ' * 60_000}\nb", f"{' ' * 100_000}\nb"]
 )
 def test_what_holds_no_end_takes_no_longer(text):
@@ -388,6 +433,25 @@ def test_an_accent_of_its_own_and_a_soft_hyphen_are_inside_of_words():
     assert not answers("count", unicodedata.normalize("NFD", text))
     assert answers("cloze", unicodedata.normalize("NFD", text)) == {"Stadt"}
     assert not answers("count", "die Bundes\u00adregierung und die Bundes\u00adregierung")
+
+
+def test_a_number_is_not_cut_at_its_point():
+    text = "The freight came to 12,340.50 euros in all, and the crew had 1,250 crates of it."
+    assert answers("number", text) == {"1,250"}
+
+
+def test_a_word_that_also_stands_emphasised_is_not_counted():
+    assert answers("count", "Customs officers saw Customs papers.") == {"2", "two"}
+    assert not answers("count", "Customs officers saw Customs papers of _Customs_ men.")
+
+
+def test_in_scripts_without_spaces_each_character_is_a_word_of_a_length():
+    line = "第{}條本法所稱港口是指具有船舶進出停泊靠泊旅客上下貨物裝卸駁運儲存等功能的區域而且第{}號碼頭除外。"
+    text = "".join(line.format(n, n + 50) for n in range(10, 60))
+    assert words("Ab 港口\uff0ccd\n 12").tolist() == [2, 4, 5, 8, 12]
+    settings = SETTINGS.model_copy(update={"lengths": [200], "samples": 2, "collections": 0.0})
+    found = build([Document("law", text)], settings, measure=words).cases
+    assert found and all(150 < len(c.document) < 260 for c in found)
 
 
 def test_what_a_text_says_in_another_case_or_with_another_name_is_not_absent():

@@ -91,6 +91,14 @@ def test_html_is_read_as_it_is_seen(tmp_path):
     assert read_document(tmp_path / "page.html").text == SEEN
 
 
+def test_the_number_of_a_note_and_an_exponent_are_no_digits_of_what_they_stand_at():
+    page = (
+        "<p>In 1755<sup><a href='#n'>1</a></sup> some 30,000<sup>2, 3</sup> died<sup>[4]</sup> by 10<sup>-17</sup> J, "
+        "the 5<sup>th</sup>.</p>"
+    )
+    assert html_text(page) == "In 1755^1 some 30,000^2, 3 died[4] by 10^-17 J, the 5th.\n"
+
+
 def test_code_and_tables_of_a_page_are_those_of_markdown(tmp_path):
     (tmp_path / "page.html").write_text(
         "<nav><a href=x>Home</a></nav><h2>Chapter 1<br/><div>The sluice</div><a>\u00b6</a></h2><p>Wa&shy;ter</p>"
@@ -116,7 +124,7 @@ def test_a_page_may_leave_out_ends(tmp_path):
         "<table><tr><td>one<td>two<tr><td>three<td>four</table></html>"
     )
     table = "| one | two |\n| --- | --- |\n| three | four |\n"
-    assert read_document(tmp_path / "page.html").text == f"Seen\n\nx2y\n\n{table}"
+    assert read_document(tmp_path / "page.html").text == f"Seen\n\nx^2y\n\n{table}"
 
 
 def test_a_page_that_leaves_out_its_ends_takes_no_longer():
@@ -166,6 +174,13 @@ def test_an_epub_with_a_password_is_one_line(tmp_path):
             place = raw.find(mark, place + 1)
     (tmp_path / "book.epub").write_bytes(raw)
     with pytest.raises(ValueError, match="book.epub is encrypted: save a copy without its password first$"):
+        read_document(tmp_path / "book.epub")
+
+
+def test_an_epub_in_an_encoding_that_there_is_not_is_one_line(tmp_path):
+    with zipfile.ZipFile(tmp_path / "book.epub", "w") as book:
+        book.writestr("META-INF/container.xml", '<?xml version="1.0" encoding="foo"?><container/>')
+    with pytest.raises(ValueError, match="book.epub is not an EPUB: unknown encoding: foo$"):
         read_document(tmp_path / "book.epub")
 
 

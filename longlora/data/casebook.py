@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +21,7 @@ from longlora.data.questions import LONGEST, SHORTEST, Asked, Excerpt, Kind, ask
 from longlora.data.reading import Document
 from longlora.data.sentences import prose
 from longlora.data.tokenise import places
+from longlora.data.words import pieces
 from longlora.section import Section, Seed
 
 Measure = Callable[[str], np.ndarray]
@@ -82,8 +84,9 @@ class Built:
 
 
 def words(text: str) -> np.ndarray:
-    """Ends of the words, what stands between white space."""
-    return np.array([m.end() for m in re.finditer(r"\S+", text)], dtype=np.int64)
+    """Ends of the words: what stands between white space, or, in scripts without spaces, each character."""
+    ends = (accumulate(map(len, pieces(m.group())), initial=m.start()) for m in re.finditer(r"\S+", text))
+    return np.array([end for starts_first in ends for end in islice(starts_first, 1, None)], dtype=np.int64)
 
 
 def tokens(tokenizer: PreTrainedTokenizerBase) -> Measure:

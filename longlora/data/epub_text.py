@@ -17,7 +17,7 @@ UNREADABLE = (
     OSError,  # by bz2
     EOFError,
     NotImplementedError,
-    KeyError,
+    LookupError,  # what a book names and does not hold, an encoding that there is not
     ElementTree.ParseError,
 )
 

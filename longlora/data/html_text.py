@@ -42,6 +42,8 @@ BLOCKS = [
     "hr",
 ]
 HEADINGS = re.compile(r"^h[1-6]$")
+RAISED = re.compile(r"[-\u2212]?\d[\d,\s\u2013-]*")
+"""What only its height keeps apart from the digits before it: a note's number, an exponent."""
 CELL = 400
 """Characters of a table's cell, at most; a longer one is text that a table only arranges."""
 LISTING = 0.8
@@ -62,6 +64,9 @@ def html_text(html: str) -> str:
             if plain != string:  # one that is replaced is looked for among all that stand before it
                 string.replace_with(plain)
     tables = [t for t in soup("table") if not t.find(["table", "pre", HEADINGS])]
+    for tag in soup("sup"):
+        if RAISED.fullmatch(tag.get_text().strip()):
+            tag.insert(0, "^")
     for tag in soup("br"):
         tag.replace_with("\n")
     for tag in listings(soup):

@@ -28,8 +28,9 @@ GAP = "___"
 SHORTEST, LONGEST = 40, 400
 """Characters of a sentence that is asked about."""
 NAME = re.compile(r"(?<=[a-z,;] )(?:[A-Z][a-z]{2,}(?: [A-Z][a-z]{2,})*)\b")
-NUMBER = re.compile(r"(?<![\d,.$])\d{1,3}(?:,\d{3})+(?![\d,])|(?<![\d,.$])\d{2,}(?![\d,]|\.\d)")
+NUMBER = re.compile(r"(?<![\d,.$])(?:\d{1,3}(?:,\d{3})+|\d{2,})(?![\d,]|\.\d)")
 WORD = re.compile(r"\b[^\W\d_]{5,}\b")
+EMPHASISED = re.compile(r"(?<=_)[^\W\d_]+|[^\W\d_]+(?=_)")
 NUMERALS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NEAR = 30
 """Characters beside a word that is counted, which its evidence shows."""
@@ -244,6 +245,8 @@ def count(excerpt: Excerpt, dice: random.Random) -> Asked | None:
     """Occurrences of a word, written exactly so; the evidence is each with its neighbours. How many is drawn first, and then the
     word: most words stand twice, and whoever always said so would be right of most."""
     times = Counter(m.group() for m in WORD.finditer(excerpt.text) if whole(m))
+    for word in EMPHASISED.findall(excerpt.text):  # whoever counts them counts _these_, too
+        times.pop(word, None)
     few = sorted({n for n in times.values() if 2 <= n <= MOST})
     if not few:
         return None

@@ -13,15 +13,23 @@ from longlora.data.words import before_mark, inside_word, terms
 
 BORDER = re.compile(
     r"(?:[.!?]['\"\u2019\u201d)\]]*)?((?<!\s)\s*\n[ \t]*(?:[-*+][ \t]+|(?=\d{1,2}[.)][ \t])))(?=\S)"  # an item of a Markdown list
-    r"|[.!?]['\"\u2019\u201d)\]]*(?P<space>\s+)(?=\S)"  # a space behind a full stop and closing quotes
-    r"|[\u3002\uff01\uff1f]()"  # Chinese and Japanese ones, without a space
+    r"|[.!?\u0589\u061f\u06d4\u0964\u0965\u104b\u1362\u17d4]"  # a full stop, with a space behind it
+    r"(?:['\"\u2019\u201d)\]]|\[\d{1,3}\]|\^\d{1,3})*(?P<space>\s+)(?=\S)"
+    r"|[\u3002\uff01\uff1f][\u300d\u300f\u2019\u201d\uff09]*()"  # Chinese and Japanese ones, without a space
     r"|((?<!\s)\s*\n\s*\n\s*)"  # a blank line
 )
-"""White space is looked through from where it begins alone: from each of its characters, a long run would take minutes."""
+"""White space is looked through from where it begins alone: from each of its characters, a long run would take minutes. Behind a
+full stop of any script (Armenian, Arabic, Hindi and others) closing quotes and a note's number may stand before it."""
 ABBREVIATION = re.compile(
-    r"(?:\b(?:Mr|Mrs|Ms|Dr|Gen|Col|Capt|Lieut|Lt|Hon|Rev|St|No|Nos|Art|Sec|Messrs|Prof|Jr|Sr|Gov|Sen|Rep|vs|etc|cf|viz|[A-Z])"
-    r"|\b[A-Za-z]\.[A-Za-z])\.$"
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|Gen|Col|Capt|Lieut|Lt|Hon|Rev|St|No|Nos|Art|Sec|Messrs|Prof|Jr|Sr|Gov|Sen|Rep|vs?|etc|[Cc]f|viz"
+    r"|Inc|Corp|Co|Ltd|Bros|al|[A-Z])|\b[A-Za-z]\.[A-Za-z])\.$"
 )
+COUNTED = re.compile(
+    r"\b(?:nos?|arts?|secs?|paras?|chs?|cl|pts?|pp?|vols?|figs?|eqs?|nn?|c|ca|app|supp|stat"
+    r"|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)\.$",
+    re.IGNORECASE,
+)
+"""What stands before a number: of a page, a section, a day."""
 HEADING = re.compile(r"^#{1,6} ++(.*\S)[ #]*$", re.MULTILINE)
 UNDERLINED = re.compile(
     r"(?:\A|(?<=\n\n))(?P<heading>[^\s#|=~-](?:.*[^ \t\n])?)[ \t]*\n(?P<line>([=~-])\3{2,})[ \t]*$", re.MULTILINE
@@ -101,9 +109,10 @@ def ends_sentence(border: re.Match[str], text: str) -> bool:
     """Whether a sentence ends here: behind a full stop if what follows can begin one, at every other border always."""
     if border["space"] is None or "\n\n" in border["space"]:
         return True
-    if ABBREVIATION.search(text, max(0, border.start() - 8), border.start() + 1):
-        return False
     following = text[border.end() : border.end() + 3].lstrip("'\"\u2018\u201c([")[:1]
+    shortened = (ABBREVIATION, COUNTED) if following.isdigit() else (ABBREVIATION,)
+    if any(words.search(text, max(0, border.start() - 8), border.start() + 1) for words in shortened):
+        return False
     return following.isalnum() and not following.islower()
 
 
