@@ -198,6 +198,30 @@ def test_a_bad_document_is_named_and_html_in_one_is_text(tab):
 
 @needs_nicegui
 @needs_browser
+def test_a_file_that_is_no_document_is_told_what_one_is_and_not_that_it_is_too_large(tab):
+    said = send(tab, "letter.docx", b"PK")
+    assert said.startswith("a document is .txt, .md,") and "and has at most 268,435,456 bytes" in said
+
+
+@needs_nicegui
+@needs_browser
+def test_what_is_written_from_right_to_left_is_shown_so(tab):
+    send(tab, "ruling.txt", "פסק הדין ניתן.\nIt was given.".encode())
+    tab.wait_for_selector(".text")
+    first, stop, english = tab.evaluate("""() => {
+        const words = document.querySelector(".text").firstChild;
+        return [0, 13, 15].map(at => {
+            const range = document.createRange();
+            range.setStart(words, at);
+            range.setEnd(words, at + 1);
+            return range.getBoundingClientRect().x;
+        });
+    }""")
+    assert english < stop < first
+
+
+@needs_nicegui
+@needs_browser
 def test_a_tab_closed_amid_an_answer_leaves_the_next_one_served(chromium, url, tab):
     other = chromium.new_page()
     other.goto(url)

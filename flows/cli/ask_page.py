@@ -101,7 +101,10 @@ class Visit:
             auto_upload=True,
             max_file_size=LARGEST,
             on_upload=self.take,
-            on_rejected=lambda: self.say("bad", f"a document has at most {LARGEST:,} bytes: cut it"),
+            # by its name or by its size, the browser does not say
+            on_rejected=lambda: self.say(
+                "bad", f"a document is {', '.join(SUFFIXES)}, and has at most {LARGEST:,} bytes"
+            ),
         )
         self.upload = upload.props(f'accept="{",".join(SUFFIXES)}" flat bordered').classes("drop")
         with ui.element("div").classes("choices"):

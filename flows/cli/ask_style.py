@@ -31,6 +31,7 @@ body { background: #f3f5f7; color: var(--ink); font: 16px/1.5 system-ui, "Segoe 
 .bad { border-color: var(--bad); color: var(--bad); }
 .reader { flex: 1; min-height: 0; overflow-y: auto; border-top: 1px solid var(--rule); padding-top: 10px; }
 .text { white-space: pre-wrap; overflow-wrap: anywhere; font: 14px/1.6 Georgia, "DejaVu Serif", serif; }
+.text, .said, .question, blockquote > div { unicode-bidi: plaintext; }
 mark { background: #ffe9a8; border-radius: 3px; padding: 1px 0; }
 .turns { flex: 1; min-height: 0; overflow-y: auto; display: flex; flex-direction: column; gap: 12px; }
 .hint { margin: auto; color: var(--faint); text-align: center; }
