@@ -445,6 +445,14 @@ def test_a_word_that_also_stands_emphasised_is_not_counted():
     assert not answers("count", "Customs officers saw Customs papers of _Customs_ men.")
 
 
+def test_what_stands_between_marks_and_elsewhere_inside_of_more_is_not_counted_where_words_have_no_spaces():
+    name = "中華人民共和國"
+    assert answers("count", f"{name}成立。" + f"這是{name}。") == set()
+    twice = f"「{name}」成立。「{name}」很大。"
+    assert answers("count", twice) == {"2", "two"}
+    assert not answers("count", f"{twice}他住在{name}的南方。")
+
+
 def test_in_scripts_without_spaces_each_character_is_a_word_of_a_length():
     line = "第{}條本法所稱港口是指具有船舶進出停泊靠泊旅客上下貨物裝卸駁運儲存等功能的區域而且第{}號碼頭除外。"
     text = "".join(line.format(n, n + 50) for n in range(10, 60))

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 
 from longlora.data.sentences import Part, Span, parts, prose, sentences
 from longlora.data.wording import UNSAID
-from longlora.data.words import inside_word, terms, words
+from longlora.data.words import UNSPACED, inside_word, terms, words
 
 Kind = Literal["following", "heading", "cloze", "number", "facts", "order", "count", "absent"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -247,6 +247,9 @@ def count(excerpt: Excerpt, dice: random.Random) -> Asked | None:
     times = Counter(m.group() for m in WORD.finditer(excerpt.text) if whole(m))
     for word in EMPHASISED.findall(excerpt.text):  # whoever counts them counts _these_, too
         times.pop(word, None)
+    for word in [w for w, n in times.items() if 2 <= n <= MOST and UNSPACED.search(w)]:
+        if excerpt.text.count(word) > times[word]:  # no space says where a word ends
+            del times[word]
     few = sorted({n for n in times.values() if 2 <= n <= MOST})
     if not few:
         return None
