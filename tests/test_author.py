@@ -268,6 +268,14 @@ def test_a_short_document_is_asked_about_and_paid_for_once(stub, tmp_path):
     assert done.refused["an excerpt is another's again"] == 8
 
 
+def test_what_is_not_asked_any_more_is_not_counted_as_left_out(stub, tmp_path):
+    handler, endpoint = stub
+    handler.script += [403]
+    few = [Document("short", " ".join(DOCUMENTS[0].text.split()[:125]))]
+    done = write_questions(few, endpoint=endpoint, plan=PLAN, journal=tmp_path / "j")
+    assert "HTTP 403" in done.stopped and not done.refused
+
+
 def test_an_excerpt_without_a_whole_sentence_is_not_asked_about(stub, tmp_path):
     handler, endpoint = stub
     text = f"{' '.join(['and'] * 500)}. Ship 1 of the fleet carried 7 barrels of oil to the port."

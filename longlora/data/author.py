@@ -133,7 +133,8 @@ def write_questions(
             order = ORDER.format(count=plan.questions, form=OBJECT if endpoint.schema else LIST, document=text)
             key = hashlib.sha256(f"{endpoint.model}\n{order}".encode()).hexdigest()
             if not text or key in heard:  # a short document has but one excerpt
-                work.refused["an excerpt is another's again" if text else "an excerpt holds no whole sentence"] += 1
+                if not work.stopped:
+                    work.refused["an excerpt is another's again" if text else "an excerpt holds no whole sentence"] += 1
                 continue
             heard.add(key)
             replies = known.setdefault(key, [])
