@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+from longlora.section import nearest
+
 MEASURES = {
     "perplexity": "perplexity",
     "sliding_perplexity": "perplexity",
@@ -30,6 +32,24 @@ LENGTHS = ("target", "window", "lowest", "short", "long")
 """Names that stand for lengths."""
 INSIDE = {"passkey": "depth", "needle": "depth", "ruler": "task"}
 """What a score at one length is also told by."""
+BESIDE = {
+    "perplexity": ("places", "documents", "documents_too_short"),
+    "ruler": ("effective",),
+    "longqa": ("cases", "cut"),
+}
+"""What stands where others have a length, or what was scored, and says how many, or up to where."""
+PARTED = ("exact", "f1", "evidence", "evidence_floor")
+"""Scores of questions that are also told by length and depth."""
+QUARTERS = ("0.25", "0.50", "0.75", "1.00")
+"""Depths of questions."""
+KNOWN = {
+    "integrity": (
+        *("window", "target", "whole", "sealed", "context", "rope", "tokenizer", "finite", "trained", "logits"),
+    ),
+    "licence": ("base", "texts", "pairs"),
+    "longqa": (*PARTED, "rouge_l", *BESIDE["longqa"]),
+}
+"""All that these measures say, whatever they are told to: of the run, or behind a model."""
 
 FACTS = ("integrity", "licence", "numbers")
 LOWEST = {
@@ -115,8 +135,40 @@ def depths_of_the_gate(passkey: Any, needle: Any, gate: Any) -> Iterator[str]:
             yield f"{key}.depths = {grid.depths}: at least half must be at most 0.5, {asked}; add 0.0"
 
 
-def trials_of_the_gate(passkey: Any, needle: Any, ruler: Any, longeval: Any, gate: Any) -> Iterator[str]:
+def spread_of_the_gate(blocks: Any, perplexity: Any, needle: Any, longppl: Any, gate: Any) -> Iterator[str]:
+    """What a rule asks an interval of is measured on more than one document, or haystack: one alone shows no spread."""
+    names = [] if blocks.held_out.texts else blocks.held_out.names
+    alone = {f"blocks.held_out.names = {names}": len(names)} if names else {}
+    places, windows = (
+        {f"{key}.samples = {n}": n} for key, n in (("perplexity", perplexity.samples), ("longppl", longppl.samples))
+    )
+    drawn = {
+        "perplexity": alone | places,
+        "position_nats": alone | places,
+        "sliding_perplexity": alone,
+        "longppl": alone | windows,
+        "needle": {f"needle.samples = {needle.samples}": needle.samples},
+    }
+    told = set()
+    for rule in gate.every_rule:
+        for path in rule.paths if rule.with_interval else ():
+            measure, *names = path.split("/")
+            at_depth = names[2:3] == ["depth"]  # there each trial has a haystack of its own
+            for said in [said for said, count in drawn.get(measure, {}).items() if count == 1 and not at_depth]:
+                if said not in told:
+                    told.add(said)
+                    yield f"{said} shows no spread, and the gate's rule '{rule.name}' asks for an interval: at least 2 do"
+
+
+def trials_of_the_gate(passkey: Any, needle: Any, ruler: Any, longeval: Any, harness: Any, gate: Any) -> Iterator[str]:
     """What a rule asks to be found or solved at a length is not so by a stroke of luck."""
+    limit = harness.limit or FEWEST
+    of_tasks = [rule.name for rule in gate.every_rule if any(path.startswith("harness/") for path in rule.paths)]
+    if of_tasks and limit < FEWEST:
+        yield (
+            f"harness.limit = {limit}: so many questions of each task, and at least {FEWEST} say something, where the gate's rule "
+            f"'{of_tasks[0]}' is asked; set harness.limit=null"
+        )
     asked: dict[tuple[str, str], str] = {}
     for rule in gate.every_rule:
         for path in rule.paths:
@@ -167,6 +219,63 @@ def parts_of_the_gate(perplexity: Any, passkey: Any, needle: Any, gate: Any) -> 
                     yield f"the gate's rule '{rule.name}' asks for {path}, and the depths of {measure} are {', '.join(depths)}"
 
 
+def facts_of_the_gate(
+    position: Any, evaluate: Any, rescale: Any, retrain: Any, rivals: Any, gate: Any
+) -> Iterator[str]:
+    """What a rule asks of the run, or of all scores of a model, is known of it."""
+    asked = [label for measure, labels in evaluate if measure != "keytokens" for label in labels]
+    models = [*dict.fromkeys([*asked, *rescale.methods, *retrain.patterns, *rivals.models])]
+    known = {**KNOWN, "numbers": models}
+    for rule in gate.under(position.method).every_rule:
+        for path in rule.paths:
+            measure, name, *_ = [*path.split("/"), ""]
+            if measure in FACTS and name not in known[measure]:
+                yield f"the gate's rule '{rule.name}' asks for {path}{nearest(name, [*known[measure]])}"
+
+
+def questions_of_the_gate(position: Any, longqa: Any, gate: Any) -> Iterator[str]:
+    """What a rule asks of answers is among their scores, and a bucket that there is."""
+    for rule in gate.every_rule:
+        for path in rule.paths:
+            measure, _, at, part, depth, *_ = [*path.split("/"), "", "", "", ""]
+            asks = f"the gate's rule '{rule.name}' asks for {path}"
+            length = str(position.context) if at in ("target", "long") else at
+            if measure == "longqa" and at and at not in KNOWN[measure]:
+                yield f"{asks}{nearest(at, [*KNOWN[measure]])}"
+            elif measure == "longqa_depth" and at and (at not in QUARTERS or part not in PARTED):
+                yield f"{asks}, and behind the model stand one of {', '.join(QUARTERS)} and one of {', '.join(PARTED)}"
+            elif measure not in LENGTHLESS or not measure.startswith("longqa_") or measure == "longqa_depth" or not at:
+                continue
+            elif length not in LENGTHS and not is_bucket(length, longest=longqa.length):
+                yield f"{asks}, and lengths of documents are powers of two, and longqa.length = {longqa.length}"
+            elif part == "depth" and depth not in QUARTERS:
+                yield f"{asks}, and depths of questions are {', '.join(QUARTERS)}"
+
+
+def is_bucket(length: str, *, longest: int) -> bool:
+    return length.isdecimal() and (int(length) == longest or int(length).bit_count() == 1)
+
+
+def pickers_of_the_gate(position: Any, gate: Any) -> Iterator[str]:
+    """LongPPL is compared over the same tokens, and no model gains by those that it picked: its lucky guesses are among them."""
+    for rule in gate.under(position.method).every_rule:
+        pickers = {path: name for path in rule.paths if (name := picker_of(path))}
+        gains = rule.metric if rule.upper else rule.times or rule.plus or ""
+        if len({*pickers.values()}) > 1:
+            yield f"the gate's rule '{rule.name}' asks for {' and '.join(pickers)}, over other tokens: name one evaluator"
+        elif gains in pickers and gains.split("/")[1] == pickers[gains]:
+            yield (
+                f"the gate's rule '{rule.name}' asks for {gains}, over tokens that the model picked itself, which favours it: name "
+                "another evaluator"
+            )
+
+
+def picker_of(path: str) -> str:
+    """Who picked the tokens of a LongPPL; '' of other metrics."""
+    measure, _, name, *_ = [*path.split("/"), "", ""]
+    return name if measure == "longppl" else ""
+
+
 def scores_of_the_gate(evaluate: Any, ruler: Any, longeval: Any, gate: Any) -> Iterator[str]:
     """The path of a measure that is known leads to a score of it."""
     for rule in gate.every_rule:
@@ -181,7 +290,7 @@ def scores_of_the_gate(evaluate: Any, ruler: Any, longeval: Any, gate: Any) -> I
                 continue
             elif task != measure and is_length and task not in longeval.tasks:
                 yield f"longeval.tasks = {longeval.tasks} lacks '{task}', which the gate's rule '{rule.name}' asks for: add it"
-            elif measure in {*MEASURES, "position_nats"} and not is_length and at not in COUNTS:
+            elif measure in {*MEASURES, "position_nats"} and not is_length and at not in BESIDE.get(measure, ()):
                 yield f"{asks} behind the model stands a length: a number, {', '.join(LENGTHS)}"
             elif measure in LENGTHLESS and not at:
                 yield f"{asks} behind the model stands what was scored"
@@ -189,6 +298,18 @@ def scores_of_the_gate(evaluate: Any, ruler: Any, longeval: Any, gate: Any) -> I
                 yield f"{asks} behind the length stands {INSIDE[measure]}, or nothing"
             elif measure == "ruler" and part == "task" and name not in ruler.tasks:
                 yield f"{asks} ruler.tasks are {', '.join(ruler.tasks)}"
+            elif len(rest := behind_the_score(path)) > 1 or not {*rest} <= {*ENDS, *COUNTS}:
+                yield f"{asks} behind {path.removesuffix('/' + '/'.join(rest))} stands nothing, or one of {', '.join(ENDS)}"
+
+
+def behind_the_score(path: str) -> list[str]:
+    """The names of a path that lead beyond a score; none for a measure that is not known, or the harness's, which has its own."""
+    measure, *names = path.split("/")
+    if measure == "harness" or measure not in (*MEASURES, *LENGTHLESS, *FACTS):
+        return []
+    inside = "depth" if measure.startswith("longqa_") else INSIDE.get(measure)
+    parted = names[2:3] == [inside]
+    return names[1 if measure in FACTS else 3 if measure == "longqa_depth" else 4 if parted else 2 :]
 
 
 def gains_of_the_gate(backbone: Any, position: Any, gate: Any) -> Iterator[str]:

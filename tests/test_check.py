@@ -14,10 +14,16 @@ from omegaconf import OmegaConf
 from flows import parameters
 from flows.run_dir import RunDir
 from longlora.check import check, sections_of
+from longlora.check_gate import KNOWN, QUARTERS
+from longlora.evaluation import longqa
+from longlora.evaluation.breakdown import PARTED, upper_depth
+from longlora.model import integrity, licence
+from longlora.model.position import Position
 from longlora.section import read_params
 from tasks.stages import Stage
 
 ROOT = Path(__file__).parent.parent
+TINY = ROOT / "tiny/model"
 KINDS = sections_of((ROOT / "dvc.yaml").read_text())
 
 
@@ -414,6 +420,13 @@ LONG = ["evaluate.longppl=[base,extended]", "evaluate.keytokens=[yarn]"]
 FILE_ALONE = ["longeval.tasks=[]", "longeval.lengths=[]", "longeval.samples=1", "longeval.cases=[qa/16384.jsonl]"]
 FILE_ALONE += ["evaluate.longeval=[extended]"]
 LONGEVAL = ["evaluate.longeval=[extended]", "longeval.tasks=[lines]", "longeval.cases=[qa/20_topics.jsonl]"]
+ANSWERS = ["evaluate.longqa=[extended]", "longqa.cases=[qa/a.jsonl]", "longqa.length=3000"]
+BEYOND = [
+    "position.context=5000",
+    "perplexity.lengths=[512,5000]",
+    "passkey.lengths=[512,5000]",
+    "perplexity.bands=null",
+]
 
 
 @pytest.mark.parametrize(
@@ -443,7 +456,35 @@ LONGEVAL = ["evaluate.longeval=[extended]", "longeval.tasks=[lines]", "longeval.
         ([], "position_nats/extended/3840", None),
         ([], "position_nats/full/long", "evaluate.perplexity = ['base', 'extended'] lacks 'full'"),
         ([], "perplexity/extended/documents", None),
-        (["evaluate.longqa=[extended]", "longqa.cases=[qa/a.jsonl]"], "longqa/extended", "behind the model stands what was sc"),
+        ([], "passkey/extended/documents", "behind the model stands a length"),
+        ([], "perplexity/extended/target/foo", "behind perplexity/extended/target stands nothing, or one of value, low, high"),
+        ([], "perplexity/extended/target/depth/0.50", "behind perplexity/extended/target stands nothing"),
+        ([], "perplexity/extended/target/high", None),
+        ([], "passkey/extended/target/depth/0.50/low", None),
+        ([], "passkey/extended/target/depth/0.50/loww", "behind passkey/extended/target/depth/0.50 stands nothing"),
+        (LONG, "longppl/extended/yarn/lo", "behind longppl/extended/yarn stands nothing"),
+        (LONG, "longppl/extended/yarn/tokens", None),
+        (ANSWERS, "longqa/extended", "behind the model stands what was sc"),
+        (ANSWERS, "longqa/extended/exat", "asks for longqa/extended/exat; did you mean 'exact'?"),
+        (ANSWERS, "longqa/extended/rouge_l", None),
+        (ANSWERS, "longqa/extended/cut", None),
+        (ANSWERS, "longqa_f1/extended/1000", "lengths of documents are powers of two, and longqa.length = 3000"),
+        (ANSWERS, "longqa_f1/extended/f1", "lengths of documents are powers of two"),
+        (ANSWERS, "longqa_f1/extended/3000", None),
+        ([*ANSWERS, *BEYOND], "longqa_f1/extended/target", "asks for longqa_f1/extended/target, and lengths of documents"),
+        (ANSWERS, "longqa_f1/extended/target", None),
+        (ANSWERS, "longqa_f1/extended/1024/depth/0.5", "depths of questions are 0.25, 0.50, 0.75, 1.00"),
+        (ANSWERS, "longqa_f1/extended/1024/depth/0.50", None),
+        (ANSWERS, "longqa_f1/extended/1024/dept/0.50", "behind longqa_f1/extended/1024 stands nothing"),
+        (ANSWERS, "longqa_depth/extended/0.50", "one of 0.25, 0.50, 0.75, 1.00 and one of exact, f1, evidence, evidence_floor"),
+        (ANSWERS, "longqa_depth/extended/0.50/rouge_l", "and one of exact, f1, evidence"),
+        (ANSWERS, "longqa_depth/extended/0.50/f1", None),
+        ([], "integrity/hole", "asks for integrity/hole; did you mean 'whole'?"),
+        ([], "integrity/whole/foo", "behind integrity/whole stands nothing"),
+        ([], "licence/text", "asks for licence/text; did you mean 'texts'?"),
+        ([], "numbers/extendet", "asks for numbers/extendet; did you mean 'extended'?"),
+        ([], "numbers/untrained", None),
+        (["rivals.models=[mine]", "retrain.patterns=[full]"], "numbers/s2", "there are: base, extended, linear, yarn, full, mine"),
         ([], "mine/extended", None),
     ],
 )  # fmt: skip
@@ -455,6 +496,91 @@ def test_the_path_of_a_rule_leads_to_a_score(overrides, path, said):
     with pytest.raises(ValueError, match=f"^params: .*{re.escape(said)}") as caught:
         check(asked, KINDS)
     assert "\n" not in str(caught.value)
+
+
+def test_facts_and_scores_of_answers_are_those_that_are_measured():
+    measured = integrity.measure(TINY, extended=TINY, position=Position(method="none", context=64))["integrity"]
+    assert {*KNOWN["integrity"]} == measured.keys()
+    own = {"license": "MIT", "name": "x"}
+    assert KNOWN["licence"] == tuple(
+        licence.measure(own, texts=own, pairs=[], licence=licence.Licence(checked=[]))["licence"]
+    )
+    assert {*KNOWN["longqa"]} == {*longqa.METRICS, *PARTED, "cases", "cut"}
+    assert [*QUARTERS] == [f"{upper_depth(depth):.2f}" for depth in (0.0, 0.3, 0.6, 0.9)]
+
+
+PICKED = ["evaluate.longppl=[yarn,extended]", "evaluate.keytokens=[yarn,extended]"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (
+            "longppl/extended/extended, at_most: 3",
+            "asks for longppl/extended/extended, over tokens that the model picked",
+        ),
+        (
+            "longppl/extended/extended, at_most: 1, times: longppl/yarn/extended",
+            "over tokens that the model picked itself",
+        ),
+        ("longppl/yarn/yarn, at_least: 1, times: longppl/extended/yarn", None),
+        ("longppl/extended/yarn, at_most: 1, times: longppl/yarn/yarn", None),
+        ("longppl/extended/yarn, at_most: 1, times: longppl/yarn/extended", "over other tokens: name one evaluator"),
+        ("longppl/untrained/yarn, at_most: 3", "asks for longppl/yarn/yarn, over tokens that the model picked itself"),
+    ],
+)
+def test_a_rule_on_longppl_is_over_tokens_that_another_model_picked(rule, said):
+    asked = params(*PICKED, f"gate.more_rules=[{{name: m, metric: {rule}}}]")
+    if said is None:
+        check(asked, KINDS)
+        return
+    with pytest.raises(ValueError, match=f"^params: the gate's rule 'm' .*{said}"):
+        check(asked, KINDS)
+
+
+WITH_SPREAD = "gate.more_rules=[{{name: m, metric: {}, with_interval: true}}]"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["perplexity.samples=1"], "perplexity.samples = 1 shows no spread, and the gate's rule 'it reads short texts"),
+        (["blocks.held_out.names=[1981-Carter-1]"], "blocks.held_out.names = ['1981-Carter-1'] shows no spread"),
+        (
+            [*LONG, "longppl.samples=1", WITH_SPREAD.format("longppl/extended/yarn, at_most: 9")],
+            "longppl.samples = 1 shows no spread, and the gate's rule 'm' asks for an interval: at least 2 do",
+        ),
+        (
+            ["evaluate.needle=[extended]", "needle.samples=1", WITH_SPREAD.format("needle/extended/target, at_least: 0.2")],
+            "needle.samples = 1 shows no spread",
+        ),
+        (["perplexity.samples=2", "blocks.held_out.names=[a,b]"], None),
+        (["perplexity.samples=1", "gate.rules=[{name: m, metric: perplexity/extended/target, at_most: 9}]"], None),
+        (
+            ["evaluate.needle=[extended]", "needle.samples=6", WITH_SPREAD.format("needle/extended/target, at_least: 0.2")],
+            None,
+        ),
+    ],
+)  # fmt: skip
+def test_an_interval_that_one_document_can_not_show_is_not_asked_for(overrides, said):
+    if said is None:
+        check(params(*overrides), KINDS)
+        return
+    with pytest.raises(ValueError, match=f"^params: {re.escape(said)}"):
+        check(params(*overrides), KINDS)
+
+
+def test_a_few_questions_of_the_harness_judge_nothing(monkeypatch):
+    asked = ["evaluate.harness=[extended]", "harness.tasks=[x]", "harness.limit=4"]
+    rule = "gate.more_rules=[{name: m, metric: harness/extended/x/acc, at_least: 0.5}]"
+    monkeypatch.setenv("LONGLORA_EVALUATION_LAUNCHER", "python")
+    check(params(*asked), KINDS)
+    check(params(*asked[:2], "harness.limit=5", rule), KINDS)
+    check(params(*asked[:2], rule), KINDS)
+    with pytest.raises(
+        ValueError, match=r"harness.limit = 4: .* at least 5 .* rule 'm' is asked; set harness.limit=null"
+    ):
+        check(params(*asked, rule), KINDS)
 
 
 def test_what_is_wrong_with_a_file_of_cases_is_said_before_the_training(tmp_path):
