@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from longlora.data.prompt import listed
 from longlora.model.cache import beginning, read, shareable, steady
 from longlora.model.load import batch_tokens, must_reach
 from longlora.model.seal import WEIGHTS, sha256
@@ -53,9 +54,9 @@ def answers(
     kept: Path | None = None,
     documents: Sequence[str] | None = None,
 ) -> list[list[int]]:
-    """The greedy continuation of each prompt, as ids; prompts of one length and room go together. Those on one of `documents` (one
-    per prompt) go in turn, and what they begin with is read once. Those that are `kept` in that folder are taken from there, and
-    new ones put there."""
+    """The greedy continuation of each prompt, as ids, without the mark that ends it and what fills up a batch behind that; prompts
+    of one length and room go together. Those on one of `documents` (one per prompt) go in turn, and what they begin with is read
+    once. Those that are `kept` in that folder are taken from there, and new ones put there."""
     must_reach(model, max((len(p) + r for p, r in zip(prompts, max_new_tokens, strict=True)), default=0))
     file = None if kept is None else kept / hashlib.sha256(json.dumps([prompts, max_new_tokens]).encode()).hexdigest()
     # What the first process finds is known to all, so that their batches agree.
@@ -86,7 +87,13 @@ def answers(
             told = time.monotonic()
             say(f"{len(given):,} of {share:,} answers")
     written |= merged(given)
-    return [written[number] for number in range(len(prompts))]
+    ends = ends_of(model)
+    return [[*takewhile(lambda token: token not in ends, written[number])] for number in range(len(prompts))]
+
+
+def ends_of(model: PreTrainedModel) -> list[int]:
+    """The tokens at which its answers end."""
+    return listed(model.generation_config.eos_token_id) if model.generation_config else []
 
 
 def alike(numbers: list[int], documents: Sequence[str]) -> list[list[int]]:
@@ -126,11 +133,11 @@ def greedy(
     model: PreTrainedModel, tokens_BL: torch.Tensor, *, room: int, cache: DynamicCache | None = None
 ) -> torch.Tensor:
     """Prompts and their continuations of up to `room` tokens (B, L + room). The tokens in the `cache` are not read again."""
-    end = model.generation_config.eos_token_id if model.generation_config else None
+    end = ends_of(model)
     first, *later = rooms(model, length=tokens_BL.shape[1], room=room)
     if later:
         begun_BL = greedy(model, tokens_BL, room=first)
-        ends = torch.tensor(end if isinstance(end, list) else [] if end is None else [end], device=model.device)
+        ends = torch.tensor(end, device=model.device)
         going_B = ~torch.isin(begun_BL[:, tokens_BL.shape[1] :], ends).any(dim=1)
         if not going_B.any():
             return begun_BL
@@ -138,7 +145,7 @@ def greedy(
         whole_BL = F.pad(begun_BL, (0, rest_BL.shape[1] - begun_BL.shape[1]))
         whole_BL[going_B] = rest_BL
         return whole_BL
-    plain = GenerationConfig(do_sample=False, max_new_tokens=room, eos_token_id=end, pad_token_id=0)
+    plain = GenerationConfig(do_sample=False, max_new_tokens=room, eos_token_id=end or None, pad_token_id=0)
     out_BL = model.generate(  # type: ignore[reportCallIssue]  # nn.Module's attributes hide the method from the checker
         tokens_BL, attention_mask=torch.ones_like(tokens_BL), generation_config=plain, past_key_values=cache
     )
@@ -157,8 +164,7 @@ def rooms(model: PreTrainedModel, *, length: int, room: int) -> list[int]:
 
 
 def text_of(ids: list[int], *, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What an answer says up to its first mark. A template may end a turn with one that no generation config names, and behind the
-    end of a batch's shorter answers stands padding, which is a word of some tokenizers."""
+    """What an answer says up to its first mark: a template may end a turn with one that no generation config names."""
     marks = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return str(tokenizer.decode(list(takewhile(lambda token: token not in marks, ids))))
 
