@@ -11,6 +11,10 @@ from scipy import stats
 from test_passkey import byte_level, greedy, sentencepiece_like
 from test_passkey import tiny as shared_tiny
 from test_ruler import TEXTS, TOKENIZER, tiny
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from longlora.data import passkey_words, recall
 from longlora.evaluation import needle
@@ -48,6 +52,20 @@ def test_a_prompt_has_its_length_and_one_needle_at_its_depth_of_the_text(tokeniz
     before, after = map(len, shape.groups())
     assert before / (before + after) == pytest.approx(depth, abs=0.06)
     assert tokenizer.decode(written.answer).strip() == FACT.goods
+
+
+def test_words_that_the_tokenizer_does_not_know_are_no_needles():
+    """All would be the same mark, and whoever repeats it would find them all."""
+    known = re.findall(r"\w+|[^\w\s]", " ".join((PREAMBLE, LEAD, QUESTION, HAY)))
+    words = Tokenizer(
+        WordLevel({word: n for n, word in enumerate(dict.fromkeys(["<unk>", *known]))}, unk_token="<unk>")
+    )
+    words.pre_tokenizer = Whitespace()
+    writer = Writer(PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>"), texts=TEXTS, prompt="plain")
+    with pytest.raises(
+        ValueError, match=f"needle: .* cannot write '{FACT.goods}': its tokens for it read '<unk> <unk> <unk>'"
+    ):
+        writer.write(FACT, start=0, length=700, depth=0.5)
 
 
 def test_chat_prompts_are_the_template_around_the_words_with_the_models_turn_opened():

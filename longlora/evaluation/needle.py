@@ -73,12 +73,18 @@ class Writer:
         `length` tokens.
 
         Raises:
-            ValueError: `length` has no room for the fixed parts.
+            ValueError: `length` has no room for the fixed parts, or the tokenizer does not know the words to be found, so that all
+                needles would be one.
         """
         lead = fact.said(LEAD)
         needle = continuation(self.tokenizer, f" {lead} {fact.goods}.", after=WORD)
         end = continuation(self.tokenizer, fact.said(QUESTION) + self.frame.after + lead, after=WORD)
         space, answer = parted(self.tokenizer, continuation(self.tokenizer, f" {fact.goods}", after=lead))
+        said = str(self.tokenizer.decode(answer))
+        if not all(word in said.casefold() for word in fact.goods.split()):
+            raise ValueError(
+                f"needle: the model's tokenizer cannot write {fact.goods!r}: its tokens for it read {said!r}, as for other goods"
+            )
         spare = length - len(self.head) - len(needle) - len(end) - len(space + answer)
         if spare < 0:
             raise ValueError(f"needle.lengths: {length} tokens are too few, without a haystack it is {length - spare}")
