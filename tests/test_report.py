@@ -673,9 +673,13 @@ def test_perplexity_by_untrained_yarns_is_of_the_same_places(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("length", "said"), [(512, "512"), (1024, "1k"), (1536, "1.5k"), (102400, "100k"), (6000, "6k"), (1777, "1,777")]
+    ("length", "said"),
+    [
+        *((512, "512"), (1024, "1k"), (1536, "1.5k"), (2048, "2k"), (102400, "100k")),
+        *((2000, "2,000"), (100000, "100,000"), (1777, "1,777")),
+    ],
 )
-def test_lengths_are_said_short(length, said):
+def test_lengths_are_said_short_and_no_two_alike(length, said):
     assert short(length) == said
 
 

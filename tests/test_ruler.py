@@ -150,6 +150,11 @@ def test_answers_are_greedy_generation_of_each_prompt_alone(monkeypatch):
         assert got[: len(new)] == new
 
 
+def test_a_threshold_that_any_score_reaches_is_refused():
+    with pytest.raises(ValueError, match="threshold"):
+        settings(threshold=0.0)
+
+
 def test_effective_context_ends_before_the_first_length_below_the_threshold():
     def of(*values: float) -> int:
         lengths = [2**i for i in range(len(values))]

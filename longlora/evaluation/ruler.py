@@ -34,7 +34,7 @@ class Ruler(Section):
     """Needles, tracking and word counts; longlora/evaluation/ruler_tasks.py describes each."""
     samples: int = Field(gt=0)
     """Prompts for each length and task."""
-    threshold: float = Field(ge=0, le=1)
+    threshold: float = Field(gt=0, le=1)
     """The effective context is the longest length at which, and below which, the mean over tasks reaches this; RULER's own is
     0.856, the score of Llama 2 7B at 4,096 tokens."""
     prompt: Literal["plain", "chat"]

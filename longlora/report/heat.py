@@ -130,8 +130,5 @@ def heat(
 
 
 def short(length: int) -> str:
-    """512, 1k, 1.5k, 100k: thousands are 1024 where that comes out even."""
-    for unit in (1024, 1000):
-        if length >= unit and length % (unit // 2) == 0:
-            return f"{length / unit:g}k"
-    return f"{length:,}"
+    """512, 1k, 1.5k, 100k: a k is 1024, so 2,000 is written out, and is no 2k."""
+    return f"{length / 1024:g}k" if length >= 1024 and length % 512 == 0 else f"{length:,}"
