@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import textwrap
 import unicodedata
 from pathlib import Path
@@ -193,7 +194,7 @@ def test_a_text_that_is_held_out_twice_is_refused_for_an_interval_would_count_it
 
 
 @pytest.mark.parametrize("kind", ["own", "bin"])
-def test_a_held_out_document_is_refused_that_is_trained_on_in_another_edition(kind, texts, tmp_path):
+def test_a_held_out_document_is_refused_that_is_trained_on_in_another_edition(kind, texts, tmp_path, capsys):
     dice, words = random.Random(1), tokenizer()
     book = " ".join("".join(dice.choices("abcdefgh", k=dice.randint(2, 9))) for _ in range(400))
     (Path(texts.name) / "a.txt").write_text(book.upper().replace(" ", " - "))
@@ -212,7 +213,19 @@ def test_a_held_out_document_is_refused_that_is_trained_on_in_another_edition(ki
         stage(base, *places, given, Position(method="yarn", context=64))
     assert not any(place.exists() for place in places)
     (Path(texts.name) / "a.txt").write_text(book[: len(book) // 3])  # as much as may be quoted
+    capsys.readouterr()
     stage(base, *places, given, Position(method="yarn", context=64))
+    said = r"^1 of 1 held-out documents are trained on in part, word for word, .* first \((29|3\d)% of it\): scores there are"
+    assert re.search(said, capsys.readouterr().out, re.MULTILINE)
+
+
+def test_documents_that_are_trained_on_in_part_are_told_the_most_first():
+    dice = np.random.default_rng(1)
+    half, little, none = ("".join(dice.choice(list("abcdefgh"), 1000)) for _ in range(3))
+    parts = refuse_copies([half[:450].upper() + "." + little[-170:]], {"none": none, "little": little, "half": half})
+    assert list(parts) == ["half", "little"]
+    assert parts == pytest.approx({"half": 351 / 901, "little": 71 / 901})
+    assert refuse_copies([none[:140]], {"none": none}) == {}
 
 
 def test_documents_without_a_letter_are_no_copies_of_each_other():

@@ -15,12 +15,16 @@ BASE = 0x9E3779B97F4A7C15
 TWIN = 0.5
 """Of a held-out document's runs, the share that may not stand in training documents, or in another held-out one."""
 
+PART = 0.05
+"""The share that is worth a word: a passage, where it is not a form of words."""
 
-def refuse_copies(trained: Iterable[str], held_out: dict[str, str]) -> None:
+
+def refuse_copies(trained: Iterable[str], held_out: dict[str, str]) -> dict[str, float]:
     """`refuse_twins` by letters and digits alone: other line breaks, hyphens, quotes or capitals make no other text."""
     kept = {name: own for name, text in held_out.items() if len(own := letters(text))}
-    if kept:
-        refuse_twins((own for text in trained if len(own := letters(text))), kept, marks=[], run=LETTERS)
+    if not kept:
+        return {}
+    return refuse_twins((own for text in trained if len(own := letters(text))), kept, marks=[], run=LETTERS)
 
 
 def letters(text: str) -> np.ndarray:
@@ -31,9 +35,13 @@ def letters(text: str) -> np.ndarray:
 
 def refuse_twins(
     trained: Iterable[np.ndarray], held_out: dict[str, np.ndarray], *, marks: list[int | None], run: int = RUN
-) -> None:
-    """Raise ValueError where half of a held-out document stands in training documents, or in another held-out one, word for word,
-    by runs of so many tokens; `marks` are no words."""
+) -> dict[str, float]:
+    """How much of held-out documents stands in training documents, word for word, by runs of so many tokens, where that is a `PART`
+    of one at least, the most first; `marks` are no words.
+
+    Raises:
+        ValueError: it is half of one, or half of one stands in another held-out document.
+    """
     apart = {name: runs(tokens, marks=marks, run=run) for name, tokens in held_out.items()}
     known, holders = np.unique(np.concatenate([np.unique(own) for own in apart.values()]), return_counts=True)
     seen = np.zeros(len(known), dtype=bool)
@@ -53,12 +61,16 @@ def refuse_twins(
             f"{len(twins)} of {len(held_out)} held-out documents stand in others of them, word for word, {first(twins)}: a text "
             "would count as several, so leave out all but one of each"
         )
+    parts = mostly(seen, known=known, of=apart, least=PART)
+    return dict(sorted(parts.items(), key=lambda part: -part[1]))
 
 
-def mostly(chosen: np.ndarray, *, known: np.ndarray, of: dict[str, np.ndarray]) -> dict[str, float]:
-    """The documents of which at least `TWIN` are `chosen` among the `known` runs, and how much of each."""
+def mostly(
+    chosen: np.ndarray, *, known: np.ndarray, of: dict[str, np.ndarray], least: float = TWIN
+) -> dict[str, float]:
+    """The documents of which at least the share `least` is `chosen` among the `known` runs, and how much of each."""
     shares = {name: float(chosen[np.searchsorted(known, own)].mean()) for name, own in of.items()}
-    return {name: share for name, share in shares.items() if share >= TWIN}
+    return {name: share for name, share in shares.items() if share >= least}
 
 
 def first(twins: dict[str, float]) -> str:
