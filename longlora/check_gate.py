@@ -34,6 +34,7 @@ INSIDE = {"passkey": "depth", "needle": "depth", "ruler": "task"}
 """What a score at one length is also told by."""
 BESIDE = {
     "perplexity": ("places", "documents", "documents_too_short"),
+    "sliding_perplexity": ("stride",),
     "ruler": ("effective",),
     "longqa": ("cases", "cut"),
 }
@@ -62,7 +63,18 @@ SPREAD = ("perplexity", "sliding_perplexity", "longppl", "position_nats")
 """Metrics that no number bounds above, and whose intervals may reach below that: all others are shares, and theirs end there."""
 
 ENDS = ("value", "low", "high")
-COUNTS = ("trials", "tokens", "places", "documents", "documents_too_short", "cases", "cut", "effective", "threshold")
+COUNTS = (
+    "trials",
+    "tokens",
+    "places",
+    "documents",
+    "documents_too_short",
+    "cases",
+    "cut",
+    "effective",
+    "threshold",
+    "stride",
+)
 """What stands beside scores, and is none. Neither it nor an end has an interval of its own."""
 
 FEWEST = 5

@@ -343,12 +343,15 @@ def test_stage_writes_the_same_bytes_again_and_the_parts_that_make_up_the_score(
     tensors = {"tokens": torch.from_numpy(np.concatenate(documents)), "offsets": torch.from_numpy(offsets)}
     save_file(tensors, tmp_path / "heldout.safetensors")
     written = []
+    given = settings(sliding=Sliding(stride=5, tokens=90))
     for name in ("a", "b"):
         out = tmp_path / name / "odd.json"
-        stage(tmp_path / "odd", tmp_path / "heldout.safetensors", out, out.with_suffix(".csv"), settings())
+        stage(tmp_path / "odd", tmp_path / "heldout.safetensors", out, out.with_suffix(".csv"), given)
         written.append(out.read_bytes() + out.with_suffix(".csv").read_bytes())
     assert written[0] == written[1]
-    scores = json.loads(out.read_text())["perplexity"]["odd"]
+    result = json.loads(out.read_text())
+    assert result["sliding_perplexity"]["odd"]["stride"] == 5
+    scores = result["perplexity"]["odd"]
     assert (scores["places"], scores["documents_too_short"]) == (5, 1)
     for length in (19, 30, 41):
         rows = [r for r in csv.DictReader(out.with_suffix(".csv").open()) if int(r["length"]) == length]

@@ -263,7 +263,10 @@ def test_every_table_says_which_prompt_was_asked_and_what_its_scores_were_made_o
     lines = {"prompt": "chat", "60": node(0.5), "mine": node(0.5) | {"trials": 50}}
     put(tmp_path / "scores/ruler/extended.json", {"ruler": {"extended": {"prompt": "chat", **RULER}}})
     put(tmp_path / "scores/longeval/extended.json", {"longeval_lines": {"extended": lines}})
-    put(tmp_path / "scores/slid.json", {"sliding_perplexity": {"extended": {"60": node(3.5, tokens=32768)}}})
+    put(
+        tmp_path / "scores/slid.json",
+        {"sliding_perplexity": {"extended": {"60": node(3.5, tokens=32768), "stride": 1024}}},
+    )
     picked = {"yarn": node(3.5, tokens=1200, length=480), "base": node(3.5, tokens=90, length=480)}
     put(tmp_path / "scores/longppl.json", {"longppl": {"extended": picked}})
     for label, cut in (("base", 3), ("yarn", 0), ("extended", 0)):
@@ -279,7 +282,7 @@ def test_every_table_says_which_prompt_was_asked_and_what_its_scores_were_made_o
     part = "5 questions of each task at most; 0 examples in each prompt"
     notes = {
         "Perplexity at": "the last 100 tokens at 7 places of 5 held-out documents; 2 more are too short",
-        "Perplexity of sliding windows of": "32,768 tokens of held-out documents",
+        "Perplexity of sliding windows of": "32,768 tokens of held-out documents; windows that move by 1,024",
         "LongPPL, tokens picked by": "90 to 1,200 key tokens in windows of 480",
         "Passkeys found at": "prompt: plain; 8 at each length, at 2 depths",
         "RULER's tasks solved at": "prompt: chat; tasks: single, common; 8 prompts at each length",

@@ -23,7 +23,8 @@ def made_on(measure: str, node: dict[str, Any]) -> list[str]:
             said = f"the last {first['tokens'] // places:,} tokens at {places:,} places of {node['documents']:,} held-out documents"
             return [said, *([f"{short:,} more are too short"] if short else [])]
         case "sliding_perplexity":
-            return [f"{tokens} tokens of held-out documents"]
+            stride = [f"windows that move by {node['stride']:,}"] if "stride" in node else []
+            return [f"{tokens} tokens of held-out documents", *stride]
         case "longppl":
             return [f"{tokens} key tokens in windows of {first['length']:,}"]
         case "passkey" | "needle":

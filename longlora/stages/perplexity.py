@@ -13,6 +13,8 @@ def stage(model: Path, heldout: Path, scores: Path, parts: Path, perplexity: Per
     result = measure(
         open_model(model), label=model.name, documents=documents(heldout), settings=perplexity, parts=parts
     )
+    if perplexity.sliding:  # by another stride the tokens have other contexts
+        result["sliding_perplexity"][model.name]["stride"] = perplexity.sliding.stride
     write(result, scores)
 
 
