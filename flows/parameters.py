@@ -43,10 +43,25 @@ def must_all_be_right(where: Project, snapshots: Sequence[Snapshot]) -> None:
                 pass
 
 
+def sections_must_be_right(where: Project, text: str) -> None:
+    """The same for the `text` of a params.yaml that is only planned with: of its sections one by one, for who asks what a longer
+    context takes need not say how it will be measured, nor have the data here.
+
+    Raises:
+        ValueError: all that is wrong with them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "params.yaml"
+        file.write_text(text)
+        with asked(where.tree, ["--each", file]):
+            pass
+
+
 @contextmanager
-def asked(tree: Path, files: Sequence[Path]) -> Generator[None]:
-    """Have the library of `tree` check the params `files`, or without any the tree's own, and hear at the end what it says. It
-    reads in dvc.yaml which stages there are; a project without stages of the library is not checked."""
+def asked(tree: Path, files: Sequence[Path | str]) -> Generator[None]:
+    """Have the library of `tree` check the params `files` (behind --each: their sections one by one), or without any the tree's
+    own, and hear at the end what it says. It reads in dvc.yaml which stages there are; a project without stages of the library is
+    not checked."""
     if "-m longlora.stages." not in (tree / "dvc.yaml").read_text():
         yield
         return

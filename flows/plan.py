@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from omegaconf import OmegaConf
 
+from flows.parameters import sections_must_be_right
 from longlora.planning.cost import Shape
 from longlora.planning.hardware import Hardware
 from longlora.planning.plan import Estimate, estimate_params, shape_named
@@ -22,7 +23,9 @@ def plan(where: Project, *, recipe: str | None, overrides: list[str], hardware: 
         ValueError: a wrong recipe or key, a model whose sizes are not known, or a layout that cannot be.
     """
     text = read_text(recipe_file(where.tree, recipe)) if recipe is not None else None
-    sections = sections_of(merged(read_text(where.tree / "params.yaml"), recipe=text, overrides=overrides))
+    params = merged(read_text(where.tree / "params.yaml"), recipe=text, overrides=overrides)
+    sections_must_be_right(where, params)
+    sections = sections_of(params)
     try:
         shape = shape_of(where.tree, sections.get("backbone") or {})
     except KeyError as missing:

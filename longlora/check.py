@@ -1,4 +1,5 @@
-"""params.yaml as a whole, before anything is computed: `python -m longlora.check [params.yaml]...` in a project's folder.
+"""params.yaml as a whole, before anything is computed: `python -m longlora.check [params.yaml]...` in a project's folder, with
+`--each` first for its sections one by one.
 
 Every section that a stage of dvc.yaml takes is made by its own class, and what one section needs of another is there. A stage
 checks its own sections too, but only as it begins, which for the last ones is after the training.
@@ -94,12 +95,12 @@ def sections_of(pipeline: str) -> dict[str, type[Section]]:
     return own | {a.name: a.annotation for a in arguments if a.annotation is not Path}
 
 
-def check(params: dict[str, Any], kinds: dict[str, type[Section]]) -> list[str]:
+def check(params: dict[str, Any], kinds: dict[str, type[Section]], *, together: bool = True) -> list[str]:
     """What is allowed and still worth a word.
 
     Raises:
         ValueError: one line with all that is wrong, unless every section of `kinds` is in `params` and right, and they fit
-            together.
+            `together`, where that is asked.
     """
     sections, wrong = {}, []
     for name, kind in kinds.items():
@@ -107,8 +108,10 @@ def check(params: dict[str, Any], kinds: dict[str, type[Section]]) -> list[str]:
             sections[name] = section_of(kind, params, name)
         except ValueError as error:
             wrong.append(str(error).removeprefix("params: "))
-    if wrong := wrong or list(dict.fromkeys(misfits(sections))):  # two paths of a rule may lack the same
+    if wrong := wrong or (list(dict.fromkeys(misfits(sections))) if together else []):  # two paths may lack the same
         raise ValueError("params: " + "; ".join(wrong))
+    if not together:
+        return []
     return list(noted(**{name: sections[name] for name in NOTED})) if sections.keys() >= NOTED else []
 
 
@@ -291,14 +294,18 @@ def unchecked(cases: list[str], checked: str | None) -> Iterator[str]:
             )
 
 
-def main(files: list[str]) -> int:
+EACH = "--each"
+
+
+def main(arguments: list[str]) -> int:
     """Check each of the params files; the first that is wrong ends it, with one line and status 2. Prints a note once."""
+    files = [each for each in arguments if each != EACH]
     stand_in()
     notes: list[str] = []
     kinds = sections_of(Path("dvc.yaml").read_text())
     for file in files or ["params.yaml"]:
         try:
-            notes += check(read_params(Path(file)), kinds)
+            notes += check(read_params(Path(file)), kinds, together=EACH not in arguments)
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

@@ -784,3 +784,16 @@ def test_a_sweep_is_refused_before_any_run(own):
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: params: key 'gate.rules' is missing")
     assert not (own / ".longlora" / "worktrees").exists()
+
+
+def test_a_plan_is_of_sections_that_are_right_and_asks_no_more_of_them(own):
+    """Who plans a longer context need not say how it will be measured: that is `run`'s to ask."""
+    longer = ["plan", "--set", "position.context=8192"]
+    assert dummy.longlora(ROOT, *longer).returncode == 0
+    done = dummy.longlora(ROOT, *longer, "--set", "fit.learning_rate=-3")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: params: fit.learning_rate = -3: Input should be greater than 0\n"
+    dummy.with_a_stage_of_the_library(own)
+    done = dummy.longlora(own, "plan")
+    assert done.stderr.startswith("error: params: key 'gate.rules' is missing")
+    assert "unknown key 'gate.least'" in done.stderr
