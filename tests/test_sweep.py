@@ -217,16 +217,16 @@ def test_the_best_is_said_of_scores_that_compare_alone(folder, capsys, others, b
     assert ("no best: " in said) == (not best)
 
 
-def test_a_search_is_not_over_how_its_own_score_is_measured(own):
+def test_a_search_is_not_over_how_its_own_score_is_measured_nor_over_what_refuses_its_runs(own):
     text = (own / "dvc.yaml").read_text()
     dummy.write(own / "dvc.yaml", text.replace('data: "${models}/base"}', 'data: "${models}/base", params: train}'))
     dummy.commit(own)
-    done = dummy.longlora(own, "sweep", "train.rank=1..9", "--trials", "2")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(
-        "error: sweep train.rank: says how score/tuned is measured, and a search goes by that: "
-    )
-    assert done.stderr.count("\n") == 1
+    for axis, told in (("train.rank=1..9", "score/tuned is measured"), ("gate.least=0.1,0.9", "the gate judges")):
+        done = dummy.longlora(own, "sweep", axis, "--trials", "2")
+        assert (done.returncode, done.stdout) == (1, "")
+        key = axis.partition("=")[0]
+        assert done.stderr.startswith(f"error: sweep {key}: says how {told}, and a search goes by that: ")
+        assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.usefixtures("environment")

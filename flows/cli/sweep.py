@@ -25,7 +25,7 @@ from flows.cli.terminal import console
 from flows.parameters import must_all_be_right
 from flows.run_dir import is_finished, open_run_dir
 from tasks import promotion, runs, servers, storage, tracking
-from tasks.comparison import Better, better_of, values_of
+from tasks.comparison import Better, better_of, comparisons_of, values_of
 from tasks.declared import Artifact
 from tasks.errors import one_line
 from tasks.locks import hold
@@ -138,12 +138,13 @@ def search(
     better = better_of(model)
     if better is None:
         raise ValueError(f"--trials: dvc.yaml does not say by which metric {model.name} is better (meta: better)")
-    measured = [key_of(axis) for axis in axes if key_of(axis).startswith(f"{better.params}.")]
-    if measured:
-        raise ValueError(
-            f"sweep {measured[0]}: says how {better.metric} is measured, and a search goes by that: "
-            "set one value, or leave --trials away and run them all"
-        )
+    goes_by = {each: "the gate judges" for each in promotion.JUDGES}
+    goes_by |= {each.params: f"{each.metric} is measured" for each in reversed(comparisons_of(model)) if each.params}
+    for key in map(key_of, axes):
+        if told := goes_by.get(key.partition(".")[0]):
+            raise ValueError(
+                f"sweep {key}: says how {told}, and a search goes by that: set one value, or leave --trials away and run them all"
+            )
     draws = Search({key_of(axis): range_of(axis) or axis_values(axis) for axis in axes}, better, seed=seed)
     files = files_now(where, recipe=recipe)  # what is drawn later is of the same files
 
