@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +91,17 @@ def test_a_share_is_never_surer_than_its_trials_nor_than_its_groups():
     halves = np.array([1.0] * 20 + [0.0] * 20)  # one text is easy, one is hard: forty questions are two
     assert share(halves, groups_N=["easy"] * 20 + ["hard"] * 20) == (0.0, 1.0)
     assert np.isnan(share(halves, groups_N=["one"] * 40)).all()  # what is not known of two is not known of one
+
+
+def test_shares_that_are_all_or_nothing_in_a_group_are_taken_for_surer_than_they_are():
+    """What docs/evaluate.md says of it: where no group differs, nothing shows that its trials are alike."""
+    dice, covered, trials = np.random.default_rng(6), 0, 1000
+    groups = np.repeat(np.arange(4), 20).tolist()
+    for _ in range(trials):
+        low, high = share(np.repeat((dice.random(4) < 0.8).astype(float), 20), groups_N=groups)
+        covered += low <= 0.8 <= high
+    assert 0.54 <= covered / trials <= 0.64
+    assert "59 times in 100" in (Path(__file__).parent.parent / "docs/evaluate.md").read_text()
 
 
 def test_a_figure_has_six_digits_null_for_what_is_no_number_and_then_its_counts():
