@@ -46,7 +46,8 @@ def deploy(
     """
     when = schedules(cron, interval, timezone)
     # a slip in a key or value is said now, not at night
-    must_all_be_right(where, [snapshot(where, recipe=recipe, overrides=overrides)])
+    now = snapshot(where, recipe=recipe, overrides=overrides)
+    must_all_be_right(where, [now])
     place = watchable(where, watch) if watch else None
     for option, wanted in (("--watch", watch), ("--if-worse", if_worse)):
         if wanted is not None and not (cron or interval):
@@ -70,7 +71,8 @@ def deploy(
         entry["parameters"] |= {"if_worse": if_worse}
     ask_prefect(where, address, entry)
     said = moments(cron, interval, timezone, place, if_worse)
-    return f"pipeline/{name} runs {said}, at the commit checked out in {where.tree}; a worker must be up: `longlora up`"
+    changed = "; it has uncommitted changes, and its runs are refused until you commit them" if now.dirty else ""
+    return f"pipeline/{name} runs {said}, at the commit checked out in {where.tree}; a worker must be up: `longlora up`{changed}"
 
 
 def moments(cron: str | None, interval: float | None, timezone: str, place: Path | None, if_worse: float | None) -> str:
@@ -127,6 +129,8 @@ def ask_prefect(where: Project, address: str, entry: dict[str, Any]) -> None:
             return subprocess.run(command, cwd=where.tree, env=env, capture_output=True, text=True)
 
         wanted = [["deploy", "--prefect-file", str(file), "--name", entry["name"]]]
+        if not entry["schedules"]:  # to Prefect's command that is nothing said of them, and it leaves those there were
+            wanted.append(["deployment", "schedule", "clear", f"pipeline/{entry['name']}", "--accept-yes"])
         # one that is there is left alone: made again, it would lose its pause, its limit and its template
         if prefect("work-pool", "inspect", pool).returncode:
             wanted.insert(0, ["work-pool", "create", pool, "--type", "process"])

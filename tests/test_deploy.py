@@ -181,6 +181,25 @@ def test_a_second_deployment_leaves_the_pause_and_the_limit_of_the_work_pool(dep
     assert (pool.is_paused, pool.concurrency_limit) == (True, 3)
 
 
+def test_deployed_again_without_a_schedule_it_has_none_and_of_uncommitted_changes_it_warns(deployed, prefect_url):
+    def deploy(*arguments: str) -> str:
+        done = dummy.longlora(deployed, "deploy", "--name", "again", *arguments, env={"PREFECT_API_URL": prefect_url})
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def schedules() -> list[str]:
+        (found,) = ask(prefect_url, "deployments", {"deployments": {"name": {"any_": ["again"]}}})
+        return [each["schedule"]["cron"] for each in found["schedules"]]
+
+    assert "uncommitted" not in deploy("--cron", "0 3 * * *")
+    assert schedules() == ["0 3 * * *"]
+    dummy.write(deployed / "recipes" / "new.yaml", "train: {rank: 3}")
+    said = deploy()
+    assert "runs when asked to" in said
+    assert schedules() == []
+    assert "has uncommitted changes, and its runs are refused until you commit them" in said
+
+
 def test_a_wrong_schedule_is_said_before_a_server_is_asked_for(deployed):
     done = dummy.longlora(deployed, "deploy", "--cron", "99 * * * *")
     assert done.returncode == 1
