@@ -95,7 +95,8 @@ def git(
             their hashes.
 
     Raises:
-        ValueError: there is no git, or it ended with an error; from its `fatal:` on, else its last line.
+        ValueError: there is no git, or it ended with an error; from its `fatal:` on, and the first of its errors before that, which
+            is the cause; else its last line.
     """
     config = [f"core.hooksPath={os.devnull}", "core.splitIndex=false"]
     config += ["core.autocrlf=false", "core.eol=lf"] if stored else []
@@ -118,8 +119,10 @@ def git(
         ) from None
     if done.returncode:
         said = done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}"
-        fatal = " ".join(said.partition("fatal: ")[2].replace("fatal: ", "").split())
-        raise ValueError(f"git {arguments[0]}: {fatal or said.splitlines()[-1]}")
+        errors, _, rest = said.partition("fatal: ")
+        fatal = " ".join(rest.replace("fatal: ", "").split())
+        cause = next((f" ({line[7:]})" for line in errors.splitlines() if line.startswith("error: ")), "")
+        raise ValueError(f"git {arguments[0]}: {f'{fatal}{cause}' if fatal else said.splitlines()[-1]}")
     return done.stdout.strip("\n")
 
 

@@ -466,6 +466,19 @@ def test_a_repository_that_git_does_not_trust_is_said_with_git_s_remedy(folder, 
     assert "\n" not in str(said.value)
 
 
+def test_what_git_cannot_store_is_said_with_the_cause(folder):
+    dummy.git(folder, "init", "--quiet", "inner")
+    said = r"^git add: (adding|updating) files failed \('inner/' does not have a commit checked out\)$"
+    with pytest.raises(ValueError, match=said):
+        snapshot(project(folder))
+
+
+def test_what_a_shell_or_mlflow_leaves_in_the_project_is_no_part_of_a_run():
+    here = Path(__file__).parent.parent
+    left = ["nohup.out", "run.log", "mlflow.db", "mlruns"]
+    assert dummy.git(here, "check-ignore", "--no-index", *left).splitlines() == left
+
+
 def test_a_worktree_on_a_drive_that_is_away_is_kept_and_one_that_was_cut_off_is_made_anew(folder, tmp_path):
     from tasks.leftovers import Leftover, remove
 
