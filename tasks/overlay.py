@@ -124,7 +124,7 @@ def check(overlay: dict[str, Any], base: dict[str, Any], path: tuple[str, ...]) 
     for key, value in overlay.items():
         name = ".".join((*path, str(key)))
         if key not in base:
-            raise ValueError(f"unknown key '{name}'{nearest(str(key), [str(k) for k in base])}")
+            raise ValueError(f"unknown key '{name}'{meant(str(key), base, path)}")
         old = base[key]
         if isinstance(old, dict) and isinstance(value, dict):
             check(value, old, (*path, str(key)))
@@ -136,6 +136,12 @@ def check(overlay: dict[str, Any], base: dict[str, Any], path: tuple[str, ...]) 
             raise ValueError(f"{name} = {written(value)}: must be {shape(old)}, as in {name} = {written(old)}")
         elif isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} = {value!r}: must be finite")
+
+
+def meant(key: str, base: dict[str, Any], path: tuple[str, ...]) -> str:
+    """What to say of a key that is not in `base`: the sections in it that have such a key, else the nearest."""
+    whole = [".".join((*path, name, key)) for name, keys in base.items() if isinstance(keys, dict) and key in keys]
+    return f"; did you mean {' or '.join(map(repr, whole))}?" if whole else nearest(key, [str(k) for k in base])
 
 
 def shape(value: Any) -> str:

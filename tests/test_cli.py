@@ -333,10 +333,11 @@ def test_what_the_user_can_act_on_is_one_line_and_a_defect_keeps_its_traceback()
         raise RuntimeError("said")
 
 
-def test_what_mlflow_prefect_and_dvc_refuse_is_one_line_that_names_them(folder):
+def test_what_mlflow_prefect_git_and_dvc_refuse_is_one_line_that_names_them(folder):
     import httpx
     from mlflow.exceptions import MlflowException
     from prefect.exceptions import PrefectHTTPStatusError
+    from pygit2 import GitError
 
     from tasks.runs import model_at
 
@@ -345,6 +346,8 @@ def test_what_mlflow_prefect_and_dvc_refuse_is_one_line_that_names_them(folder):
     asked = httpx.Request("POST", "http://127.0.0.1:4200/api/flow_runs")
     with pytest.raises(SystemExit, match=r"^error: Prefect: 500, the disk is full$"), plain_errors():
         raise PrefectHTTPStatusError("500,\n the disk is full", request=asked, response=httpx.Response(500))
+    with pytest.raises(SystemExit, match="^error: git: the repository is not owned by you$"), plain_errors():
+        raise GitError("the repository is not owned by you")
     dvc = folder / "dvc.yaml"
     dvc.write_text(dvc.read_text().replace("desc: Judge it.", "desk: Judge it."))
     dummy.commit(folder)

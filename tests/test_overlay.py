@@ -8,7 +8,7 @@ from tasks.overlay import merged, read_text, recipe_file
 PARAMS = """
 # a comment that must survive
 fit: {steps: 100, rate: 2.0e-5, betas: [0.9, 0.95], name: null, fast: true}
-gate: {rules: []}
+gate: {rules: [], least: {words: 1}, most: {words: 9}}
 """
 
 
@@ -24,7 +24,7 @@ def test_recipe_then_overrides_the_last_word_wins_and_the_rest_stays():
     )
     assert yaml.safe_load(text) == {
         "fit": {"steps": 8, "rate": 2.0e-5, "betas": [0.5, 0.6], "name": "a", "fast": True},
-        "gate": {"rules": []},
+        "gate": {"rules": [], "least": {"words": 1}, "most": {"words": 9}},
     }
 
 
@@ -38,6 +38,8 @@ def test_small_numbers_stay_numbers_for_every_reader():
     [
         ("fit.step=3", r"unknown key 'fit.step'; did you mean 'steps'\?"),
         ("fti.steps=3", r"unknown key 'fti'; did you mean 'fit'\?"),
+        ("steps=3", r"^unknown key 'steps'; did you mean 'fit.steps'\?$"),
+        ("gate.words=3", r"^unknown key 'gate.words'; did you mean 'gate.least.words' or 'gate.most.words'\?$"),
         ("fit.steps=many", "fit.steps = 'many': must be a number"),
         ("fit.fast=3", "^fit.fast = 3: must be true or false, as in fit.fast = true$"),
         ("fit.steps=true", "^fit.steps = true: must be a number"),

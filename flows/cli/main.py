@@ -234,7 +234,12 @@ def plain_errors() -> Generator[None]:
         if "CancelledRun" in kinds:
             print("error: cancelled in Prefect; the same command goes on where it stopped", file=sys.stderr)
             raise SystemExit(128 + signal.SIGTERM) from None
-        names = {"MlflowException": "MLflow", "DvcException": "DVC", "PrefectHTTPStatusError": "Prefect"}
+        names = {
+            "MlflowException": "MLflow",
+            "DvcException": "DVC",
+            "PrefectHTTPStatusError": "Prefect",
+            "GitError": "git",  # as DVC reads commits, by a library that knows fewer of the user's settings
+        }
         theirs = [name for kind, name in names.items() if kind in kinds]
         if not theirs:
             raise
