@@ -17,6 +17,8 @@ from tasks.servers import UP, is_local_tracking, local_tracking, must_be_reachab
 from tasks.workspace import Project
 
 POOL = "local"  # the work pool of prefect.yaml
+# flow runs of one worker: those that were due while none was up, up to a hundred of a schedule, would all begin in one moment
+AT_ONCE = 8
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000  # their own
 
 
@@ -26,6 +28,7 @@ class Up:
 
     server: RestartingServer
     page: str
+    """Its address, and what to do there, for people."""
     near: str
     """The address of its interface, from this machine."""
     access: Access | None
@@ -140,8 +143,11 @@ def start_mlflow(where: Project, at: Host, port: int) -> Up:
     command = mlflow_command(where, port, host=at, guarded=bool(guard))
     env = {**guard, **mlflow_names(at, port)}
     server = RestartingServer("MLflow", command, health=f"{near}/health", log=where.state / "mlflow.log", env=env)
-    # without the query it opens as a page of traces and prompts, which has no runs
-    return Up(server, f"http://{at.shown}:{port}/#/experiments?workflowType=machine_learning", near, MLFLOW)
+    # Its pages show traces and prompts until the switch is used, which the browser then keeps. With the kind of page in the address
+    # the switch seems used, keeps nothing, and the next click leads to traces.
+    return Up(
+        server, f"http://{at.shown}:{port} (its switch *Model training*, top left, leads to the runs)", near, MLFLOW
+    )
 
 
 def start_worker(where: Project) -> Up:
@@ -150,7 +156,8 @@ def start_worker(where: Project) -> Up:
 
 
 def worker_command() -> list[str]:
-    return [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+    limit = ["--limit", str(AT_ONCE)]
+    return [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", *limit]
 
 
 def mlflow_command(where: Project, port: int, *, host: Host = LOCAL, guarded: bool = False) -> list[str]:

@@ -9,8 +9,9 @@ from browser import keep, needs_browser, tab
 from PIL import Image
 from test_promote import mlflow_server  # noqa: F401
 
+from tasks.listening import LOCAL
 from tasks.stages import Out
-from tasks.workspace import project, snapshot, worktree
+from tasks.workspace import Project, project, snapshot, worktree
 
 pytestmark = pytest.mark.slow
 
@@ -153,6 +154,25 @@ def test_mlflows_own_pages_show_both_runs_and_each_one_whole(pair, mlflow_server
         page.goto(f"{mlflow_server}/#/experiments/{experiment}/runs/{ids[1]}/model-metrics")
         page.locator(".js-plotly-plot").nth(1).wait_for()
         keep(page, "mlflow-metrics")
+
+
+@needs_browser
+def test_from_the_address_that_up_prints_the_switch_leads_to_runs_and_stays(pair, mlflow_server, tmp_path, monkeypatch):  # noqa: F811
+    from types import SimpleNamespace
+
+    from tasks import up
+
+    monkeypatch.setattr(up, "RestartingServer", lambda *words, **more: SimpleNamespace(name="MLflow"))
+    port = int(mlflow_server.rpartition(":")[2])
+    (tmp_path / ".longlora").mkdir()
+    address, _, hint = up.start_mlflow(Project(tmp_path, tmp_path), LOCAL, port).page.partition(" ")
+    with tab(address) as page:
+        page.get_by_text(hint.split("*")[1], exact=True).click()
+        page.get_by_role("link", name="compared", exact=True).first.click()
+        page.wait_for_url("**/runs?**")
+        page.locator("a[href*='/runs/']").first.click()
+        page.get_by_role("link", name="Runs", exact=True).first.wait_for()
+        assert page.get_by_text("Evaluation runs").count() == 0
 
 
 def test_a_run_is_not_compared_with_itself(pair, mlflow_server):  # noqa: F811

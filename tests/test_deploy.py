@@ -47,7 +47,7 @@ def test_up_cron_deployment_run_promotion_and_an_end_without_leftovers(deployed)
     try:
         said = [servers.stdout.readline() for _ in range(3)]
         assert said[0] == f"Prefect: http://127.0.0.1:{ports[1]}\n", servers.stderr.read() if not said[0] else said
-        assert said[1] == f"MLflow: http://127.0.0.1:{ports[3]}/#/experiments?workflowType=machine_learning\n"
+        assert said[1].startswith(f"MLflow: http://127.0.0.1:{ports[3]} (its switch *Model training*, ")
         for page in said[:2]:
             browser = urllib.request.Request(page.split()[1], headers={"Accept": "text/html"})
             with urllib.request.urlopen(browser) as reply:
@@ -126,6 +126,32 @@ def test_a_cancel_of_a_workers_run_ends_it_after_the_stage_has_saved(own, enviro
     finally:
         worker.terminate()
         worker.wait(30)
+
+
+def test_runs_that_were_due_while_no_worker_was_up_do_not_all_begin_at_once(deployed, prefect_url, monkeypatch):
+    from tasks import up
+
+    def states() -> list[str]:
+        found = ask(prefect_url, "flow_runs", {"deployments": {"name": {"any_": ["due"]}}})
+        return [run["state_type"] for run in found]
+
+    monkeypatch.setattr(up, "AT_ONCE", 1)
+    env = {"PREFECT_API_URL": prefect_url, "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    assert dummy.longlora(deployed, "deploy", "--name", "due", "--set", "train.seconds=1", env=env).returncode == 0
+    (deployment,) = ask(prefect_url, "deployments", {"deployments": {"name": {"any_": ["due"]}}})
+    address = f"{prefect_url}/deployments/{deployment['id']}/create_flow_run"
+    for _ in range(2):
+        urllib.request.urlopen(urllib.request.Request(address, b"{}", {"content-type": "application/json"})).close()
+    worker = subprocess.Popen(
+        up.worker_command(), cwd=deployed, env={**dummy.clean_environment(), **env}, stdout=subprocess.DEVNULL
+    )
+    try:
+        seen: list[list[str]] = []
+        wait_for(lambda: seen.append(states()) or set(seen[-1]) == {"COMPLETED"})
+    finally:
+        worker.terminate()
+        worker.wait(30)
+    assert all(now.count("RUNNING") + now.count("PENDING") <= 1 for now in seen)
 
 
 @pytest.mark.parametrize(
