@@ -109,6 +109,25 @@ def test_a_large_count_is_shown_whole():
         "10,420,000",
         "10,420,001",
     ]
+    fewer = [Side("", None, {"parameters": {0: count}}, {}) for count in (55_552.0, 44_800.0)]
+    assert str(next(iter(scores(fewer, set()).columns[4].cells))) == "-10,752"
+
+
+def test_in_a_narrow_terminal_nothing_is_cut(pair, mlflow_server, monkeypatch, capsys):  # noqa: F811
+    from rich.console import Console
+
+    from flows.cli import compare, listing
+    from tasks import runs, tracking
+
+    folder, keys = pair
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    for module in (compare, listing):
+        monkeypatch.setattr(module, "console", lambda: Console(width=70))
+    client, where = tracking.connect(), project(folder)
+    listing.show_runs(client, where, runs.model_at(where), every=False)
+    compare.compare(where, *keys, html=None)
+    said = capsys.readouterr().out
+    assert "…" not in said and all(key in said for key in keys)
 
 
 def test_the_newest_runs_are_listed_and_all_of_them_if_asked(pair, mlflow_server, monkeypatch, capsys):  # noqa: F811

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.cli.terminal import console
+from flows.cli.terminal import console, uncut
 from tasks import runs, tracking
 from tasks.outputs import curves_at
 from tasks.tags import DIRTY, HEAD, KEY, OVERRIDES, RECIPE
@@ -84,7 +84,7 @@ def side(client: MlflowClient, where: Project, run: Run) -> Side:
 
 def table(title: str, sides: list[Side], *names: str, more: str = "") -> Table:
     columns = [*names, *(each.name for each in sides), *([more] if more else [])]
-    return Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
+    return uncut(Table(*columns, title=title, title_justify="left", box=None, pad_edge=False))
 
 
 def add(to: Table, *cells: str) -> None:
@@ -124,7 +124,7 @@ def scores(sides: list[Side], curves: set[str]) -> Table:
             at = " / ".join(f"{step:,}" for step in dict.fromkeys(steps) if step)
             values = [points.get(step) for points, step in zip(both, steps, strict=True)]
             known = [value for value in values if value is not None]
-            difference = f"{known[1] - known[0]:+,.4g}" if len(known) == 2 else ""
+            difference = signed(known[1] - known[0]) if len(known) == 2 else ""
             one, other = (facts_of(each, name, step) for each, step in zip(sides, steps, strict=True))
             said = [score(one), score(other)]
             if one != other and said[0] == said[1]:
@@ -135,6 +135,10 @@ def scores(sides: list[Side], curves: set[str]) -> Table:
     for row in differ:
         add(shown, *row)
     return shown
+
+
+def signed(difference: float) -> str:
+    return f"{difference:+,.0f}" if difference.is_integer() else f"{difference:+,.4g}"
 
 
 def facts_of(side: Side, name: str, step: int) -> list[float | None]:

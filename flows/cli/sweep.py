@@ -21,7 +21,7 @@ from rich.text import Text
 from flows.cli.axes import axis_values, key_of, must_be_given_once, range_of
 from flows.cli.listing import verdict_word
 from flows.cli.search import Search
-from flows.cli.terminal import console
+from flows.cli.terminal import console, uncut
 from flows.parameters import must_all_be_right
 from flows.run_dir import is_finished, open_run_dir
 from tasks import promotion, runs, servers, storage, tracking
@@ -278,7 +278,7 @@ def show(results: list[Result], better: Better | None, name: str) -> None:
         words = [each.point.snapshot.key, *values, "failed" if each.failure else each.verdict, score, note]
         table.add_row(*map(Text, words))
     console().print()
-    console().print(table)
+    console().print(uncut(table))
     if good and not comparable:
         console().print(
             "no best: measured at other lengths, places or texts, the scores do not compare", soft_wrap=True

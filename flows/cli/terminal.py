@@ -23,8 +23,15 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 160)
 
 
+def uncut(table: Table) -> Table:
+    """`table`, in which what is wider than its column goes on below; Rich would cut it. Keys stay in one piece."""
+    for column in table.columns:
+        column.overflow = "ellipsis" if column.no_wrap else "fold"
+    return table
+
+
 def show_plan(stages: list[Stage]) -> None:
-    table = Table("stage", "state", "what it does", box=None, pad_edge=False)
+    table = uncut(Table("stage", "state", "what it does", box=None, pad_edge=False))
     for stage in stages:
         table.add_row(stage.name, MARKS[stage.status], stage.desc)
     console().print(table)
