@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.cli.terminal import console, uncut
+from flows.cli.terminal import console, plain_table
 from tasks import runs, tracking
 from tasks.outputs import curves_at
 from tasks.tags import DIRTY, HEAD, KEY, OVERRIDES, RECIPE
@@ -84,7 +84,7 @@ def side(client: MlflowClient, where: Project, run: Run) -> Side:
 
 def table(title: str, sides: list[Side], *names: str, more: str = "") -> Table:
     columns = [*names, *(each.name for each in sides), *([more] if more else [])]
-    return uncut(Table(*columns, title=title, title_justify="left", box=None, pad_edge=False))
+    return plain_table(*columns, title=title)
 
 
 def add(to: Table, *cells: str) -> None:

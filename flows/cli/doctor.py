@@ -11,9 +11,8 @@ from typing import Literal, NamedTuple
 
 import psutil
 from packaging.specifiers import SpecifierSet
-from rich.table import Table
 
-from flows.cli.terminal import console, uncut
+from flows.cli.terminal import console, plain_table
 from tasks.config import remote_of
 from tasks.machine import gpu_names
 from tasks.servers import found_prefect, is_local_tracking, must_be_reachable
@@ -118,7 +117,7 @@ def servers(where: Project) -> Iterator[Finding]:
 
 def show(findings: list[Finding]) -> None:
     marks = {"ok": "[green]ok", "note": "[yellow]-", "lacks": "[red]lacks"}
-    table = uncut(Table("", "", "", box=None, pad_edge=False, show_header=False))
+    table = plain_table("", "", "", header=False)
     for finding in findings:
         table.add_row(finding.what, marks[finding.state], finding.said)
     console().print(table)

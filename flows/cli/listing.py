@@ -6,10 +6,10 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
-from flows.cli.terminal import console, uncut
+from flows.cli.terminal import console, plain_table
 from tasks import registry, tracking
 from tasks.comparison import better_of, values_of
 from tasks.declared import Artifact
@@ -25,7 +25,7 @@ MOST = 50_000  # MLflow's own limit
 def show_history(name: str, moves: list[Move], keys: dict[str, str]) -> None:
     """A row per move; `keys`: those of runs, by MLflow's ids."""
     columns = ("when (UTC)", "how", "from", "to", "who", "why", Column("run", no_wrap=True))
-    table = uncut(Table(*columns, box=None, pad_edge=False, title=f"champion of {name}"))
+    table = plain_table(*columns, title=f"champion of {name}")
     for move in moves:
         run = keys.get(move.run, move.run[:12])
         table.add_row(move.when, move.how, move.origin or "-", move.to or "-", move.who, move.why, run)
@@ -53,7 +53,7 @@ def show_runs(client: MlflowClient, where: Project, model: Artifact, *, every: b
             titles[version.run_id] = f"{titles.get(version.run_id, '')} {alias}".strip()
     measure = [better.metric] if better else []
     columns = (Column("run", no_wrap=True), "started", "state", "recipe", "set", "verdict", *measure, "")
-    table = uncut(Table(*columns, box=None, pad_edge=False))
+    table = plain_table(*columns)
     for run in found:
         tags = run.data.tags
         started = datetime.fromtimestamp(run.info.start_time / 1000).strftime("%Y-%m-%d %H:%M")
@@ -81,7 +81,7 @@ def shown(path: Path, where: Project) -> Path:
 
 
 def show_leftovers(found: list[Leftover], where: Project) -> None:
-    table = uncut(Table("size", "what", "where", "why", box=None, pad_edge=False))
+    table = plain_table("size", "what", "where", "why")
     table.columns[0].justify = "right"
     for each in found:
         home = os.path.commonpath([shown(path, where) for path in each.paths])

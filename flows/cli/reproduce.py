@@ -9,9 +9,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.table import Table
-
-from flows.cli.terminal import console, uncut
+from flows.cli.terminal import console, plain_table
 from flows.run_dir import checkpoint_home, stage_settings
 from tasks import storage, supervise
 from tasks.config import link
@@ -122,7 +120,7 @@ def compute_again(where: Project, key: str, again: str) -> Path:
 
 def judge(outputs: list[Compared], what: str) -> None:
     """Show every hash; raise ValueError if one that ought to be equal is not."""
-    table = uncut(Table("output", "stage", "recorded", "found", "", box=None, pad_edge=False))
+    table = plain_table("output", "stage", "recorded", "found", "")
     for out in outputs:
         mark = "[green]equal" if out.equal else "[yellow]times, may differ" if out.varies else "[red]differs"
         table.add_row(out.path, out.stage, out.recorded, out.found or "not there", mark)

@@ -15,13 +15,13 @@ from dvc.exceptions import DvcException
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
 from flows.cli.axes import axis_values, key_of, must_be_given_once, range_of
 from flows.cli.listing import verdict_word
 from flows.cli.search import Search
-from flows.cli.terminal import console, uncut
+from flows.cli.terminal import console, plain_table
 from flows.parameters import must_all_be_right
 from flows.run_dir import is_finished, open_run_dir
 from tasks import promotion, runs, servers, storage, tracking
@@ -264,9 +264,7 @@ def measured_by(where: Project, run: Run, better: Better) -> list[str]:
 def show(results: list[Result], better: Better | None, name: str) -> None:
     """The table; the best score of those that passed is marked."""
     keys = [key_of(value) for value in results[0].point.values]
-    table = Table(
-        Column("run", no_wrap=True), *keys, "verdict", better.metric if better else "", "", box=None, pad_edge=False
-    )
+    table = plain_table(Column("run", no_wrap=True), *keys, "verdict", better.metric if better else "", "")
     good = [each for each in results if each.score is not None and each.verdict != "refused"]
     comparable = len({each.ground for each in good}) == 1
     scores = [each.score for each in good if each.score is not None] if comparable else []
@@ -278,7 +276,7 @@ def show(results: list[Result], better: Better | None, name: str) -> None:
         words = [each.point.snapshot.key, *values, "failed" if each.failure else each.verdict, score, note]
         table.add_row(*map(Text, words))
     console().print()
-    console().print(uncut(table))
+    console().print(table)
     if good and not comparable:
         console().print(
             "no best: measured at other lengths, places or texts, the scores do not compare", soft_wrap=True

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.table import Table
+from rich.table import Column, Table
 
 from flows.run_dir import RunDir
 from tasks.stages import Stage
@@ -23,15 +23,17 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 160)
 
 
-def uncut(table: Table) -> Table:
-    """`table`, in which what is wider than its column goes on below; Rich would cut it. Keys stay in one piece."""
+def plain_table(*columns: Column | str, title: str | None = None, header: bool = True) -> Table:
+    """A table without lines. What is wider than its column goes on below, where Rich would cut it; but not in a column that says
+    no_wrap, as those of keys do."""
+    table = Table(*columns, title=title, title_justify="left", show_header=header, box=None, pad_edge=False)
     for column in table.columns:
         column.overflow = "ellipsis" if column.no_wrap else "fold"
     return table
 
 
 def show_plan(stages: list[Stage]) -> None:
-    table = uncut(Table("stage", "state", "what it does", box=None, pad_edge=False))
+    table = plain_table("stage", "state", "what it does")
     for stage in stages:
         table.add_row(stage.name, MARKS[stage.status], stage.desc)
     console().print(table)
