@@ -4,17 +4,20 @@ import json
 import math
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from jsonschema import Draft202012Validator
 
 from flows.cli.longqa import write_by_model
-from longlora.data.author import ATTEMPTS, PATIENCE, Endpoint, Plan, Work, judge, write_questions
-from longlora.data.casebook import write
+from longlora.data import author
+from longlora.data.author import ATTEMPTS, PATIENCE, Endpoint, Plan, Work, judge, posted, write_questions
+from longlora.data.casebook import excerpt, write
 from longlora.data.reading import Document
 
 DOCUMENTS = [
@@ -158,7 +161,10 @@ def test_failures_that_may_pass_are_waited_for(stub, tmp_path):
     assert len(handler.seen) == 9
 
 
-@pytest.mark.parametrize(("said", "least", "most"), [("7", 7, 7), ("²", 1, 1), ("soon", 1, 1), ("-3", 1, 1)])
+@pytest.mark.parametrize(
+    ("said", "least", "most"),
+    [("7", 7, 7), ("²", 1, 1), ("soon", 1, 1), ("-3", 1, 1), (f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT", 1, 1)],
+)
 def test_a_server_is_waited_for_as_long_as_it_says(stub, tmp_path, said, least, most):
     handler, endpoint = stub
     handler.script += [{"Retry_After": said}]
@@ -276,6 +282,26 @@ def test_what_is_not_asked_any_more_is_not_counted_as_left_out(stub, tmp_path):
     assert "HTTP 403" in done.stopped and not done.refused
 
 
+def test_a_reply_that_is_whole_a_moment_too_late_is_taken(monkeypatch):
+    endpoint = Endpoint("http://127.0.0.1:1/v1", model="m", key=None, timeout=10)
+    client = httpx.Client(
+        transport=httpx.MockTransport(lambda _: httpx.Response(200, content=iter([b"a", b"b", b"c"])))
+    )
+    for moments, late in ([0, 4, 8, 12], False), ([0, 4, 12, 13], True):
+        monkeypatch.setattr(author, "time", SimpleNamespace(monotonic=iter(moments).__next__))
+        with pytest.raises(httpx.ReadTimeout) if late else nullcontext():
+            assert posted(client, endpoint, {}).content == b"abc"
+
+
+def test_once_an_endpoint_has_failed_no_more_excerpts_are_cut(stub, tmp_path, monkeypatch):
+    handler, endpoint = stub
+    handler.script += [403]
+    cut = []
+    monkeypatch.setattr(author, "excerpt", lambda *a, **k: cut.append(1) or excerpt(*a, **k))
+    done = work(endpoint, tmp_path, plan=replace(PLAN, excerpts=50))
+    assert "HTTP 403" in done.stopped and len(cut) == 1
+
+
 def test_an_excerpt_without_a_whole_sentence_is_not_asked_about(stub, tmp_path):
     handler, endpoint = stub
     text = f"{' '.join(['and'] * 500)}. Ship 1 of the fleet carried 7 barrels of oil to the port."
@@ -344,7 +370,7 @@ def test_no_call_is_made_once_the_budget_is_used(stub, tmp_path):
     handler, endpoint = stub
     done = work(endpoint, tmp_path, plan=Plan(6, 120, 3, 250, 1))
     assert (len(handler.seen), len(done.cases), done.tokens) == (3, 3, 300)
-    assert done.stopped == "the budget of 250 tokens is used, 300 were"
+    assert done.stopped == "the budget of 250 tokens is used"
 
 
 @pytest.mark.parametrize(

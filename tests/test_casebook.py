@@ -102,11 +102,25 @@ def test_a_word_that_is_shortened_before_numbers_alone_ends_a_sentence_elsewhere
         ("هل يجوز ذلك؟", "لا يجوز."),
         ("Բարեւ\u0589", "Այո\u0589"),
         ("It fell.[3]", "They ran.^12", "He said so.”[4]", "Yes."),
+        ("It fell.[3, 4]", "They ran.[3]\u2013[5]", "She left.^2, 3", "He went.[^7]", "Yes.^4\u20136", "No."),
     ],
 )
 def test_full_stops_of_other_scripts_and_the_numbers_of_notes_behind_them_end_sentences(said):
     text = " ".join(said)
     assert [text[s.start : s.end] for s in sentences(text)] == list(said)
+
+
+@pytest.mark.parametrize(
+    ("text", "many"),
+    [
+        ("It fell.[3]\n- They ran.[4]\n- We stayed.[5]", 3),
+        ("पहला यह है।\n- दूसरा वह है।", 2),
+        ("هل يجوز ذلك؟\n- لا يجوز.", 2),
+        ("It fell.[3]\n \n- They ran.", 2),
+    ],
+)
+def test_items_of_a_list_are_sentences_behind_every_full_stop(text, many):
+    assert len(sentences(text)) == many
 
 
 def test_a_closing_quote_belongs_to_the_sentence_before_it():
@@ -438,6 +452,11 @@ def test_an_accent_of_its_own_and_a_soft_hyphen_are_inside_of_words():
 def test_a_number_is_not_cut_at_its_point():
     text = "The freight came to 12,340.50 euros in all, and the crew had 1,250 crates of it."
     assert answers("number", text) == {"1,250"}
+
+
+def test_the_number_of_a_note_and_an_exponent_are_not_asked_for():
+    text = "In the year 1755^12 the quake killed 30,000^7 people, which is 5^17 times more than ever."
+    assert answers("number", text) == {"1755", "30,000"}
 
 
 def test_a_word_that_also_stands_emphasised_is_not_counted():

@@ -99,6 +99,14 @@ def test_the_number_of_a_note_and_an_exponent_are_no_digits_of_what_they_stand_a
     assert html_text(page) == "In 1755^1 some 30,000^2, 3 died[4] by 10^-17 J, the 5th.\n"
 
 
+def test_a_raised_number_is_marked_once_and_no_fraction_is(tmp_path):
+    page = (
+        "<p>then<sup>\n <a>7</a>\n</sup> x<sup><sup>2</sup></sup> 10<sup>-3.5</sup> "
+        "3<sup>1</sup>/<sub>2</sub> <sup>3</sup>&frasl;<sub>8</sub></p>"
+    )
+    assert html_text(page) == "then^7 x^2 10^-3.5 31/2 3\u20448\n"
+
+
 def test_code_and_tables_of_a_page_are_those_of_markdown(tmp_path):
     (tmp_path / "page.html").write_text(
         "<nav><a href=x>Home</a></nav><h2>Chapter 1<br/><div>The sluice</div><a>\u00b6</a></h2><p>Wa&shy;ter</p>"

@@ -128,6 +128,8 @@ def write_questions(
     work, known, heard = Work(), read_journal(journal), set[str]()
     with httpx.Client(timeout=endpoint.timeout, headers=headers) as client:
         for number in range(plan.excerpts):
+            if work.stopped and known.keys() <= heard:
+                break
             dice = random.Random(f"{plan.seed} {plan.length} {number}")
             text, names = excerpt(sources, length=plan.length, collections=0.0, measure=words, dice=dice)
             order = ORDER.format(count=plan.questions, form=OBJECT if endpoint.schema else LIST, document=text)
@@ -142,7 +144,7 @@ def write_questions(
                 pay(earlier, order, work)
             lacking = not replies or 0 < replies[-1].cut < endpoint.max_tokens
             if lacking and not work.stopped and work.tokens >= plan.budget:
-                work.stopped = f"the budget of {plan.budget:,} tokens is used, {work.tokens:,} were"
+                work.stopped = f"the budget of {plan.budget:,} tokens is used"
             if lacking and not work.stopped:
                 try:
                     replies.append(
@@ -255,10 +257,12 @@ def posted(client: httpx.Client, endpoint: Endpoint, body: dict[str, Any]) -> ht
     """
     begun, pieces = time.monotonic(), []
     with client.stream("POST", f"{endpoint.url.rstrip('/')}/chat/completions", json=body) as response:
+        late = False
         for piece in response.iter_raw():
-            pieces.append(piece)
-            if time.monotonic() - begun > endpoint.timeout:
+            if late:  # the last piece may be: then the reply is whole, and paid for
                 raise httpx.ReadTimeout(f"no whole reply in {endpoint.timeout:g} seconds")
+            pieces.append(piece)
+            late = time.monotonic() - begun > endpoint.timeout
         return httpx.Response(response.status_code, headers=response.headers, content=b"".join(pieces))
 
 
@@ -268,7 +272,7 @@ def seconds(asked: str, *, usual: float) -> float:
         return float(asked)
     try:
         until = parsedate_to_datetime(asked)
-    except ValueError:
+    except (ValueError, OverflowError):
         return usual
     return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 

@@ -21,7 +21,7 @@ from longlora.data.questions import LONGEST, SHORTEST, Asked, Excerpt, Kind, ask
 from longlora.data.reading import Document
 from longlora.data.sentences import prose
 from longlora.data.tokenise import places
-from longlora.data.words import pieces
+from longlora.data.words import UNSPACED, pieces
 from longlora.section import Section, Seed
 
 Measure = Callable[[str], np.ndarray]
@@ -85,7 +85,10 @@ class Built:
 
 def words(text: str) -> np.ndarray:
     """Ends of the words: what stands between white space, or, in scripts without spaces, each character."""
-    ends = (accumulate(map(len, pieces(m.group())), initial=m.start()) for m in re.finditer(r"\S+", text))
+    found = re.finditer(r"\S+", text)
+    if not UNSPACED.search(text):
+        return np.array([m.end() for m in found], dtype=np.int64)
+    ends = (accumulate(map(len, pieces(m.group())), initial=m.start()) for m in found)
     return np.array([end for starts_first in ends for end in islice(starts_first, 1, None)], dtype=np.int64)
 
 

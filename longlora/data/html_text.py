@@ -42,8 +42,10 @@ BLOCKS = [
     "hr",
 ]
 HEADINGS = re.compile(r"^h[1-6]$")
-RAISED = re.compile(r"[-\u2212]?\d[\d,\s\u2013-]*")
+RAISED = re.compile(r"\s*([-\u2212]?\d[\d,.\s\u2013-]*?)\s*")
 """What only its height keeps apart from the digits before it: a note's number, an exponent."""
+BAR = re.compile(r"\s*[/\u2044]")
+"""What stands behind the upper number of a fraction."""
 CELL = 400
 """Characters of a table's cell, at most; a longer one is text that a table only arranges."""
 LISTING = 0.8
@@ -65,8 +67,9 @@ def html_text(html: str) -> str:
                 string.replace_with(plain)
     tables = [t for t in soup("table") if not t.find(["table", "pre", HEADINGS])]
     for tag in soup("sup"):
-        if RAISED.fullmatch(tag.get_text().strip()):
-            tag.insert(0, "^")
+        number = RAISED.fullmatch(tag.get_text())
+        if number and not tag.find_parent("sup") and not BAR.match(str(tag.next_sibling or "")):
+            tag.string = f"^{number[1]}"
     for tag in soup("br"):
         tag.replace_with("\n")
     for tag in listings(soup):

@@ -28,7 +28,7 @@ GAP = "___"
 SHORTEST, LONGEST = 40, 400
 """Characters of a sentence that is asked about."""
 NAME = re.compile(r"(?<=[a-z,;] )(?:[A-Z][a-z]{2,}(?: [A-Z][a-z]{2,})*)\b")
-NUMBER = re.compile(r"(?<![\d,.$])(?:\d{1,3}(?:,\d{3})+|\d{2,})(?![\d,]|\.\d)")
+NUMBER = re.compile(r"(?<![\d,.$^])(?:\d{1,3}(?:,\d{3})+|\d{2,})(?![\d,]|\.\d)")
 WORD = re.compile(r"\b[^\W\d_]{5,}\b")
 EMPHASISED = re.compile(r"(?<=_)[^\W\d_]+|[^\W\d_]+(?=_)")
 NUMERALS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

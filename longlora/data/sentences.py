@@ -11,15 +11,19 @@ from typing import NamedTuple
 
 from longlora.data.words import before_mark, inside_word, terms
 
+NOTES = r"\d+(?:, ?\d+|[-\u2013]\d+)*"
+STOP = (
+    r"[.!?\u0589\u061f\u06d4\u0964\u0965\u104b\u1362\u17d4]"  # also Armenian, Arabic, Urdu, Hindi, Burmese, Ethiopic, Khmer
+    rf"(?:['\"\u2019\u201d)\]]|\[\^?{NOTES}\]|[,\u2013-](?=\[)|\^{NOTES})*"
+)
+"""A full stop, with the closing quotes and the numbers of notes behind it."""
 BORDER = re.compile(
-    r"(?:[.!?]['\"\u2019\u201d)\]]*)?((?<!\s)\s*\n[ \t]*(?:[-*+][ \t]+|(?=\d{1,2}[.)][ \t])))(?=\S)"  # an item of a Markdown list
-    r"|[.!?\u0589\u061f\u06d4\u0964\u0965\u104b\u1362\u17d4]"  # a full stop, with a space behind it
-    r"(?:['\"\u2019\u201d)\]]|\[\d{1,3}\]|\^\d{1,3})*(?P<space>\s+)(?=\S)"
-    r"|[\u3002\uff01\uff1f][\u300d\u300f\u2019\u201d\uff09]*()"  # Chinese and Japanese ones, without a space
+    rf"(?:{STOP})?((?<!\s)\s*\n[ \t]*(?:[-*+][ \t]+|(?=\d{{1,2}}[.)][ \t])))(?=\S)"  # an item of a Markdown list
+    rf"|{STOP}(?P<space>\s+)(?=\S)"
+    r"|[\u3002\uff01\uff1f][\u300d\u300f\u2019\u201d\uff09]*()"  # Chinese and Japanese stops, without a space
     r"|((?<!\s)\s*\n\s*\n\s*)"  # a blank line
 )
-"""White space is looked through from where it begins alone: from each of its characters, a long run would take minutes. Behind a
-full stop of any script (Armenian, Arabic, Hindi and others) closing quotes and a note's number may stand before it."""
+"""White space is looked through from where it begins alone: from each of its characters, a long run would take minutes."""
 ABBREVIATION = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|Gen|Col|Capt|Lieut|Lt|Hon|Rev|St|No|Nos|Art|Sec|Messrs|Prof|Jr|Sr|Gov|Sen|Rep|vs?|etc|[Cc]f|viz"
     r"|Inc|Corp|Co|Ltd|Bros|al|[A-Z])|\b[A-Za-z]\.[A-Za-z])\.$"
