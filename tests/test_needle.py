@@ -68,6 +68,13 @@ def test_words_that_the_tokenizer_does_not_know_are_no_needles():
         writer.write(FACT, start=0, length=700, depth=0.5)
 
 
+def test_a_tokenizer_that_shows_its_tokens_apart_can_write_needles():
+    rules = json.loads(TOKENIZER.backend_tokenizer.to_str()) | {"decoder": None}
+    apart = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(rules)))
+    written = Writer(apart, texts=TEXTS, prompt="plain").write(FACT, start=0, length=700, depth=0.5)
+    assert "".join(apart.decode(written.answer).split()).strip("\u0120") == "\u0120".join(FACT.goods.split())
+
+
 def test_chat_prompts_are_the_template_around_the_words_with_the_models_turn_opened():
     written = Writer(TOKENIZER, texts=TEXTS, prompt="chat").write(FACT, start=0, length=600, depth=0.5)
     text = TOKENIZER.decode(written.question + written.answer)

@@ -309,10 +309,12 @@ def build(config: PreTrainedConfig, *, dtype: torch.dtype = torch.float64) -> Pr
     return model.train()
 
 
-def use_mask(model: PreTrainedModel, *, ids_BL: torch.Tensor | None, group: int) -> None:
-    """Have `model` attend by the dense mask."""
+def use_mask(
+    model: PreTrainedModel, *, ids_BL: torch.Tensor | None, group: int, also_LL: torch.Tensor | bool = True
+) -> None:
+    """Have `model` attend by the dense mask, and by the mask `also_LL` of its own."""
     heads = model.config.num_attention_heads
-    mask_BHLL = visible(heads=heads, length=LENGTH, group=group, ids_BL=ids_BL)
+    mask_BHLL = visible(heads=heads, length=LENGTH, group=group, ids_BL=ids_BL) & also_LL
 
     def attend(module, query, key, value, attention_mask, scaling, **others):
         return dense_attention(query, key, value, mask_BHLL=mask_BHLL, scaling=scaling), None
@@ -544,10 +546,12 @@ def test_chunks_are_kept_by_one_process_and_refused_by_several():
         dtype=torch.float32,
     )
     given, _ = batch("plain")
-    expected = model(**given).loss
-    enable(model, FULL)
-    torch.testing.assert_close(model(**given).loss, expected)
-    for attention in (FULL, S2):
+    chunk_L = torch.arange(LENGTH) // 9
+    for attention, group in ((FULL, LENGTH), (S2, GROUP)):
+        enable(model, attention)
+        loss = model(**given).loss
+        use_mask(model, ids_BL=None, group=group, also_LL=chunk_L[:, None] == chunk_L)
+        torch.testing.assert_close(model(**given).loss, loss)
         with pytest.raises(ValueError, match="Llama4ForCausalLM attends in chunks, of which 2 processes .* to 1$"):
             enable(model, attention, attend=shifted_sparse_attention, degree=2)
 
