@@ -124,7 +124,7 @@ def test_what_a_shorter_answer_would_leave_room_for_is_said(model, words):
 def test_what_is_said_word_by_word_is_the_answer(words):
     pieces = ["\n\n", " The", " House", " ", "\n", " met", " \n"]
     said: list[str] = []
-    streamer = CallbackStreamer(words, said.append)
+    streamer = CallbackStreamer(words, said.append, ends=[])
     for piece in pieces:
         streamer.on_finalized_text(piece)
     assert "".join(said) == "".join(pieces).strip() and all(said)
@@ -137,17 +137,20 @@ def test_what_is_said_is_the_answer_in_a_tokenizer_that_puts_a_space_before_ever
     for tokenizer in (sentencepiece_like(text), byte_level()):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         said: list[str] = []
-        streamer = CallbackStreamer(tokenizer, said.append)
+        streamer = CallbackStreamer(tokenizer, said.append, ends=[])
         for token in [0, *ids]:  # the first stands for the prompt
             streamer.put(torch.tensor([token]))
         streamer.end()
         assert "".join(said) == tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-def test_an_answer_ends_with_the_mark_of_the_template_that_was_learnt_whatever_the_model_names(words):
-    """As after supervised fine-tuning of a base, whose own end mark is that of a text."""
+@pytest.mark.parametrize("mark", ["<pad>", "d"])
+def test_an_answer_ends_before_the_mark_of_the_template_that_was_learnt_or_of_the_model(words, mark):
+    """As after supervised fine-tuning of a base, whose own end mark is that of a text; a mark may be a word, too."""
     words.chat_template = CHATML.replace("<eos>", "<pad>")
-    model, chain = open_model(TINY), ("\u010a", "R", "e", "<pad>", "\u010a")  # the first is a line break
+    model, chain = open_model(TINY), ("\u010a", "R", "e", mark, "\u010a")  # the first is a line break
+    if mark != "<pad>":
+        model.generation_config.eos_token_id = words.convert_tokens_to_ids(mark)
     after = dict(pairwise(words.convert_tokens_to_ids(list(chain))))
     read: list[int] = []
 
@@ -159,7 +162,8 @@ def test_an_answer_ends_with_the_mark_of_the_template_that_was_learnt_whatever_t
         lambda module, args, kwargs: read.extend(kwargs["input_ids"][0].tolist()), with_kwargs=True
     )
     model.lm_head.register_forward_hook(teach)
-    assert session(model, words).ask(QUESTIONS[0]).text == "Re"
+    told: list[str] = []
+    assert session(model, words).ask(QUESTIONS[0], say=told.append).text == "".join(told) == "Re"
     dialogue = Dialogue(model, tokenizer=words, size=400, max_new_tokens=12)
     assert [dialogue.say(question) for question in QUESTIONS] == ["Re", "Re"]
 

@@ -129,7 +129,7 @@ class Session:
         """
         if not question.strip():
             raise ValueError("the question is empty")
-        streamer = CallbackStreamer(self.tokenizer, say) if say and len(self.windows) == 1 else None
+        streamer = CallbackStreamer(self.tokenizer, say, ends=self.ends) if say and len(self.windows) == 1 else None
         found = []
         for window in self.windows:
             if say:
@@ -180,7 +180,8 @@ class Session:
         new_N = tokens_BL[0, len(tokens) :]
         logits_NV = torch.stack([step[0] for step in steps]).float()
         certainty = logits_NV.log_softmax(dim=-1).gather(1, new_N[:, None]).mean().item()
-        text = str(self.tokenizer.decode(new_N, skip_special_tokens=True)).strip()
+        said = without_end(new_N.tolist(), ends=self.ends)
+        text = str(self.tokenizer.decode(said, skip_special_tokens=True)).strip()
         if streamer and text and len(parts) > 1:  # each part would begin its words anew
             streamer.say(text)
         return Answer(text, window, certainty, len(self.windows), read=len(asked) if kept else len(tokens))
@@ -236,12 +237,17 @@ def ends(model: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase, prompt: 
     return sorted({*listed(named), *taught_ends(tokenizer, prompt)})
 
 
-class CallbackStreamer(TextStreamer):
-    """Passes an answer on as soon as words are whole, without the white space around it."""
+def without_end(answer: list[int], *, ends: list[int]) -> list[int]:
+    """The tokens before the mark that ends an answer: where that is a word of the tokenizer, it would be read as one."""
+    return answer[:-1] if answer and answer[-1] in ends else answer
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> None:
+
+class CallbackStreamer(TextStreamer):
+    """Passes an answer on as soon as words are whole, without the white space around it and the mark that ends it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None], *, ends: list[int]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.say = say
+        self.say, self.ends = say, ends
         self.begun, self.held = False, ""
 
     def put(self, value: torch.Tensor) -> None:
@@ -249,7 +255,7 @@ class CallbackStreamer(TextStreamer):
         if self.next_tokens_are_prompt:
             self.next_tokens_are_prompt = False
             return
-        self.token_cache += value.flatten().tolist()
+        self.token_cache += without_end(value.flatten().tolist(), ends=self.ends)
         text = str(self.tokenizer.decode(self.token_cache, **self.decode_kwargs))
         whole = (
             text

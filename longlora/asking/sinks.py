@@ -16,7 +16,7 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from longlora.asking.asking import CallbackStreamer, ends
+from longlora.asking.asking import CallbackStreamer, ends, without_end
 from longlora.data.prompt import WORD, Frame, Prompt, continuation, frame, rendered
 from longlora.data.tokenise import as_words
 from longlora.model.cache import shareable
@@ -170,7 +170,7 @@ class Dialogue:
         """
         if not words.strip():
             raise ValueError("nothing was said")
-        streamer = CallbackStreamer(self.tokenizer, tell or (lambda text: None))
+        streamer = CallbackStreamer(self.tokenizer, tell or (lambda text: None), ends=self.ends)
         tokens = self.turn(words)
         streamer.put(torch.tensor(tokens))  # the first is passed over: it is the prompt
         answer: list[int] = []
@@ -179,7 +179,7 @@ class Dialogue:
             streamer.put(torch.tensor([token]))
         streamer.end()
         self.unread = answer[-1:]
-        return str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip()
+        return str(self.tokenizer.decode(without_end(answer, ends=self.ends), skip_special_tokens=True)).strip()
 
     def greedy(self, tokens: list[int]) -> Iterator[int]:
         """Tokens of the answer, its end mark included; transformers' `generate` would want all earlier ones again."""
