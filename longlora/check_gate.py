@@ -6,6 +6,8 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
@@ -44,9 +46,7 @@ PARTED = ("exact", "f1", "evidence", "evidence_floor")
 QUARTERS = ("0.25", "0.50", "0.75", "1.00")
 """Depths of questions."""
 KNOWN = {
-    "integrity": (
-        *("window", "target", "whole", "sealed", "context", "rope", "tokenizer", "finite", "trained", "logits"),
-    ),
+    "integrity": ("window", "target", "whole", "sealed", "context", "rope", "tokenizer", "finite", "trained", "logits"),
     "licence": ("base", "texts", "pairs"),
     "longqa": (*PARTED, "rouge_l", *BESIDE["longqa"]),
 }
@@ -63,19 +63,14 @@ SPREAD = ("perplexity", "sliding_perplexity", "longppl", "position_nats")
 """Metrics that no number bounds above, and whose intervals may reach below that: all others are shares, and theirs end there."""
 
 ENDS = ("value", "low", "high")
-COUNTS = (
-    "trials",
-    "tokens",
-    "places",
-    "documents",
-    "documents_too_short",
-    "cases",
-    "cut",
-    "effective",
-    "threshold",
-    "stride",
-)
+COUNTS = ("trials", "tokens", "threshold", *chain.from_iterable(BESIDE.values()))
 """What stands beside scores, and is none. Neither it nor an end has an interval of its own."""
+COUNTED = {
+    **dict.fromkeys(("perplexity", "sliding_perplexity", "longppl"), ("tokens",)),
+    **dict.fromkeys(("longeval_lines", "longeval_topics"), ("trials", "tokens")),
+    "position_nats": (),
+}
+"""Of COUNTS, what a score of these has; those of other measures have trials."""
 
 FEWEST = 5
 """Things to be found at one length, for a share of them to be judged: four of five are the gate's 80 %."""
@@ -150,26 +145,21 @@ def depths_of_the_gate(passkey: Any, needle: Any, gate: Any) -> Iterator[str]:
 def spread_of_the_gate(blocks: Any, perplexity: Any, needle: Any, longppl: Any, gate: Any) -> Iterator[str]:
     """What a rule asks an interval of is measured on more than one document, or haystack: one alone shows no spread."""
     names = [] if blocks.held_out.texts else blocks.held_out.names
-    alone = {f"blocks.held_out.names = {names}": len(names)} if names else {}
-    places, windows = (
-        {f"{key}.samples = {n}": n} for key, n in (("perplexity", perplexity.samples), ("longppl", longppl.samples))
-    )
-    drawn = {
-        "perplexity": alone | places,
-        "position_nats": alone | places,
-        "sliding_perplexity": alone,
-        "longppl": alone | windows,
-        "needle": {f"needle.samples = {needle.samples}": needle.samples},
-    }
-    told = set()
+    asked: dict[str, str] = {}
     for rule in gate.every_rule:
         for path in rule.paths if rule.with_interval else ():
-            measure, *names = path.split("/")
-            at_depth = names[2:3] == ["depth"]  # there each trial has a haystack of its own
-            for said in [said for said, count in drawn.get(measure, {}).items() if count == 1 and not at_depth]:
-                if said not in told:
-                    told.add(said)
-                    yield f"{said} shows no spread, and the gate's rule '{rule.name}' asks for an interval: at least 2 do"
+            asked.setdefault(path.split("/")[0], rule.name)
+    of_texts = ("perplexity", "position_nats", "sliding_perplexity", "longppl")
+    drawn = {
+        f"blocks.held_out.names = {names}": (len(names), of_texts),
+        f"perplexity.samples = {perplexity.samples}": (perplexity.samples, ("perplexity", "position_nats")),
+        f"longppl.samples = {longppl.samples}": (longppl.samples, ("longppl",)),
+        f"needle.samples = {needle.samples}": (needle.samples, ("needle",)),
+    }
+    for said, (count, measures) in drawn.items():
+        name = next((asked[measure] for measure in measures if measure in asked), None)
+        if count == 1 and name:
+            yield f"{said} shows no spread, and the gate's rule '{name}' asks for an interval: at least 2 do"
 
 
 def trials_of_the_gate(passkey: Any, needle: Any, ruler: Any, longeval: Any, harness: Any, gate: Any) -> Iterator[str]:
@@ -238,11 +228,19 @@ def facts_of_the_gate(
     asked = [label for measure, labels in evaluate if measure != "keytokens" for label in labels]
     models = [*dict.fromkeys([*asked, *rescale.methods, *retrain.patterns, *rivals.models])]
     known = {**KNOWN, "numbers": models}
-    for rule in gate.under(position.method).every_rule:
+    for rule, own in under_the_method(position, gate):
         for path in rule.paths:
             measure, name, *_ = [*path.split("/"), ""]
-            if measure in FACTS and name not in known[measure]:
-                yield f"the gate's rule '{rule.name}' asks for {path}{nearest(name, [*known[measure]])}"
+            # a measure of the user's own may be of a model that is not known here
+            other = measure == "numbers" and name and not get_close_matches(name, {*models, *scalings(position)})
+            if measure in FACTS and name not in known[measure] and not other:
+                yield f"the gate's rule '{rule.name}' asks for {own[path]}{nearest(name, [*known[measure]])}"
+
+
+def under_the_method(position: Any, gate: Any) -> Iterator[tuple[Any, dict[str, str]]]:
+    """Each rule under `position.method`, and its paths: as they are written, by what they are then."""
+    for rule, written in zip(gate.under(position.method).every_rule, gate.every_rule, strict=True):
+        yield rule, dict(zip(rule.paths, written.paths, strict=True))
 
 
 def questions_of_the_gate(position: Any, longqa: Any, gate: Any) -> Iterator[str]:
@@ -270,15 +268,16 @@ def is_bucket(length: str, *, longest: int) -> bool:
 
 def pickers_of_the_gate(position: Any, gate: Any) -> Iterator[str]:
     """LongPPL is compared over the same tokens, and no model gains by those that it picked: its lucky guesses are among them."""
-    for rule in gate.under(position.method).every_rule:
+    for rule, own in under_the_method(position, gate):
         pickers = {path: name for path in rule.paths if (name := picker_of(path))}
         gains = rule.metric if rule.upper else rule.times or rule.plus or ""
         if len({*pickers.values()}) > 1:
-            yield f"the gate's rule '{rule.name}' asks for {' and '.join(pickers)}, over other tokens: name one evaluator"
+            asked = " and ".join(own[path] for path in pickers)
+            yield f"the gate's rule '{rule.name}' asks for {asked}, over other tokens: name one evaluator"
         elif gains in pickers and gains.split("/")[1] == pickers[gains]:
             yield (
-                f"the gate's rule '{rule.name}' asks for {gains}, over tokens that the model picked itself, which favours it: name "
-                "another evaluator"
+                f"the gate's rule '{rule.name}' asks for {own[gains]}, over tokens that the model picked itself, which favours "
+                "it: name another evaluator"
             )
 
 
@@ -296,6 +295,7 @@ def scores_of_the_gate(evaluate: Any, ruler: Any, longeval: Any, gate: Any) -> I
             asks = f"the gate's rule '{rule.name}' asks for {path}, and"
             task = measure.removeprefix("longeval_")
             is_length = at.isdecimal() or at in LENGTHS
+            known = names_behind(measure, at)
             if measure == "longppl" and at not in evaluate.keytokens:
                 yield f"{asks} behind the model stands who picked the tokens, of evaluate.keytokens = {evaluate.keytokens}"
             elif names_a_file(path, longeval):
@@ -305,13 +305,22 @@ def scores_of_the_gate(evaluate: Any, ruler: Any, longeval: Any, gate: Any) -> I
             elif measure in {*MEASURES, "position_nats"} and not is_length and at not in BESIDE.get(measure, ()):
                 yield f"{asks} behind the model stands a length: a number, {', '.join(LENGTHS)}"
             elif measure in LENGTHLESS and not at:
-                yield f"{asks} behind the model stands what was scored"
-            elif measure in INSIDE and part not in ("", INSIDE[measure], *ENDS, *COUNTS):
+                scored = {"longqa": "what was scored", "longqa_depth": "a depth", "harness": "a task"}
+                yield f"{asks} behind the model stands {scored.get(measure, 'a length')}"
+            elif measure in INSIDE and is_length and part not in ("", INSIDE[measure], *known):
                 yield f"{asks} behind the length stands {INSIDE[measure]}, or nothing"
             elif measure == "ruler" and part == "task" and name not in ruler.tasks:
                 yield f"{asks} ruler.tasks are {', '.join(ruler.tasks)}"
-            elif len(rest := behind_the_score(path)) > 1 or not {*rest} <= {*ENDS, *COUNTS}:
-                yield f"{asks} behind {path.removesuffix('/' + '/'.join(rest))} stands nothing, or one of {', '.join(ENDS)}"
+            elif len(rest := behind_the_score(path)) > 1 or not {*rest} <= {*known}:
+                or_one = f", or one of {', '.join(known)}" if known else ""
+                yield f"{asks} behind {path.removesuffix('/' + '/'.join(rest))} stands nothing{or_one}"
+
+
+def names_behind(measure: str, at: str) -> tuple[str, ...]:
+    """Names that lead on from a score of `measure`, or from what stands `at` the place of a length; a count has none."""
+    if at in BESIDE.get(measure, ()):
+        return ("value", "threshold") if at == "effective" else ()
+    return ("value",) if measure in FACTS else (*ENDS, *COUNTED.get(measure, ("trials",)))
 
 
 def behind_the_score(path: str) -> list[str]:

@@ -457,7 +457,31 @@ BEYOND = [
         ([], "position_nats/full/long", "evaluate.perplexity = ['base', 'extended'] lacks 'full'"),
         ([], "perplexity/extended/documents", None),
         ([], "passkey/extended/documents", "behind the model stands a length"),
-        ([], "perplexity/extended/target/foo", "behind perplexity/extended/target stands nothing, or one of value, low, high"),
+        ([], "perplexity/extended/target/foo", "behind perplexity/extended/target stands nothing, or one of value, low, high, tokens"),
+        *(
+            ([], path, f"behind {path.rpartition('/')[0]} stands nothing{stands}")
+            for path, stands in (
+                ("perplexity/extended/target/places", ", or one of value, low, high, tokens"),
+                ("perplexity/extended/target/trials", ", or one of value, low, high, tokens"),
+                ("perplexity/extended/documents/value", ""),
+                ("passkey/extended/target/depth/0.50/tokens", ", or one of value, low, high, trials"),
+                ("position_nats/extended/3840/tokens", ", or one of value, low, high"),
+                ("integrity/whole/trials", ", or one of value"),
+                ("licence/base/low", ", or one of value"),
+            )
+        ),
+        ([], "passkey/extended/target/effective", "behind the length stands depth, or nothing"),
+        ([], "passkey/extended/target/tokens", "behind the length stands depth, or nothing"),
+        ([], "passkey/extended/target/trials", None),
+        ([], "perplexity/extended/target/tokens", None),
+        ([], "integrity/whole/value", None),
+        (["evaluate.ruler=[extended]"], "ruler/extended/effective/threshold", None),
+        (["evaluate.ruler=[extended]"], "ruler/extended/effective/low", "effective stands nothing, or one of value, threshold"),
+        (LONGEVAL, "longeval_lines/extended/4096/tokens", None),
+        (ANSWERS, "longqa/extended/cases/trials", "behind longqa/extended/cases stands nothing"),
+        (ANSWERS, "longqa/extended/f1/trials", None),
+        (ANSWERS, "longqa_f1/extended", "longqa_f1/extended, and behind the model stands a length"),
+        (ANSWERS, "longqa_depth/extended", "behind the model stands a depth"),
         ([], "perplexity/extended/target/depth/0.50", "behind perplexity/extended/target stands nothing"),
         ([], "perplexity/extended/target/high", None),
         ([], "passkey/extended/target/depth/0.50/low", None),
@@ -484,7 +508,10 @@ BEYOND = [
         ([], "licence/text", "asks for licence/text; did you mean 'texts'?"),
         ([], "numbers/extendet", "asks for numbers/extendet; did you mean 'extended'?"),
         ([], "numbers/untrained", None),
-        (["rivals.models=[mine]", "retrain.patterns=[full]"], "numbers/s2", "there are: base, extended, linear, yarn, full, mine"),
+        (["rivals.models=[mine]", "retrain.patterns=[full]"], "numbers/ntk", "there are: base, extended, linear, yarn, full, mine"),
+        (["position.method=ntk"], "numbers/untrained", "asks for numbers/untrained; there are: base"),
+        ([], "numbers", "asks for numbers; there are: base"),
+        ([], "numbers/teacher", None),
         ([], "mine/extended", None),
     ],
 )  # fmt: skip
@@ -526,7 +553,10 @@ PICKED = ["evaluate.longppl=[yarn,extended]", "evaluate.keytokens=[yarn,extended
         ("longppl/yarn/yarn, at_least: 1, times: longppl/extended/yarn", None),
         ("longppl/extended/yarn, at_most: 1, times: longppl/yarn/yarn", None),
         ("longppl/extended/yarn, at_most: 1, times: longppl/yarn/extended", "over other tokens: name one evaluator"),
-        ("longppl/untrained/yarn, at_most: 3", "asks for longppl/yarn/yarn, over tokens that the model picked itself"),
+        (
+            "longppl/untrained/yarn, at_most: 3",
+            "asks for longppl/untrained/yarn, over tokens that the model picked itself",
+        ),
     ],
 )
 def test_a_rule_on_longppl_is_over_tokens_that_another_model_picked(rule, said):
