@@ -53,15 +53,15 @@ def sections_must_be_right(where: Project, text: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "params.yaml"
         file.write_text(text)
-        with asked(where.tree, ["--each", file]):
+        with asked(where.tree, [file], each=True):
             pass
 
 
 @contextmanager
-def asked(tree: Path, files: Sequence[Path | str]) -> Generator[None]:
-    """Have the library of `tree` check the params `files` (behind --each: their sections one by one), or without any the tree's
-    own, and hear at the end what it says. It reads in dvc.yaml which stages there are; a project without stages of the library is
-    not checked."""
+def asked(tree: Path, files: Sequence[Path], *, each: bool = False) -> Generator[None]:
+    """Have the library of `tree` check the params `files` (`each`: their sections one by one), or without any the tree's own, and
+    hear at the end what it says. It reads in dvc.yaml which stages there are; a project without stages of the library is not
+    checked."""
     if "-m longlora.stages." not in (tree / "dvc.yaml").read_text():
         yield
         return
@@ -72,7 +72,7 @@ def asked(tree: Path, files: Sequence[Path | str]) -> Generator[None]:
         print(f"whether the parameters are right was not checked: {older}", flush=True)
         yield
         return
-    command = [sys.executable, "-m", "longlora.check", *map(str, files)]
+    command = [sys.executable, "-m", "longlora.check", *(["--each"] if each else []), *map(str, files)]
     with subprocess.Popen(command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as checking:
         try:
             yield

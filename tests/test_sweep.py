@@ -221,12 +221,51 @@ def test_a_search_is_not_over_how_its_own_score_is_measured_nor_over_what_refuse
     text = (own / "dvc.yaml").read_text()
     dummy.write(own / "dvc.yaml", text.replace('data: "${models}/base"}', 'data: "${models}/base", params: train}'))
     dummy.commit(own)
-    for axis, told in (("train.rank=1..9", "score/tuned is measured"), ("gate.least=0.1,0.9", "the gate judges")):
-        done = dummy.longlora(own, "sweep", axis, "--trials", "2")
+    ruled = ["--set", "gate.rules=[{metric: score/base}]"]
+    dummy.write(own / "params.yaml", dummy.PARAMS.replace("least: 1.0", "least: 1.0, rules: []"))
+    dummy.commit(own)
+    for axis, told in (
+        ("train.rank=1..9", "score/tuned is measured"),
+        ("gate.least=0.1,0.9", "the gate judges"),
+        ("score.lengths=[4],[2]", "score/base is measured"),
+    ):
+        done = dummy.longlora(own, "sweep", axis, "--trials", "2", *ruled)
         assert (done.returncode, done.stdout) == (1, "")
         key = axis.partition("=")[0]
         assert done.stderr.startswith(f"error: sweep {key}: says how {told}, and a search goes by that: ")
         assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "told"),
+    [
+        (None, "perplexity.seed", "perplexity/extended is measured"),
+        (None, "passkey.seed", "passkey/extended is measured"),
+        ("smollm2-135m-16k", "ruler.seed", "ruler/extended/short is measured"),
+        ("smollm2-135m-sft", "longqa.max_new_tokens", "longqa/extended/exact is measured"),
+        (None, "blocks.seed", "held-out texts are chosen"),
+        (None, "blocks.held_out.share", "held-out texts are chosen"),
+        (None, "blocks", "held-out texts are chosen"),
+        (None, "licence.checked", "the gate judges"),
+        (None, "ruler.seed", None),
+        (None, "blocks.recall.seed", None),
+        (None, "pairs.seed", None),
+        (None, "fit.learning_rate", None),
+    ],
+)
+def test_of_this_project_a_search_is_not_over_what_measures_or_judges_its_runs(recipe, key, told):
+    from flows.cli.sweep import must_not_judge
+    from tasks import runs
+    from tasks.overlay import merged
+
+    root = Path(__file__).parent.parent
+    laid = (root / "recipes" / f"{recipe}.yaml").read_text() if recipe else None
+    params = merged((root / "params.yaml").read_text(), recipe=laid)
+    if told is None:
+        must_not_judge([key], runs.model_at(project(root)), params)
+        return
+    with pytest.raises(ValueError, match=f"^sweep {key}: says how {told}, and a search goes by that: "):
+        must_not_judge(["fit.steps", key], runs.model_at(project(root)), params)
 
 
 @pytest.mark.usefixtures("environment")

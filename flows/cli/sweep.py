@@ -7,6 +7,8 @@ again, and the same sweep again goes on where it stopped. In MLflow the runs of 
 import hashlib
 import importlib
 import itertools
+import json
+import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,17 +26,24 @@ from flows.cli.search import Search
 from flows.cli.terminal import console, plain_table
 from flows.parameters import must_all_be_right
 from flows.run_dir import is_finished, open_run_dir
+from longlora.check_gate import LENGTHLESS, MEASURES
 from tasks import promotion, runs, servers, storage, tracking
 from tasks.comparison import Better, better_of, comparisons_of, values_of
 from tasks.declared import Artifact
 from tasks.errors import one_line
 from tasks.locks import hold
+from tasks.overlay import merged, sections_of
 from tasks.stage_process import InterruptedStageError, StageError
 from tasks.tags import SWEEPS
 from tasks.workspace import Project, Snapshot, files_now, snapshot
 
 FAILURES = (StageError, TimeoutError, ValueError, DvcException, MlflowException)
 """Of one run: the others go on."""
+
+SECTIONS = MEASURES | LENGTHLESS
+"""By the first word of a metric that the gate's rules ask for, how it is measured; of others the section has that very name."""
+TEXTS = ("blocks.held_out", "blocks.seed")
+"""What says which documents are measured on."""
 
 
 @dataclass(frozen=True)
@@ -138,15 +147,9 @@ def search(
     better = better_of(model)
     if better is None:
         raise ValueError(f"--trials: dvc.yaml does not say by which metric {model.name} is better (meta: better)")
-    goes_by = {each: "the gate judges" for each in promotion.JUDGES}
-    goes_by |= {each.params: f"{each.metric} is measured" for each in reversed(comparisons_of(model)) if each.params}
-    for key in map(key_of, axes):
-        if told := goes_by.get(key.partition(".")[0]):
-            raise ValueError(
-                f"sweep {key}: says how {told}, and a search goes by that: set one value, or leave --trials away and run them all"
-            )
-    draws = Search({key_of(axis): range_of(axis) or axis_values(axis) for axis in axes}, better, seed=seed)
     files = files_now(where, recipe=recipe)  # what is drawn later is of the same files
+    must_not_judge([*map(key_of, axes)], model, merged(files.params, recipe=files.recipe, overrides=overrides))
+    draws = Search({key_of(axis): range_of(axis) or axis_values(axis) for axis in axes}, better, seed=seed)
 
     def point_of(values: tuple[str, ...]) -> Point:
         return Point(values, snapshot(where, recipe=recipe, overrides=[*overrides, *values], files=files))
@@ -159,6 +162,20 @@ def search(
             known = made.run(point_of(values))
             draws.tell(trial, known.score, refusals=known.refusals)
     return [*made.results.values()]
+
+
+def must_not_judge(keys: list[str], model: Artifact, params: str) -> None:
+    """Raises ValueError: one of the `keys` says how runs by `params`, the text of a params.yaml, are measured or judged."""
+    sections = sections_of(params)
+    goes_by = dict.fromkeys(TEXTS, "held-out texts are chosen") | dict.fromkeys(promotion.JUDGES, "the gate judges")
+    for path, word in re.findall(r'"((\w+)/[^"]+)"', json.dumps(sections.get("gate"))):
+        goes_by.setdefault(SECTIONS.get(word, word), f"{path} is measured")
+    goes_by |= {each.params: f"{each.metric} is measured" for each in reversed(comparisons_of(model)) if each.params}
+    for key, (part, told) in itertools.product(keys, goes_by.items()):
+        if part.partition(".")[0] in sections and (f"{key}.".startswith(f"{part}.") or part.startswith(f"{key}.")):
+            raise ValueError(
+                f"sweep {key}: says how {told}, and a search goes by that: set one value, or leave --trials away and run them all"
+            )
 
 
 @contextmanager
