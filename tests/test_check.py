@@ -457,7 +457,7 @@ BEYOND = [
         ([], "position_nats/full/long", "evaluate.perplexity = ['base', 'extended'] lacks 'full'"),
         ([], "perplexity/extended/documents", None),
         ([], "passkey/extended/documents", "behind the model stands a length"),
-        ([], "perplexity/extended/target/foo", "behind perplexity/extended/target stands nothing, or one of value, low, high, tokens"),
+        ([], "perplexity/extended/target/foo", "target stands nothing, or one of value, low, high, tokens"),
         *(
             ([], path, f"behind {path.rpartition('/')[0]} stands nothing{stands}")
             for path, stands in (

@@ -167,9 +167,10 @@ def search(
 def must_not_judge(keys: list[str], model: Artifact, params: str) -> None:
     """Raises ValueError: one of the `keys` says how runs by `params`, the text of a params.yaml, are measured or judged."""
     sections = sections_of(params)
-    goes_by = dict.fromkeys(TEXTS, "held-out texts are chosen") | dict.fromkeys(promotion.JUDGES, "the gate judges")
+    goes_by = {each: "held-out texts are chosen" for each in TEXTS}
+    goes_by |= {each: "the gate judges" for each in promotion.JUDGES}
     for path, word in re.findall(r'"((\w+)/[^"]+)"', json.dumps(sections.get("gate"))):
-        goes_by.setdefault(SECTIONS.get(word, word), f"{path} is measured")
+        goes_by.setdefault(SECTIONS.get(word) or word, f"{path} is measured")
     goes_by |= {each.params: f"{each.metric} is measured" for each in reversed(comparisons_of(model)) if each.params}
     for key, (part, told) in itertools.product(keys, goes_by.items()):
         if part.partition(".")[0] in sections and (f"{key}.".startswith(f"{part}.") or part.startswith(f"{key}.")):
