@@ -44,14 +44,20 @@ def test_a_counter_that_starts_again_goes_on(tmp_path):
     assert counter.total == pytest.approx(1.5 + 3.5 + 9.0)
 
 
+def put(file: Path, microjoules: str) -> None:
+    """At once: who looks meanwhile must not find half of it."""
+    (file.parent / "new").write_text(microjoules)
+    (file.parent / "new").replace(file)
+
+
 def test_it_looks_again_while_the_work_goes_on(tmp_path):
     file = zone(tmp_path, "intel-rapl:0", microjoules=0)
     meter = Meter(powercap=tmp_path, every=0.01)
-    file.write_text("9000000")
+    put(file, "9000000")
     deadline = time.monotonic() + 10
     while meter.counters[0].total < 9 and time.monotonic() < deadline:
         time.sleep(0.01)
-    file.write_text("1000000")  # once around: without the look between it would be one joule
+    put(file, "1000000")  # once around: without the look between it would be one joule
     assert meter.stop()[1]["cpu"] == pytest.approx(11 / 3600)
 
 

@@ -346,7 +346,7 @@ def test_a_pdf_and_an_epub_with_other_things_than_stand_there_are_one_line_each(
     book = epub(tmp_path / "a.epub", "Some text.")
     size, other = len(b"Some text.").to_bytes(4, "little"), (10**6).to_bytes(4, "little")
     book.write_bytes(book.read_bytes().replace(size * 2, other * 2))
-    with pytest.raises(ValueError, match="a.epub is not an EPUB: it ends too soon"):
+    with pytest.raises(ValueError, match="a.epub is not an EPUB: (it ends too soon|Overlapped entries)"):
         read_document(book)
 
 
