@@ -349,10 +349,10 @@ def test_what_mlflow_does_not_tell_is_a_failed_run_and_the_table_is_shown_whatev
 def test_a_search_is_told_how_many_rules_refuse_a_run(own):
     from flows.cli import sweep
 
-    results = sweep.sweep(project(own), ["gate.least=1.0..6.0"], recipe=None, overrides=[], trials=3)
-    least = [float(each.point.values[0].partition("=")[2]) for each in results]
-    assert {each.score for each in results} == {2.0}  # at the longer length, and 4 at the other
-    assert [each.refusals for each in results] == [(floor > 2) + (floor > 4) for floor in least]
+    results = sweep.sweep(project(own), ["train.rank=4..24"], recipe=None, overrides=["gate.least=4.0"], trials=3)
+    rank = [int(each.point.values[0].partition("=")[2]) for each in results]
+    assert [each.score for each in results] == [r / 4 for r in rank]  # at the longer length, and twice that at the other
+    assert [each.refusals for each in results] == [(r / 4 < 4) + (r / 2 < 4) for r in rank]
     assert {each.verdict for each in results} == {"refused", "passed"}
 
 
