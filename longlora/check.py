@@ -17,22 +17,24 @@ from typing import Annotated, Any
 
 from longlora.attention.groups import group_size
 from longlora.check_gate import (
-    LENGTHS,
-    UNNAMED,
     depths_of_the_gate,
-    facts_of_the_gate,
     gains_of_the_gate,
     lengths_of_the_gate,
+    rules_can_hold_and_fail,
+    spread_of_the_gate,
+    trials_of_the_gate,
+    window_of,
+)
+from longlora.check_paths import (
+    LENGTHS,
+    UNNAMED,
+    facts_of_the_gate,
     models_of_the_gate,
     parts_of_the_gate,
     pickers_of_the_gate,
     questions_of_the_gate,
-    rules_can_hold_and_fail,
     scalings,
     scores_of_the_gate,
-    spread_of_the_gate,
-    trials_of_the_gate,
-    window_of,
 )
 from longlora.data import shares
 from longlora.data.texts import ELSEWHERE, below

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from flows import parameters
 from flows.run_dir import RunDir
 from longlora.check import check, sections_of
-from longlora.check_gate import KNOWN, QUARTERS
+from longlora.check_paths import KNOWN, QUARTERS
 from longlora.evaluation import longqa
 from longlora.evaluation.breakdown import PARTED, upper_depth
 from longlora.model import integrity, licence

@@ -351,7 +351,9 @@ def test_a_search_is_told_how_many_rules_refuse_a_run(own):
 
     results = sweep.sweep(project(own), ["train.rank=4..24"], recipe=None, overrides=["gate.least=4.0"], trials=3)
     rank = [int(each.point.values[0].partition("=")[2]) for each in results]
-    assert [each.score for each in results] == [r / 4 for r in rank]  # at the longer length, and twice that at the other
+    assert [each.score for each in results] == [
+        r / 4 for r in rank
+    ]  # at the longer length, and twice that at the other
     assert [each.refusals for each in results] == [(r / 4 < 4) + (r / 2 < 4) for r in rank]
     assert {each.verdict for each in results} == {"refused", "passed"}
 

@@ -26,7 +26,7 @@ from flows.cli.search import Search
 from flows.cli.terminal import console, plain_table
 from flows.parameters import must_all_be_right
 from flows.run_dir import is_finished, open_run_dir
-from longlora.check_gate import LENGTHLESS, MEASURES
+from longlora.check_paths import LENGTHLESS, MEASURES
 from tasks import promotion, runs, servers, storage, tracking
 from tasks.comparison import Better, better_of, comparisons_of, values_of
 from tasks.declared import Artifact
