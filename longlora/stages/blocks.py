@@ -26,7 +26,7 @@ def stage(base: Path, tokens: Path, heldout: Path, counts: Path, blocks: Blocks,
         # A quotation is no leak, and chunks that overlap are: which it is, only who made the texts can say.
         print(
             f"{len(parts)} of {len(evaluated)} held-out documents are trained on in part, word for word, {first(parts)}: scores "
-            "there are of texts that were seen"
+            "there may be of texts that were seen"
         )
     drill = exercises(
         [rows[i]["text"] for i in train] if blocks.recall.count else [],
