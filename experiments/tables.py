@@ -154,8 +154,8 @@ def in_all(tables: list[list[Row]]) -> str:
     for measure, losses in (("perplexity", by_perplexity), ("far answers", by_answers)):
         found = [order(rows, losses) for rows in tables]
         against, open_, count = (sum(each) for each in zip(*((len(a), len(o), n) for a, o, n in found), strict=True))
-        said.append(f"by {measure} {count - against - open_} of {count}, and {against} the other way round")
-    return f"In the paper's order, over all tables, are {'; '.join(said)}. The rest is undecided."
+        said.append(f"by {measure} {count - against - open_} of {count} pairs, and {against} the other way round")
+    return f"Over all tables, in the paper's order: {'; '.join(said)}. The rest is undecided."
 
 
 def cost(row: Row, bare: Row) -> tuple[float, float] | None:
@@ -183,7 +183,7 @@ def retrieval_table(rows: list[Row]) -> list[str]:
             + " | ".join(f"{share:.0f} ± {half:.0f} %" for share, half in shares)
             + f" | {far:.2f} ± {far_width:.2f} | {f'{time[0]:.2f} ± {time[1]:.2f}' if time else NOTHING} |"
         )
-    lines += ["", "Loss of a far answer, less that under S2-Attn throughout:", ""]
+    lines += ["", "Loss of a far answer, minus that under S2-Attn throughout:", ""]
     for row in rows:
         if row is not bare:
             gap, width = spread(row.far - bare.far)
@@ -202,16 +202,15 @@ MADE = (
 HEADS = {
     "paper": """# The paper's tables, small
 
-Do the paper's comparisons come out the same on a small model? What is compared is the order of the rows, not the size of the
-figures.
+Do the paper's comparisons come out the same on a small model? The order of the rows is compared, not the size of the figures.
 
 - **Ours**: the demo's base, 512 to 2,048 tokens under NTK-aware scaling; measured in full attention at 2,048. Mean and 95 %
   interval over the seeds.
 - **Theirs**: Llama 2 7B, linear interpolation.
-- **A far answer** is one to a question on a fact that lies more than a group (512 tokens) back.
+- **A far answer** answers a question on a fact that lies more than a group (512 tokens) back.
 - **Training less evaluation**: the last training loss minus the loss at evaluation, in nats; compare it between the rows of a
   table.
-- Intervals are over the seeds of the training alone: all models are asked the same questions, and read the same places, of six
+- Intervals cover only the training's seeds, because all models are asked the same questions and read the same places, of six
   documents. Each pair is decided by itself at 95 %, and the tables share rows.
 """,
     "retrieval": """# What brings retrieval, and at what cost
@@ -221,12 +220,12 @@ The paper's recipe with one thing changed at a time, on the demo's base, 512 to 
 
 - perplexity, and passkeys (forty per seed);
 - answers to questions on a fact: *near*, at most a group (512 tokens) back; *far*, more than that;
-- processor time of a step, relative to S2-Attn throughout, seed by seed (where all groups see the first four tokens, a mask is
-  used: that time means nothing). The runs were not made side by side. By steps [measured in turns](cost.md) full attention
-  takes 1.6 times S2-Attn's, so a share s of such steps costs about 1 + 0.6 s.
+- processor time of a step, relative to S2-Attn throughout, seed by seed. The runs were not made side by side. By steps
+  [measured in turns](cost.md) full attention takes 1.6 times S2-Attn's time, so a share s of such steps costs about 1 + 0.6 s.
+  Where all groups see the first four tokens, a mask is used, and the time means nothing.
 
-All models are asked the same questions, on six documents: other documents are not in the intervals. The way to full attention is
-counted to that with as many recall questions, where there is one.
+All models are asked the same questions, on six documents, so the intervals do not cover other documents. "The way to full
+attention" is measured to the run in full attention with as many recall questions, if there is one.
 """,
 }
 

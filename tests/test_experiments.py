@@ -158,8 +158,8 @@ def test_an_order_agrees_disagrees_or_stays_open(results):
     }
     assert "B is better than E here, by 157.2 %" in against
     assert in_all([rows, rows]) == (
-        "In the paper's order, over all tables, are by perplexity 4 of 18, and 12 the other way round; "
-        "by far answers 0 of 18, and 0 the other way round. The rest is undecided."
+        "Over all tables, in the paper's order: by perplexity 4 of 18 pairs, and 12 the other way round; "
+        "by far answers 0 of 18 pairs, and 0 the other way round. The rest is undecided."
     )
     assert open_ == ["A / C"]  # B / C is clear by pairs, A / E is less than one per cent apart in the paper
     assert count == 9
