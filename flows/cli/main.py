@@ -88,11 +88,12 @@ def sweep(
     recipe: Recipe = None,
     overrides: Overrides = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, help="Search with this many runs, each chosen by the scores of those before.")
+        int | None,
+        typer.Option(min=1, help="Search with at most this many runs, each chosen by the scores of those before."),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, show_default="1", help="The seed of the search.")] = None,
 ) -> None:
-    """Run every combination of these values, or search them, one run after the other; show the results as one table."""
+    """Run every combination of these values, or search among them, one run after the other; show the results as one table."""
     where = here()
     from flows.cli.sweep import sweep as sweep_runs
 
@@ -121,10 +122,11 @@ def deploy(
     interval: Annotated[float | None, typer.Option(help="Seconds between two runs.")] = None,
     timezone: Annotated[str | None, typer.Option(help="The time zone of --cron.", show_default="UTC")] = None,
     watch: Annotated[
-        str | None, typer.Option(help="Run only if this file or folder changed, which a stage reads.")
+        str | None, typer.Option(help="Run only if this file or folder, which a stage must read, has changed.")
     ] = None,
     if_worse: Annotated[
-        float | None, typer.Option(help="Train only if the champion is worse by this share than it was, such as 0.05.")
+        float | None,
+        typer.Option(help="Train only if the champion has become worse by more than this share, such as 0.05."),
     ] = None,
     recipe: Recipe = None,
     overrides: Overrides = None,
@@ -157,7 +159,10 @@ def deploy(
 @app.command()
 def up(
     host: Annotated[
-        str, typer.Option(help="Where they listen; beyond this machine only with credentials: docs/schedule.md.")
+        str,
+        typer.Option(
+            help="Address where the servers listen; beyond this machine only with credentials: docs/schedule.md."
+        ),
     ] = "127.0.0.1",
     prefect_port: Annotated[int | None, typer.Option(help="The port of Prefect's page.", show_default="4200")] = None,
     mlflow_port: Annotated[int | None, typer.Option(help="The port of MLflow's page.", show_default="5000")] = None,
@@ -186,7 +191,7 @@ app.command("ui", help="The same as `up`.")(up)
 
 @app.command()
 def worker() -> None:
-    """Run scheduled runs on this machine, for a Prefect server that is up."""
+    """Run a worker that starts scheduled runs on this machine, for a Prefect server that is up."""
     where = here()
     from tasks import servers
     from tasks.up import worker_command
@@ -198,7 +203,7 @@ def worker() -> None:
 
 @app.command()
 def doctor() -> None:
-    """What this machine has and lacks. Ends with status 1 if something is lacking."""
+    """Show what this machine has and lacks. Ends with status 1 if something is lacking."""
     where = here()
     from flows.cli.doctor import examine, show
 

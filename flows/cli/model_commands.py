@@ -44,7 +44,7 @@ def plan(
     price: Annotated[float | None, typer.Option(help="The price of one GPU for one hour.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="All figures, as JSON.")] = False,
 ) -> None:
-    """What fine-tuning would take: hours, memory, price, whether it fits, and if not, what would."""
+    """Estimate what fine-tuning would take: hours, memory, price, whether it fits, and if not, what would."""
     from flows.plan import plan as planned
     from longlora.planning.hardware import Hardware
     from longlora.planning.plan import lines
@@ -73,7 +73,7 @@ def evaluate(
         str | None, typer.Option("--lm-eval", help="Tasks of lm-evaluation-harness, by name, with commas between.")
     ] = None,
     tasks_folder: Annotated[Path | None, typer.Option("--tasks", help="A folder with task files of your own.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task, at most.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions of each task.")] = None,
     cases: Annotated[
         list[Path] | None,
         typer.Option("--cases", help="LongChat's test cases, such as 200_lines.jsonl. May be repeated."),
@@ -111,14 +111,14 @@ def evaluate(
 @app.command()
 def ask(
     document: Annotated[list[Path], typer.Option("--document", "-d", help="Text, Markdown, HTML, EPUB or PDF.")],
-    question: Annotated[str | None, typer.Argument(help="Without one, every line that is typed is a question.")] = None,
+    question: Annotated[str | None, typer.Argument(help="Without one, each line you type is a question.")] = None,
     model: Model = "champion",
-    too_long: Annotated[TooLong, typer.Option(help="What becomes of a document beyond the context.")] = "refuse",
+    too_long: Annotated[TooLong, typer.Option(help="What to do with a document longer than the context.")] = "refuse",
     prompt: Prompt = None,
     max_new_tokens: MaxNewTokens = 128,
     encoding: Annotated[str, typer.Option(help="The encoding of a text file.")] = "utf-8",
 ) -> None:
-    """Ask a model about a document: the answer as it comes, and where in the document it is from."""
+    """Ask a model about a document; show the answer as it comes, and where in the document it is from."""
     if len(document) > 1:
         raise ValueError(
             f"--document: one at a time, and here are {len(document)}: ask each, or put them into one file"
@@ -141,12 +141,14 @@ def chat(
     model: Model = "champion",
     window: Annotated[
         int | None,
-        typer.Option(help="Tokens that are kept, the first few and the last ones; default: all the model reads."),
+        typer.Option(
+            help="How many tokens are kept: the first few and the latest; default: as many as the model reads."
+        ),
     ] = None,
     prompt: Prompt = None,
     max_new_tokens: MaxNewTokens = 128,
 ) -> None:
-    """Talk with a model, for as long as you like: attention sinks, bounded memory."""
+    """Talk with a model for as long as you like, in bounded memory (attention sinks)."""
     from flows.cli.chat import chat as chat_with
 
     chat_with(model, window=window, prompt=prompt, max_new_tokens=max_new_tokens)
@@ -155,7 +157,7 @@ def chat(
 @app.command()
 def page(
     model: Model = "champion",
-    port: Annotated[int, typer.Option(help="Of the page, on 127.0.0.1.")] = 8080,
+    port: Annotated[int, typer.Option(help="The page's port, on 127.0.0.1.")] = 8080,
     prompt: Prompt = None,
     max_new_tokens: MaxNewTokens = 128,
 ) -> None:
@@ -191,7 +193,7 @@ def longqa_build(
     kind: Annotated[list[str] | None, typer.Option(help="Kind of question. May be repeated.")] = None,
     samples: Annotated[int, typer.Option(help="Questions of each kind, at each length and depth.")] = 16,
     collections: Annotated[float, typer.Option(help="Share of excerpts that join several documents.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="The same one writes the same file.")] = 1,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same file.")] = 1,
     tokenizer: Annotated[Path | None, typer.Option(help="A model's folder: lengths are its tokens, not words.")] = None,
     encoding: Annotated[str, typer.Option(help="Encoding of text files.")] = "utf-8",
 ) -> None:
@@ -221,19 +223,19 @@ def longqa_write(
     ],
     model: Annotated[str, typer.Option(help="The model's name at the endpoint.")],
     excerpts: Annotated[int, typer.Option(min=1, help="Number of excerpts.")] = 100,
-    length: Annotated[int, typer.Option(min=1, help="Words of an excerpt, at most.")] = 2000,
+    length: Annotated[int, typer.Option(min=1, help="The most words of an excerpt.")] = 2000,
     questions: Annotated[int, typer.Option(min=1, help="Questions per excerpt.")] = 3,
-    budget: Annotated[int, typer.Option(min=1, help="Tokens that all calls may take together.")] = 1_000_000,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one reply, at most.")] = 4096,
+    budget: Annotated[int, typer.Option(min=1, help="The most tokens that all calls together may take.")] = 1_000_000,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of one reply.")] = 4096,
     schema: Annotated[
         bool,
-        typer.Option("--schema", help="Let the endpoint hold replies to their form; llama.cpp, vLLM and OpenAI can."),
+        typer.Option("--schema", help="Have the endpoint enforce the form of replies; llama.cpp, vLLM and OpenAI can."),
     ] = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for one reply.")] = 300,
     seed: Annotated[int, typer.Option(help="Chooses the excerpts.")] = 1,
     encoding: Annotated[str, typer.Option(help="Encoding of text files.")] = "utf-8",
 ) -> None:
-    """Have a model write questions on your documents; what it cannot show in the text is left out."""
+    """Have a model write questions on your documents; those whose evidence is not in the text are left out."""
     from flows.cli.longqa import write_by_model
 
     plan = {"excerpts": excerpts, "length": length, "questions": questions, "budget": budget, "seed": seed}

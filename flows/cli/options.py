@@ -24,7 +24,9 @@ Run = Annotated[
 Beside = Annotated[
     str | None, typer.Option(help="A model that is measured on the same data: champion, candidate, or a run.")
 ]
-Promote = Annotated[bool, typer.Option("--promote", help="Promote the model afterwards, if it deserves it.")]
+Promote = Annotated[
+    bool, typer.Option("--promote", help="Promote the model afterwards, if the gate and the comparison allow it.")
+]
 Model = Annotated[str, typer.Option("--model", "-m", help="A model's folder, champion, staging, candidate, or a run.")]
 PromptName = Literal["chat", "authors", "plain"]  # these three are the library's, which takes seconds to import
 TooLong = Literal["refuse", "truncate", "windows"]
@@ -33,12 +35,12 @@ Prompt = Annotated[
     PromptName | None,
     typer.Option(
         help="chat: the tokenizer's template, the default if it has one; authors: LongLoRA's INST prompt, the default "
-        "if not; plain: for a model that was trained on texts alone, as the demo's."
+        "if not; plain: for a model that was trained only on texts, such as the demo's."
     ),
 ]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens that an answer may take.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="The most tokens that an answer may have.")]
 Anyway = Annotated[
-    bool, typer.Option("--anyway", help="Run also where the training would not fit into this machine's memory.")
+    bool, typer.Option("--anyway", help="Run even if the training would not fit into this machine's memory.")
 ]
 
 

@@ -18,7 +18,7 @@ def compare(
     other: Annotated[str, typer.Argument(help="Another run, in the same way.")],
     html: Annotated[Path | None, typer.Option(help="Write it as a page too, with the curves drawn.")] = None,
 ) -> None:
-    """Two runs side by side: parameters and data that differ, metrics by length."""
+    """Show two runs side by side: parameters and data that differ, metrics by length."""
     where = here()
     from flows.cli.compare import compare as compare_runs
 
@@ -28,9 +28,9 @@ def compare(
 @app.command()
 def reproduce(
     run: Run = None,
-    rerun: Annotated[bool, typer.Option("--rerun", help="Compute it again, and compare.")] = False,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Compute every stage again, and compare.")] = False,
     remote: Annotated[
-        str | None, typer.Option(help="Address of a DVC remote that has its data, if this clone's has not.")
+        str | None, typer.Option(help="Address of a DVC remote that has its data, if this clone's does not.")
     ] = None,
 ) -> None:
     """Bring a recorded run back, here or on another clone, and show hash by hash that it is the same."""
@@ -51,10 +51,10 @@ def export(
     ] = "champion",
     gguf: Annotated[bool, typer.Option("--gguf", help="One GGUF file, for llama.cpp; Llama models only.")] = False,
     dtype: Annotated[
-        Dtype | None, typer.Option(help="The type of a GGUF file's matrices; default: as they are.")
+        Dtype | None, typer.Option(help="The type of a GGUF file's matrices; default: as they are stored.")
     ] = None,
     hub: Annotated[
-        str | None, typer.Option(help="Upload it, too: OWNER/NAME on the Hugging Face hub, private if it is new.")
+        str | None, typer.Option(help="Also upload it to OWNER/NAME on the Hugging Face hub; private if it is new.")
     ] = None,
 ) -> None:
     """Write a model, checked by hash: a plain folder of merged safetensors and card, or one GGUF file."""
@@ -68,11 +68,13 @@ def gc(
     keep: Annotated[int, typer.Option(help="How many of the newest runs stay.")] = 5,
     checkpoints: Annotated[
         bool,
-        typer.Option("--checkpoints", help="Also checkpoints of trainings that did not end; these then begin anew."),
+        typer.Option(
+            "--checkpoints", help="Also list checkpoints of unfinished trainings, which would then start over."
+        ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False,
 ) -> None:
-    """List what may be deleted, with sizes: folders of old runs, and cached data that nothing kept needs."""
+    """List what may be deleted, with sizes: folders of old runs, and cached data that no kept run needs."""
     where = here()
     from flows.cli import listing
     from tasks import leftovers, locks, registry, storage, tracking
