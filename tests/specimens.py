@@ -9,9 +9,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from longlora.attention.shifted import Attention
 from longlora.model.adapter import Adapter
+from longlora.model.load import Precision
 from longlora.model.position import Position
 from longlora.training.fit import Fit
 
+FLOAT32 = Precision(dtype="float32")
 TEXT = (
     "The committee met on the 14th of March, heard nine witnesses, and wrote a report of 260 pages that nobody read. "
     * 40

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import dummy
 import pytest
+from specimens import FLOAT32
 from test_ruler import TOKENIZER, tiny
 
 from longlora.evaluation.harness import QUANTILE, Harness, interval, measure, metrics
@@ -67,7 +68,7 @@ def loglikelihoods(text: str, choices: list[str]) -> list[float]:
 
 
 def test_the_stage_asks_the_harness_and_writes_scores_that_the_report_reads(tasks, tmp_path):
-    stage(TINY, tmp_path / "scores/model.json", settings(tasks))
+    stage(TINY, tmp_path / "scores/model.json", settings(tasks), FLOAT32)
     found = json.loads((tmp_path / "scores/model.json").read_text())["harness"]["model"]
     right = [max(range(2), key=loglikelihoods(t, c).__getitem__) == a for t, c, a in QUESTIONS]
     assert sum(right) == 3
@@ -241,7 +242,7 @@ def test_a_metric_that_is_not_a_number_is_null_told_as_such_and_refused_by_the_g
 ):
     nan = {"word_perplexity,none": math.inf, "acc,none": math.nan, "acc_stderr,none": math.nan, "em,none": 0.5}
     monkeypatch.setattr("lm_eval.simple_evaluate", lambda **given: {"results": {"sayings": nan}})
-    stage(TINY, tmp_path / "harness/model.json", settings(tasks))
+    stage(TINY, tmp_path / "harness/model.json", settings(tasks), FLOAT32)
     nothing = dict.fromkeys(("value", "low", "high"))
     scores = json.loads((tmp_path / "harness/model.json").read_text())["harness"]["model"]["sayings"]
     assert scores["acc"] == scores["word_perplexity"] == nothing and scores["em"]["value"] == 0.5

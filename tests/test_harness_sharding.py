@@ -11,6 +11,7 @@ import pytest
 import together
 import torch
 import yaml
+from specimens import FLOAT32
 from test_harness import QUESTIONS, TINY, settings
 from transformers import LlamaForCausalLM
 
@@ -99,7 +100,7 @@ def measured(place: Path, count: int) -> None:
     try:
         for name, limit in (("all", None), ("two", 2)):
             given = settings(place / "tasks", tasks=MEASURED, limit=limit)
-            stage(TINY, place / f"{count}/{name}-{rank}.json", given)
+            stage(TINY, place / f"{count}/{name}-{rank}.json", given, FLOAT32)
     finally:
         LlamaForCausalLM.forward, lm_eval.simple_evaluate = forward, evaluate
     (place / f"{count}-{rank}.json").write_text(json.dumps({"passes": len(passes), "counted": counted}))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from specimens import folder
+from specimens import FLOAT32, folder
 from test_passkey import byte_level, settings, tiny
 from transformers import (
     AutoConfig,
@@ -26,7 +26,8 @@ from transformers import (
 from longlora.evaluation.answer import answers
 from longlora.evaluation.passkey import measure
 from longlora.evaluation.windows import Window, nats
-from longlora.model.load import SMALL, gpus, must_reach, open_model, open_tokenizer, spread
+from longlora.model import load
+from longlora.model.load import SMALL, Precision, gpus, must_reach, open_model, open_tokenizer, spread
 from longlora.model.position import extend
 from longlora.stages import passkey as stages_passkey
 
@@ -230,6 +231,16 @@ def test_a_model_whose_tokens_see_those_after_them_is_refused(tied, tmp_path):
     (place / "config.json").write_text(json.dumps(config | {"is_causal": False}))
     with pytest.raises(ValueError, match="seer is no causal one: its tokens see those after them.*is_causal in its"):
         open_model(place)
+
+
+@pytest.mark.parametrize("machine_has_a_gpu", [False, True])
+def test_measures_compute_in_the_precision_of_params_yaml_whatever_the_machine(machine_has_a_gpu, whole, monkeypatch):
+    """Scores are kept and fetched: a base in float32 beside a model in bfloat16 would be compared by their rounding, too."""
+    monkeypatch.setattr(load.torch.cuda, "is_available", lambda: machine_has_a_gpu)
+    monkeypatch.setattr(load, "gpus", lambda: "cpu")
+    assert open_model(whole, Precision(dtype="bfloat16")).dtype == torch.bfloat16
+    assert open_model(whole, FLOAT32).dtype == torch.float32
+    assert open_model(whole).dtype == (torch.bfloat16 if machine_has_a_gpu else torch.float32)
 
 
 def test_a_publishers_wishes_for_answers_are_left_out_but_for_the_end_marks(whole, tmp_path):

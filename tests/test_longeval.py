@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from specimens import FLOAT32
 from test_ruler import TOKENIZER, tiny
 
 from flows.cli import evaluate
@@ -202,7 +203,7 @@ def test_stage_writes_the_same_bytes_again_and_leaves_nothing_behind(tmp_path, m
     TOKENIZER.save_pretrained(tmp_path / "odd")
     given = settings(lengths=[1400], samples=1, cases=[str(put(tmp_path / "2_lines.jsonl", LINES))])
     for name in ("a", "b"):
-        stage(tmp_path / "odd", tmp_path / name / "odd.json", given)
+        stage(tmp_path / "odd", tmp_path / name / "odd.json", given, FLOAT32)
     assert (tmp_path / "a/odd.json").read_bytes() == (tmp_path / "b/odd.json").read_bytes()
     assert json.loads((tmp_path / "a/odd.json").read_text())["longeval_lines"]["odd"]["2_lines"]["trials"] == 1
     assert list((tmp_path / "kept").iterdir()) == []

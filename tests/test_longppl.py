@@ -7,6 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
+from specimens import FLOAT32
 from test_perplexity import reference, texts, tiny
 
 from longlora.evaluation import windows
@@ -108,8 +109,8 @@ def test_stages_write_the_same_bytes_again(tmp_path):
     save_file(tensors, tmp_path / "heldout.safetensors")
     for run in ("a", "b"):
         keys, scores = tmp_path / run / "keys/judge.json", tmp_path / run / "odd.json"
-        keytokens_stage(tmp_path / "judge", tmp_path / "heldout.safetensors", keys, settings())
-        longppl_stage(tmp_path / "odd", keys, tmp_path / "heldout.safetensors", scores, settings())
+        keytokens_stage(tmp_path / "judge", tmp_path / "heldout.safetensors", keys, settings(), FLOAT32)
+        longppl_stage(tmp_path / "odd", keys, tmp_path / "heldout.safetensors", scores, settings(), FLOAT32)
     for name in ("keys/judge.json", "odd.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert json.loads(scores.read_text())["longppl"]["odd"]["judge"]["tokens"] > 0

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given as anything
 from hypothesis import strategies
+from specimens import FLOAT32
 from test_ruler import TOKENIZER, tiny
 
 from longlora.data.dialogue import tokenised
@@ -231,16 +232,16 @@ def test_stage_goes_on_where_it_was_cut_off_and_writes_the_same_bytes(tmp_path, 
     tiny().save_pretrained(tmp_path / "odd")
     TOKENIZER.save_pretrained(tmp_path / "odd")
     given = settings(put(tmp_path / "q.jsonl", *CASES))
-    stage(tmp_path / "odd", tmp_path / "none", tmp_path / "a/odd.json", given)
+    stage(tmp_path / "odd", tmp_path / "none", tmp_path / "a/odd.json", given, FLOAT32)
     left = iter([None, None])
     from longlora.evaluation import answer
 
     keep = answer.keep
     monkeypatch.setattr(answer, "keep", lambda *a: (keep(*a), next(left)))  # the third group is not reached
     with pytest.raises((StopIteration, RuntimeError)):
-        stage(tmp_path / "odd", tmp_path / "none", tmp_path / "b/odd.json", given)
+        stage(tmp_path / "odd", tmp_path / "none", tmp_path / "b/odd.json", given, FLOAT32)
     monkeypatch.undo()
     monkeypatch.setenv("LONGLORA_CHECKPOINTS", str(tmp_path / "kept"))
     assert not (tmp_path / "b/odd.json").exists() and list((tmp_path / "kept").iterdir())
-    stage(tmp_path / "odd", tmp_path / "none", tmp_path / "b/odd.json", given)
+    stage(tmp_path / "odd", tmp_path / "none", tmp_path / "b/odd.json", given, FLOAT32)
     assert (tmp_path / "a/odd.json").read_bytes() == (tmp_path / "b/odd.json").read_bytes()

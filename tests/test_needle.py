@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from scipy import stats
+from specimens import FLOAT32
 from test_passkey import byte_level, greedy, sentencepiece_like
 from test_passkey import tiny as shared_tiny
 from test_ruler import TEXTS, TOKENIZER, tiny
@@ -182,6 +183,12 @@ def test_stage_writes_the_same_bytes_again(tmp_path):
     tensors = {"tokens": torch.from_numpy(np.concatenate(documents)), "offsets": torch.from_numpy(offsets)}
     save_file(tensors, tmp_path / "heldout.safetensors")
     for name in ("a", "b"):
-        stage(tmp_path / "odd", tmp_path / "heldout.safetensors", tmp_path / name / "odd.json", settings(samples=1))
+        stage(
+            tmp_path / "odd",
+            tmp_path / "heldout.safetensors",
+            tmp_path / name / "odd.json",
+            settings(samples=1),
+            FLOAT32,
+        )
     assert (tmp_path / "a/odd.json").read_bytes() == (tmp_path / "b/odd.json").read_bytes()
     assert json.loads((tmp_path / "a/odd.json").read_text())["needle"]["odd"]["600"]["trials"] == 3

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from pydantic import ValidationError
+from specimens import FLOAT32
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     GPTNeoXConfig,
@@ -255,7 +256,7 @@ def test_stage_writes_the_same_bytes_again_also_beyond_the_models_positions(tmp_
     byte_level().save_pretrained(tmp_path / "odd")
     written = []
     for name in ("a", "b"):
-        stage(tmp_path / "odd", tmp_path / name / "odd.json", settings())
+        stage(tmp_path / "odd", tmp_path / name / "odd.json", settings(), FLOAT32)
         written.append((tmp_path / name / "odd.json").read_bytes())
     assert written[0] == written[1]
     result = json.loads(written[0])["passkey"]["odd"]

@@ -13,7 +13,7 @@ import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from pydantic import ValidationError
 from safetensors.torch import save_file
-from specimens import ADAPTER
+from specimens import ADAPTER, FLOAT32
 from test_adapter import nudged
 from transformers import (
     FalconH1Config,
@@ -346,7 +346,7 @@ def test_stage_writes_the_same_bytes_again_and_the_parts_that_make_up_the_score(
     given = settings(sliding=Sliding(stride=5, tokens=90))
     for name in ("a", "b"):
         out = tmp_path / name / "odd.json"
-        stage(tmp_path / "odd", tmp_path / "heldout.safetensors", out, out.with_suffix(".csv"), given)
+        stage(tmp_path / "odd", tmp_path / "heldout.safetensors", out, out.with_suffix(".csv"), given, FLOAT32)
         written.append(out.read_bytes() + out.with_suffix(".csv").read_bytes())
     assert written[0] == written[1]
     result = json.loads(out.read_text())

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from specimens import FLOAT32
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -242,7 +243,7 @@ def test_stage_writes_the_same_bytes_again(tmp_path, monkeypatch):
     monkeypatch.setenv("LONGLORA_CHECKPOINTS", str(tmp_path / "kept"))
     given = settings(lengths=[600], tasks=["single", "tracking"])
     for name in ("a", "b"):
-        stage(tmp_path / "odd", tmp_path / "heldout.safetensors", tmp_path / name / "odd.json", given)
+        stage(tmp_path / "odd", tmp_path / "heldout.safetensors", tmp_path / name / "odd.json", given, FLOAT32)
     assert (tmp_path / "a/odd.json").read_bytes() == (tmp_path / "b/odd.json").read_bytes()
     result = json.loads((tmp_path / "a/odd.json").read_text())["ruler"]["odd"]
     assert result["600"]["trials"] == 4 and result["prompt"] == "plain"

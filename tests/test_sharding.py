@@ -19,6 +19,7 @@ import together
 import torch
 import yaml
 from safetensors.torch import save_file
+from specimens import FLOAT32
 from transformers import LlamaForCausalLM
 
 from longlora.evaluation import answer, passkey, windows
@@ -65,23 +66,25 @@ def measure(name: str, place: Path, out: Path) -> None:
     if name == "perplexity":
         given = test_perplexity.settings(bands=1, sliding=Sliding(stride=5, tokens=90))
         windows.BATCH_LOGITS = 2 * 6 * test_perplexity.VOCABULARY  # type: ignore[misc]
-        perplexity.stage(place / "reader", numbers, out / "scores.json", out / "parts.csv", given)
+        perplexity.stage(place / "reader", numbers, out / "scores.json", out / "parts.csv", given, FLOAT32)
     elif name == "longppl":
-        keytokens.stage(place / "reader", numbers, out / "keys.json", LONGPPL)
-        longppl.stage(place / "reader", out / "keys.json", numbers, out / "scores.json", LONGPPL)
+        keytokens.stage(place / "reader", numbers, out / "keys.json", LONGPPL, FLOAT32)
+        longppl.stage(place / "reader", out / "keys.json", numbers, out / "scores.json", LONGPPL, FLOAT32)
     elif name in ("passkey", "unshared"):
         model = place / ("finder" if name == "passkey" else "odd")
-        passkey_stage.stage(model, out / "scores.json", test_passkey.settings(samples=5))
+        passkey_stage.stage(model, out / "scores.json", test_passkey.settings(samples=5), FLOAT32)
     elif name == "needle":
-        needle.stage(place / "writer", words, out / "scores.json", test_needle.settings(samples=4))
+        needle.stage(place / "writer", words, out / "scores.json", test_needle.settings(samples=4), FLOAT32)
     elif name == "longeval":
         given = test_longeval.settings(lengths=[1500], samples=3)
-        longeval.stage(place / "writer", out / "scores.json", given)
+        longeval.stage(place / "writer", out / "scores.json", given, FLOAT32)
     elif name == "ruler":
         given = test_ruler.settings(lengths=[600], tasks=["single", "tracking"], samples=3)
-        ruler.stage(place / "writer", words, out / "scores.json", given)
+        ruler.stage(place / "writer", words, out / "scores.json", given, FLOAT32)
     else:
-        longqa.stage(place / "writer", place / "none", out / "scores.json", test_longqa.settings(place / "q.jsonl"))
+        longqa.stage(
+            place / "writer", place / "none", out / "scores.json", test_longqa.settings(place / "q.jsonl"), FLOAT32
+        )
 
 
 def share(name: str, place: Path, out: Path) -> None:

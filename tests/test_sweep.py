@@ -247,6 +247,7 @@ def test_a_search_is_not_over_how_its_own_score_is_measured_nor_over_what_refuse
         (None, "blocks.held_out.share", "held-out texts are chosen"),
         (None, "blocks", "held-out texts are chosen"),
         (None, "licence.checked", "the gate judges"),
+        (None, "precision.dtype", "scores are computed"),
         (None, "ruler.seed", None),
         (None, "blocks.recall.seed", None),
         (None, "pairs.seed", None),

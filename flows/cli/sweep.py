@@ -169,6 +169,7 @@ def must_not_judge(keys: list[str], model: Artifact, params: str) -> None:
     sections = sections_of(params)
     goes_by = {each: "held-out texts are chosen" for each in TEXTS}
     goes_by |= {each: "the gate judges" for each in promotion.JUDGES}
+    goes_by["precision"] = "scores are computed"
     for path, word in re.findall(r'"((\w+)/[^"]+)"', json.dumps(sections.get("gate"))):
         goes_by.setdefault(SECTIONS.get(word) or word, f"{path} is measured")
     goes_by |= {each.params: f"{each.metric} is measured" for each in reversed(comparisons_of(model)) if each.params}

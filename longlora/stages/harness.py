@@ -3,14 +3,16 @@
 from pathlib import Path
 
 from longlora.evaluation.harness import Harness, measure
-from longlora.model.load import open_model, open_tokenizer
+from longlora.model.load import Precision, open_model, open_tokenizer
 from longlora.parallel.sharding import together, write
 from longlora.section import run
 
 
-def stage(model: Path, scores: Path, harness: Harness) -> None:
+def stage(model: Path, scores: Path, harness: Harness, precision: Precision) -> None:
     with together():
-        result = measure(open_model(model), label=model.name, tokenizer=open_tokenizer(model), settings=harness)
+        result = measure(
+            open_model(model, precision), label=model.name, tokenizer=open_tokenizer(model), settings=harness
+        )
     write(result, scores)
 
 

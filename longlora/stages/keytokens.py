@@ -4,13 +4,13 @@ from pathlib import Path
 
 from longlora.data.tokens import documents
 from longlora.evaluation.longppl import LongPPL, key_tokens
-from longlora.model.load import open_model
+from longlora.model.load import Precision, open_model
 from longlora.parallel.sharding import write
 from longlora.section import run
 
 
-def stage(evaluator: Path, heldout: Path, keys: Path, longppl: LongPPL) -> None:
-    picked = key_tokens(open_model(evaluator), documents=documents(heldout), settings=longppl)
+def stage(evaluator: Path, heldout: Path, keys: Path, longppl: LongPPL, precision: Precision) -> None:
+    picked = key_tokens(open_model(evaluator, precision), documents=documents(heldout), settings=longppl)
     write(picked, keys, indent=None)
 
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 from longlora.evaluation.answer import keeping
 from longlora.evaluation.longeval import LongEval, measure
-from longlora.model.load import open_model, open_tokenizer
+from longlora.model.load import Precision, open_model, open_tokenizer
 from longlora.parallel.sharding import write
 from longlora.section import run
 
 
-def stage(model: Path, scores: Path, longeval: LongEval) -> None:
-    opened, tokenizer = open_model(model), open_tokenizer(model)
+def stage(model: Path, scores: Path, longeval: LongEval, precision: Precision) -> None:
+    opened, tokenizer = open_model(model, precision), open_tokenizer(model)
     with keeping(model, opened, scores=scores) as kept:
         result = measure(opened, label=model.name, tokenizer=tokenizer, settings=longeval, kept=kept)
         write(result, scores)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from longlora.data.tokens import documents
 from longlora.evaluation.longppl import LongPPL, measure
-from longlora.model.load import open_model
+from longlora.model.load import Precision, open_model
 from longlora.parallel.sharding import write
 from longlora.section import run
 
 
-def stage(model: Path, keys: Path, heldout: Path, scores: Path, longppl: LongPPL) -> None:
+def stage(model: Path, keys: Path, heldout: Path, scores: Path, longppl: LongPPL, precision: Precision) -> None:
     result = measure(
-        open_model(model),
+        open_model(model, precision),
         label=model.name,
         evaluator=keys.stem,
         documents=documents(heldout),

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from longlora.data.tokens import documents
 from longlora.evaluation.perplexity import Perplexity, measure
-from longlora.model.load import open_model
+from longlora.model.load import Precision, open_model
 from longlora.parallel.sharding import write
 from longlora.section import run
 
 
-def stage(model: Path, heldout: Path, scores: Path, parts: Path, perplexity: Perplexity) -> None:
+def stage(model: Path, heldout: Path, scores: Path, parts: Path, perplexity: Perplexity, precision: Precision) -> None:
     result = measure(
-        open_model(model), label=model.name, documents=documents(heldout), settings=perplexity, parts=parts
+        open_model(model, precision), label=model.name, documents=documents(heldout), settings=perplexity, parts=parts
     )
     if perplexity.sliding:  # by another stride the tokens have other contexts
         result["sliding_perplexity"][model.name]["stride"] = perplexity.sliding.stride
