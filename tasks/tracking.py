@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from textwrap import shorten
 from urllib.parse import quote, unquote, urlsplit
 
 import psutil
@@ -162,7 +163,7 @@ class Tracker:
         mark_dead_runs(client, where, found, but=snapshot.key)
         known = find(client, where, found, snapshot.key)
         tags = {**origin(where, snapshot), **environment()}
-        run = known or begun(client, found, tags, name=f"{snapshot.recipe or 'params'}-{snapshot.key[:6]}")
+        run = known or begun(client, found, tags, name=called(snapshot))
         self.run_id: str = run.info.run_id
         self._sent: dict[str, dict[int, float]] = {}
         self._resumed = known is not None
@@ -249,6 +250,13 @@ def as_kept(value: float) -> str:
     """`value` as MLflow's databases keep it, infinity as the largest number, to be compared: NaN is equal to NaN."""
     largest = sys.float_info.max
     return repr(value if math.isnan(value) else min(max(value, -largest), largest))
+
+
+def called(snapshot: Snapshot) -> str:
+    """What MLflow's pages call a run: its recipe, its key and what was set, for their list shows no tags."""
+    return shorten(
+        " ".join([f"{snapshot.recipe or 'params'}-{snapshot.key[:6]}", *snapshot.overrides]), 80, placeholder=" ..."
+    )
 
 
 def origin(where: Project, snapshot: Snapshot) -> dict[str, str]:

@@ -201,7 +201,18 @@ def test_a_run_says_what_it_ran_from(opened, folder):
     )
     assert tags["mlflow.user"] == "Tester"
     assert {"env.torch", "env.dvc", "hardware.cpus", "hardware.gpus"} <= tags.keys()
-    assert run.info.run_name.startswith("big-")
+    assert run.info.run_name == f"big-{tags['longlora.key'][:6]} train.steps=4"
+
+
+def test_a_run_is_called_by_what_was_set_as_long_as_a_list_is_wide(folder):
+    from tasks.tracking import called
+
+    lengths = "score.lengths=[1, 2, 3, 4, 5, 6, 7, 8, 9]"
+    state = snapshot(project(folder), overrides=["train.steps=4", "train.rank=8", lengths, "gate.least=0.25"])
+    name = called(state)
+    assert name.startswith(f"params-{state.key[:6]} train.steps=4 train.rank=8 score.lengths=[1, ")
+    assert name.endswith(" ...")
+    assert len(name) <= 80
 
 
 def test_the_same_key_is_the_same_run(opened):
