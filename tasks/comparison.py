@@ -2,7 +2,7 @@
 (`artifacts: NAME: meta: better: [{metric, order}, {metric, order, no_worse_than}]`).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,8 +31,8 @@ class Better:
     """The length, for a metric over lengths; None for the longest that both runs have."""
     data: str | None = None
     """The output that both must have been measured on, hash by hash."""
-    params: str | None = None
-    """The section of params.yaml that both must have been measured by: other places of the same texts are other numbers."""
+    params: list[str] = field(default_factory=list)
+    """The sections of params.yaml that both must have been measured by: other places of the same texts are other numbers."""
 
     def of(self, label: str, *, instead: str) -> str:
         """The metric of the model `label`, where ours is that of `instead`."""
@@ -128,13 +128,13 @@ def differing(client: MlflowClient, where: Project, ours: str, theirs: str, bett
         found, wanted = (runs.digests_of(where, run).get(better.data) for run in (one, other))
         if found != wanted:
             return better.data
-    if better.params:
-        found, wanted = (of_section(run.data.params, better.params) for run in (one, other))
-        for name in sorted(found.keys() | wanted.keys()):
-            if found.get(name) != wanted.get(name):
-                return f"{name} = {found.get(name)}"
+    found, wanted = (settings_of(run, better) for run in (one, other))
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            return f"{name} = {found.get(name)}"
     return ""
 
 
-def of_section(params: dict[str, str], section: str) -> dict[str, str]:
-    return {name: value for name, value in params.items() if name.startswith(f"{section}.")}
+def settings_of(run: Run, better: Better) -> dict[str, str]:
+    """The parameters that say how `run` was measured by `better`."""
+    return {name: value for name, value in run.data.params.items() if name.partition(".")[0] in better.params}

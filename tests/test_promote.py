@@ -451,10 +451,13 @@ def test_models_are_compared_at_the_longest_length_that_both_have(empty, shop):
     assert reason == "better: ppl at 1024 is 6, and must be lower than 5 of champion version 3"
     for run, seed in zip(made, (1, 1, 7), strict=True):
         client.log_batch(run, params=[Param("perplexity.seed", str(seed)), Param("fit.seed", str(run))])
-    at_places = Better("ppl", "lower", params="perplexity")
+    at_places = Better("ppl", "lower", params=["perplexity", "precision"])
     assert shortfall(client, where, made[0], made[1], "3", at_places) == []
     (reason,) = shortfall(client, where, made[2], made[1], "3", at_places)
     assert reason.startswith("better: perplexity.seed = 7 is not what champion version 3 was measured on")
+    client.log_batch(made[0], params=[Param("precision.dtype", "bfloat16")])
+    (reason,) = shortfall(client, where, made[0], made[1], "3", at_places)
+    assert reason.startswith("better: precision.dtype = bfloat16 is not what champion version 3 was measured on")
     (reason,) = shortfall(client, where, made[2], made[1], "3", Better("ppl", "lower"))
     assert reason == "better: ppl of this run is at 8192, and the champion's 512, 1024: nothing to compare"
     good = runs.chosen(client, where, shop[1]["good"]).info.run_id

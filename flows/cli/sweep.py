@@ -28,7 +28,7 @@ from flows.parameters import must_all_be_right
 from flows.run_dir import is_finished, open_run_dir
 from longlora.check_paths import LENGTHLESS, MEASURES
 from tasks import promotion, runs, servers, storage, tracking
-from tasks.comparison import Better, better_of, comparisons_of, values_of
+from tasks.comparison import Better, better_of, comparisons_of, settings_of, values_of
 from tasks.declared import Artifact
 from tasks.errors import one_line
 from tasks.locks import hold
@@ -169,10 +169,10 @@ def must_not_judge(keys: list[str], model: Artifact, params: str) -> None:
     sections = sections_of(params)
     goes_by = {each: "held-out texts are chosen" for each in TEXTS}
     goes_by |= {each: "the gate judges" for each in promotion.JUDGES}
-    goes_by["precision"] = "scores are computed"
     for path, word in re.findall(r'"((\w+)/[^"]+)"', json.dumps(sections.get("gate"))):
         goes_by.setdefault(SECTIONS.get(word) or word, f"{path} is measured")
-    goes_by |= {each.params: f"{each.metric} is measured" for each in reversed(comparisons_of(model)) if each.params}
+    for better in reversed(comparisons_of(model)):
+        goes_by |= {section: f"{better.metric} is measured" for section in better.params}
     for key, (part, told) in itertools.product(keys, goes_by.items()):
         if part.partition(".")[0] in sections and (f"{key}.".startswith(f"{part}.") or part.startswith(f"{key}.")):
             raise ValueError(
@@ -275,9 +275,9 @@ def known(client: MlflowClient, where: Project, model: Artifact, point: Point, *
 
 
 def measured_by(where: Project, run: Run, better: Better) -> list[str]:
-    """The hash of the data that `run` was measured on by `better`, and the section of its parameters that says how."""
-    section = {name: value for name, value in run.data.params.items() if name.startswith(f"{better.params}.")}
-    return [runs.digests_of(where, run).get(better.data or "", ""), *(f"{n}={v}" for n, v in sorted(section.items()))]
+    """The hash of the data that `run` was measured on by `better`, and the parameters that say how."""
+    settings = sorted(settings_of(run, better).items())
+    return [runs.digests_of(where, run).get(better.data or "", ""), *(f"{name}={value}" for name, value in settings)]
 
 
 def show(results: list[Result], better: Better | None, name: str) -> None:
@@ -298,6 +298,7 @@ def show(results: list[Result], better: Better | None, name: str) -> None:
     console().print(table)
     if good and not comparable:
         console().print(
-            "no best: measured at other lengths, places or texts, the scores do not compare", soft_wrap=True
+            "no best: measured at other lengths, places or texts, or in another precision, the scores do not compare",
+            soft_wrap=True,
         )
     console().print(f"in MLflow: tags.`{SWEEPS}` LIKE '%{name}%'", highlight=False, soft_wrap=True)
