@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from specimens import ADAPTER, ATTENTION, FIT, POSITION
 from training import history, run, weights
 
-from longlora.parallel.ranks import Ranks, from_environment
+from longlora.parallel.ranks import FOREIGN, Ranks, from_environment
 from longlora.training import fit as module
 from longlora.training.trainer import noise_seed
 
@@ -65,6 +65,35 @@ def test_a_degree_that_does_not_fit_is_refused(monkeypatch, world, degree, said)
 def test_a_degree_that_is_empty_is_one_that_is_not_set(monkeypatch):
     monkeypatch.setenv("LONGLORA_SEQUENCE_PARALLEL", "")
     assert from_environment().degree == 1
+
+
+@pytest.mark.parametrize("missing", ["RANK", "LOCAL_RANK"])
+def test_processes_that_would_not_meet_are_refused(monkeypatch, missing):
+    """As under an operator that sets RANK and WORLD_SIZE alone: with GPUs, each would train on its share by itself."""
+    for name, value in together.environment(1, 2, 1).items():
+        monkeypatch.setenv(name, value)
+    assert from_environment() == Ranks(1, 2)
+    monkeypatch.delenv(missing)
+    with pytest.raises(ValueError, match=f"^WORLD_SIZE = 2 without {missing}, so .* start them with torchrun, or set it in"):
+        from_environment()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert from_environment().world == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("MIXED_PRECISION", "fp16"), ("USE_FSDP", "true"), ("USE_DEEPSPEED", "true")]
+)
+def test_a_launcher_that_says_how_to_train_is_refused(monkeypatch, name, said):
+    monkeypatch.delenv("LONGLORA_ZERO", raising=False)
+    for each in FOREIGN:  # as `accelerate launch` sets them by itself, and a training before this one may have left them
+        monkeypatch.setenv(f"ACCELERATE_{each}", "no" if each == "MIXED_PRECISION" else "false")
+    assert from_environment().world == 1
+    monkeypatch.setenv(f"ACCELERATE_{name}", said)
+    with pytest.raises(ValueError, match=f"^ACCELERATE_{name}={said} .* would train otherwise than params.yaml says: LONG"):
+        from_environment()
+    monkeypatch.setenv("LONGLORA_ZERO", "2")
+    if name == "USE_DEEPSPEED":
+        assert from_environment().world == 1  # our own: accelerate sets it, too
 
 
 def train_here(place: Path, name: str, changes: dict) -> None:

@@ -14,6 +14,9 @@ from torch import distributed
 
 from longlora.parallel.layout import degree_of_sequences
 
+FOREIGN = ("MIXED_PRECISION", "USE_DEEPSPEED", "USE_FSDP", "USE_MEGATRON_LM", "USE_PARALLELISM_CONFIG")
+"""What `accelerate launch` says to accelerate, and so to the Trainer, behind the back of params.yaml."""
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -41,7 +44,8 @@ class Ranks:
 
 
 def from_environment() -> Ranks:
-    """Raises ValueError: the processes cannot be shared out to sequences."""
+    """Raises ValueError: the processes cannot be shared out to sequences, or would not meet, or their launcher says more than where
+    they run."""
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     degree = degree_of_sequences()
     if world % degree:
@@ -49,7 +53,26 @@ def from_environment() -> Ranks:
         raise ValueError(
             f"LONGLORA_SEQUENCE_PARALLEL = {degree} must divide the number of processes, {world}; the nearest is {fitting}"
         )
+    if world > 1 and (missing := [name for name in ("RANK", "LOCAL_RANK") if name not in os.environ]):
+        # With a GPU accelerate would take each for the only one: as many trainings, each on its share of the blocks alone.
+        raise ValueError(
+            f"WORLD_SIZE = {world} without {' and '.join(missing)}, so the processes would not meet: start them with torchrun, or "
+            "set it in each (LOCAL_RANK: its number on its machine)"
+        )
+    must_say_places_alone()
     return Ranks(rank, world, degree)
+
+
+def must_say_places_alone() -> None:
+    """Raises ValueError: the launcher chose how to train, too, which would be another training under the parameters' name."""
+    for name in (f"ACCELERATE_{kind}" for kind in FOREIGN):
+        own = name == "ACCELERATE_USE_DEEPSPEED" and os.environ.get("LONGLORA_ZERO")  # accelerate sets it for ours, too
+        said = os.environ.get(name, "")
+        if said.lower() not in ("", "no", "false", "0") and not own:
+            raise ValueError(
+                f"{name}={said} (as `accelerate launch` sets it, by its configuration) would train otherwise than params.yaml "
+                'says: LONGLORA_LAUNCHER="torchrun --nproc-per-node N", and LONGLORA_ZERO for DeepSpeed'
+            )
 
 
 def any_of(asked: bool, *, device: torch.device) -> bool:
