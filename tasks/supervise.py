@@ -252,12 +252,21 @@ def end(own: str) -> None:
     """TERM, a grace, KILL; again for those that appeared meanwhile."""
     processes = descendants(own)
     for process in processes:
-        tell(process, signal.SIGTERM)
+        if not kills_at_once(process):
+            tell(process, signal.SIGTERM)
     psutil.wait_procs(processes, timeout=grace())
     while left := [process for process in descendants(own) if lives(process)]:
         for process in left:
             tell(process, signal.SIGKILL)
         psutil.wait_procs(left, timeout=1)
+
+
+def kills_at_once(process: psutil.Process) -> bool:
+    """Whether it is Slurm's srun, which answers TERM with KILL for its tasks on all nodes. Those on this node bear our name, and
+    end by themselves; a training stops on the others with them, and then srun ends."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.name() == "srun"
+    return False
 
 
 def lives(process: psutil.Process) -> bool:

@@ -74,7 +74,9 @@ def test_processes_that_would_not_meet_are_refused(monkeypatch, missing):
         monkeypatch.setenv(name, value)
     assert from_environment() == Ranks(1, 2)
     monkeypatch.delenv(missing)
-    with pytest.raises(ValueError, match=f"^WORLD_SIZE = 2 without {missing}, so .* start them with torchrun, or set it in"):
+    with pytest.raises(
+        ValueError, match=f"^WORLD_SIZE = 2 without {missing}, so .* start them with torchrun, or set it in"
+    ):
         from_environment()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert from_environment().world == 1
@@ -85,11 +87,15 @@ def test_processes_that_would_not_meet_are_refused(monkeypatch, missing):
 )
 def test_a_launcher_that_says_how_to_train_is_refused(monkeypatch, name, said):
     monkeypatch.delenv("LONGLORA_ZERO", raising=False)
-    for each in FOREIGN:  # as `accelerate launch` sets them by itself, and a training before this one may have left them
+    for (
+        each
+    ) in FOREIGN:  # as `accelerate launch` sets them by itself, and a training before this one may have left them
         monkeypatch.setenv(f"ACCELERATE_{each}", "no" if each == "MIXED_PRECISION" else "false")
     assert from_environment().world == 1
     monkeypatch.setenv(f"ACCELERATE_{name}", said)
-    with pytest.raises(ValueError, match=f"^ACCELERATE_{name}={said} .* would train otherwise than params.yaml says: LONG"):
+    with pytest.raises(
+        ValueError, match=f"^ACCELERATE_{name}={said} .* would train otherwise than params.yaml says: LONG"
+    ):
         from_environment()
     monkeypatch.setenv("LONGLORA_ZERO", "2")
     if name == "USE_DEEPSPEED":

@@ -324,3 +324,36 @@ def test_torchruns_workers_save_and_then_nothing_of_them_is_left(tmp_path, monke
     assert child.run("", on_line=hear) == 128 + signal.SIGTERM, said
     assert [file.name for file in tmp_path.glob("saved*")] == ["saved0"]
     assert not alive(tmp_path)
+
+
+SRUN = """#!{python}
+import signal, subprocess, sys
+task = subprocess.Popen([{python!r}, "-u", *sys.argv[1:]], start_new_session=True)  # as Slurm's daemon does, which is no child
+def forcing_termination(*_):
+    task.kill()
+    sys.exit(1)
+signal.signal(signal.SIGTERM, forcing_termination)
+sys.exit(task.wait())
+"""
+TASK = """
+import signal, sys, time
+def end(*_):
+    time.sleep(0.5)
+    open("saved", "w").close()
+    sys.exit(143)
+signal.signal(15, end)
+print("ready")
+time.sleep(600)
+"""
+
+
+def test_the_tasks_of_slurms_srun_save_though_it_kills_them_when_it_is_told_to_end(tmp_path):
+    srun = tmp_path / "srun"
+    srun.write_text(SRUN.format(python=sys.executable))
+    srun.chmod(0o700)
+    (tmp_path / "task.py").write_text(TASK)
+    child = Child(["sh", "-c", f"{srun} task.py; true"], cwd=tmp_path, env=stage_environment())
+    hear = {"ready": supervise.stop_all}
+    child.run("", on_line=lambda line: hear[line]())
+    assert (tmp_path / "saved").exists()
+    assert not alive(tmp_path)
