@@ -1,5 +1,6 @@
 """Training: the loss is right, a run resumes bit for bit, and what cannot work stops with its reason."""
 
+import errno
 import fcntl
 import json
 import os
@@ -180,6 +181,20 @@ def test_a_second_training_of_the_same_waits_and_only_then_looks_for_checkpoints
     assert capsys.readouterr().out.count(f"waiting: another run trains the same (it holds {path})") == 1
     assert [file.name for file in (place / "checkpoints").iterdir()] == [path.name]
     run(place, "third")  # it was left free
+
+
+def test_a_folder_for_checkpoints_without_locks_is_refused_in_a_line_that_names_it(tmp_path, monkeypatch):
+    def flock(file: object, how: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(checkpoint.fcntl, "flock", flock)
+    with (
+        pytest.raises(
+            ValueError, match=rf"^{tmp_path}/name\.lock: Function not implemented: .* LONGLORA_CHECKPOINTS names$"
+        ),
+        checkpoint.checkpoint_lock(tmp_path / "name", first=True, device=torch.device("cpu")),
+    ):
+        pass
 
 
 def test_a_foreign_checkpoint_is_never_resumed():

@@ -78,11 +78,20 @@ def checkpoint_lock(checkpoints: Path, *, first: bool, device: torch.device) -> 
 
 
 def locked(file: TextIOWrapper) -> bool:
-    """Whether `file` could be locked; its closing frees it."""
+    """Whether `file` could be locked; its closing frees it.
+
+    Raises:
+        ValueError: its file system has no locks, as Lustre has none where it is mounted without them.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise ValueError(
+            f"{file.name}: {error.strerror}: checkpoints need a file system with locks (Lustre: mounted with flock), such as one "
+            "that LONGLORA_CHECKPOINTS names"
+        ) from None
     return True
 
 
