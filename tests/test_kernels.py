@@ -214,7 +214,7 @@ def test_pytorchs_own_flex_attention_takes_the_blocks():
 def having(monkeypatch, packages):
     """As if these were installed."""
     monkeypatch.setattr(kernels, "installed", lambda package: package in packages)
-    wanted = {name: (lambda name=name: name in packages, least) for name, (_, least) in kernels.FLASH.items()}
+    wanted = {name: (lambda name=name: name in packages, these) for name, (_, these) in kernels.FLASH.items()}
     monkeypatch.setattr(kernels, "FLASH", wanted)
 
 
@@ -223,6 +223,18 @@ def test_the_newest_flash_attn_that_the_gpu_runs_is_taken(monkeypatch):
     for capability, name in {(7, 5): None, (8, 0): "flash_attention_2", (9, 0): "flash_attention_4"}.items():
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda now=capability: now)
         assert kernels.flash_version() == name
+
+
+@pytest.mark.parametrize(
+    ("packages", "name"), [({2, 3}, "flash_attention_2"), ({3}, None), ({2, 3, 4}, "flash_attention_4")]
+)
+def test_on_a_gpu_after_hopper_flash_attn_3_is_passed_over_for_it_has_no_kernels_there(monkeypatch, packages, name):
+    having(monkeypatch, {f"flash_attention_{version}" for version in packages})
+    for capability in ((10, 0), (10, 3), (12, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda now=capability: now)
+        assert kernels.flash_version() == name
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert kernels.flash_version() == f"flash_attention_{max(packages)}"
 
 
 @pytest.mark.parametrize(

@@ -39,12 +39,13 @@ BACKENDS: tuple[Backend, ...] = ("flash", "varlen", "sdpa", "flex")
 """In the order that auto prefers for documents, which are one call for the first two, and one per run of equal lengths for sdpa.
 Without documents there are three runs at most, and sdpa comes first: on an H200 it took 0.55 to 0.65 of varlen's time from 16,384
 tokens on (docs/gpus.md)."""
-FLASH: dict[str, tuple[Callable[[], bool], tuple[int, int]]] = {
-    "flash_attention_4": (is_flash_attn_4_available, (9, 0)),
-    "flash_attention_3": (is_flash_attn_3_available, (9, 0)),
-    "flash_attention_2": (is_flash_attn_2_available, (8, 0)),
+FLASH: dict[str, tuple[Callable[[], bool], range]] = {
+    "flash_attention_4": (is_flash_attn_4_available, range(9, 100)),
+    "flash_attention_3": (is_flash_attn_3_available, range(9, 10)),
+    "flash_attention_2": (is_flash_attn_2_available, range(8, 100)),
 }
-"""By transformers' names, the newest first: whether the package is there, and the compute capability that it wants."""
+"""By transformers' names, the newest first: whether the package is there, and the generations (the first number of a compute
+capability) that it has kernels for: version 3 is Hopper's alone, and on a later GPU fails when it is called."""
 HALF = (torch.float16, torch.bfloat16)
 FLEX_BLOCK = 128
 
@@ -99,8 +100,8 @@ def installed(package: str) -> bool:
 
 def flash_version() -> str | None:
     """The newest flash-attn that is installed and runs on this GPU, by transformers' name; None: there is none."""
-    capability = torch.cuda.get_device_capability()
-    return next((name for name, (there, least) in FLASH.items() if capability >= least and there()), None)
+    generation, _ = torch.cuda.get_device_capability()
+    return next((name for name, (there, kernels) in FLASH.items() if generation in kernels and there()), None)
 
 
 def attend(
