@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -242,6 +243,31 @@ def test_a_model_over_several_devices_is_read_once_too(monkeypatch):
     model.model.layers[0].register_forward_hook(lambda m, i, output: reads.append(1))
     assert windows.token_nats(model, documents=documents, windows=chosen) == pytest.approx(plain, rel=1e-4)
     assert reads == [1]
+
+
+def test_pieces_of_logits_are_judged_on_the_gpu_that_has_them(monkeypatch):
+    """`meta` stands for the last of several GPUs, on which are the hidden states, and so the logits."""
+    model, places = tiny(), iter(["cpu"])
+    monkeypatch.setattr(
+        type(model), "device", property(lambda self: torch.device(next(places)))
+    )  # asked for the tokens
+    monkeypatch.setattr(windows, "batch_tokens", lambda model: 100)
+    monkeypatch.setattr(windows, "spread", lambda work, batches, model: [work(batch) for batch in batches])
+    monkeypatch.setattr(windows, "shareable", lambda model: False)
+    judged = []
+
+    def head(input_ids: torch.Tensor, use_cache: bool, logits_to_keep: torch.Tensor) -> SimpleNamespace:
+        assert logits_to_keep.device.type == "cpu"
+        return SimpleNamespace(logits=torch.empty(1, len(logits_to_keep), VOCABULARY, device="meta"))
+
+    def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
+        judged.append((logits.device.type, targets.device.type))
+        return torch.zeros(targets.shape)
+
+    monkeypatch.setattr(windows, "head_of", lambda model, tokens_BL: head)
+    monkeypatch.setattr(windows.F, "cross_entropy", cross_entropy)
+    windows.token_nats(model, documents=texts(90), windows=[Window(0, 0, 40, 39)])
+    assert judged == [("meta", "meta")]
 
 
 def test_a_familys_own_way_with_logits_is_kept_where_they_are_made_in_pieces(monkeypatch):

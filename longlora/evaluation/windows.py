@@ -135,13 +135,13 @@ def token_nats(model: PreTrainedModel, *, documents: list[np.ndarray], windows: 
         for start in range(0, length - 1, piece):
             end = min(start + piece, length - 1)
             if headed:
-                kept = torch.arange(start, end, device=model.device)
+                kept = torch.arange(start, end)  # from there it indexes hidden states on whatever GPU
                 out = headed(input_ids=tokens_BL[:, :-1], use_cache=False, logits_to_keep=kept)
             else:
                 out = model(input_ids=tokens_BL[:, start:end], past_key_values=cache, use_cache=True)
-            loss_BN = F.cross_entropy(
-                out.logits.float().transpose(1, 2), tokens_BL[:, start + 1 : end + 1], reduction="none"
-            )
+            # Several GPUs: without accelerate's hook on the whole model the logits stay on the last one.
+            next_BN = tokens_BL[:, start + 1 : end + 1].to(out.logits.device)
+            loss_BN = F.cross_entropy(out.logits.float().transpose(1, 2), next_BN, reduction="none")
             nats_WL[first : first + size, start:end] = loss_BN.cpu().numpy()
 
     spread(work, (n for n in range(0, len(windows), size) if ours(n // size)), model=model)
