@@ -33,11 +33,11 @@ from longlora.model.merge import merge
 from longlora.model.position import Position
 from longlora.parallel.layout import accumulation
 from longlora.section import raised_here
-from longlora.training import checkpoint
+from longlora.training import checkpoint, trainer
 from longlora.training import fit as module
 from longlora.training.checkpoint import checkpoint_step, digest
 from longlora.training.history import COLUMNS
-from longlora.training.trainer import FullAttentionAtEnd, LongTrainer
+from longlora.training.trainer import FullAttentionAtEnd, LongTrainer, Stop
 
 ROOT = Path(__file__).parent.parent
 
@@ -195,6 +195,22 @@ def test_a_folder_for_checkpoints_without_locks_is_refused_in_a_line_that_names_
         checkpoint.checkpoint_lock(tmp_path / "name", first=True, device=torch.device("cpu")),
     ):
         pass
+
+
+def test_a_signal_that_comes_while_the_processes_ask_one_another_ends_them_after_the_next_step(tmp_path, monkeypatch):
+    stop, arguments = Stop(), TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+
+    def interrupted(asked: bool, device: torch.device) -> bool:
+        stop.ask(signal.SIGTERM, None)
+        return asked
+
+    monkeypatch.setattr(trainer, "any_of", interrupted)
+    told = []
+    for _ in range(2):
+        control = TrainerControl()
+        stop.on_step_end(arguments, TrainerState(), control)
+        told.append((control.should_training_stop, control.should_save, stop.agreed))
+    assert told == [(False, False, False), (True, True, True)]
 
 
 def test_a_foreign_checkpoint_is_never_resumed():

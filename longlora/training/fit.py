@@ -152,7 +152,7 @@ def train(
         done = checkpoint_step(first) if first else 0
         must_agree(done, where=checkpoints, device=args.device)
         trainer.train(resume_from_checkpoint=str(first) if first else None)
-        if stop.asked:
+        if stop.agreed:
             barrier_and_destroy()
             raise SystemExit(143)
         trained = trainer.whole_parameters()  # of all processes, which must all ask

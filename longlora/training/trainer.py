@@ -225,7 +225,8 @@ class Stop(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = False  # of this process, at any moment
+        self.agreed = False  # by all of them, after a step
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -236,6 +237,6 @@ class Stop(TrainerCallback):
         self.asked = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.asked = any_of(self.asked, device=args.device)
-        if self.asked:
+        self.agreed = any_of(self.asked, device=args.device)
+        if self.agreed:
             control.should_save = control.should_training_stop = True
