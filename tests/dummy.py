@@ -1,9 +1,12 @@
 """A project small enough to run in a second: six stages of plain Python on real git and real DVC."""
 
+import io
 import os
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 STAGE = '''
 """Every stage of the dummy project: `python -m dummy.stage KIND [path]...`."""
@@ -210,3 +213,23 @@ def longlora(folder: Path, *arguments: str, env: dict[str, str] | None = None) -
     return subprocess.run(
         command, cwd=folder, env={**clean_environment(), **(env or {})}, capture_output=True, text=True
     )
+
+
+def called(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    """As `longlora`, but in this process: MLflow and DVC, which take seconds to import, are imported once for all tests. Not for
+    commands that start a run or a server, or become another program."""
+    from flows.cli.main import app, plain_errors
+
+    out, err = io.StringIO(), io.StringIO()
+    status: object = 0
+    settings = {**clean_environment(), **(env or {})}
+    with chdir(folder), patch.dict(os.environ, settings, clear=True), redirect_stdout(out), redirect_stderr(err):
+        try:
+            with plain_errors():
+                status = app(arguments, standalone_mode=False)
+        except SystemExit as ended:
+            status = ended.code
+        if isinstance(status, str):  # as Python ends with it
+            print(status, file=err)
+            status = 1
+    return subprocess.CompletedProcess(arguments, int(str(status or 0)), out.getvalue(), err.getvalue())

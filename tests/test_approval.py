@@ -252,6 +252,6 @@ def test_an_answer_that_nobody_waits_for_or_without_server_is_one_line(desk):
     with pytest.raises(ValueError, match="--why is empty: the reason is kept in the history"):
         approve(where, client, key, approve=True, why=" ")
     for command in (["approve", key, "--why", "yes"], ["promote", key, "--approval"]):
-        done = dummy.longlora(where.tree, *command, env={"MLFLOW_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"]})
+        done = dummy.called(where.tree, *command, env={"MLFLOW_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"]})
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == "error: no Prefect server is up: start one with `longlora up`, or set PREFECT_API_URL\n"

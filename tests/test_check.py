@@ -810,7 +810,7 @@ def test_a_run_asks_only_if_it_computes_and_has_stages_of_the_library(own, capsy
 
 def test_a_sweep_is_refused_before_any_run(own):
     dummy.with_a_stage_of_the_library(own)
-    done = dummy.longlora(own, "sweep", "train.rank=1,2")
+    done = dummy.called(own, "sweep", "train.rank=1,2")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: params: key 'gate.rules' is missing")
     assert not (own / ".longlora" / "worktrees").exists()
@@ -819,11 +819,11 @@ def test_a_sweep_is_refused_before_any_run(own):
 def test_a_plan_is_of_sections_that_are_right_and_asks_no_more_of_them(own):
     """Who plans a longer context need not say how it will be measured: that is `run`'s to ask."""
     longer = ["plan", "--set", "position.context=8192"]
-    assert dummy.longlora(ROOT, *longer).returncode == 0
-    done = dummy.longlora(ROOT, *longer, "--set", "fit.learning_rate=-3")
+    assert dummy.called(ROOT, *longer).returncode == 0
+    done = dummy.called(ROOT, *longer, "--set", "fit.learning_rate=-3")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: params: fit.learning_rate = -3: Input should be greater than 0\n"
     dummy.with_a_stage_of_the_library(own)
-    done = dummy.longlora(own, "plan")
+    done = dummy.called(own, "plan")
     assert done.stderr.startswith("error: params: key 'gate.rules' is missing")
     assert "unknown key 'gate.least'" in done.stderr

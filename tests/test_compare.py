@@ -196,7 +196,7 @@ def test_from_the_address_that_up_prints_the_switch_leads_to_runs_and_stays(pair
 
 def test_a_run_is_not_compared_with_itself(pair, mlflow_server):  # noqa: F811
     folder, (key, _) = pair
-    done = dummy.longlora(folder, "compare", key, key[:8], env={"MLFLOW_TRACKING_URI": mlflow_server})
+    done = dummy.called(folder, "compare", key, key[:8], env={"MLFLOW_TRACKING_URI": mlflow_server})
     assert (done.returncode, done.stdout) == (1, "")
     assert (
         done.stderr == f"error: {key} and {key[:8]} are the same run: `longlora runs` lists what there is to compare\n"
@@ -215,6 +215,6 @@ def test_a_run_is_not_compared_with_itself(pair, mlflow_server):  # noqa: F811
     ],
 )
 def test_a_mistake_is_one_line(pair, mlflow_server, arguments, said):  # noqa: F811
-    done = dummy.longlora(pair[0], "compare", *arguments, env={"MLFLOW_TRACKING_URI": mlflow_server})
+    done = dummy.called(pair[0], "compare", *arguments, env={"MLFLOW_TRACKING_URI": mlflow_server})
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert done.stderr.startswith(said)

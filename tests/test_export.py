@@ -55,7 +55,7 @@ def test_the_champion_or_a_run_becomes_a_folder_with_its_card(lab, tmp_path):
     assert (tmp_path / "out" / "weights").read_text() == "b" * 4
     assert (tmp_path / "out" / "README.md").read_text().startswith("# Dummy")
     (tmp_path / "empty").mkdir()
-    assert dummy.longlora(folder, "export", str(tmp_path / "empty"), "--model", keys[1][:8]).returncode == 0
+    assert dummy.called(folder, "export", str(tmp_path / "empty"), "--model", keys[1][:8]).returncode == 0
     assert (tmp_path / "empty" / "weights").read_text() == "b" * 5
     assert sorted(file.name for file in tmp_path.iterdir()) == ["empty", "out"]
 
@@ -81,7 +81,7 @@ def test_what_can_not_be_exported_is_one_line_and_leaves_nothing(copy, tmp_path)
     folder, keys = copy
 
     def said(*arguments: str) -> str:
-        done = dummy.longlora(folder, "export", *arguments)
+        done = dummy.called(folder, "export", *arguments)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
         return done.stderr
 
@@ -188,16 +188,16 @@ def test_gc_by_its_command_deletes_when_told_to_and_keeps_the_champion(lab, copy
     dummy.write(asked / "model" / "weights", "x" * 500)
     for path in (asked / "model" / "weights", asked / "model", asked):
         os.utime(path, (0, 0))
-    listed = dummy.longlora(folder, "gc", "--keep", "1")
+    listed = dummy.called(folder, "gc", "--keep", "1")
     assert listed.returncode == 0, listed.stderr
     assert asked.exists() and (folder / ".longlora" / "worktrees" / old).exists()
-    done = dummy.longlora(folder, "gc", "--keep", "1", "--yes")
+    done = dummy.called(folder, "gc", "--keep", "1", "--yes")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[:-1] == listed.stdout.splitlines()[:-1]
     assert done.stdout.splitlines()[-1] == "deleted"
     assert {path.name for path in (folder / ".longlora" / "worktrees").iterdir()} == {champion, newest}
     assert not asked.exists()
-    assert dummy.longlora(folder, "gc", "--keep", "1").stdout == "nothing may go\n"
+    assert dummy.called(folder, "gc", "--keep", "1").stdout == "nothing may go\n"
 
 
 def test_gc_lists_first_and_deletes_what_nobody_needs(copy, tmp_path):
@@ -212,7 +212,7 @@ def test_gc_lists_first_and_deletes_what_nobody_needs(copy, tmp_path):
     weights = {file.read_text(): file for file in cache.rglob("*") if file.is_file() and "b" * 4 in file.read_text()}
     before = {file for file in folder.rglob("*") if file.is_file()}
 
-    young = dummy.longlora(folder, "gc", "--keep", "1")
+    young = dummy.called(folder, "gc", "--keep", "1")
     assert young.returncode == 0, young.stderr
     assert f"worktrees/{old}" in young.stdout
     assert young.stdout.endswith("nothing was deleted: `longlora gc --keep 1 --yes` deletes it\n")
@@ -223,9 +223,9 @@ def test_gc_lists_first_and_deletes_what_nobody_needs(copy, tmp_path):
     os.utime(notes / "0123" / "step-1" / "weights", (0, 0))
     for path in (notes / "0123" / "step-1", notes / "0123"):
         os.utime(path, (0, 0))
-    said = dummy.longlora(folder, "gc", "--keep", "1").stdout
+    said = dummy.called(folder, "gc", "--keep", "1").stdout
     assert "left, for trainings that did not end go on from there: 0.001 MB of checkpoints (--checkpoints)\n" in said
-    told = dummy.longlora(folder, "gc", "--keep", "1", "--checkpoints").stdout
+    told = dummy.called(folder, "gc", "--keep", "1", "--checkpoints").stdout
     assert "checkpoints/0123" in told and told.endswith("`longlora gc --keep 1 --checkpoints --yes` deletes it\n")
     where = project(folder)
     from tasks import leftovers
@@ -249,11 +249,11 @@ def test_gc_lists_first_and_deletes_what_nobody_needs(copy, tmp_path):
     assert (notes / "0123.lock").exists() and list(asked.iterdir()) == []
 
     # what went can be brought back from the remote, what stayed needs no remote
-    assert dummy.longlora(folder, "reproduce", old).returncode == 0
+    assert dummy.called(folder, "reproduce", old).returncode == 0
     shutil.rmtree(folder / ".longlora" / "remote")
     for key in (champion, newest):
-        assert dummy.longlora(folder, "reproduce", key).returncode == 0
-    assert dummy.longlora(folder, "export", str(tmp_path / "out")).returncode == 0
+        assert dummy.called(folder, "reproduce", key).returncode == 0
+    assert dummy.called(folder, "export", str(tmp_path / "out")).returncode == 0
 
 
 def test_gc_keeps_every_recorded_run_where_the_cache_is_the_only_copy(copy):
@@ -279,7 +279,7 @@ def test_gc_leaves_a_cache_outside_of_the_project_alone_and_says_so(copy, tmp_pa
         (folder / ".dvc" / "cache").unlink()
         dummy.write(folder / ".dvc" / "config.local", f"[cache]\n    dir = {tmp_path / 'shared'}\n")
         assert "cache" not in {each.kind for each in leftovers.leftovers(project(folder), keep=0, versions=set())}
-    said = dummy.longlora(folder, "gc", "--keep", "0").stdout
+    said = dummy.called(folder, "gc", "--keep", "0").stdout
     assert f"left, for other projects may share it: {tmp_path / 'shared'} (DVC's cache.dir" in said
 
 

@@ -58,7 +58,7 @@ def test_another_clone_brings_everything_back_and_a_changed_byte_is_seen(shared,
     assert wrong.keys() == {"models/tuned", "metrics/verdict.json"}
     assert wrong["metrics/verdict.json"] == ""
     # and the command puts it right again
-    assert dummy.longlora(clone, "reproduce", key).returncode == 0
+    assert dummy.called(clone, "reproduce", key).returncode == 0
     assert (work / "models" / "tuned" / "weights").read_text() == "b" * 5
 
 
@@ -109,7 +109,7 @@ def test_rerun_computes_every_stage_again_and_finds_the_same_or_says_what_differ
     dummy.write(clone / "dummy" / "stage.py", code.replace('.write_text("b")', ".write_text(str(time.time_ns()))"))
     dummy.commit(clone)
     other = byhand.run(clone)
-    done = dummy.longlora(clone, "reproduce", other, "--rerun")
+    done = dummy.called(clone, "reproduce", other, "--rerun")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "outputs differ from the record: models/base, models/tuned" in done.stderr
@@ -137,7 +137,7 @@ def test_what_is_not_reachable_is_one_line(shared, clone, tmp_path):
     _, key = shared
 
     def said(*arguments: str, **env: str) -> str:
-        done = dummy.longlora(clone, "reproduce", *arguments, env=env)
+        done = dummy.called(clone, "reproduce", *arguments, env=env)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
         return done.stderr
 

@@ -67,7 +67,7 @@ def test_the_points_are_the_product_with_the_keys_that_single_runs_have(folder):
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_begins(folder, arguments, said):
-    done = dummy.longlora(folder, "sweep", *arguments)
+    done = dummy.called(folder, "sweep", *arguments)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(said)
     assert done.stderr.count("\n") == 1
@@ -229,7 +229,7 @@ def test_a_search_is_not_over_how_its_own_score_is_measured_nor_over_what_refuse
         ("gate.least=0.1,0.9", "the gate judges"),
         ("score.lengths=[4],[2]", "score/base is measured"),
     ):
-        done = dummy.longlora(own, "sweep", axis, "--trials", "2", *ruled)
+        done = dummy.called(own, "sweep", axis, "--trials", "2", *ruled)
         assert (done.returncode, done.stdout) == (1, "")
         key = axis.partition("=")[0]
         assert done.stderr.startswith(f"error: sweep {key}: says how {told}, and a search goes by that: ")
