@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from longlora.check_paths import COUNTS, ENDS, FACTS, INSIDE, LENGTHLESS, LENGTHS, MEASURES, names_a_file
+from longlora.check_paths import COUNTS, ENDS, FACTS, INSIDE, LENGTHLESS, LENGTHS, MEASURES, asked_by, names_a_file
 
 LOWEST = {
     **dict.fromkeys({*MEASURES, *LENGTHLESS, *FACTS} - {"harness"}, 0),
@@ -36,32 +36,30 @@ def lengths_of_the_gate(
     }
     window, context = window_of(backbone), position.context
     told = set()
-    for rule in gate.every_rule:
-        for path in rule.paths:
-            measure, _, at, *_ = [*path.split("/"), "", ""]
-            lengths = measured.get(MEASURES.get(measure, ""))
-            key = f"{MEASURES.get(measure)}.lengths"
-            length = {"target": context, "long": context, "window": window, "lowest": window, "short": window}.get(at)
-            if at.isdecimal():
-                length = int(at)
-            inside = at in ("window", "lowest", "short")
-            if names_a_file(path, longeval) or lengths is None or length is None or (key, length, inside) in told:
-                continue
-            told.add((key, length, inside))
-            here = f"{key} = {lengths}"
-            why = f"which the gate's rule '{rule.name}' asks for"
-            least = -(-min(length, context) // 2)
-            if inside and not any(least <= n <= length for n in lengths):
-                yield f"{here} has none from {least} up to the base's window, {length}, {why}: add {min(length, context)}"
-            elif not inside and length not in lengths:
-                said = str(length) if at.isdecimal() else f"position.context = {length}"
-                yield f"{here} lacks {said}, {why}: set {key}={sorted({*lengths, length})}"
+    for rule, path, (measure, _, at, *_) in asked_by(gate):
+        lengths = measured.get(MEASURES.get(measure, ""))
+        key = f"{MEASURES.get(measure)}.lengths"
+        length = {"target": context, "long": context, "window": window, "lowest": window, "short": window}.get(at)
+        if at.isdecimal():
+            length = int(at)
+        inside = at in ("window", "lowest", "short")
+        if names_a_file(path, longeval) or lengths is None or length is None or (key, length, inside) in told:
+            continue
+        told.add((key, length, inside))
+        here = f"{key} = {lengths}"
+        why = f"which the gate's rule '{rule.name}' asks for"
+        least = -(-min(length, context) // 2)
+        if inside and not any(least <= n <= length for n in lengths):
+            yield f"{here} has none from {least} up to the base's window, {length}, {why}: add {min(length, context)}"
+        elif not inside and length not in lengths:
+            said = str(length) if at.isdecimal() else f"position.context = {length}"
+            yield f"{here} lacks {said}, {why}: set {key}={sorted({*lengths, length})}"
 
 
 def depths_of_the_gate(passkey: Any, needle: Any, gate: Any) -> Iterator[str]:
     """What a rule asks to be found is not all hidden just before the question."""
     for key, grid in {"passkey": passkey, "needle": needle}.items():
-        rules = [rule.name for rule in gate.every_rule if any(path.split("/")[0] == key for path in rule.paths)]
+        rules = [rule.name for rule, _, (measure, *_) in asked_by(gate) if measure == key]
         if not rules:
             continue
         asked = f"where the gate's rule '{rules[0]}' is asked"
@@ -73,9 +71,9 @@ def spread_of_the_gate(blocks: Any, perplexity: Any, needle: Any, longppl: Any, 
     """What a rule asks an interval of is measured on more than one document, or haystack: one alone shows no spread."""
     names = [] if blocks.held_out.texts else blocks.held_out.names
     asked: dict[str, str] = {}
-    for rule in gate.every_rule:
-        for path in rule.paths if rule.with_interval else ():
-            asked.setdefault(path.split("/")[0], rule.name)
+    for rule, _, (measure, *_) in asked_by(gate):
+        if rule.with_interval:
+            asked.setdefault(measure, rule.name)
     of_texts = ("perplexity", "position_nats", "sliding_perplexity", "longppl")
     drawn = {
         f"blocks.held_out.names = {names}": (len(names), of_texts),
@@ -92,19 +90,17 @@ def spread_of_the_gate(blocks: Any, perplexity: Any, needle: Any, longppl: Any, 
 def trials_of_the_gate(passkey: Any, needle: Any, ruler: Any, longeval: Any, harness: Any, gate: Any) -> Iterator[str]:
     """What a rule asks to be found or solved at a length is not so by a stroke of luck."""
     limit = harness.limit or FEWEST
-    of_tasks = [rule.name for rule in gate.every_rule if any(path.startswith("harness/") for path in rule.paths)]
+    of_tasks = [rule.name for rule, _, (measure, *_) in asked_by(gate) if measure == "harness"]
     if of_tasks and limit < FEWEST:
         yield (
             f"harness.limit = {limit}: so many questions of each task, and at least {FEWEST} say something, where the gate's rule "
             f"'{of_tasks[0]}' is asked; set harness.limit=null"
         )
     asked: dict[tuple[str, str], str] = {}
-    for rule in gate.every_rule:
-        for path in rule.paths:
-            measure, _, at, part, *_ = [*path.split("/"), "", "", ""]
-            if not names_a_file(path, longeval) and (at.isdecimal() or at in (*LENGTHS, "effective")):
-                single = part if part == INSIDE.get(measure) else ""
-                asked.setdefault((MEASURES.get(measure, ""), single), rule.name)
+    for rule, path, (measure, _, at, part, _) in asked_by(gate):
+        if not names_a_file(path, longeval) and (at.isdecimal() or at in (*LENGTHS, "effective")):
+            single = part if part == INSIDE.get(measure) else ""
+            asked.setdefault((MEASURES.get(measure, ""), single), rule.name)
     drawn = {
         "passkey": (passkey, len(passkey.depths), " of passkey.depths"),
         "needle": (needle, len(needle.depths), " of needle.depths"),

@@ -59,44 +59,47 @@ COUNTED = {
 """Of COUNTS, what a score of these has; those of other measures have trials."""
 
 
+def asked_by(gate: Any) -> Iterator[tuple[Any, str, list[str]]]:
+    """Each path of each rule: the rule, the path, and its first five names (measure, model, length, ...), '' where it has fewer."""
+    for rule in gate.every_rule:
+        for path in rule.paths:
+            yield rule, path, [*path.split("/"), "", "", "", ""][:5]
+
+
 def models_of_the_gate(
     position: Any, evaluate: Any, rescale: Any, retrain: Any, rivals: Any, gate: Any
 ) -> Iterator[str]:
     others, told = [*rescale.methods, *retrain.patterns, *rivals.models], set()
-    for rule in gate.under(position.method).every_rule:
-        for path in rule.paths:
-            measure, label, *_ = [*path.split("/"), ""]
-            stage = (MEASURES | LENGTHLESS).get(measure)
-            if stage is None:
-                continue
-            asked = getattr(evaluate, stage)
-            if label in asked or (stage in UNNAMED and label in others):
-                continue
-            rescaled = stage in UNNAMED and label in scalings(position)
-            here = f"rescale.methods = {rescale.methods}" if rescaled else f"evaluate.{stage} = {asked}"
-            if (here, label) not in told:
-                told.add((here, label))
-                yield f"{here} lacks '{label}', which the gate's rule '{rule.name}' asks for: add it"
+    for rule, _, (measure, label, *_) in asked_by(gate.under(position.method)):
+        stage = (MEASURES | LENGTHLESS).get(measure)
+        if stage is None:
+            continue
+        asked = getattr(evaluate, stage)
+        if label in asked or (stage in UNNAMED and label in others):
+            continue
+        rescaled = stage in UNNAMED and label in scalings(position)
+        here = f"rescale.methods = {rescale.methods}" if rescaled else f"evaluate.{stage} = {asked}"
+        if (here, label) not in told:
+            told.add((here, label))
+            yield f"{here} lacks '{label}', which the gate's rule '{rule.name}' asks for: add it"
 
 
 def parts_of_the_gate(perplexity: Any, passkey: Any, needle: Any, gate: Any) -> Iterator[str]:
     """What is measured only where it is switched on, or at certain depths, is measured where a rule asks for it."""
     switches = {"sliding_perplexity": "sliding", "position_nats": "bands"}
     grids = {"passkey": passkey, "needle": needle}
-    for rule in gate.every_rule:
-        for path in rule.paths:
-            measure, *_ = names = path.split("/")
-            if (switch := switches.get(measure)) and getattr(perplexity, switch) is None:
-                yield f"perplexity.{switch} = null, and the gate's rule '{rule.name}' asks for {measure}: set it"
-            elif measure == "position_nats" and (at := "".join(names[2:3])).isdecimal():
-                longest = max(perplexity.lengths)
-                band = longest // perplexity.bands
-                if int(at) not in range(band, longest + 1, band):
-                    yield f"the gate's rule '{rule.name}' asks for {path}, and a band ends every {band} tokens up to {longest}"
-            if measure in grids and names[3:4] == ["depth"]:
-                depths = [f"{depth:.2f}" for depth in grids[measure].depths]
-                if "".join(names[4:5]) not in depths:
-                    yield f"the gate's rule '{rule.name}' asks for {path}, and the depths of {measure} are {', '.join(depths)}"
+    for rule, path, (measure, _, at, part, depth) in asked_by(gate):
+        if (switch := switches.get(measure)) and getattr(perplexity, switch) is None:
+            yield f"perplexity.{switch} = null, and the gate's rule '{rule.name}' asks for {measure}: set it"
+        elif measure == "position_nats" and at.isdecimal():
+            longest = max(perplexity.lengths)
+            band = longest // perplexity.bands
+            if int(at) not in range(band, longest + 1, band):
+                yield f"the gate's rule '{rule.name}' asks for {path}, and a band ends every {band} tokens up to {longest}"
+        if measure in grids and part == "depth":
+            depths = [f"{each:.2f}" for each in grids[measure].depths]
+            if depth not in depths:
+                yield f"the gate's rule '{rule.name}' asks for {path}, and the depths of {measure} are {', '.join(depths)}"
 
 
 def names_a_file(path: str, longeval: Any) -> bool:
@@ -129,25 +132,25 @@ def under_the_method(position: Any, gate: Any) -> Iterator[tuple[Any, dict[str, 
 
 def questions_of_the_gate(position: Any, longqa: Any, gate: Any) -> Iterator[str]:
     """What a rule asks of answers is among their scores, and a bucket that there is."""
-    for rule in gate.every_rule:
-        for path in rule.paths:
-            measure, _, at, part, depth, *_ = [*path.split("/"), "", "", "", ""]
-            asks = f"the gate's rule '{rule.name}' asks for {path}"
-            length = str(position.context) if at in ("target", "long") else at
-            if measure == "longqa" and at and at not in KNOWN[measure]:
+    for rule, path, (measure, _, at, part, depth) in asked_by(gate):
+        if not (measure in LENGTHLESS and measure.startswith("longqa") and at):
+            continue
+        asks = f"the gate's rule '{rule.name}' asks for {path}"
+        if measure == "longqa":
+            if at not in KNOWN[measure]:
                 yield f"{asks}{nearest(at, [*KNOWN[measure]])}"
-            elif measure == "longqa_depth" and at and (at not in QUARTERS or part not in PARTED):
+        elif measure == "longqa_depth":
+            if at not in QUARTERS or part not in PARTED:
                 yield f"{asks}, and behind the model stand one of {', '.join(QUARTERS)} and one of {', '.join(PARTED)}"
-            elif measure not in LENGTHLESS or not measure.startswith("longqa_") or measure == "longqa_depth" or not at:
-                continue
-            elif length not in LENGTHS and not is_bucket(length, longest=longqa.length):
-                yield f"{asks}, and lengths of documents are powers of two, and longqa.length = {longqa.length}"
-            elif part == "depth" and depth not in QUARTERS:
-                yield f"{asks}, and depths of questions are {', '.join(QUARTERS)}"
+        elif not is_bucket(str(position.context) if at in ("target", "long") else at, longest=longqa.length):
+            yield f"{asks}, and lengths of documents are powers of two, and longqa.length = {longqa.length}"
+        elif part == "depth" and depth not in QUARTERS:
+            yield f"{asks}, and depths of questions are {', '.join(QUARTERS)}"
 
 
 def is_bucket(length: str, *, longest: int) -> bool:
-    return length.isdecimal() and (int(length) == longest or int(length).bit_count() == 1)
+    """Whether documents are counted under `length`, which may also be a name that stands for one."""
+    return length in LENGTHS or (length.isdecimal() and (int(length) == longest or int(length).bit_count() == 1))
 
 
 def pickers_of_the_gate(position: Any, gate: Any) -> Iterator[str]:
@@ -173,31 +176,29 @@ def picker_of(path: str) -> str:
 
 def scores_of_the_gate(evaluate: Any, ruler: Any, longeval: Any, gate: Any) -> Iterator[str]:
     """The path of a measure that is known leads to a score of it."""
-    for rule in gate.every_rule:
-        for path in rule.paths:
-            measure, _, at, part, name, *_ = [*path.split("/"), "", "", "", ""]
-            asks = f"the gate's rule '{rule.name}' asks for {path}, and"
-            task = measure.removeprefix("longeval_")
-            is_length = at.isdecimal() or at in LENGTHS
-            known = names_behind(measure, at)
-            if measure == "longppl" and at not in evaluate.keytokens:
-                yield f"{asks} behind the model stands who picked the tokens, of evaluate.keytokens = {evaluate.keytokens}"
-            elif names_a_file(path, longeval):
-                continue
-            elif task != measure and is_length and task not in longeval.tasks:
-                yield f"longeval.tasks = {longeval.tasks} lacks '{task}', which the gate's rule '{rule.name}' asks for: add it"
-            elif measure in {*MEASURES, "position_nats"} and not is_length and at not in BESIDE.get(measure, ()):
-                yield f"{asks} behind the model stands a length: a number, {', '.join(LENGTHS)}"
-            elif measure in LENGTHLESS and not at:
-                scored = {"longqa": "what was scored", "longqa_depth": "a depth", "harness": "a task"}
-                yield f"{asks} behind the model stands {scored.get(measure, 'a length')}"
-            elif measure in INSIDE and is_length and part not in ("", INSIDE[measure], *known):
-                yield f"{asks} behind the length stands {INSIDE[measure]}, or nothing"
-            elif measure == "ruler" and part == "task" and name not in ruler.tasks:
-                yield f"{asks} ruler.tasks are {', '.join(ruler.tasks)}"
-            elif len(rest := behind_the_score(path)) > 1 or not {*rest} <= {*known}:
-                or_one = f", or one of {', '.join(known)}" if known else ""
-                yield f"{asks} behind {path.removesuffix('/' + '/'.join(rest))} stands nothing{or_one}"
+    for rule, path, (measure, _, at, part, name) in asked_by(gate):
+        asks = f"the gate's rule '{rule.name}' asks for {path}, and"
+        task = measure.removeprefix("longeval_")
+        is_length = at.isdecimal() or at in LENGTHS
+        known = names_behind(measure, at)
+        if measure == "longppl" and at not in evaluate.keytokens:
+            yield f"{asks} behind the model stands who picked the tokens, of evaluate.keytokens = {evaluate.keytokens}"
+        elif names_a_file(path, longeval):
+            continue
+        elif task != measure and is_length and task not in longeval.tasks:
+            yield f"longeval.tasks = {longeval.tasks} lacks '{task}', which the gate's rule '{rule.name}' asks for: add it"
+        elif measure in {*MEASURES, "position_nats"} and not is_length and at not in BESIDE.get(measure, ()):
+            yield f"{asks} behind the model stands a length: a number, {', '.join(LENGTHS)}"
+        elif measure in LENGTHLESS and not at:
+            scored = {"longqa": "what was scored", "longqa_depth": "a depth", "harness": "a task"}
+            yield f"{asks} behind the model stands {scored.get(measure, 'a length')}"
+        elif measure in INSIDE and is_length and part not in ("", INSIDE[measure], *known):
+            yield f"{asks} behind the length stands {INSIDE[measure]}, or nothing"
+        elif measure == "ruler" and part == "task" and name not in ruler.tasks:
+            yield f"{asks} ruler.tasks are {', '.join(ruler.tasks)}"
+        elif len(rest := behind_the_score(path)) > 1 or not {*rest} <= {*known}:
+            or_one = f", or one of {', '.join(known)}" if known else ""
+            yield f"{asks} behind {path.removesuffix('/' + '/'.join(rest))} stands nothing{or_one}"
 
 
 def names_behind(measure: str, at: str) -> tuple[str, ...]:
