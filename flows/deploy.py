@@ -62,13 +62,9 @@ def deploy(
     address = running_prefect(where)
     entry = deployment(where)
     entry |= {"name": name, "schedules": when}
+    asked = {"watch": place and str(place), "beside": beside, "if_worse": if_worse}
     entry["parameters"] |= {"recipe": recipe, "overrides": overrides, "promote": promote}
-    if place:
-        entry["parameters"] |= {"watch": str(place)}
-    if beside:
-        entry["parameters"] |= {"beside": beside}
-    if if_worse is not None:
-        entry["parameters"] |= {"if_worse": if_worse}
+    entry["parameters"] |= {name: value for name, value in asked.items() if value is not None}
     ask_prefect(where, address, entry)
     said = moments(cron, interval, timezone, place, if_worse)
     changed = "; it has uncommitted changes, and its runs are refused until you commit them" if now.dirty else ""

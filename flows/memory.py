@@ -83,27 +83,14 @@ def this_machine() -> Hardware:
     offload = chosen("LONGLORA_ZERO_OFFLOAD", "0", "1") == "1"
     gpus = gpu_memory_gb()
     processes = launched(os.environ.get("LONGLORA_LAUNCHER", ""), gpus=len(gpus))
+    alone = processes == 1
+    layout = {"tflops": ANY_TFLOPS, "gpus": processes, "zero": zero, "sequence_parallel": degree}
     if gpus:
-        return Hardware.of(
-            "each GPU" if processes > 1 else "the GPU",
-            memory_gb=min(gpus),
-            tflops=ANY_TFLOPS,
-            gpus=processes,
-            zero=zero,
-            sequence_parallel=degree,
-            offload_optimizer=offload,
-            runtime_gb=None if processes > 1 else ALONE_GB,
-        )
-    return Hardware.of(
-        "this machine (no GPU)" if processes == 1 else "this machine (no GPU), shared out to them,",
-        memory_gb=host_memory_gb() / processes,
-        tflops=ANY_TFLOPS,
-        gpus=processes,
-        zero=zero,
-        sequence_parallel=degree,
-        on_cpu=True,
-        runtime_gb=PROCESS_GB,
-    )
+        name, runtime = ("the GPU", ALONE_GB) if alone else ("each GPU", None)
+        return Hardware.of(name, memory_gb=min(gpus), offload_optimizer=offload, runtime_gb=runtime, **layout)
+    name = "this machine (no GPU)" if alone else "this machine (no GPU), shared out to them,"
+    memory = host_memory_gb() / processes
+    return Hardware.of(name, memory_gb=memory, on_cpu=True, runtime_gb=PROCESS_GB, **layout)
 
 
 def chosen(variable: str, *choices: str) -> str:

@@ -16,10 +16,14 @@ from tasks.locks import hold, is_held
 from tasks.servers import UP, is_local_tracking, local_tracking, must_be_reachable, prefect_command, without_proxy
 from tasks.workspace import Project
 
+SERVERS = (
+    (PREFECT, "--prefect-port", "PREFECT_API_URL", 4200),
+    (MLFLOW, "--mlflow-port", "MLFLOW_TRACKING_URI", 5000),
+)
+"""Each with the option and the variable that say where it is, and its own usual port."""
 POOL = "local"  # the work pool of prefect.yaml
 # flow runs of one worker: those that were due while none was up, up to a hundred of a schedule, would all begin in one moment
 AT_ONCE = 8
-PREFECT_PORT, MLFLOW_PORT = 4200, 5000  # their own
 
 
 @dataclass(frozen=True)
@@ -64,58 +68,49 @@ def up(
     if is_held(where, UP):  # before its ports are found taken
         raise ValueError(f"`longlora up` runs already for {where.root}: end that one first")
     at = listening(host)
-    own = [
-        each
-        for each, wanted in ((PREFECT, "PREFECT_API_URL" not in os.environ), (MLFLOW, is_local_tracking(where)))
-        if wanted
-    ]
+    ours = {PREFECT: "PREFECT_API_URL" not in os.environ, MLFLOW: is_local_tracking(where)}
     if at.wide:
-        must_be_asked(host, own)
-    for each, port, option, variable in (
-        (PREFECT, prefect_port, "--prefect-port", "PREFECT_API_URL"),
-        (MLFLOW, mlflow_port, "--mlflow-port", "MLFLOW_TRACKING_URI"),
-    ):
-        if each not in own and port is not None:
+        must_be_asked(host, [each for each, own in ours.items() if own])
+    asked = {PREFECT: prefect_port, MLFLOW: mlflow_port}
+    ports: dict[Access, int] = {}
+    for each, option, variable, usual in SERVERS:
+        port = asked[each]
+        if ours[each]:
+            ports[each] = usual if port is None else port
+        elif port is not None:
             raise ValueError(
                 f"{option} {port}: {variable} is set, so {each.server} is not started here: leave one of them out"
             )
-    prefect_port = PREFECT_PORT if prefect_port is None else prefect_port
-    mlflow_port = MLFLOW_PORT if mlflow_port is None else mlflow_port
-    for each, port, option in ((PREFECT, prefect_port, "--prefect-port"), (MLFLOW, mlflow_port, "--mlflow-port")):
-        if each in own:
-            must_be_free(at, port, option)
+    for each, option, *_ in SERVERS:
+        if each in ports:
+            must_be_free(at, ports[each], option)
             each.must_be_sound()
-    if len(own) == 2 and prefect_port == mlflow_port:
-        raise ValueError(f"--mlflow-port {mlflow_port}: is --prefect-port too, and each server needs a port of its own")
+    if len(ports) > len({*ports.values()}):
+        raise ValueError(
+            f"--mlflow-port {ports[MLFLOW]}: is --prefect-port too, and each server needs a port of its own"
+        )
     with hold(where, UP):
-        run_servers(where, own, at, prefect_port=prefect_port, mlflow_port=mlflow_port, ready=ready)
+        run_servers(where, ports, at, ready=ready)
 
 
-def run_servers(
-    where: Project,
-    own: list[Access],
-    at: Host,
-    *,
-    prefect_port: int,
-    mlflow_port: int,
-    ready: Callable[[Host, list[Up]], None],
-) -> None:
+def run_servers(where: Project, ports: dict[Access, int], at: Host, *, ready: Callable[[Host, list[Up]], None]) -> None:
+    """The servers that have a port in `ports`, and a worker; the rest as `up`."""
     without_proxy(at.near.strip("[]"))
     announced = where.state / "prefect.url"
     ours: list[Up] = []
     try:
-        if PREFECT in own:
-            ours.append(start_prefect(where, at, prefect_port))
+        if PREFECT in ports:
+            ours.append(start_prefect(where, at, ports[PREFECT]))
             os.environ["PREFECT_API_URL"] = ours[0].near
         else:
             must_be_reachable("PREFECT_API_URL")
-        if MLFLOW in own:
-            ours.append(start_mlflow(where, at, mlflow_port))
+        if MLFLOW in ports:
+            ours.append(start_mlflow(where, at, ports[MLFLOW]))
         for each in ours:
             each.ready()
         worker = start_worker(where)
         worker.ready()
-        if PREFECT in own:  # another's address may hold a password, and is the user's to hand on
+        if PREFECT in ports:  # another's address may hold a password, and is the user's to hand on
             announced.write_text(os.environ["PREFECT_API_URL"])
         ready(at, ours)
         ours.append(worker)

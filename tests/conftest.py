@@ -46,11 +46,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An MLflow database; to make one takes four seconds, so tests share it and use names of their own."""
-    from mlflow import MlflowClient
-
-    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-    MlflowClient(uri).search_experiments()
-    return uri
+    return dummy.mlflow_database(tmp_path_factory.mktemp("mlflow"))
 
 
 @pytest.fixture(scope="session")

@@ -190,6 +190,15 @@ def git(folder: Path, *arguments: str) -> str:
     ).stdout.strip()
 
 
+def mlflow_database(folder: Path) -> str:
+    """The address of a new MLflow database in `folder`, all of its tables made."""
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    MlflowClient(uri).search_experiments()
+    return uri
+
+
 def commit(folder: Path) -> None:
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "dummy")

@@ -108,12 +108,8 @@ def test_the_plan_tells_our_program_from_the_papers():
 
 @pytest.fixture(scope="module")
 def no_runs(tmp_path_factory) -> str:
-    """A database of MLflow's, ready and empty; each project would take four seconds to make its own."""
-    from mlflow import MlflowClient
-
-    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-    MlflowClient(uri).search_experiments()
-    return uri
+    """A database of MLflow's in which no test has left a run; each project would take four seconds to make its own."""
+    return dummy.mlflow_database(tmp_path_factory.mktemp("mlflow"))
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,7 @@ def test_up_starts_mlflow_again_so_many_times_and_then_ends_all_with_one_line(fo
         killer.start()
 
     with pytest.raises(ValueError, match="^MLflow ended 4 times: "):
-        up.run_servers(where, [MLFLOW], LOCAL, prefect_port=0, mlflow_port=port, ready=ready)
+        up.run_servers(where, {MLFLOW: port}, LOCAL, ready=ready)
     killer.join()
     assert len(killed) == 4
     assert psutil.Process().children() == others
