@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
 from specimens import FLOAT32
-from test_perplexity import reference, texts, tiny
+from test_perplexity import VOCABULARY, reference, texts, tiny
 
+from longlora.data.tokens import write
 from longlora.evaluation import windows
 from longlora.evaluation.longppl import LongPPL, key_tokens, measure
 from longlora.stages.keytokens import stage as keytokens_stage
@@ -101,12 +101,7 @@ def test_documents_that_are_too_short_are_said():
 def test_stages_write_the_same_bytes_again(tmp_path):
     for name, seed in (("judge", 1), ("odd", 2)):
         tiny(seed).save_pretrained(tmp_path / name)
-    held_out = texts(90, 150)
-    tensors = {
-        "tokens": torch.from_numpy(np.concatenate(held_out)),
-        "offsets": torch.from_numpy(np.cumsum([0, *map(len, held_out)])),
-    }
-    save_file(tensors, tmp_path / "heldout.safetensors")
+    write(texts(90, 150), tmp_path / "heldout.safetensors", vocabulary=VOCABULARY)
     for run in ("a", "b"):
         keys, scores = tmp_path / run / "keys/judge.json", tmp_path / run / "odd.json"
         keytokens_stage(tmp_path / "judge", tmp_path / "heldout.safetensors", keys, settings(), FLOAT32)

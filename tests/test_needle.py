@@ -6,7 +6,6 @@ import re
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from scipy import stats
 from specimens import FLOAT32
 from test_passkey import byte_level, greedy, sentencepiece_like
@@ -18,6 +17,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from longlora.data import passkey_words, recall
+from longlora.data.tokens import write
 from longlora.evaluation import needle
 from longlora.evaluation.interval import binomial
 from longlora.evaluation.needle import GOODS, LEAD, PREAMBLE, QUESTION, TOWNS, TRADES, Needle, Writer, fact, measure
@@ -178,10 +178,7 @@ def test_what_cannot_be_asked_is_said():
 def test_stage_writes_the_same_bytes_again(tmp_path):
     tiny().save_pretrained(tmp_path / "odd")
     TOKENIZER.save_pretrained(tmp_path / "odd")
-    documents = [np.array(TOKENIZER(t)["input_ids"], dtype=np.uint16) for t in TEXTS]
-    offsets = np.cumsum([0, *map(len, documents)])
-    tensors = {"tokens": torch.from_numpy(np.concatenate(documents)), "offsets": torch.from_numpy(offsets)}
-    save_file(tensors, tmp_path / "heldout.safetensors")
+    write([TOKENIZER(t)["input_ids"] for t in TEXTS], tmp_path / "heldout.safetensors", vocabulary=len(TOKENIZER))
     for name in ("a", "b"):
         stage(
             tmp_path / "odd",

@@ -13,7 +13,6 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from pydantic import ValidationError
-from safetensors.torch import save_file
 from specimens import ADAPTER, FLOAT32
 from test_adapter import nudged
 from transformers import (
@@ -27,6 +26,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from longlora.data.tokens import write
 from longlora.evaluation import perplexity, windows
 from longlora.evaluation.perplexity import Perplexity, Sliding, chosen_targets, controlled, measure, sliding_windows
 from longlora.evaluation.windows import Window, nats
@@ -364,10 +364,7 @@ def test_settings_that_do_not_fit_are_refused_with_the_rule(changes, rule):
 
 def test_stage_writes_the_same_bytes_again_and_the_parts_that_make_up_the_score(tmp_path):
     tiny().save_pretrained(tmp_path / "odd")
-    documents = texts(90, 20, 77)
-    offsets = np.cumsum([0, *map(len, documents)])
-    tensors = {"tokens": torch.from_numpy(np.concatenate(documents)), "offsets": torch.from_numpy(offsets)}
-    save_file(tensors, tmp_path / "heldout.safetensors")
+    write(texts(90, 20, 77), tmp_path / "heldout.safetensors", vocabulary=VOCABULARY)
     written = []
     given = settings(sliding=Sliding(stride=5, tokens=90))
     for name in ("a", "b"):

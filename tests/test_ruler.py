@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
 from specimens import FLOAT32
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from longlora.data.tokens import write
 from longlora.evaluation import answer, ruler
 from longlora.evaluation.answer import answers
 from longlora.evaluation.ruler import FEWEST, Ruler, Writer, effective, match_all, measure
@@ -234,12 +234,7 @@ def test_texts_without_words_are_refused():
 def test_stage_writes_the_same_bytes_again(tmp_path, monkeypatch):
     tiny().save_pretrained(tmp_path / "odd")
     TOKENIZER.save_pretrained(tmp_path / "odd")
-    documents = [np.array(TOKENIZER(t)["input_ids"], dtype=np.uint16) for t in TEXTS]
-    tensors = {
-        "tokens": torch.from_numpy(np.concatenate(documents)),
-        "offsets": torch.from_numpy(np.cumsum([0, *map(len, documents)])),
-    }
-    save_file(tensors, tmp_path / "heldout.safetensors")
+    write([TOKENIZER(t)["input_ids"] for t in TEXTS], tmp_path / "heldout.safetensors", vocabulary=len(TOKENIZER))
     monkeypatch.setenv("LONGLORA_CHECKPOINTS", str(tmp_path / "kept"))
     given = settings(lengths=[600], tasks=["single", "tracking"])
     for name in ("a", "b"):

@@ -18,10 +18,10 @@ import test_ruler
 import together
 import torch
 import yaml
-from safetensors.torch import save_file
 from specimens import FLOAT32
 from transformers import LlamaForCausalLM
 
+from longlora.data import tokens
 from longlora.evaluation import answer, passkey, windows
 from longlora.evaluation.longppl import LongPPL
 from longlora.evaluation.perplexity import Sliding
@@ -39,23 +39,19 @@ LONGPPL = LongPPL(
 def prepare(place: Path) -> None:
     """A model and what it is asked, for each measure."""
     test_perplexity.tiny().save_pretrained(place / "reader")
-    save(test_perplexity.texts(90, 20, 150), place / "numbers.safetensors")
+    numbers = test_perplexity.texts(90, 20, 150)
+    tokens.write(numbers, place / "numbers.safetensors", vocabulary=test_perplexity.VOCABULARY)
     for name, changes in (("finder", {}), ("odd", {"rope_parameters": DYNAMIC})):
         test_passkey.tiny(**changes).save_pretrained(place / name)
         test_passkey.byte_level().save_pretrained(place / name)
     test_ruler.tiny().save_pretrained(place / "writer")
     test_ruler.TOKENIZER.save_pretrained(place / "writer")
-    documents = [np.array(test_ruler.TOKENIZER(t)["input_ids"], dtype=np.uint16) for t in test_ruler.TEXTS]
-    save(documents, place / "words.safetensors")
+    words = [test_ruler.TOKENIZER(t)["input_ids"] for t in test_ruler.TEXTS]
+    tokens.write(words, place / "words.safetensors", vocabulary=len(test_ruler.TOKENIZER))
     test_longqa.put(place / "q.jsonl", *test_longqa.CASES)
 
 
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
-
-
-def save(documents: list[np.ndarray], file: Path) -> None:
-    tokens, offsets = np.concatenate(documents), np.cumsum([0, *map(len, documents)])
-    save_file({"tokens": torch.from_numpy(tokens), "offsets": torch.from_numpy(offsets)}, file)
 
 
 def measure(name: str, place: Path, out: Path) -> None:
