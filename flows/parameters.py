@@ -15,36 +15,36 @@ from tasks.workspace import Project, Snapshot, git
 
 
 @contextmanager
-def looked_at(run_dir: RunDir) -> Generator[None]:
-    """Have params.yaml looked at while something else is done inside, if the run still computes something.
+def checked_meanwhile(run_dir: RunDir) -> Generator[None]:
+    """Check the run's params.yaml in the background of the `with` block, if the run still has something to compute.
 
     Raises:
-        ValueError: at its end: all that is wrong for any of the run's stages, in one line.
+        ValueError: at the end of the block: all that is wrong for any of the run's stages, in one line.
     """
     if any(stage.status == "stale" for stage in run_dir.stages):
-        with asked(run_dir.folder, []):
+        with library_check(run_dir.folder, []):
             yield
     else:
         yield
 
 
 def must_all_be_right(where: Project, snapshots: Sequence[Snapshot]) -> None:
-    """The same for snapshots of the tree as it is, before any of them is a run.
+    """Check the params.yaml of each of `snapshots` of the tree as it is, before any of them is run.
 
     Raises:
-        ValueError: all that is wrong with the first that is.
+        ValueError: all that is wrong with the first one that is not right.
     """
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{snapshot.key}.yaml" for snapshot in snapshots]
         for file, snapshot in zip(files, snapshots, strict=True):
             file.write_text(git("show", f"{snapshot.commit}:params.yaml", cwd=where.tree) + "\n")
         if files:
-            with asked(where.tree, files):
+            with library_check(where.tree, files):
                 pass
 
 
 def sections_must_be_right(where: Project, text: str) -> None:
-    """The same for the `text` of a params.yaml that is only planned with: of its sections one by one, for who asks what a longer
+    """Check the `text` of a params.yaml that is only planned with, section by section: whoever asks what a longer
     context takes need not say how it will be measured, nor have the data here.
 
     Raises:
@@ -53,15 +53,18 @@ def sections_must_be_right(where: Project, text: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "params.yaml"
         file.write_text(text)
-        with asked(where.tree, [file], each=True):
+        with library_check(where.tree, [file], each=True):
             pass
 
 
 @contextmanager
-def asked(tree: Path, files: Sequence[Path], *, each: bool = False) -> Generator[None]:
-    """Have the library of `tree` check the params `files` (`each`: their sections one by one), or without any the tree's own, and
-    hear at the end what it says. It reads in dvc.yaml which stages there are; a project without stages of the library is not
-    checked."""
+def library_check(tree: Path, files: Sequence[Path], *, each: bool = False) -> Generator[None]:
+    """Have the library of `tree` check the params `files`, or the tree's own if there are none, in the background of
+    the `with` block.
+
+    `each` checks their sections one by one. Which sections there are, the library reads in dvc.yaml; a project without
+    stages of the library is not checked.
+    """
     if "-m longlora.stages." not in (tree / "dvc.yaml").read_text():
         yield
         return

@@ -27,7 +27,7 @@ from flows import cancelling
 from flows.memory import must_fit
 from flows.mlflow_writer import MlflowWriter, NotOpenedError
 from flows.own_run import name_run, own_id
-from flows.parameters import looked_at
+from flows.parameters import checked_meanwhile
 from flows.progress import Progress
 from flows.run_dir import RunDir, brought, open_run_dir
 from tasks import hooks, locks, servers, storage, supervise, workspace
@@ -115,9 +115,11 @@ def pipeline(
 def only_look(
     where: workspace.Project, watch: str | None, *, recipe: str | None, overrides: list[str], if_worse: float | None
 ) -> AbstractContextManager[bool]:
-    """Whether no other process looks at the same, to its promotion's end; true for a run that looks at nothing.
+    """Yields whether no other process is at the same look, which lasts until its promotion ends; always true for a run that
+    looks at nothing.
 
-    A look may last as long as a training. Those that came meanwhile would wait, each in a process, and promote again.
+    A look may take as long as a training. Others that begin meanwhile would each wait in a process of their own, and then promote
+    the same model again.
     """
     if not watch and if_worse is None:
         return nullcontext(True)
@@ -177,7 +179,7 @@ def run_snapshot(
 
                     if said := still_good(run_dir, by=if_worse):
                         return Completed(name="StillGood", message=said)
-                with nullcontext() if opened else looked_at(run_dir):
+                with nullcontext() if opened else checked_meanwhile(run_dir):
                     run_dir.dvc.warm()  # it imports DVC meanwhile
                 must_fit(run_dir, anyway=anyway)  # it reads parameters that are right by now
                 run_and_record(run_dir)

@@ -16,7 +16,7 @@ LOWEST = {
     **dict.fromkeys({*MEASURES, *LENGTHLESS, *FACTS} - {"harness"}, 0),
     **dict.fromkeys(("perplexity", "sliding_perplexity", "longppl"), 1),
 }
-"""What metrics that begin so are never below; those of the harness are its tasks' own."""
+"""The lowest value of metrics whose path begins so. The harness has none: its tasks have scales of their own."""
 SPREAD = ("perplexity", "sliding_perplexity", "longppl", "position_nats")
 """Metrics that no number bounds above, and whose intervals may reach below that: all others are shares, and theirs end there."""
 FEWEST = 5

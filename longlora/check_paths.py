@@ -25,20 +25,20 @@ UNNAMED = ("perplexity", "passkey")
 LENGTHLESS = {"longppl": "longppl", "harness": "harness", "position_nats": "perplexity"} | {
     f"longqa{part}": "longqa" for part in ("", "_exact", "_f1", "_evidence", "_evidence_floor", "_depth")
 }
-"""The same of metrics whose lengths no section says, if they have some."""
+"""The same for metrics whose lengths, if they have any, stand in no section."""
 LENGTHS = ("target", "window", "lowest", "short", "long")
 """Names that stand for lengths."""
 INSIDE = {"passkey": "depth", "needle": "depth", "ruler": "task"}
-"""What a score at one length is also told by."""
+"""What a score at one length is broken down by."""
 BESIDE = {
     "perplexity": ("places", "documents", "documents_too_short"),
     "sliding_perplexity": ("stride",),
     "ruler": ("effective",),
     "longqa": ("cases", "cut"),
 }
-"""What stands where others have a length, or what was scored, and says how many, or up to where."""
+"""Names that stand where others have a length, and are no score: how many were scored, or up to where."""
 PARTED = ("exact", "f1", "evidence", "evidence_floor")
-"""Scores of questions that are also told by length and depth."""
+"""Scores of questions that are also given by length and depth (evaluation/breakdown.py, which takes NumPy)."""
 QUARTERS = ("0.25", "0.50", "0.75", "1.00")
 """Depths of questions."""
 KNOWN = {
@@ -46,17 +46,17 @@ KNOWN = {
     "licence": ("base", "texts", "pairs"),
     "longqa": (*PARTED, "rouge_l", *BESIDE["longqa"]),
 }
-"""All that these measures say, whatever they are told to: of the run, or behind a model."""
+"""All names that these measures have, whatever their settings: facts about the run, or what stands behind a model's label."""
 FACTS = ("integrity", "licence", "numbers")
 ENDS = ("value", "low", "high")
 COUNTS = ("trials", "tokens", "threshold", *chain.from_iterable(BESIDE.values()))
-"""What stands beside scores, and is none. Neither it nor an end has an interval of its own."""
+"""Numbers that stand beside scores and are none. Like the ENDS, they have no interval of their own."""
 COUNTED = {
     **dict.fromkeys(("perplexity", "sliding_perplexity", "longppl"), ("tokens",)),
     **dict.fromkeys(("longeval_lines", "longeval_topics"), ("trials", "tokens")),
     "position_nats": (),
 }
-"""Of COUNTS, what a score of these has; those of other measures have trials."""
+"""Which of the COUNTS stand beside scores of these measures; beside those of others, `trials` does."""
 
 
 def asked_by(gate: Any) -> Iterator[tuple[Any, str, list[str]]]:

@@ -64,8 +64,9 @@ def better_of(model: Artifact) -> Better | None:
 def measured_beside(
     client: MlflowClient, where: Project, run: Run, champion: ModelVersion, better: Better
 ) -> Better | None:
-    """What `run` itself measured of `champion`, where MLflow's scores of that are others: its run measured it otherwise, or was
-    resumed on other data since; None if it did not."""
+    """The champion's metric as `run` measured it beside its own model, for where MLflow's scores of the champion do not
+    compare: its own run measured in another way, or was resumed on other data since. None where they do compare, or
+    `run` has no such metric."""
     other, source = client.get_run(str(champion.run_id)), str(champion.source)
     if not runs.moved(champion, other) and not differing(client, where, run.info.run_id, other.info.run_id, better):
         return None
@@ -122,7 +123,7 @@ def values_of(client: MlflowClient, run_id: str, better: Better) -> dict[int, fl
 
 
 def differing(client: MlflowClient, where: Project, ours: str, theirs: str, better: Better) -> str:
-    """What both must have been measured on, and were not: the path of the data, or a parameter; '' if nothing differs."""
+    """What differs between the two measurements: the path of the data, or the first parameter; '' if nothing does."""
     one, other = (client.get_run(run_id) for run_id in (ours, theirs))
     if better.data:
         found, wanted = (runs.digests_of(where, run).get(better.data) for run in (one, other))

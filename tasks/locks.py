@@ -31,7 +31,7 @@ def hold(where: Project, key: str) -> Generator[None]:
 
 @contextmanager
 def if_free(where: Project, key: str) -> Generator[bool]:
-    """`hold`, unless another process does; whether none did."""
+    """As `hold`, without waiting: yields whether the lock was free, and is held if it was."""
     try:
         file = locked(where, key, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -64,8 +64,8 @@ def must_be_whole(done: dict[str, list[str]]) -> None:
 
 
 def reproduced(stage: Any, **options: Any) -> Any:
-    """What DVC does with the stage that is to be brought up to date, by our way to write dvc.lock; nothing is recorded of a stage
-    whose data was changed under it."""
+    """DVC's own `reproduce` of the stage, with two changes: dvc.lock is written our way, and nothing is recorded if data that the
+    stage reads was changed while it ran."""
     save = stage.save
 
     def save_if_as_named(**how: Any) -> None:

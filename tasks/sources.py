@@ -18,7 +18,8 @@ SOURCES = "sources.yaml"
 
 
 def hashed(text: str, params: str, tree: Path, seen: dict[str, str] | None = None) -> str:
-    """`text`, that of sources.yaml, with the hash of each path that its sections of `params` name; the very same, if it has them.
+    """`text`, which is that of sources.yaml, with the hashes of all paths that its sections of `params` name. If it has
+    these hashes already, it is returned as it is, byte for byte.
 
     Args:
         seen: the hash that each word of these sections had before, '' for one that is no path; new words are added.
@@ -53,8 +54,8 @@ def words(value: Any) -> Iterator[str]:
 def hash_at(word: str, tree: Path) -> str:
     """The hash of what lies at the path `word`, seen from the checkout `tree`; '' if nothing does.
 
-    It is as DVC gives it, and remembers it by the files' times. What DVC tracks says it itself; not what an absolute path names,
-    for a run reads that where it lies, edited or not."""
+    DVC computes it, and remembers it by the files' times. What DVC tracks is not read: its `.dvc` file has the hash. What an
+    absolute path names is always read, for a run reads it where it lies, edited or not."""
     place = tree / os.path.expanduser(word)
     if not os.path.isabs(os.path.expanduser(word)) and (said := named(place.with_name(f"{place.name}.dvc"))):
         return said

@@ -108,7 +108,7 @@ class DvcRepo:
             stages = self._stages()
             if not stages:
                 raise ValueError("dvc.yaml has no stages: there is nothing to run")
-            _ = self.artifacts  # known from now on: they are in the index, which is read anew for the next call
+            _ = self.artifacts  # kept from now on: the next call would read the whole index again for them
             loaded: list[Any] = self._repo.stage.load_all("dvc.yaml")
             again = {each.name: each for each in loaded}
             self.bring_sources()
@@ -184,7 +184,7 @@ class DvcRepo:
             return self._settled(stages[name], stages[name], restored)
 
     def _dvc_yaml(self) -> Any:
-        """It, and dvc.lock as it is now. Of itself it is read once: in a run's folder it stays as it is."""
+        """dvc.yaml, with dvc.lock as it is now. dvc.yaml itself is read only once, because it does not change in a run's folder."""
         file: Any = load_file(self._repo, str(self.folder / "dvc.yaml"))
         vars(file).update(self._parsed)
         self._parsed = {"contents": file.contents, "resolver": file.resolver}
@@ -192,7 +192,7 @@ class DvcRepo:
 
     @contextmanager
     def _restoring(self) -> Generator[list[Any]]:
-        """The stages that are put in here, their outputs fetched, come into dvc.lock together."""
+        """A list for stages whose outputs were restored: at the end, all of them are written to dvc.lock together."""
         restored: list[Any] = []
         with self._repo.scm_context(quiet=True):
             yield restored
@@ -200,7 +200,10 @@ class DvcRepo:
                 write_lock(restored)
 
     def _settled(self, seen: Any, stage: Any, restored: list[Any]) -> Status:
-        """What a stage is; what is known is put in place. `seen` and `stage`: it twice, for an object keeps what it once saw."""
+        """The status of a stage. Outputs that are known for its inputs are put in place.
+
+        `seen` and `stage` are two objects for the same stage: one of DVC's remembers what it saw when it was first asked.
+        """
         if not seen.changed():
             return "unchanged"
         if in_lock := self._is_in_lock(stage):
@@ -210,12 +213,12 @@ class DvcRepo:
             known.checkout()
         else:
             return "stale"
-        # what `stage.reproduce` does besides, which runs the command of a stage that the run cache has no place for;
-        # what came from the run cache is in it
+        # The rest of what `stage.reproduce` does. That itself would run the command of a stage that the run cache cannot hold.
+        # What came from the run cache need not be saved there again.
         stage.save(run_cache=in_lock and all(out.use_cache for out in stage.outs))
         stage.commit()
         for out in stage.outs:
-            # Scores decide a promotion, and are small. DVC takes what is in its cache for whole: that nobody wrote into it.
+            # DVC trusts its cache, and somebody may have written into it. Scores are small, and decide a promotion: hash them.
             file = Path(out.fs_path)
             if (out.metric or file.suffix == ".csv") and (found := hash_of(file)) != out.hash_info.value:
                 raise ValueError(

@@ -3,7 +3,7 @@
 Parameters are params.yaml, metrics and curves are the files that dvc.yaml calls so, inputs are outputs with their hashes. Run ids
 are passed by hand: MLFLOW_RUN_ID in a child's environment would mark the run finished when the child ends.
 A curve is followed while its stage runs, and replayed where the stage was cached; points that MLflow has are not sent again.
-A score is, if it is another: the newest counts.
+A score whose value has changed is sent again, and the newest counts.
 """
 
 import json

@@ -54,7 +54,7 @@ def watched(where: Project, path: str, *, recipe: str | None, overrides: list[st
 
 
 def look(path: str, *, recipe: str | None, overrides: list[str]) -> str:
-    """A name for what is looked at, and for what."""
+    """A name for a look at `path` on behalf of runs with this recipe and these overrides."""
     return hashlib.sha256("\0".join([path, recipe or "", *overrides]).encode()).hexdigest()[:16]
 
 

@@ -784,7 +784,7 @@ def run_dir(folder: Path, status: str) -> RunDir:
 
 
 def look_at(run: RunDir) -> None:
-    with parameters.looked_at(run):
+    with parameters.checked_meanwhile(run):
         pass
 
 

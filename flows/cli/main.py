@@ -39,7 +39,7 @@ def run(
     """Bring every stage up to date, in a folder of its own, and record the run."""
     where = here()
     from flows.cli.terminal import show_plan, show_report
-    from flows.parameters import looked_at
+    from flows.parameters import checked_meanwhile
     from flows.run_dir import brought, is_finished, open_run_dir
     from tasks import approval, locks, servers, storage, workspace
 
@@ -65,7 +65,7 @@ def run(
             print("every stage is unchanged, and the run is recorded")
         else:
             ready = ready or prefect_api()
-            with looked_at(run_dir), signals_later():
+            with checked_meanwhile(run_dir), signals_later():
                 # a second's work, meanwhile; and not sooner: it reads the server's address when it is imported
                 from flows.pipeline import Opened, pipeline_of
             show_plan(run_dir.stages)  # of parameters that are right
