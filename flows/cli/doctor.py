@@ -34,6 +34,11 @@ class Finding(NamedTuple):
     said: str
 
 
+def either(what: str, found: object, said: str, *, otherwise: str, bad: Literal["note", "lacks"] = "lacks") -> Finding:
+    """`said` if there is something `found`; if not, what is `otherwise`, and how bad that is."""
+    return Finding(what, "ok", said) if found else Finding(what, bad, otherwise)
+
+
 def examine(where: Project) -> Iterator[Finding]:
     """Everything worth knowing before a run."""
     yield Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")
@@ -52,20 +57,14 @@ def packages() -> Iterator[Finding]:
             continue
         bound, otherwise = BOUNDS.get(name, ("", ""))
         fits = not bound or SpecifierSet(bound).contains(found)
-        yield Finding(name, "ok" if fits else "lacks", found if fits else f"{found}, and must be {bound}: {otherwise}")
+        yield either(name, fits, found, otherwise=f"{found}, and must be {bound}: {otherwise}")
     schemes = {entry.name for entry in entry_points(group="mlflow.artifact_repository")}
-    said = (
-        "installed"
-        if "dvc" in schemes
-        else "missing: install the project with pip, or registered models cannot be loaded"
-    )
-    yield Finding("dvc:// for MLflow", "ok" if "dvc" in schemes else "lacks", said)
+    lacking = "missing: install the project with pip, or registered models cannot be loaded"
+    yield either("dvc:// for MLflow", "dvc" in schemes, "installed", otherwise=lacking)
     uses = {"deepspeed": "several GPUs", "flash_attn": "fast attention on GPUs", "bitsandbytes": "QLoRA"}
     for name, use in uses.items():
-        there = importlib.util.find_spec(name) is not None
-        yield Finding(
-            name.replace("_", "-"), "ok" if there else "note", "installed" if there else f"not installed (for {use})"
-        )
+        spec = importlib.util.find_spec(name)
+        yield either(name.replace("_", "-"), spec, "installed", otherwise=f"not installed (for {use})", bad="note")
 
 
 def machine(where: Project) -> Iterator[Finding]:
@@ -87,15 +86,10 @@ def repository(where: Project) -> Iterator[Finding]:
         "checkout", "note" if changed else "ok", f"{git('rev-parse', '--short', 'HEAD', cwd=where.tree)}, {said}"
     )
     remote = without_credentials(remote_of(where.tree))
-    yield Finding(
-        "DVC remote",
-        "ok" if remote else "lacks",
-        remote or "none: `dvc remote add -d NAME URL`; data stays in the cache",
-    )
-    elsewhere = without_credentials(os.environ.get("LONGLORA_GIT_REMOTE", ""))
-    yield Finding(
-        "runs pushed to", "ok" if elsewhere else "note", elsewhere or "nowhere (LONGLORA_GIT_REMOTE is not set)"
-    )
+    yield either("DVC remote", remote, remote, otherwise="none: `dvc remote add -d NAME URL`; data stays in the cache")
+    git_remote = without_credentials(os.environ.get("LONGLORA_GIT_REMOTE", ""))
+    unset = "nowhere (LONGLORA_GIT_REMOTE is not set)"
+    yield either("runs pushed to", git_remote, git_remote, otherwise=unset, bad="note")
 
 
 def servers(where: Project) -> Iterator[Finding]:
