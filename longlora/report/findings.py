@@ -79,18 +79,20 @@ Cells = dict[int, dict[float, Cell]]
 
 @dataclass(frozen=True)
 class Model:
-    """One model's scores by measure and column; `depths` are passkeys by length and depth (the share of filler before the key),
-    `needles` the same of needles, `questions` the F1 of answers by length of the document and depth of the evidence, `positions`
-    nats per token by the end of a band of positions, `by_yarn` perplexity by untrained YaRN's over the same places, by length. What
-    was not scored is empty."""
+    """One model's scores. What was not scored is empty."""
 
     label: str
     scores: dict[str, dict[Column, Figure]]
+    """By measure and column."""
     depths: Cells
+    """Passkeys; the depth is the share of filler before the key."""
     needles: Cells
     questions: Cells
+    """F1 of answers, by length of the document and depth of the evidence."""
     positions: dict[int, Figure]
+    """Nats per token, by the end of a band of positions."""
     by_yarn: dict[int, Figure]
+    """Perplexity over untrained YaRN's at the same places, by length."""
 
     @property
     def perplexity(self) -> dict[Column, Figure]:
@@ -245,16 +247,18 @@ def order(labels: set[str]) -> list[str]:
 
 
 def model(label: str, everything: Scores) -> Model:
-    tree = everything.tree
-    scores = {measure: figures(tree.get(measure, {}).get(label, {})) for measure in MEASURES}
-    scores["ruler_effective"] = effective(tree.get("ruler", {}).get(label, {}))
+    def of(measure: str) -> dict[str, Any]:
+        return everything.tree.get(measure, {}).get(label, {})
+
+    scores = {measure: figures(of(measure)) for measure in MEASURES}
+    scores["ruler_effective"] = effective(of("ruler"))
     return Model(
         label=label,
         scores=scores,
-        depths=cells(tree.get("passkey", {}).get(label, {})),
-        needles=cells(tree.get("needle", {}).get(label, {})),
-        questions=cells(tree.get("longqa_f1", {}).get(label, {})),
-        positions=lengths(figures(tree.get("position_nats", {}).get(label, {}))),
+        depths=cells(of("passkey")),
+        needles=cells(of("needle")),
+        questions=cells(of("longqa_f1")),
+        positions=lengths(figures(of("position_nats"))),
         by_yarn={
             length: Figure(*(end if math.isfinite(end) else None for end in ratio))
             for length in lengths(scores["perplexity"])
