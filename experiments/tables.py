@@ -225,7 +225,7 @@ The paper's recipe with one thing changed at a time, on the demo's base, 512 to 
   Where all groups see the first four tokens, a mask is used, and the time means nothing.
 
 All models are asked the same questions, on six documents, so the intervals do not cover other documents. "The way to full
-attention" is measured to the run in full attention with as many recall questions, if there is one.
+attention" ends at the run in full attention with as many recall questions; if there is none, at "full attention throughout".
 """,
 }
 
