@@ -223,10 +223,10 @@ def longqa_write(
     ],
     model: Annotated[str, typer.Option(help="The model's name at the endpoint.")],
     excerpts: Annotated[int, typer.Option(min=1, help="Number of excerpts.")] = 100,
-    length: Annotated[int, typer.Option(min=1, help="The most words of an excerpt.")] = 2000,
+    length: Annotated[int, typer.Option(min=1, help="Maximum number of words in an excerpt.")] = 2000,
     questions: Annotated[int, typer.Option(min=1, help="Questions per excerpt.")] = 3,
-    budget: Annotated[int, typer.Option(min=1, help="The most tokens that all calls together may take.")] = 1_000_000,
-    max_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of one reply.")] = 4096,
+    budget: Annotated[int, typer.Option(min=1, help="Maximum number of tokens for all calls together.")] = 1_000_000,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens in one reply.")] = 4096,
     schema: Annotated[
         bool,
         typer.Option("--schema", help="Have the endpoint enforce the form of replies; llama.cpp, vLLM and OpenAI can."),

@@ -38,7 +38,7 @@ Prompt = Annotated[
         "if not; plain: for a model that was trained only on texts, such as the demo's."
     ),
 ]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="The most tokens that an answer may have.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum number of tokens in an answer.")]
 Anyway = Annotated[
     bool, typer.Option("--anyway", help="Run even if the training would not fit into this machine's memory.")
 ]

@@ -74,7 +74,7 @@ def gc(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False,
 ) -> None:
-    """List what may be deleted, with sizes: folders of old runs, and cached data that no kept run needs."""
+    """List what may be deleted, with sizes: old runs' folders, and cached data that no kept run, branch, tag or checkout needs."""
     where = here()
     from flows.cli import listing
     from tasks import leftovers, locks, registry, storage, tracking
