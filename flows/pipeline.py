@@ -6,7 +6,7 @@ resumed, and what was done is not done twice. A lock of the flow run itself, hel
 
 import os
 from collections.abc import Generator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows import cancelling
 from flows.memory import must_fit
 from flows.mlflow_writer import MlflowWriter, NotOpenedError
-from flows.own_run import name_run, own_id
+from flows.own_run import name_run, own_deployment, own_id
 from flows.parameters import checked_meanwhile
 from flows.progress import Progress
 from flows.run_dir import RunDir, brought, open_run_dir
@@ -95,9 +95,10 @@ def pipeline(
         StageError: a stage ended with an error; its last words.
     """
     where = workspace.project(Path.cwd())
-    with only_look(where, watch, recipe=recipe, overrides=overrides or [], if_worse=if_worse) as only:
-        if not only:
-            return Completed(name="Busy", message="an earlier look is not done yet; the next one sees what it left")
+    turn = turn_of(watch, recipe=recipe, overrides=overrides or [], if_worse=if_worse, scheduled=scheduled)
+    with locks.if_free(where, turn) if turn else nullcontext(True) as free:
+        if not free:
+            return Completed(name="Busy", message="an earlier run is not done yet; the next one sees what it left")
         with failure_told(Facts()):
             servers.use_environment(where)  # a worker may not have it
             seen = watched(where, watch, recipe=recipe, overrides=overrides or []) if watch else None
@@ -112,18 +113,20 @@ def pipeline(
         return run_snapshot(where, snapshot, anyway=anyway, promote=promote, if_worse=if_worse, seen=seen)
 
 
-def only_look(
-    where: workspace.Project, watch: str | None, *, recipe: str | None, overrides: list[str], if_worse: float | None
-) -> AbstractContextManager[bool]:
-    """Yields whether no other process is at the same look, which lasts until its promotion ends; always true for a run that
-    looks at nothing.
+def turn_of(
+    watch: str | None, *, recipe: str | None, overrides: list[str], if_worse: float | None, scheduled: bool
+) -> str | None:
+    """The name of the lock that one process at a time holds, to its promotion's end: of those that look at the same, or that a
+    deployment has due. None for a run that is neither.
 
-    A look may take as long as a training. Others that begin meanwhile would each wait in a process of their own, and then promote
-    the same model again.
+    A run may last longer than its schedule waits. Those that came meanwhile would wait, each in a process and in one of the worker's
+    places, and promote again. Prefect's own limit of a deployment is no way: it ends a training whose server was started anew, and
+    keeps the place of a run that was killed with its server.
     """
-    if not watch and if_worse is None:
-        return nullcontext(True)
-    return locks.if_free(where, f"look-{look(watch or '', recipe=recipe, overrides=overrides)}")
+    if watch or if_worse is not None:
+        return f"look-{look(watch or '', recipe=recipe, overrides=overrides)}"
+    deployment = own_deployment() if scheduled else None
+    return f"due-{deployment}" if deployment else None
 
 
 @dataclass

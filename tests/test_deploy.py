@@ -128,17 +128,22 @@ def test_a_cancel_of_a_workers_run_ends_it_after_the_stage_has_saved(own, enviro
         worker.wait(30)
 
 
-def test_runs_that_were_due_while_no_worker_was_up_do_not_all_begin_at_once(deployed, prefect_url, monkeypatch):
+@pytest.mark.parametrize(("places", "ends"), [(1, ["Completed", "Completed"]), (2, ["Busy", "Completed"])])
+def test_runs_that_were_due_while_no_worker_was_up_do_not_all_begin_at_once(
+    deployed, prefect_url, monkeypatch, places, ends
+):
     from tasks import up
 
-    def states() -> list[str]:
-        found = ask(prefect_url, "flow_runs", {"deployments": {"name": {"any_": ["due"]}}})
-        return [run["state_type"] for run in found]
+    name = f"due-{places}"
 
-    monkeypatch.setattr(up, "AT_ONCE", 1)
+    def states(key: str = "state_type") -> list[str]:
+        found = ask(prefect_url, "flow_runs", {"deployments": {"name": {"any_": [name]}}})
+        return [run[key] for run in found]
+
+    monkeypatch.setattr(up, "AT_ONCE", places)
     env = {"PREFECT_API_URL": prefect_url, "PREFECT_WORKER_QUERY_SECONDS": "1"}
-    assert dummy.longlora(deployed, "deploy", "--name", "due", "--set", "train.seconds=1", env=env).returncode == 0
-    (deployment,) = ask(prefect_url, "deployments", {"deployments": {"name": {"any_": ["due"]}}})
+    assert dummy.longlora(deployed, "deploy", "--name", name, "--set", "train.seconds=1", env=env).returncode == 0
+    (deployment,) = ask(prefect_url, "deployments", {"deployments": {"name": {"any_": [name]}}})
     address = f"{prefect_url}/deployments/{deployment['id']}/create_flow_run"
     for _ in range(2):
         urllib.request.urlopen(urllib.request.Request(address, b"{}", {"content-type": "application/json"})).close()
@@ -151,7 +156,8 @@ def test_runs_that_were_due_while_no_worker_was_up_do_not_all_begin_at_once(depl
     finally:
         worker.terminate()
         worker.wait(30)
-    assert all(now.count("RUNNING") + now.count("PENDING") <= 1 for now in seen)
+    assert all(now.count("RUNNING") + now.count("PENDING") <= places for now in seen)
+    assert sorted(states("state_name")) == ends
 
 
 @pytest.mark.parametrize(

@@ -101,3 +101,26 @@ def test_what_changes_under_a_run_is_not_taken_for_what_it_ran_on(own, data):
     watched(where, str(data), recipe=None, overrides=[]).remember()
     assert not watched(where, str(data), recipe=None, overrides=[]).changed
     assert watched(where, str(data), recipe="big", overrides=[]).changed
+
+
+def test_a_run_of_a_deployment_whose_earlier_one_is_at_work_or_in_its_promotion_leaves_it_alone(
+    run_flow, own, monkeypatch
+):
+    from flows import pipeline, promote
+
+    during: list[str] = []
+
+    def due(key: str) -> str:
+        assert not during, "a promotion within a promotion"
+        during.append("asked")
+        during[-1] = run_flow(scheduled=True, promote=True, return_state=True).name
+        with monkeypatch.context() as other:
+            other.setattr(pipeline, "own_deployment", lambda: "another")
+            during.append(run_flow(scheduled=True, return_state=True).name)
+        during.append(run_flow(return_state=True).name)  # a person's
+        return "promoted"
+
+    monkeypatch.setattr(promote, "promote", due)
+    monkeypatch.setattr(pipeline, "own_deployment", lambda: "ours")
+    run_flow(scheduled=True, promote=True)
+    assert during == ["Busy", "Completed", "Completed"]
