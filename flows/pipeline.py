@@ -119,9 +119,9 @@ def turn_of(
     """The name of the lock that one process at a time holds, to its promotion's end: of those that look at the same, or that a
     deployment has due. None for a run that is neither.
 
-    A run may last longer than its schedule waits. Those that came meanwhile would wait, each in a process and in one of the worker's
-    places, and promote again. Prefect's own limit of a deployment is no way: it ends a training whose server was started anew, and
-    keeps the place of a run that was killed with its server.
+    A run may last longer than its schedule waits. Those that came meanwhile would wait, each in a process and in one of the
+    worker's places, and promote again. Prefect's own limit of a deployment is no way: it ends a training whose server was started
+    anew, and keeps the place of a run that was killed with its server.
     """
     if watch or if_worse is not None:
         return f"look-{look(watch or '', recipe=recipe, overrides=overrides)}"

@@ -78,6 +78,9 @@ def ask(client: MlflowClient, where: Project, run: Run, seconds: float) -> Appro
         )
     except FlowPauseTimeout:
         return Approval(False, "nobody", f"no answer in {seconds / 3600:g} h")
+    except BaseException:  # Ctrl-C, SIGTERM or a cancel: who is gone waits for no answer
+        promotion.withdraw(client, where, run)
+        raise
     return Approval(said.approve, said.who, said.why)
 
 

@@ -61,7 +61,7 @@ def promote(client: MlflowClient, where: Project, run: Run, *, approval: Approva
         if found.champion == found.version:
             return already(found.name, found.version)
         against, why, who = found.against, found.favour, person(where)
-        unstage(client, found)
+        unstage(client, found.name, found.version)
         if approval:
             why, who = f"{why}; asked by {who}, approved: {approval.why}", approval.who
         made = None
@@ -171,11 +171,19 @@ def differs(before: Any, now: Any, *, rules: bool) -> bool:
     return before != now
 
 
-def unstage(client: MlflowClient, found: Candidate) -> None:
+def withdraw(client: MlflowClient, where: Project, run: Run) -> None:
+    """Undo `propose`: nobody is asked about `run`'s model any longer. It stays candidate, and of this the history says nothing."""
+    source, model = runs.source_and_model(where, run)
+    with hold(where, lock_name(model.name)):
+        for version in registry.of_source(client, model.name, source):
+            unstage(client, model.name, str(version.version))
+
+
+def unstage(client: MlflowClient, name: str, version: str) -> None:
     """Take the alias staging from it: it waits for nobody any longer."""
-    waits = registry.holder(client, found.name, STAGING)
-    if waits and str(waits.version) == found.version:
-        client.delete_registered_model_alias(found.name, STAGING)
+    waits = registry.holder(client, name, STAGING)
+    if waits and str(waits.version) == version:
+        client.delete_registered_model_alias(name, STAGING)
 
 
 def refuse(found: Candidate, against: list[str]) -> NoReturn:

@@ -17,7 +17,7 @@ from tasks import registry, storage, tracking
 from tasks.declared import Artifact
 from tasks.errors import one_line
 from tasks.outputs import artifacts_at
-from tasks.tags import ALIASES, GIT, KEY, RECORD, REF
+from tasks.tags import ALIASES, GIT, KEY, RECORD, REF, STAGING
 from tasks.workspace import Project, git
 
 
@@ -47,7 +47,7 @@ def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
         name = model_at(where).name
         version = registry.holder(client, name, wanted)
         if not version:
-            raise ValueError(f"{name} has no {wanted} yet: `longlora promote`, or name a run")
+            raise ValueError(f"{none_yet(name, wanted)}, or name a run")
         return maker(client, version)
     runs = matching(client, where, wanted)
     if runs and len({run.data.tags.get(KEY, run.info.run_id) for run in runs}) == 1:  # clones may have one each
@@ -57,6 +57,11 @@ def chosen(client: MlflowClient, where: Project, wanted: str | None) -> Run:
             f"no run '{wanted}': `longlora runs` lists them" if wanted else "no finished run yet: `longlora run`"
         )
     raise ValueError(f"'{wanted}' could be {', '.join(r.data.tags.get(KEY, r.info.run_id) for r in runs[:5])}")
+
+
+def none_yet(name: str, alias: str) -> str:
+    """What to say where model `name` has no version with this alias: how it gets one. One is staging while a person is asked."""
+    return f"{name} has no {alias} yet: `longlora promote{' --approval' if alias == STAGING else ''}`"
 
 
 def maker(client: MlflowClient, version: ModelVersion) -> Run:
@@ -126,7 +131,7 @@ def address_of(client: MlflowClient, where: Project, wanted: str) -> str:
     if version:
         return from_here(where, str(version.source))
     if wanted in ALIASES:
-        raise ValueError(f"{name} has no {wanted} yet: `longlora promote`, or name a run with --model")
+        raise ValueError(f"{none_yet(name, wanted)}, or name a run with --model")
     return from_here(where, source_and_model(where, chosen(client, where, wanted))[0])
 
 

@@ -203,6 +203,27 @@ def test_one_that_is_declined_in_the_page_stays_candidate_and_one_that_nobody_ju
     assert registry.predecessor(record) is None  # nothing to roll back to: nothing moved
 
 
+def test_who_is_asked_no_longer_leaves_no_model_staging_and_is_told_how_one_gets_there(empty, shop, monkeypatch):  # noqa: F811
+    from flows import promote as flow
+    from tasks import runs
+
+    promote, client, where = empty
+    promote("good")
+    run = runs.chosen(client, where, shop[1]["better"])
+
+    def interrupted(**_: object) -> None:
+        assert alias(client, "staging") == "2"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(flow, "pause_flow_run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        flow.ask(client, where, run, 60.0)
+    assert [alias(client, name) for name in ("champion", "candidate", "staging")] == ["1", "2", None]
+    for seek in (runs.chosen, runs.address_of):
+        with pytest.raises(ValueError, match="^dummy has no staging yet: `longlora promote --approval`, or name a run"):
+            seek(client, where, "staging")
+
+
 def test_whoever_approves_waits_as_long_as_all_hooks_may_take(monkeypatch):
     from types import SimpleNamespace
 
