@@ -34,7 +34,7 @@ def export(client: MlflowClient, where: Project, target: Path, *, model: str) ->
     said, target = target, target.resolve()  # a link to a folder stays one
     if target == Path.cwd():
         raise ValueError(f"{said} is the current folder, which cannot be replaced: name a folder in it")
-    source = runs.address_of(client, where, model)
+    source, key = runs.address_and_key(client, where, model)
     repository = DvcArtifactRepository(source)
     with runs.data_of(model):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,8 @@ def export(client: MlflowClient, where: Project, target: Path, *, model: str) ->
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
-    return f"{model} ({repository.rev[:12]}) is in {said}: {size / 1e6:,.1f} MB, equal to its record by hash"
+    run = f"run {key}" if key else f"record {repository.rev[:12]}"
+    return f"{model} ({run}) is in {said}: {size / 1e6:,.1f} MB, equal to its record by hash"
 
 
 def assemble(repository: DvcArtifactRepository, scratch: Path) -> Path:

@@ -146,7 +146,10 @@ def unused(where: Project, kept: set[str], versions: set[str]) -> Iterator[Lefto
     gone = [p for p, about in objects.items() if p.parent.name + p.name not in needed and about.st_ctime < limit]
     if gone:
         yield Leftover(
-            "cache", tuple(gone), sum(objects[p].st_size for p in gone), f"{len(gone)} objects that no kept run has"
+            "cache",
+            tuple(gone),
+            sum(objects[p].st_size for p in gone),
+            f"{len(gone)} object{'s' * (len(gone) != 1)} that no kept run has",
         )
 
 

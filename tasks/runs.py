@@ -120,8 +120,8 @@ def model_at(where: Project, rev: str | None = None) -> Artifact:
     return models[0]
 
 
-def address_of(client: MlflowClient, where: Project, wanted: str) -> str:
-    """The dvc:// address of the model that `wanted` names: an alias of the registry, or a run.
+def address_and_key(client: MlflowClient, where: Project, wanted: str) -> tuple[str, str]:
+    """The dvc:// address of the model that `wanted` names, an alias of the registry or a run, and the run's key.
 
     Raises:
         ValueError: there is none, or more than one; the run is not finished.
@@ -129,10 +129,11 @@ def address_of(client: MlflowClient, where: Project, wanted: str) -> str:
     name = model_at(where).name
     version = registry.holder(client, name, wanted)
     if version:
-        return from_here(where, str(version.source))
+        return from_here(where, str(version.source)), version.tags.get(KEY, "")  # one made by hand has none
     if wanted in ALIASES:
         raise ValueError(f"{none_yet(name, wanted)}, or name a run with --model")
-    return from_here(where, source_and_model(where, chosen(client, where, wanted))[0])
+    run = chosen(client, where, wanted)
+    return from_here(where, source_and_model(where, run)[0]), run.data.tags[KEY]
 
 
 def from_here(where: Project, source: str) -> str:

@@ -219,7 +219,7 @@ def test_who_is_asked_no_longer_leaves_no_model_staging_and_is_told_how_one_gets
     with pytest.raises(KeyboardInterrupt):
         flow.ask(client, where, run, 60.0)
     assert [alias(client, name) for name in ("champion", "candidate", "staging")] == ["1", "2", None]
-    for seek in (runs.chosen, runs.address_of):
+    for seek in (runs.chosen, runs.address_and_key):
         with pytest.raises(ValueError, match="^dummy has no staging yet: `longlora promote --approval`, or name a run"):
             seek(client, where, "staging")
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+import time
+from datetime import UTC, datetime
 
 import dummy
 import pytest
@@ -143,6 +145,27 @@ def test_the_newest_runs_are_listed_and_all_of_them_if_asked(pair, mlflow_server
         said = capsys.readouterr().out
         assert [key for key in (new, old) if key in said] == rows
         assert ("--all shows the others too" in said) is not every
+
+
+def test_runs_are_listed_with_times_in_utc_as_the_history_has_them(pair, mlflow_server, monkeypatch, capsys):  # noqa: F811
+    from flows.cli import listing
+    from tasks import runs, tracking
+
+    folder, keys = pair
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    client, where = tracking.connect(), project(folder)
+    try:
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setenv("TZ", "Asia/Tokyo")
+            time.tzset()
+            listing.show_runs(client, where, runs.model_at(where), every=False)
+    finally:
+        time.tzset()
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert "started (UTC)" in header
+    for key in keys:
+        started = datetime.fromtimestamp(runs.chosen(client, where, key).info.start_time / 1000, UTC)
+        assert f"{key}  {started:%Y-%m-%d %H:%M}  " in "\n".join(rows)
 
 
 @needs_browser

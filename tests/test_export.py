@@ -50,6 +50,7 @@ def test_the_champion_or_a_run_becomes_a_folder_with_its_card(lab, tmp_path):
     folder, keys = lab
     done = dummy.longlora(folder, "export", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"champion (run {keys[0]}) is in {tmp_path / 'out'}: ")
     assert "equal to its record by hash" in done.stdout
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"weights", "README.md", "score.png"}
     assert (tmp_path / "out" / "weights").read_text() == "b" * 4
@@ -363,10 +364,10 @@ def test_gc_deletes_nothing_of_the_cache_if_a_run_began_since_it_looked(folder, 
     where, file = project(folder), folder / ".dvc" / "cache" / "files" / "md5" / "01" / "23"
     dummy.write(file, "weights")
     (folder / ".longlora" / "worktrees" / "0123").mkdir(parents=True)
-    found = [Leftover("cache", (file,), 7, "1 objects that no kept run has")]
+    found = [Leftover("cache", (file,), 7, "1 object that no kept run has")]
     with hold(where, "0123"):
         remove(where, found)
-    assert capsys.readouterr().out == "left, for a run began meanwhile: 1 objects that no kept run has\n"
+    assert capsys.readouterr().out == "left, for a run began meanwhile: 1 object that no kept run has\n"
     assert file.exists()
     remove(where, found)
     assert not file.exists()

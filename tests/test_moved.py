@@ -52,7 +52,7 @@ def test_a_champion_whose_published_address_is_gone_is_read_from_the_clone_that_
     run = runs.chosen(client, where, key)
     client.set_tag(run.info.run_id, GIT, str(tmp_path / "nowhere.git"))
     assert "models/tuned" in runs.outputs_of(where, runs.chosen(client, where, key))
-    assert DvcArtifactRepository(runs.address_of(client, where, key)).files.read_text("dvc.lock")
+    assert DvcArtifactRepository(runs.address_and_key(client, where, key)[0]).files.read_text("dvc.lock")
 
 
 def test_files_of_runs_are_where_the_project_is(moved, folder):

@@ -162,7 +162,7 @@ def model_folder(name: str) -> Path:
     except ValueError as error:  # away from a project the name is a folder's, misspelt
         raise ValueError(f"no folder '{name}' in {Path.cwd()}, and no runs to look it up in: {error}") from None
     servers.use_environment(where)
-    source = runs.address_of(tracking.connect(), where, name)
+    source, _ = runs.address_and_key(tracking.connect(), where, name)
     with runs.data_of(name):
         return fetched(source, home=where.state / "asked")
 

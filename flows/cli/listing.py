@@ -1,7 +1,7 @@
 """Tables of what MLflow knows: runs to compare, and the moves of the champion."""
 
 import os
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -52,11 +52,11 @@ def show_runs(client: MlflowClient, where: Project, model: Artifact, *, every: b
         if version:
             titles[version.run_id] = f"{titles.get(version.run_id, '')} {alias}".strip()
     measure = [better.metric] if better else []
-    columns = (Column("run", no_wrap=True), "started", "state", "recipe", "set", "verdict", *measure, "")
+    columns = (Column("run", no_wrap=True), "started (UTC)", "state", "recipe", "set", "verdict", *measure, "")
     table = plain_table(*columns)
     for run in found:
         tags = run.data.tags
-        started = datetime.fromtimestamp(run.info.start_time / 1000).strftime("%Y-%m-%d %H:%M")
+        started = f"{datetime.fromtimestamp(run.info.start_time / 1000, UTC):%Y-%m-%d %H:%M}"
         values = list(values_of(client, run.info.run_id, better).items()) if better else []
         value = [f"{values[-1][1]:.4g} at {values[-1][0]}" if values else ""] if better else []
         dirty = " (dirty)" if tags.get(DIRTY) == "true" else ""
