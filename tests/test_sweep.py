@@ -236,6 +236,19 @@ def test_a_search_is_not_over_how_its_own_score_is_measured_nor_over_what_refuse
         assert done.stderr.count("\n") == 1
 
 
+def test_a_search_may_be_over_the_source_that_is_trained_on_where_another_is_held_out():
+    from flows.cli.sweep import must_not_judge
+    from tasks import runs
+
+    root = Path(__file__).parent.parent
+    text, model = (root / "params.yaml").read_text(), runs.model_at(project(root))
+    others = "texts: {source: text, name: other, split: null, field: text, license: CC0-1.0}"
+    assert "texts: null" in text
+    must_not_judge(["blocks.name"], model, text.replace("texts: null", others))
+    with pytest.raises(ValueError, match=r"^sweep blocks\.held_out\.texts\.name: says how held-out texts are chosen"):
+        must_not_judge(["blocks.held_out.texts.name"], model, text.replace("texts: null", others))
+
+
 @pytest.mark.parametrize(
     ("recipe", "key", "told"),
     [
@@ -246,6 +259,10 @@ def test_a_search_is_not_over_how_its_own_score_is_measured_nor_over_what_refuse
         (None, "blocks.seed", "held-out texts are chosen"),
         (None, "blocks.held_out.share", "held-out texts are chosen"),
         (None, "blocks", "held-out texts are chosen"),
+        *((None, f"blocks.{part}", "held-out texts are chosen") for part in ("source", "name", "split", "field")),
+        ("smollm2-135m-sft", "pairs.casebook.kinds", "longqa/extended/exact is measured"),
+        (None, "pairs.casebook", None),
+        (None, "blocks.recall.count", None),
         (None, "licence.checked", "the gate judges"),
         (None, "precision.dtype", "perplexity/extended is measured"),
         (None, "ruler.seed", None),

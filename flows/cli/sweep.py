@@ -44,6 +44,8 @@ SECTIONS = MEASURES | LENGTHLESS
 """By the first word of a metric that the gate's rules ask for, how it is measured; of others the section has that very name."""
 TEXTS = ("blocks.held_out", "blocks.seed")
 """What says which documents are measured on."""
+SOURCE = tuple(f"blocks.{key}" for key in ("source", "name", "split", "field"))
+"""What says of which documents they are, unless `blocks.held_out.texts` does."""
 
 
 @dataclass(frozen=True)
@@ -167,12 +169,17 @@ def search(
 def must_not_judge(keys: list[str], model: Artifact, params: str) -> None:
     """Raises ValueError: one of the `keys` says how runs by `params`, the text of a params.yaml, are measured or judged."""
     sections = sections_of(params)
-    goes_by = {each: "held-out texts are chosen" for each in TEXTS}
+    elsewhere = ((sections.get("blocks") or {}).get("held_out") or {}).get("texts")
+    goes_by = {each: "held-out texts are chosen" for each in (*TEXTS, *(() if elsewhere else SOURCE))}
     goes_by |= {each: "the gate judges" for each in promotion.JUDGES}
     for path, word in re.findall(r'"((\w+)/[^"]+)"', json.dumps(sections.get("gate"))):
         goes_by.setdefault(SECTIONS.get(word) or word, f"{path} is measured")
     for better in reversed(comparisons_of(model)):
         goes_by |= {section: f"{better.metric} is measured" for section in better.params}
+    if "longqa" in goes_by and (sections.get("longqa") or {}).get(
+        "held_out"
+    ):  # the casebook writes what is asked there
+        goes_by["pairs.casebook"] = goes_by["longqa"]
     for key, (part, told) in itertools.product(keys, goes_by.items()):
         if part.partition(".")[0] in sections and (f"{key}.".startswith(f"{part}.") or part.startswith(f"{key}.")):
             raise ValueError(
