@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from specimens import llama
 from torch.utils.checkpoint import checkpoint
 from transformers import (
+    AfmoeConfig,
     AttentionInterface,
     AttentionMaskInterface,
     AutoModelForCausalLM,
@@ -25,6 +26,7 @@ from transformers import (
     Lfm2Config,
     Llama4TextConfig,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
     Olmo2Config,
     Phi3Config,
@@ -623,6 +625,23 @@ def test_a_model_without_the_attention_interface_is_refused():
     model = build(BloomConfig(vocab_size=61, hidden_size=24, n_layer=1, n_head=4))
     with pytest.raises(ValueError, match="BloomForCausalLM does not use transformers' attention interface"):
         enable(model, S2)
+
+
+@pytest.mark.parametrize("pattern", ["s2", "full"])
+def test_a_model_without_attention_is_refused(pattern):
+    model = build(MambaConfig(vocab_size=61, hidden_size=24, num_hidden_layers=1, state_size=4))
+    with pytest.raises(ValueError, match="^MambaForCausalLM has no attention that S2-Attn could take the place of"):
+        enable(model, S2.model_copy(update={"pattern": pattern}))
+
+
+def test_a_model_that_does_not_look_at_positions_is_refused_where_a_row_holds_several_documents():
+    model = build(AfmoeConfig(**SHAPE | GROUPED | EXPERTS, num_experts=2, num_dense_layers=1, head_dim=8))
+    enable(model, S2)
+    model(**batch("plain")[0])
+    with pytest.raises(
+        ValueError, match=r"models that make their masks by position_ids \(not in AFMoE\): give none, or"
+    ):
+        model(**batch("packed")[0])
 
 
 @pytest.mark.parametrize("rows", [1, 2])

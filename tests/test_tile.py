@@ -103,6 +103,11 @@ def test_a_model_without_a_gated_feed_forward_is_refused():
     sizes = {k: v for k, v in SIZES.items() if k != "num_key_value_heads"}
     with pytest.raises(ValueError, match="GPTNeoXForCausalLM has no gated feed-forward"):
         tile_mlp(GPTNeoXForCausalLM(GPTNeoXConfig(**sizes)), tile=8)
+    wrapped = attach(
+        GPTNeoXForCausalLM(GPTNeoXConfig(**sizes)), ADAPTER.model_copy(update={"target_modules": ["query_key_value"]})
+    )
+    with pytest.raises(ValueError, match="GPTNeoXForCausalLM has no gated feed-forward"):  # as a training has it
+        tile_mlp(wrapped, tile=8)
     with pytest.raises(ValueError, match=r"fit.mlp_tile = 0: at least 1"):
         tile_mlp(llama(), tile=0)
 

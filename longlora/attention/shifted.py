@@ -168,11 +168,17 @@ def enable(model: PreTrainedModel, attention: Attention, *, attend: Attend | Non
     processes hold a sequence together, `attend` is how, and the model is given its `documents`: the ids of all its tokens.
 
     Raises:
-        ValueError: the model does not use transformers' attention interface, has no fused attention to be measured in, or fewer
-            than two heads to share out, or picks by itself what a token sees; or it attends in chunks, and several processes hold a
-            sequence.
+        ValueError: the model has no attention, does not use transformers' interface of it, has no fused one to be measured in, or
+            fewer than two heads to share out, or picks by itself what a token sees; or it attends in chunks, and several processes
+            hold a sequence.
     """
-    heads = model.config.get_text_config().num_attention_heads
+    config = model.config.get_text_config()
+    if not hasattr(config, "num_attention_heads"):
+        raise ValueError(
+            f"{type(model).__name__} has no attention that S2-Attn could take the place of (its config says no "
+            "num_attention_heads): take a base with attention"
+        )
+    heads = config.num_attention_heads
     if attention.pattern == "s2" and heads < 2:
         raise ValueError(f"S2-Attn shares the heads out to two patterns; {heads} head is too few, use pattern: full")
     if any(
@@ -280,7 +286,7 @@ def check_window(window: int, *, length: int, attention: Attention) -> None:
 
 def must_know_documents(position_ids: torch.Tensor, *, document_ids_BL: torch.Tensor | None) -> None:
     """Raises ValueError: positions start anew inside of what is taken for one document, as transformers takes it beside a mask or a
-    cache."""
+    cache, or in a model that makes its masks without them."""
 
     def unknown() -> bool:
         begins_BL = position_ids[..., 1:] == 0
@@ -293,7 +299,8 @@ def must_know_documents(position_ids: torch.Tensor, *, document_ids_BL: torch.Te
     if remembered(given, (must_know_documents, id(position_ids)), unknown):
         raise ValueError(
             "position_ids start anew inside of a row, and its documents would see each other: transformers parts them only without "
-            "an attention_mask and with use_cache=False"
+            "an attention_mask, with use_cache=False, and in models that make their masks by position_ids (not in AFMoE): give "
+            "none, or take another base"
         )
 
 

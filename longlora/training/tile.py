@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from longlora.model.quiet_peft import PeftModel
+
 GATED = ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"})
 """Children by which a gated feed-forward is known: Llama, Mistral, Qwen, Gemma; Phi-3 and GLM have gate and up in one."""
 
@@ -30,8 +32,9 @@ def tile_mlp(model: nn.Module, *, tile: int) -> None:
         raise ValueError(f"fit.mlp_tile = {tile}: at least 1 token, or null for the whole sequence at once")
     found = [m for m in model.modules() if any(names <= {n for n, _ in m.named_children()} for names in GATED)]
     if not found:
+        inner = model.get_base_model() if isinstance(model, PeftModel) else model
         raise ValueError(
-            f"fit.mlp_tile: {type(model).__name__} has no gated feed-forward (gate_proj, up_proj, down_proj); set it to null"
+            f"fit.mlp_tile: {type(inner).__name__} has no gated feed-forward (gate_proj, up_proj, down_proj); set it to null"
         )
     for module in found:
         module.forward = tiled(module.forward, tile=tile)
