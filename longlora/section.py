@@ -133,7 +133,8 @@ def call(stage: Callable[..., None], paths: list[str], params: dict[str, Any]) -
 
 
 def run(stage: Callable[..., None]) -> None:
-    """Entry point of every stage. A mistake of the user's ends in one line and status 2; a defect of ours in a traceback."""
+    """Entry point of every stage. A mistake of the user's ends in one line and status 2, a server that is away in one and status 1,
+    for another try may reach it; a defect of ours ends in a traceback."""
     gc.freeze()  # what was imported stays: nothing looks through it for garbage again, at the interpreter's end a second long
     try:
         call(stage, sys.argv[1:], read_params(Path("params.yaml")))
@@ -141,7 +142,7 @@ def run(stage: Callable[..., None]) -> None:
         if not raised_here(error):
             raise
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(1 if isinstance(error, ConnectionError) else 2) from None
 
 
 def raised_here(error: BaseException) -> bool:

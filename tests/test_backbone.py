@@ -110,6 +110,27 @@ def test_what_does_not_open_is_said_in_one_line(tmp_path, file, text, said):
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "right"),
+    [
+        ("eos_token_id", "</s>", [1, 2]),
+        ("eos_token_id", [1, "</s>"], 1),
+        ("eos_token_id", True, None),
+        ("max_length", "4096", 4096),
+        ("max_length", 40.5, None),
+    ],
+)
+def test_a_base_whose_generation_config_says_what_the_merge_could_not_read_is_refused(tmp_path, key, value, right):
+    place = folder(tmp_path / "mine")
+    file = place / "generation_config.json"
+    file.write_text(json.dumps({key: value}))
+    said = re.escape(f"backbone.name: its generation_config.json says {key} = {value!r}: must be ")
+    with pytest.raises(ValueError, match=f"^{said}.* null$"):
+        fetch(source(place), out=tmp_path / "base")
+    file.write_text(json.dumps({key: right}))
+    fetch(source(place), out=tmp_path / "right")
+
+
+@pytest.mark.parametrize(
     ("tied", "name", "lacking"),
     [(False, "lm_head.weight", True), (True, "model.norm.weight", True), (True, "lm_head.weight", False)],
 )
@@ -204,18 +225,20 @@ def test_a_model_that_is_not_on_the_hub_is_named(tmp_path, monkeypatch, error):
     assert raised_here(told.value) and "\n" not in str(told.value)
 
 
-def test_a_hub_that_is_not_reached_is_said_in_one_line_by_the_stage(tmp_path):
+@pytest.mark.parametrize(("why", "status"), [({"HF_HUB_OFFLINE": "1"}, 2), ({"HF_ENDPOINT": "http://127.0.0.1:9"}, 1)])
+def test_a_hub_that_is_not_reached_is_said_in_one_line_by_the_stage(tmp_path, why, status):
+    """Status 2 is not tried again; a hub that is away may come back."""
     asked = source("some/model", source="hub").model_dump()
     (tmp_path / "params.yaml").write_text(json.dumps({"backbone": asked}))
     environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
+        **{name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},
+        **why,
         "HF_HOME": str(tmp_path),
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     command = [sys.executable, "-m", "longlora.stages.backbone", "base"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
+    assert done.returncode == status
     assert re.fullmatch(r"error: backbone\.name: 'some/model' on the hub: .+\n", done.stderr)
     assert not (tmp_path / "base").exists()
 

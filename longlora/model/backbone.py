@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
@@ -57,9 +57,9 @@ def fetch(backbone: Backbone, *, out: Path) -> None:
 
     Raises:
         ValueError: the source is not there, has no safetensors, its digest is not the pinned one, or the pin is for one of several
-            files; it does not open, lacks a weight, ties two that differ, is no decoder of text, says no context, or its tokenizer
-            is slow or has tokens that the model does not know.
-        ConnectionError: the hub cannot be reached.
+            files; it does not open, lacks a weight, ties two that differ, says no context or wrong kinds of ends, is no decoder of
+            text, or its tokenizer is slow or has tokens that the model does not know.
+        ConnectionError: the hub cannot be reached now.
     """
     bring = {"folder": from_folder, "hub": from_hub, "gguf": from_gguf}[backbone.source]
     bring(backbone, out=out)
@@ -81,7 +81,10 @@ def fetch(backbone: Backbone, *, out: Path) -> None:
         )
     must_be_whole(out)
     if (out / "generation_config.json").exists():  # which transformers passes over, until the merge
-        opened(lambda: GenerationConfig.from_pretrained(out, local_files_only=True), what="generation_config.json")
+        answers = opened(
+            lambda: GenerationConfig.from_pretrained(out, local_files_only=True), what="generation_config.json"
+        )
+        must_say_ends(answers)
     tokenizer = opened(lambda: AutoTokenizer.from_pretrained(out, local_files_only=True), what="tokenizer")
     if not getattr(tokenizer, "backend_tokenizer", None):
         raise ValueError(
@@ -113,6 +116,22 @@ def opened(reader: Callable[[], T], *, what: str) -> T:
         return reader()
     except Exception as error:  # it looks at little of what it reads, and the tokenizers library raises no other
         raise ValueError(f"backbone.name: its {what} does not open: {first_line(error)}") from error
+
+
+def must_say_ends(answers: GenerationConfig) -> None:
+    """Raises ValueError: of what the merge reads in generation_config.json, something is of another kind; transformers looks at
+    neither."""
+    ends, longest = answers.eos_token_id, answers.max_length
+    listed = ends if isinstance(ends, list) else [ends]
+    wrong = {
+        "eos_token_id": ends is not None and any(type(each) is not int for each in listed),
+        "max_length": longest is not None and type(longest) is not int,
+    }
+    rules = {"eos_token_id": "a token's number, a list of such, or null", "max_length": "a whole number, or null"}
+    for key in (key for key, is_wrong in wrong.items() if is_wrong):
+        raise ValueError(
+            f"backbone.name: its generation_config.json says {key} = {getattr(answers, key)!r}: must be {rules[key]}"
+        )
 
 
 def must_be_whole(folder: Path) -> None:
@@ -171,7 +190,8 @@ def from_hub(backbone: Backbone, *, out: Path) -> None:
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:  # gated ones among the first
         raise ValueError(f"backbone.name: '{backbone.name}' on the hub: {str(error).strip().splitlines()[0]}") from None
     except LocalEntryNotFoundError as error:
-        raise ConnectionError(f"backbone.name: '{backbone.name}' on the hub: {first_line(error)}") from None
+        kind = ValueError if constants.HF_HUB_OFFLINE else ConnectionError  # what is switched off stays so
+        raise kind(f"backbone.name: '{backbone.name}' on the hub: {first_line(error)}") from None
     copy_model(Path(folder), out=out)
 
 
