@@ -173,6 +173,20 @@ def test_a_record_that_a_template_refuses_is_named(tmp_path):
     assert "a.jsonl line 1,messages," in (tmp_path / "out/left_out.csv").read_text()
 
 
+def test_a_template_that_ends_no_answer_is_refused_for_the_model_would_never_stop(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": [asdict(turn) for turn in TURNS]}))
+    source = PairSource(kind="file", name=str(tmp_path / "a.jsonl"), split=None, take=None, license="none")
+    settings = SETTINGS.model_copy(update={"sources": [source], "prompt": "chat"})
+    chosen, endless = choose(gather(settings), settings), chatting(CHATML.replace("<eos>", ""))
+    with pytest.raises(
+        ValueError, match=r"a.jsonl line 1: pairs.prompt = chat: the template writes no end mark behind"
+    ):
+        prepare(chosen, settings=settings, tokenizer=endless, context=256, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    authors = settings.model_copy(update={"prompt": "authors"})
+    assert prepare(chosen, settings=authors, tokenizer=endless, context=256, out=tmp_path / "out")["train"] == 1
+
+
 def test_every_record_is_trained_on_held_out_or_named(source, tmp_path):
     settings = SETTINGS.model_copy(update={"sources": [source], "faults": "leave_out", "held_out": 0.2, "seed": 3})
     chosen = choose(gather(settings), settings)
@@ -258,7 +272,7 @@ def test_faults_are_refused_with_the_first_of_them(source, tmp_path):
     with pytest.raises(ValueError, match=r"43 records, 42 good, 1 bad; .* line 42, output: is empty"):
         gather(settings)
     lax = settings.model_copy(update={"faults": "leave_out"})
-    with pytest.raises(ValueError, match=r"1 of 41 are longer than the context.* line 43, length: has \d+ tokens"):
+    with pytest.raises(ValueError, match=r"1 of 41 is longer than the context.* line 43, length: has \d+ tokens"):
         prepare(choose(gather(lax), lax), settings=settings, tokenizer=tokenizer(), context=64, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

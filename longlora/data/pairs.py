@@ -22,9 +22,10 @@ from longlora.data.curation import Contamination, about_held_out, apart, beside,
 from longlora.data.dialogue import tokenised
 from longlora.data.heldout import elsewhere, split
 from longlora.data.instructions import Bad, Dialogue, Records, Turn, read_hub, read_records
-from longlora.data.packing import write
+from longlora.data.packing import Pair, write
 from longlora.data.reading import Document
 from longlora.data.texts import read as read_texts
+from longlora.data.tokenise import marks
 from longlora.data.wording import asked
 from longlora.section import Section, Seed, write_json
 
@@ -134,10 +135,12 @@ def book(
         return Built([], [], [])
     built = build(documents, casebook, measure=token_ends(tokenizer))
     if built.missing:
-        print(f"{side}: {len(built.missing)} questions that no excerpt allowed, {built.missing[0]} first")
+        questions = f"{len(built.missing)} question{'s' * (len(built.missing) != 1)}"
+        print(f"{side}: {questions} that no excerpt allowed, {built.missing[0]} first")
     if built.unfit:
+        hold = "holds" if len(built.unfit) == 1 else "hold"
         print(
-            f"{side}: {len(built.unfit)} of {len(documents)} documents hold no sentence to ask about, {built.unfit[0]} first"
+            f"{side}: {len(built.unfit)} of {len(documents)} documents {hold} no sentence to ask about, {built.unfit[0]} first"
         )
     return built
 
@@ -213,14 +216,17 @@ def prepare(
     """Write the training pairs, the held-out dialogues, and what was left out, below `out`; return the counts.
 
     Raises:
-        ValueError: a pair is longer than `context`, or its turns are refused by the template, and so are faults; or all are.
+        ValueError: a pair is longer than `context`, or its turns are refused by the template, or left without an end mark, and so
+            are faults; or all are.
     """
     fit, left = [], list(chosen.left)
     lengths, answers, beyond = [], [], []
     refused: list[Bad] = []
+    ends = [*marks(tokenizer)]
     for dialogue in chosen.train:
         try:
             pair = tokenised(dialogue.turns, tokenizer=tokenizer, prompt=settings.prompt)
+            must_end(pair, ends)
         except ValueError as error:
             if settings.faults == "refuse":
                 raise ValueError(f"{dialogue.place}: {error}") from None
@@ -235,7 +241,8 @@ def prepare(
             lengths.append(len(pair.tokens))
             answers.append(int(pair.answer.sum()))
     if beyond and (settings.faults == "refuse" or not fit):
-        said = f"pairs: {len(beyond)} of {len(chosen.train)} are longer than the context of {context}, by up to"
+        are = "is" if len(beyond) == 1 else "are"
+        said = f"pairs: {len(beyond)} of {len(chosen.train)} {are} longer than the context of {context}, by up to"
         raise ValueError(
             f"{said} {max(beyond) - context} tokens. {shorter(settings, rest=len(fit))}. {first(left[-len(beyond) :])}"
         )
@@ -261,6 +268,15 @@ def prepare(
         "tokens": statistics(lengths),
         "answer_tokens": statistics(answers),
     }
+
+
+def must_end(pair: Pair, ends: list[int]) -> None:
+    """Raises ValueError: what is learnt holds none of the marks `ends`, so a model would learn to go on for ever."""
+    if not np.isin(pair.tokens[pair.answer], ends).any():
+        raise ValueError(
+            "pairs.prompt = chat: the template writes no end mark behind an answer, so no answer would learn to end: use authors, "
+            "or a template that does (eos_token)"
+        )
 
 
 def write_dialogues(dialogues: Sequence[Dialogue], file: Path) -> None:
