@@ -275,7 +275,8 @@ class DvcRepo:
                 first, *rest = sorted(
                     os.path.relpath(self.folder / target, self.folder) for target in error.target_infos
                 )
-                return f"{first}{f' and {len(rest)} more outputs' if rest else ''}{reason}"
+                others = f" and {len(rest)} more output{'s' * (len(rest) > 1)}" if rest else ""
+                return f"{first}{others}{reason}"
             return ""
 
     def push(self) -> str:

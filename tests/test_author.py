@@ -129,7 +129,7 @@ def test_a_schema_is_asked_for_and_what_follows_it_is_read(stub, tmp_path):
         tell=told.append,
     )
     assert [case.question for case in done.cases] == ["What was carried?"]
-    assert told == [f"1 of 1 excerpts: 1 questions, {done.tokens:,} tokens"]
+    assert told == [f"1 of 1 excerpts: 1 question, {done.tokens:,} tokens"]
     asked = handler.seen[0][2]
     assert "JSON object" in asked["messages"][0]["content"]
     form = asked["response_format"]["json_schema"]
@@ -444,7 +444,7 @@ def test_the_command_keeps_what_is_finished_and_says_how_to_go_on(stub, tmp_path
     (tmp_path / "doc.txt").write_text(DOCUMENTS[0].text)
     plan = {"excerpts": 3, "length": 120, "questions": 3, "budget": 1000, "seed": 1}
     said = []
-    with pytest.raises(ValueError, match="stopped: .*HTTP 403.* 1 questions are kept, and the same command goes on"):
+    with pytest.raises(ValueError, match="stopped: .*HTTP 403.* 1 question is kept, and the same command goes on"):
         said += write_by_model(
             str(tmp_path / "doc.txt"),
             out=tmp_path / "qa.jsonl",
@@ -453,7 +453,7 @@ def test_the_command_keeps_what_is_finished_and_says_how_to_go_on(stub, tmp_path
             encoding="utf-8",
         )
     assert len((tmp_path / "qa.jsonl").read_text().splitlines()) == 1
-    assert "the endpoint counts no tokens: those of 1 replies are estimated, one for every four bytes" in said
+    assert "the endpoint counts no tokens: those of 1 reply are estimated, one for every four bytes" in said
     assert handler.seen[0][1] is None
 
 

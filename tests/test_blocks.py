@@ -163,7 +163,7 @@ def test_other_held_out_texts_are_found_below_home(tmp_path, monkeypatch):
 
 def test_a_held_out_document_that_is_trained_on_is_refused(texts, tmp_path):
     given = evaluating(texts, name=str(tmp_path / "texts/c.txt"))
-    with pytest.raises(ValueError, match="1 of 1 held-out documents are also trained on, word for word, .*c first"):
+    with pytest.raises(ValueError, match="1 of 1 held-out documents is also trained on, word for word, .*c first"):
         prepared(given, out=tmp_path / "tokens")
     assert not (tmp_path / "tokens").exists()
 
@@ -186,7 +186,7 @@ def test_a_text_that_is_held_out_twice_is_refused_for_an_interval_would_count_it
     text, other, trained = (generator.integers(2, 300, 400) for _ in range(3))
     twice = {"other": other, "text": text, "again": np.concatenate([other[:90], text])}
     with pytest.raises(
-        ValueError, match=r"^2 of 3 held-out documents stand in others of them, .* text first \(100% of it\): "
+        ValueError, match=r"^2 of 3 held-out documents are in others of them, .* text first \(100% of it\): "
     ):
         refuse_twins([trained], twice, marks=[])
     refuse_twins([trained], twice | {"again": np.concatenate([text[:90], trained[:90] + 300])}, marks=[])
@@ -208,14 +208,14 @@ def test_a_held_out_document_is_refused_that_is_trained_on_in_another_edition(ki
     places = [tmp_path / "tokens", tmp_path / "heldout.safetensors", tmp_path / "counts.json"]
     base = folder(tmp_path / "base")
     with pytest.raises(
-        ValueError, match=r"^1 of 1 held-out documents are also trained on, word for word, .*\(100% of it\)"
+        ValueError, match=r"^1 of 1 held-out documents is also trained on, word for word, .*\(100% of it\)"
     ):
         stage(base, *places, given, Position(method="yarn", context=64))
     assert not any(place.exists() for place in places)
     (Path(texts.name) / "a.txt").write_text(book[: len(book) // 3])  # as much as may be quoted
     capsys.readouterr()
     stage(base, *places, given, Position(method="yarn", context=64))
-    said = r"^1 of 1 held-out documents are trained on in part, word for word, .* first \((29|3\d)% of it\): scores there may be"
+    said = r"^1 of 1 held-out documents is trained on in part, word for word, .* first \((29|3\d)% of it\): scores there may be"
     assert re.search(said, capsys.readouterr().out, re.MULTILINE)
 
 

@@ -259,7 +259,7 @@ BAD = {
     ),
     "nothing read in the middle": (
         {"nats": changed(NATS, at_1024=math.nan)},
-        {"every score is a number": "1 scores are not numbers, perplexity/extended/1024 first",
+        {"every score is a number": "1 score is no number, perplexity/extended/1024 first",
          "it reads long texts as well as the base reads short ones": "perplexity/extended/1024 is not a number",
          "it reads long texts as well as it reads short ones": "perplexity/extended/1024 is not a number"},
     ),

@@ -201,7 +201,7 @@ BAD = {
         '"original_max_position_embeddings": 9999',
     ),
     "finite in float32 alone": (overflow_in_16_bits, "logits", "positions 0 to 63 are not finite"),
-    "NaN in 8 bits": (lambda f, b: edit_weights(f, to_8_bits), "finite", "1 of 21 tensors hold NaN"),
+    "NaN in 8 bits": (lambda f, b: edit_weights(f, to_8_bits), "finite", "1 of 21 tensors holds NaN"),
     "quantised by its config": (
         lambda f, b: edit_config(f, quantization_config={"quant_method": "fp8"}),
         "whole",
@@ -285,7 +285,7 @@ def test_a_good_model_has_every_fact_and_passes(base, extended, tmp_path):
     facts = scores.tree["integrity"]
     assert {name: facts[name]["value"] for name in FACTS} == dict.fromkeys(FACTS, 1)
     assert (facts["window"]["value"], facts["target"]["value"]) == (80, 320)
-    assert facts["trained"]["reason"].startswith("1 of 21 tensors differ")
+    assert facts["trained"]["reason"].startswith("1 of 21 tensors differs")
 
 
 def test_logits_are_looked_at_where_the_context_begins_and_where_it_ends(base, monkeypatch):
@@ -331,7 +331,7 @@ def test_weights_are_compared_with_those_of_a_base_that_was_saved_without_its_he
     tensors = {name.removeprefix("model."): t for name, t in load_file(base / "model.safetensors").items()}
     save_file(tensors, tmp_path / "headless/model.safetensors", metadata={"format": "pt"})
     fact = measure(tmp_path / "headless", extended=extended, position=POSITION)["integrity"]["trained"]
-    assert fact["reason"].startswith("1 of 21 tensors differ")
+    assert fact["reason"].startswith("1 of 21 tensors differs")
 
 
 @pytest.mark.parametrize("method", ["none", "linear", "ntk", "dynamic", "yarn", "llama3", "longrope"])

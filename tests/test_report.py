@@ -184,11 +184,15 @@ def test_the_page_names_the_models_that_were_measured_beside_and_no_others(good,
 def test_a_refusal_is_told_with_its_reason_everywhere(tmp_path):
     folder = report(tmp_path, refused=("retrieves",))
     told = (folder / "summary.md").read_text()
-    assert "refused, 1 of 2 rules hold**" in told and "**not so: retrieves.** retrieves: 1 < 2 & so on" in told
+    assert "refused, 1 of 2 rules holds**" in told and "**not so: retrieves.** retrieves: 1 < 2 & so on" in told
     assert "**The gate refused it:**" in (folder / "README.md").read_text()
     page = (folder / "index.html").read_text()
     assert '<section class="verdict refused"><h2>Refused</h2>' in page
-    assert "Not so: retrieves" in page and "1 &lt; 2 &amp; so on" in page
+    assert (
+        "1 of 2 rules of the gate does not hold" in page
+        and "Not so: retrieves" in page
+        and "1 &lt; 2 &amp; so on" in page
+    )
 
 
 def test_a_rule_that_was_not_asked_is_told_with_its_reason_everywhere(tmp_path):

@@ -44,7 +44,7 @@ def build(docs: str, *, out: Path, settings: dict[str, Any], tokenizer: Path | N
     kinds = Counter(case.kind for case in cases)
     fit = len(documents) - len(built.unfit)
     said = [
-        f"{len(cases)} questions on {fit} document{'s' * (fit != 1)}: {out}",
+        f"{len(cases)} question{'s' * (len(cases) != 1)} on {fit} document{'s' * (fit != 1)}: {out}",
         ", ".join(f"{kinds[kind]} {kind}" for kind in casebook.kinds),
     ]
     if "lengths" not in settings and casebook.lengths != USUAL["lengths"]:
@@ -53,8 +53,9 @@ def build(docs: str, *, out: Path, settings: dict[str, Any], tokenizer: Path | N
     if built.repeated:
         said.append(f"{built.repeated} more were the same ones on the same text, and are left out")
     if built.unfit:
-        told = f"no sentence of {SHORTEST} to {LONGEST} characters to ask about, and are left out"
-        said.append(f"{len(built.unfit)} of {len(documents)} documents hold {told}, the first: {built.unfit[0]}")
+        hold, are = ("holds", "is") if len(built.unfit) == 1 else ("hold", "are")
+        told = f"no sentence of {SHORTEST} to {LONGEST} characters to ask about, and {are} left out"
+        said.append(f"{len(built.unfit)} of {len(documents)} documents {hold} {told}, the first: {built.unfit[0]}")
     if built.missing:
         said.append(f"{len(built.missing)} could not be asked, the first: {built.missing[0]}")
     return said
@@ -136,13 +137,17 @@ def write_by_model(
     documents = documents_at(docs, encoding)
     work = write_questions(documents, endpoint=endpoint, plan=Plan(**plan), journal=journal, tell=tell)
     write(work.cases, out)
-    yield f"{len(work.cases)} questions: {out} ({work.calls} calls now, {work.tokens:,} tokens in all)"
+    written = f"{len(work.cases)} question{'s' * (len(work.cases) != 1)}"
+    calls = f"{work.calls} call{'s' * (work.calls != 1)}"
+    yield f"{written}: {out} ({calls} now, {work.tokens:,} tokens in all)"
     if work.estimated:
-        yield f"the endpoint counts no tokens: those of {work.estimated} replies are estimated, one for every four bytes"
+        replies = "1 reply" if work.estimated == 1 else f"{work.estimated} replies"
+        yield f"the endpoint counts no tokens: those of {replies} are estimated, one for every four bytes"
     for reason, times in work.refused.most_common():
         yield f"left out {times}: {reason}"
     if work.stopped:
-        raise ValueError(f"stopped: {work.stopped}; {len(work.cases)} questions are kept, and the same command goes on")
+        kept = "is" if len(work.cases) == 1 else "are"
+        raise ValueError(f"stopped: {work.stopped}; {written} {kept} kept, and the same command goes on")
 
 
 def must_be_no_document(out: Path) -> None:

@@ -127,7 +127,9 @@ def judge(outputs: list[Compared], what: str) -> None:
     console().print(table)
     wrong = [out.path for out in outputs if not (out.equal or out.varies)]
     if wrong:
-        raise ValueError(f"{what}: {len(wrong)} of {len(outputs)} outputs differ from the record: {', '.join(wrong)}")
+        differ = "differs" if len(wrong) == 1 else "differ"
+        raise ValueError(f"{what}: {len(wrong)} of {len(outputs)} outputs {differ} from the record: {', '.join(wrong)}")
     equal = sum(out.equal for out in outputs)
-    rest = f", {len(outputs) - equal} hold times" if equal < len(outputs) else ""
-    print(f"{what}: {equal} of {len(outputs)} outputs are equal by hash{rest}")
+    times = len(outputs) - equal
+    rest = f", {times} {'holds' if times == 1 else 'hold'} times" if times else ""
+    print(f"{what}: {equal} of {len(outputs)} outputs {'is' if equal == 1 else 'are'} equal by hash{rest}")

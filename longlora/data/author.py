@@ -124,7 +124,8 @@ def write_questions(
     headers = authorization(endpoint.key)
     sources = [s for s in (Source(d, words) for d in documents) if s.fit]
     if not sources:
-        raise ValueError(f"{len(documents)} documents hold no sentence to ask about")
+        hold = "document holds" if len(documents) == 1 else "documents hold"
+        raise ValueError(f"{len(documents)} {hold} no sentence to ask about")
     work, known, heard = Work(), read_journal(journal), set[str]()
     with httpx.Client(timeout=endpoint.timeout, headers=headers) as client:
         for number in range(plan.excerpts):
@@ -163,7 +164,8 @@ def write_questions(
                 work.refused["a reply is cut short (--max-tokens)"] += 1
             else:
                 judge(reply.text, text, names, work)
-            tell(f"{number + 1} of {plan.excerpts} excerpts: {len(work.cases)} questions, {work.tokens:,} tokens")
+            questions = f"{len(work.cases)} question{'s' * (len(work.cases) != 1)}"
+            tell(f"{number + 1} of {plan.excerpts} excerpts: {questions}, {work.tokens:,} tokens")
     return work
 
 

@@ -132,9 +132,8 @@ def build(documents: Sequence[Document], settings: Casebook, *, measure: Measure
     every = [Source(d, measure) for d in documents]
     sources = [s for s in every if s.fit]
     if not sources:
-        raise ValueError(
-            f"{len(documents)} documents hold no sentence of {SHORTEST} to {LONGEST} characters to ask about"
-        )
+        hold = "document holds" if len(documents) == 1 else "documents hold"
+        raise ValueError(f"{len(documents)} {hold} no sentence of {SHORTEST} to {LONGEST} characters to ask about")
     found: list[DocumentCase] = []
     missing: list[str] = []
     for length in settings.lengths:
@@ -199,7 +198,8 @@ def excerpt(
         text, names, held = joined(drawn, length=length, share=length, measure=measure, dice=dice)
     if held < FULL * length:
         total = sum(len(s.ends) for s in sources)
-        said = f"{len(sources)} documents of {total} units together have no excerpt of {length}: lower the lengths"
+        have = f"document of {total} units has" if len(sources) == 1 else f"documents of {total} units together have"
+        said = f"{len(sources)} {have} no excerpt of {length}: lower the lengths"
         raise TooShortError(said, length)
     return text, names
 

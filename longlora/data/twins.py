@@ -51,15 +51,15 @@ def refuse_twins(
         seen[at[known[at] == found]] = True
     if twins := mostly(seen, known=known, of=apart):
         raise ValueError(
-            f"{len(twins)} of {len(held_out)} held-out documents are also trained on, word for word, {first(twins)}: leave them "
-            "out of one side"
+            f"{len(twins)} of {len(held_out)} held-out documents {are(twins)} also trained on, word for word, {first(twins)}: "
+            "leave them out of one side"
         )
     # A single run is all of a document that is too short for any window.
     longer = {name: own for name, own in apart.items() if len(own) > 1}
     if twins := mostly(holders > 1, known=known, of=longer):
         raise ValueError(
-            f"{len(twins)} of {len(held_out)} held-out documents stand in others of them, word for word, {first(twins)}: a text "
-            "would count as several, so leave out all but one of each"
+            f"{len(twins)} of {len(held_out)} held-out documents {are(twins)} in others of them, word for word, {first(twins)}: a "
+            "text would count as several, so leave out all but one of each"
         )
     parts = mostly(seen, known=known, of=apart, least=PART)
     return dict(sorted(parts.items(), key=lambda part: -part[1]))
@@ -71,6 +71,10 @@ def mostly(
     """The documents of which at least the share `least` is `chosen` among the `known` runs, and how much of each."""
     shares = {name: float(chosen[np.searchsorted(known, own)].mean()) for name, own in of.items()}
     return {name: share for name, share in shares.items() if share >= least}
+
+
+def are(twins: dict[str, float]) -> str:
+    return "is" if len(twins) == 1 else "are"
 
 
 def first(twins: dict[str, float]) -> str:

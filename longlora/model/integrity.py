@@ -118,7 +118,9 @@ def finite(folder: Path) -> Fact:
         if not torch.isfinite(tensor.float()).all():  # which 8 bits cannot be asked
             bad.append(name)
     if bad:
-        return Fact(0, f"{len(bad)} of {total} tensors hold NaN or infinity, {bad[0]} first")
+        return Fact(
+            0, f"{len(bad)} of {total} tensors {'holds' if len(bad) == 1 else 'hold'} NaN or infinity, {bad[0]} first"
+        )
     return Fact(1, f"all {total} tensors are finite")
 
 
@@ -143,7 +145,10 @@ def trained(base: Path, *, extended: Path, prefix: str) -> Fact:
     if not changed:
         return Fact(0, "every weight is the base's: the adapter changes nothing")
     share = math.sqrt(squares / squares_before) if squares_before else math.inf
-    return Fact(1, f"{changed} of {len(before)} tensors differ from the base's, together by {share:.2%} of their norm")
+    differ = "differs" if changed == 1 else "differ"
+    return Fact(
+        1, f"{changed} of {len(before)} tensors {differ} from the base's, together by {share:.2%} of their norm"
+    )
 
 
 def context(folder: Path, *, expected: PreTrainedConfig) -> Fact:

@@ -115,7 +115,8 @@ def verdict(findings: Findings) -> str:
     if not refused:
         said = f"All {len(rules_)} rules of the gate hold{findings.left_out}."
         return f'<section class="verdict"><h2>Passed</h2><p>{said}</p></section>'
-    said = f"{len(refused)} of {len(rules_)} rules of the gate do not hold{findings.left_out}."
+    do = "does" if len(refused) == 1 else "do"
+    said = f"{len(refused)} of {len(rules_)} rules of the gate {do} not hold{findings.left_out}."
     reasons = escape("; ".join(refused))
     return f'<section class="verdict refused"><h2>Refused</h2><p>{said} Not so: {reasons}.</p></section>'
 

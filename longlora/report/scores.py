@@ -173,7 +173,8 @@ def numbers(tree: dict[str, Any]) -> dict[str, Any]:
     facts = {}
     for label in sorted({label for scored in measures.values() for label in scored}):
         bad = [gap for name, scored in measures.items() for gap in gaps(scored.get(label), path=f"{name}/{label}")]
-        told = f"{len(bad)} scores are not numbers, {bad[0]} first" if bad else "every score is a number"
+        are = "score is no number" if len(bad) == 1 else "scores are no numbers"
+        told = f"{len(bad)} {are}, {bad[0]} first" if bad else "every score is a number"
         facts[label] = {"value": int(not bad), "reason": told}
     return facts
 

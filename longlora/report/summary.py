@@ -12,7 +12,8 @@ def headline(findings: Findings) -> str:
     rules = findings.verdict["rules"]
     held = sum(rule["passed"] for rule in rules)
     word = "passed" if findings.verdict["passed"] else "refused"
-    return f"{findings.span.capitalize()}: {word}, {held} of {len(rules)} rules hold{findings.left_out}"
+    hold = "holds" if held == 1 else "hold"
+    return f"{findings.span.capitalize()}: {word}, {held} of {len(rules)} rules {hold}{findings.left_out}"
 
 
 def refusals(findings: Findings) -> list[str]:

@@ -10,7 +10,7 @@ from longlora.data.heldout import elsewhere, split
 from longlora.data.recall import exercises
 from longlora.data.texts import read
 from longlora.data.tokens import documents
-from longlora.data.twins import first, refuse_copies
+from longlora.data.twins import are, first, refuse_copies
 from longlora.model.position import Position, reach
 from longlora.section import run, write_json
 
@@ -25,8 +25,8 @@ def stage(base: Path, tokens: Path, heldout: Path, counts: Path, blocks: Blocks,
     if parts := refuse_copies((rows[i]["text"] for i in train), evaluated):
         # A quotation is no leak, and chunks that overlap are: which it is, only who made the texts can say.
         print(
-            f"{len(parts)} of {len(evaluated)} held-out documents are trained on in part, word for word, {first(parts)}: scores "
-            "there may be of texts that were seen"
+            f"{len(parts)} of {len(evaluated)} held-out documents {are(parts)} trained on in part, word for word, {first(parts)}: "
+            "scores there may be of texts that were seen"
         )
     drill = exercises(
         [rows[i]["text"] for i in train] if blocks.recall.count else [],
