@@ -21,7 +21,7 @@ from longlora.evaluation.passkey import measure as find_keys
 from longlora.evaluation.perplexity import Perplexity
 from longlora.evaluation.perplexity import measure as read_on
 from longlora.model.adapter import Adapter
-from longlora.model.load import open_model, open_tokenizer
+from longlora.model.load import Precision, open_model, open_tokenizer
 from longlora.model.merge import merge
 from longlora.model.position import Position
 from longlora.model.rescale import rescale
@@ -77,7 +77,8 @@ def main(study: str, name: str, seed: int, data: Path, base: Path, scores: Path)
         else:
             cost = trained(settings, seed=seed, tokens=tokens, base=base, out=adapter)
             merge(base, adapter, out=merged)
-        model, tokenizer, texts = open_model(merged), open_tokenizer(merged), documents(heldout)
+        model = open_model(merged, section_of(Precision, settings, "precision"))
+        tokenizer, texts = open_tokenizer(merged), documents(heldout)
         read = read_on(
             model,
             label=name,

@@ -123,10 +123,11 @@ def turn_of(
     worker's places, and promote again. Prefect's own limit of a deployment is no way: it ends a training whose server was started
     anew, and keeps the place of a run that was killed with its server.
     """
+    asked = look(watch or "", recipe=recipe, overrides=overrides)
     if watch or if_worse is not None:
-        return f"look-{look(watch or '', recipe=recipe, overrides=overrides)}"
+        return f"look-{asked}"
     deployment = own_deployment() if scheduled else None
-    return f"due-{deployment}" if deployment else None
+    return f"due-{deployment}-{asked}" if deployment else None  # whoever asks it for another training gets one
 
 
 @dataclass

@@ -6,6 +6,7 @@ another by then.
 """
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -68,9 +69,9 @@ def promote(run: str | None = None, approval: bool = False) -> str:
 def ask(client: MlflowClient, where: Project, run: Run, seconds: float) -> Approval:
     """Pause this flow until a person answers, or for `seconds`."""
     key = run.data.tags[KEY]
-    question = promotion.propose(client, where, run)
-    print(f"{question}\nwaiting {seconds / 3600:g} h for: longlora approve {key} --why TEXT [--no]", flush=True)
     try:
+        question = promotion.propose(client, where, run)
+        print(f"{question}\nwaiting {seconds / 3600:g} h for: longlora approve {key} --why TEXT [--no]", flush=True)
         said = pause_flow_run(
             wait_for_input=Answer.with_initial_data(description=question),
             timeout=max(1, round(seconds)),
@@ -79,7 +80,8 @@ def ask(client: MlflowClient, where: Project, run: Run, seconds: float) -> Appro
     except FlowPauseTimeout:
         return Approval(False, "nobody", f"no answer in {seconds / 3600:g} h")
     except BaseException:  # Ctrl-C, SIGTERM or a cancel: who is gone waits for no answer
-        promotion.withdraw(client, where, run)
+        with suppress(Exception):  # what ended the question is told; MLflow may be what is gone
+            promotion.withdraw(client, where, run)
         raise
     return Approval(said.approve, said.who, said.why)
 

@@ -2,7 +2,7 @@
 (`artifacts: NAME: meta: better: [{metric, order}, {metric, order, no_worse_than}]`).
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,8 +31,13 @@ class Better:
     """The length, for a metric over lengths; None for the longest that both runs have."""
     data: str | None = None
     """The output that both must have been measured on, hash by hash."""
-    params: list[str] = field(default_factory=list)
-    """The sections of params.yaml that both must have been measured by: other places of the same texts are other numbers."""
+    params: str | list[str] = ""
+    """The section or sections of params.yaml that both must have been measured by: other places of the same texts are other
+    numbers, and so are those of another precision."""
+
+    @property
+    def sections(self) -> list[str]:
+        return self.params.split() if isinstance(self.params, str) else self.params
 
     def of(self, label: str, *, instead: str) -> str:
         """The metric of the model `label`, where ours is that of `instead`."""
@@ -138,4 +143,5 @@ def differing(client: MlflowClient, where: Project, ours: str, theirs: str, bett
 
 def settings_of(run: Run, better: Better) -> dict[str, str]:
     """The parameters that say how `run` was measured by `better`."""
-    return {name: value for name, value in run.data.params.items() if name.partition(".")[0] in better.params}
+    ours = tuple(f"{section}." for section in better.sections)
+    return {name: value for name, value in run.data.params.items() if f"{name}.".startswith(ours)}

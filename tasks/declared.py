@@ -51,7 +51,7 @@ def declared(kind: type[T], entry: Any, *, at: str) -> T:
             TypeAdapter(types[key]).validate_python(value, strict=True)
         except ValidationError as error:
             raise ValueError(f"dvc.yaml: {at}: {key} = {value!r}: {error.errors()[0]['msg']}") from None
-    needed = [each.name for each in fields(kind) if each.default is each.default_factory is MISSING]  # pyright: ignore[reportArgumentType]
+    needed = [each.name for each in fields(kind) if each.default is MISSING]  # pyright: ignore[reportArgumentType], as above
     if lacking := [key for key in needed if key not in entry]:
         raise ValueError(f"dvc.yaml: {at}: lacks {', '.join(lacking)}; there are: {', '.join(known)}")
     return kind(**entry)

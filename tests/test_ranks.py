@@ -83,18 +83,19 @@ def test_processes_that_would_not_meet_are_refused(monkeypatch, missing):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("MIXED_PRECISION", "fp16"), ("USE_FSDP", "true"), ("USE_DEEPSPEED", "true")]
+    ("name", "said"),
+    [("DYNAMO_BACKEND", "INDUCTOR"), ("MIXED_PRECISION", "fp16"), ("USE_FSDP", "true"), ("USE_DEEPSPEED", "true")],
 )
 def test_a_launcher_that_says_how_to_train_is_refused(monkeypatch, name, said):
     monkeypatch.delenv("LONGLORA_ZERO", raising=False)
     for (
         each
     ) in FOREIGN:  # as `accelerate launch` sets them by itself, and a training before this one may have left them
-        monkeypatch.setenv(f"ACCELERATE_{each}", "no" if each == "MIXED_PRECISION" else "false")
+        monkeypatch.setenv(f"ACCELERATE_{each}", "false" if each.startswith("USE") else "no")
     assert from_environment().world == 1
     monkeypatch.setenv(f"ACCELERATE_{name}", said)
     with pytest.raises(
-        ValueError, match=f"^ACCELERATE_{name}={said} .* would train otherwise than params.yaml says: LONG"
+        ValueError, match=f"^ACCELERATE_{name}={said} .* chooses how to train, which params.yaml does: LONG"
     ):
         from_environment()
     monkeypatch.setenv("LONGLORA_ZERO", "2")

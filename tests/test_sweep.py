@@ -219,7 +219,7 @@ def test_the_best_is_said_of_scores_that_compare_alone(folder, capsys, others, b
 
 def test_a_search_is_not_over_how_its_own_score_is_measured_nor_over_what_refuses_its_runs(own):
     text = (own / "dvc.yaml").read_text()
-    dummy.write(own / "dvc.yaml", text.replace('data: "${models}/base"}', 'data: "${models}/base", params: [train]}'))
+    dummy.write(own / "dvc.yaml", text.replace('data: "${models}/base"}', 'data: "${models}/base", params: train}'))
     dummy.commit(own)
     ruled = ["--set", "gate.rules=[{metric: score/base}]"]
     dummy.write(own / "params.yaml", dummy.PARAMS.replace("least: 1.0", "least: 1.0, rules: []"))

@@ -164,9 +164,23 @@ def test_a_split_that_there_is_not_and_a_hub_that_is_away_are_one_line(monkeypat
         raise error
 
     monkeypatch.setattr("datasets.load_dataset", failing)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with pytest.raises(type(error), match=f"^dataset 'me/mine': {said}.*$") as raised:
         read(TEXTS.model_copy(update={"source": "hub", "name": "me/mine"}))
     assert raised_here(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("switched_off", "kind"), [(True, ValueError), (False, ConnectionError)])
+def test_a_hub_that_is_switched_off_stays_so_and_one_that_is_away_may_come_back(monkeypatch, switched_off, kind):
+    """A stage that a ValueError ends is not tried again."""
+
+    def away(name, split):
+        raise ConnectionError("Couldn't reach 'me/mine' on the Hub (OfflineModeIsEnabled)")
+
+    monkeypatch.setattr("datasets.load_dataset", away)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", switched_off)
+    with pytest.raises(kind, match="^dataset 'me/mine': Couldn't reach"):
+        read(TEXTS.model_copy(update={"source": "hub", "name": "me/mine"}))
 
 
 def write_rows(file: Path, columns):

@@ -124,3 +124,16 @@ def test_a_run_of_a_deployment_whose_earlier_one_is_at_work_or_in_its_promotion_
     monkeypatch.setattr(pipeline, "own_deployment", lambda: "ours")
     run_flow(scheduled=True, promote=True)
     assert during == ["Busy", "Completed", "Completed"]
+
+
+def test_who_asks_a_deployment_for_another_training_need_not_wait_for_its_turn(monkeypatch):
+    """The run that is on leaves something else behind, so a later one would not see it."""
+    from flows import pipeline
+
+    monkeypatch.setattr(pipeline, "own_deployment", lambda: "nightly")
+
+    def turn(*overrides: str, scheduled: bool = True) -> str | None:
+        return pipeline.turn_of(None, recipe=None, overrides=[*overrides], if_worse=None, scheduled=scheduled)
+
+    assert turn() == turn() != turn("fit.steps=9")
+    assert turn(scheduled=False) is None

@@ -175,7 +175,7 @@ def must_not_judge(keys: list[str], model: Artifact, params: str) -> None:
     for path, word in re.findall(r'"((\w+)/[^"]+)"', json.dumps(sections.get("gate"))):
         goes_by.setdefault(SECTIONS.get(word) or word, f"{path} is measured")
     for better in reversed(comparisons_of(model)):
-        goes_by |= {section: f"{better.metric} is measured" for section in better.params}
+        goes_by |= {section: f"{better.metric} is measured" for section in better.sections}
     if "longqa" in goes_by and (sections.get("longqa") or {}).get(
         "held_out"
     ):  # the casebook writes what is asked there

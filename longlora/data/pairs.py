@@ -23,6 +23,7 @@ from longlora.data.dialogue import tokenised
 from longlora.data.heldout import elsewhere, split
 from longlora.data.instructions import Bad, Dialogue, Records, Turn, read_hub, read_records
 from longlora.data.packing import Pair, write
+from longlora.data.prompt import listed
 from longlora.data.reading import Document
 from longlora.data.texts import read as read_texts
 from longlora.data.tokenise import marks
@@ -222,11 +223,12 @@ def prepare(
     fit, left = [], list(chosen.left)
     lengths, answers, beyond = [], [], []
     refused: list[Bad] = []
-    ends = [*marks(tokenizer)]
+    ends = [*marks(tokenizer), *listed(tokenizer.eos_token_id)]
     for dialogue in chosen.train:
         try:
             pair = tokenised(dialogue.turns, tokenizer=tokenizer, prompt=settings.prompt)
-            must_end(pair, ends)
+            if settings.prompt == "chat":
+                must_end(pair, ends)
         except ValueError as error:
             if settings.faults == "refuse":
                 raise ValueError(f"{dialogue.place}: {error}") from None

@@ -118,13 +118,15 @@ def from_hub(name: str, *, split: str | None) -> "Dataset":
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import constants
 
     try:
         return load_dataset(name, split=split or "train")
     except (DatasetNotFoundError, ValueError) as error:
         raise ValueError(f"dataset '{name}': {str(error).splitlines()[0]}") from None
     except ConnectionError as error:
-        raise ConnectionError(f"dataset '{name}': {str(error).splitlines()[0]}") from None
+        kind = ValueError if constants.HF_HUB_OFFLINE else ConnectionError  # what is switched off stays so
+        raise kind(f"dataset '{name}': {str(error).splitlines()[0]}") from None
 
 
 def from_tables(texts: Texts) -> Iterator[str]:

@@ -14,7 +14,14 @@ from torch import distributed
 
 from longlora.parallel.layout import degree_of_sequences
 
-FOREIGN = ("MIXED_PRECISION", "USE_DEEPSPEED", "USE_FSDP", "USE_MEGATRON_LM", "USE_PARALLELISM_CONFIG")
+FOREIGN = (
+    "DYNAMO_BACKEND",
+    "MIXED_PRECISION",
+    "USE_DEEPSPEED",
+    "USE_FSDP",
+    "USE_MEGATRON_LM",
+    "USE_PARALLELISM_CONFIG",
+)
 """What `accelerate launch` says to accelerate, and so to the Trainer, behind the back of params.yaml."""
 
 
@@ -70,8 +77,8 @@ def must_say_places_alone() -> None:
         said = os.environ.get(name, "")
         if said.lower() not in ("", "no", "false", "0") and not own:
             raise ValueError(
-                f"{name}={said} (as `accelerate launch` sets it, by its configuration) would train otherwise than params.yaml "
-                'says: LONGLORA_LAUNCHER="torchrun --nproc-per-node N", and LONGLORA_ZERO for DeepSpeed'
+                f"{name}={said} (as `accelerate launch` sets it, by its configuration) chooses how to train, which params.yaml "
+                'does: LONGLORA_LAUNCHER="torchrun --nproc-per-node N", and LONGLORA_ZERO for DeepSpeed'
             )
 
 
