@@ -27,6 +27,7 @@ GRACE = "LONGLORA_GRACE"
 MARK = "LONGLORA_WORKTREE"
 OWN = "LONGLORA_SUPERVISOR"
 TICK = 0.5  # seconds: how soon a time-out or a cancel is noticed
+SRUN = 2.0  # seconds that Slurm's srun has to end its tasks; with the last KILL less than the five that `close` waits
 
 running: set["Child"] = set()  # for `stop_all`
 interrupted = False  # this process was told to end: nothing is to be started any more
@@ -249,24 +250,43 @@ def descendants(own: str) -> list[psutil.Process]:
 
 
 def end(own: str) -> None:
-    """TERM, a grace, KILL; again for those that appeared meanwhile."""
+    """TERM, a grace, KILL; again for those that appeared meanwhile.
+
+    Slurm's srun answers TERM with KILL for its tasks on all nodes, so it is told last. Those on this node bear our name, and end
+    by themselves; a training stops on the others with them, and then srun ends. But told it must be, before KILL: it cannot pass
+    that on, and what it started on other nodes would outlive it.
+    """
     processes = descendants(own)
+    spared = {process for process in processes if is_srun(process)}
+    if not has_tasks(spared, processes):
+        spared.clear()  # nobody here would save: srun has nothing to wait for
     for process in processes:
-        if not kills_at_once(process):
+        if process not in spared:
             tell(process, signal.SIGTERM)
     psutil.wait_procs(processes, timeout=grace())
+    late = [process for process in descendants(own) if is_srun(process)]
+    for process in late:
+        tell(process, signal.SIGTERM)
+    psutil.wait_procs(late, timeout=SRUN)
     while left := [process for process in descendants(own) if lives(process)]:
         for process in left:
             tell(process, signal.SIGKILL)
         psutil.wait_procs(left, timeout=1)
 
 
-def kills_at_once(process: psutil.Process) -> bool:
-    """Whether it is Slurm's srun, which answers TERM with KILL for its tasks on all nodes. Those on this node bear our name, and
-    end by themselves; a training stops on the others with them, and then srun ends."""
+def is_srun(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.name() == "srun"
     return False
+
+
+def has_tasks(sruns: set[psutil.Process], processes: Sequence[psutil.Process]) -> bool:
+    """Whether one of `processes` is neither an srun nor above one: what srun started on this node, for all we know."""
+    chain = set(sruns)
+    for process in sruns:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            chain.update(process.parents())
+    return not chain.issuperset(processes)
 
 
 def lives(process: psutil.Process) -> bool:

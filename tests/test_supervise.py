@@ -357,3 +357,40 @@ def test_the_tasks_of_slurms_srun_save_though_it_kills_them_when_it_is_told_to_e
     child.run("", on_line=lambda line: hear[line]())
     assert (tmp_path / "saved").exists()
     assert not alive(tmp_path)
+
+
+ELSEWHERE = """#!{python}
+import os, signal, sys, time
+def forcing_termination(*_):
+    time.sleep(0.5)  # it asks Slurm's daemon on the other node
+    os.kill(int(sys.argv[1]), signal.SIGKILL)
+    sys.exit(1)
+signal.signal(signal.SIGTERM, forcing_termination)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("beside", "grace", "least", "most"), [("", 60, 0, 30), ("sleep 600 & ", 2, 2, 32)])
+def test_what_srun_started_on_other_nodes_does_not_outlive_it(tmp_path, monkeypatch, beside, grace, least, most):
+    """At once where nobody on this node would save; else after the grace, in which the others end or hang."""
+    monkeypatch.setenv("LONGLORA_GRACE", str(grace))
+    srun = tmp_path / "srun"
+    srun.write_text(ELSEWHERE.format(python=sys.executable))
+    srun.chmod(0o700)
+    task = subprocess.Popen(["sleep", "600"], start_new_session=True)  # no child of srun's, and without our name
+    try:
+        child = Child(["sh", "-c", f"{beside}{srun} {task.pid}; true"], cwd=tmp_path, env=stage_environment())
+        told: list[float] = []
+
+        def hear(line: str) -> None:
+            told.append(time.monotonic())
+            supervise.stop_all()
+
+        child.run("", on_line=hear)
+        assert task.wait(timeout=5) == -signal.SIGKILL
+        assert least <= time.monotonic() - told[0] < most
+        assert not alive(tmp_path)
+    finally:
+        task.kill()
+        task.wait()
