@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import warnings
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
@@ -226,13 +227,20 @@ def longlora(folder: Path, *arguments: str, env: dict[str, str] | None = None) -
 
 def called(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
     """As `longlora`, but in this process: MLflow and DVC, which take seconds to import, are imported once for all tests. Not for
-    commands that start a run or a server, or become another program."""
+    commands that start a run or a server, or become another program. A warning is on stderr, as there, not in pytest's list."""
     from flows.cli.main import app, plain_errors
 
     out, err = io.StringIO(), io.StringIO()
     status: object = 0
     settings = {**clean_environment(), **(env or {})}
-    with chdir(folder), patch.dict(os.environ, settings, clear=True), redirect_stdout(out), redirect_stderr(err):
+    with (
+        chdir(folder),
+        patch.dict(os.environ, settings, clear=True),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        warnings.catch_warnings(),
+    ):
+        warnings.showwarning = lambda *shown: print(warnings.formatwarning(*shown[:4]), end="", file=err)
         try:
             with plain_errors():
                 status = app(arguments, standalone_mode=False)

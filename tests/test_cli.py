@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+import warnings
 from pathlib import Path
 
 import dummy
@@ -125,7 +126,6 @@ def no_runs(tmp_path_factory) -> str:
         ),
         (["eval", "models/base"], "error: nothing to measure: name --lm-eval TASKS, or --cases FILE"),
         (["eval", "nowhere", "--lm-eval", "scrolls"], "error: no model at nowhere (no config.json there"),
-        (["plan"], "error: params: backbone lacks 'source'"),
         (["plan", "--gpu", "a100"], "error: unknown GPU 'a100'"),
         (["up", "--prefect-port", "99999"], "error: --prefect-port 99999: must be 1 to 65535"),
         (
@@ -133,10 +133,8 @@ def no_runs(tmp_path_factory) -> str:
             "error: --timezone Europe/Berlin: is of --cron, which is not given",
         ),
         (["gc", "--keep", "-1"], "error: --keep -1: must be 0 or more"),
-        (["promote", "zz"], "error: no run 'zz': `longlora runs` lists them"),
         (["compare", "zz", "yy"], "error: no run 'zz': `longlora runs` lists them"),
         (["reproduce", "../x"], "error: run '../x': must be 4 to 12 digits of its key"),
-        (["export", "new"], "error: dummy has no champion yet: `longlora promote`, or name a run with --model"),
         (["export", "dummy"], "error: dummy is not empty: a model is exported to a new or empty folder"),
         (
             ["deploy", "--cron", "0 3 * * *"],
@@ -151,6 +149,29 @@ def test_a_mistake_is_one_line_and_status_1(folder, no_runs, arguments, said):
     assert done.stderr.count("\n") == 1
     assert not (folder / "pwned").exists()
     assert dummy.git(folder, "status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["promote", "zz"], "error: no run 'zz': `longlora runs` lists them"),
+        (["plan"], "error: params: backbone lacks 'source'"),
+        (["approve", "zz", "--why", "yes"], "error: no Prefect server is up: start one with `longlora up`, or set "),
+        (["export", "new"], "error: dummy has no champion yet: `longlora promote`, or name a run with --model"),
+    ],
+)
+def test_a_mistake_is_one_line_of_the_program_too_which_imports_all_and_makes_its_database(folder, arguments, said):
+    """Neither a warning nor a line of a logger that was made before stderr was ours is beside it."""
+    done = dummy.longlora(folder, *arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+    assert done.stderr.startswith(said)
+    assert dummy.git(folder, "status", "--porcelain") == ""
+
+
+def test_a_warning_is_seen_beside_what_a_command_says_in_the_tests_own_process(folder, no_runs, monkeypatch):
+    monkeypatch.setattr("flows.cli.listing.show_runs", lambda *_, **__: warnings.warn("a library speaks", stacklevel=1))
+    done = dummy.called(folder, "runs", env={"MLFLOW_TRACKING_URI": no_runs})
+    assert "UserWarning: a library speaks" in done.stderr
 
 
 EDITED = """
@@ -372,7 +393,7 @@ def test_names_with_shell_characters_stay_names(folder):
 
 
 def test_doctor_names_what_is_there_and_what_is_not(folder):
-    done = dummy.called(folder, "doctor")
+    done = dummy.longlora(folder, "doctor")
     said = " ".join(done.stdout.split())
     assert done.returncode == 0, done.stdout
     for what in ("python ok", "torch ok", "sqlalchemy ok", "dvc:// for MLflow ok", "DVC remote ok", "GPUs"):
