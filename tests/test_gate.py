@@ -186,9 +186,9 @@ def test_no_two_rules_have_one_name_for_to_leave_out_one_would_leave_out_both():
 
 BAD = {
     "NaN weights": (
-        {"facts": fact("finite", "1 of 21 tensors hold NaN or infinity, a.weight first"),
+        {"facts": fact("finite", "1 of 21 tensors holds NaN or infinity, a.weight first"),
          "nats": changed(NATS, at_512=math.nan, at_1024=math.nan, at_4096=math.nan)},
-        {"every weight is finite": "1 of 21 tensors hold NaN", "it reads short texts as well as before": "not a number"},
+        {"every weight is finite": "1 of 21 tensors holds NaN", "it reads short texts as well as before": "not a number"},
     ),
     "truncated weights": (
         {"facts": fact("whole", "does not open: header too small")},

@@ -193,7 +193,7 @@ def test_nan_weights(bench):
     model = bench.folder("nan")
     edit(model, spoil)
     refused = bench.judged(model)
-    assert "tensors hold NaN or infinity, model.layers.1.mlp.down_proj.weight" in refused["every weight is finite"]
+    assert "tensors holds NaN or infinity, model.layers.1.mlp.down_proj.weight" in refused["every weight is finite"]
     assert refused[READS_SHORT] == f"perplexity/extended/{WINDOW} is not a number"
 
 

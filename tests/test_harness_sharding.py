@@ -160,7 +160,7 @@ def as_a_stage(place: Path, case: str) -> None:
     here.mkdir()
     os.chdir(here)
     given = settings(folder, **changes).model_dump()
-    (here / "params.yaml").write_text(yaml.safe_dump({"harness": given}))
+    (here / "params.yaml").write_text(yaml.safe_dump({"harness": given, "precision": FLOAT32.model_dump()}))
     sys.argv = ["harness", str(TINY), str(place / f"{case}.json")]
     run(stage)
 

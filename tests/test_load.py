@@ -132,7 +132,7 @@ def test_learned_positions_end_and_what_reads_to_their_end_is_let_through(model:
     model.save_pretrained(tmp_path / "odd")
     byte_level().save_pretrained(tmp_path / "odd")
     with pytest.raises(ValueError, match=r"309 tokens are asked for, .* lower the lengths to 64"):
-        stages_passkey.stage(tmp_path / "odd", tmp_path / "odd.json", settings(lengths=[310]))
+        stages_passkey.stage(tmp_path / "odd", tmp_path / "odd.json", settings(lengths=[310]), FLOAT32)
 
 
 def test_rotary_positions_do_not_end(whole):

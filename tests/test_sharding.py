@@ -199,7 +199,7 @@ def test_what_several_processes_had_answered_one_goes_on_from(ready, tmp_path, m
 @pytest.mark.slow
 def test_the_stage_runs_under_torchrun(ready, tmp_path):
     """As dvc.yaml starts it, with the launcher in place of python."""
-    params = {"passkey": test_passkey.settings(samples=5).model_dump()}
+    params = {"passkey": test_passkey.settings(samples=5).model_dump(), "precision": FLOAT32.model_dump()}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
     env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
