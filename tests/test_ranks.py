@@ -88,9 +88,7 @@ def test_processes_that_would_not_meet_are_refused(monkeypatch, missing):
 )
 def test_a_launcher_that_says_how_to_train_is_refused(monkeypatch, name, said):
     monkeypatch.delenv("LONGLORA_ZERO", raising=False)
-    for (
-        each
-    ) in FOREIGN:  # as `accelerate launch` sets them by itself, and a training before this one may have left them
+    for each in FOREIGN:  # as `accelerate launch` sets them by itself, and an earlier training may have left them
         monkeypatch.setenv(f"ACCELERATE_{each}", "false" if each.startswith("USE") else "no")
     assert from_environment().world == 1
     monkeypatch.setenv(f"ACCELERATE_{name}", said)

@@ -176,9 +176,8 @@ def must_not_judge(keys: list[str], model: Artifact, params: str) -> None:
         goes_by.setdefault(SECTIONS.get(word) or word, f"{path} is measured")
     for better in reversed(comparisons_of(model)):
         goes_by |= {section: f"{better.metric} is measured" for section in better.sections}
-    if "longqa" in goes_by and (sections.get("longqa") or {}).get(
-        "held_out"
-    ):  # the casebook writes what is asked there
+    questions = sections.get("longqa") or {}
+    if "longqa" in goes_by and questions.get("held_out"):  # the casebook writes what is asked there
         goes_by["pairs.casebook"] = goes_by["longqa"]
     for key, (part, told) in itertools.product(keys, goes_by.items()):
         if part.partition(".")[0] in sections and (f"{key}.".startswith(f"{part}.") or part.startswith(f"{key}.")):
